@@ -1,0 +1,142 @@
+"""The one exception tree of the platform.
+
+    WrennError
+    ├── InvalidRequest          400 invalid_request
+    ├── Unauthorized            401 unauthorized
+    ├── Forbidden               403 forbidden
+    ├── NotFound                404 not_found
+    │   └── ProviderNotFound    404 provider_not_found
+    ├── MethodNotAllowed        405 method_not_allowed
+    ├── Conflict                409 conflict
+    │   ├── InvalidState        409 invalid_state
+    │   ├── AlreadyExists       409 already_exists
+    │   └── EmailTaken          409 email_taken
+    ├── TooLarge                413 too_large
+    ├── RateLimited             429 rate_limited
+    ├── QuotaExceeded           429 quota_exceeded
+    ├── InternalError           500 internal_error
+    ├── AgentError              502 agent_error
+    │   ├── HostFailure         502 agent_error     a VM, slot or disk operation failed
+    │   └── IncompatibleImage   502 agent_error     a stored image does not fit this machine
+    ├── NoCapacity              503 no_capacity
+    ├── ExecTimeout             504 exec_timeout
+    └── NoSpace                 507 no_space
+
+`str(error)` is what a caller may read: it says what to do and never holds a host path, an
+address or a traceback. `error.detail` is for the log only. `retry_after` is in seconds and
+set where waiting helps.
+"""
+
+from collections.abc import Mapping
+
+
+class WrennError(Exception):
+    """Base of every error the platform raises on purpose."""
+
+    code = "internal_error"
+    status = 500
+    retry = False
+
+    def __init__(
+        self, message: str, *, detail: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def extra(self) -> Mapping[str, str]:
+        """Additional keys of the public error object."""
+        return {}
+
+
+class InvalidRequest(WrennError):
+    code, status = "invalid_request", 400
+
+
+class Unauthorized(WrennError):
+    code, status = "unauthorized", 401
+
+
+class Forbidden(WrennError):
+    code, status = "forbidden", 403
+
+
+class NotFound(WrennError):
+    code, status = "not_found", 404
+
+
+class ProviderNotFound(NotFound):
+    code = "provider_not_found"
+
+
+class MethodNotAllowed(WrennError):
+    code, status = "method_not_allowed", 405
+
+
+class Conflict(WrennError):
+    code, status, retry = "conflict", 409, True
+
+
+class InvalidState(Conflict):
+    code, retry = "invalid_state", False
+
+
+class AlreadyExists(Conflict):
+    code, retry = "already_exists", False
+
+
+class EmailTaken(Conflict):
+    code, retry = "email_taken", False
+
+
+class TooLarge(WrennError):
+    code, status = "too_large", 413
+
+
+class RateLimited(WrennError):
+    code, status, retry = "rate_limited", 429, True
+
+
+class QuotaExceeded(WrennError):
+    code, status, retry = "quota_exceeded", 429, True
+
+
+class InternalError(WrennError):
+    pass
+
+
+class AgentError(WrennError):
+    code, status, retry = "agent_error", 502, True
+
+
+class HostFailure(AgentError):
+    """A VM, network slot or disk operation on the host failed."""
+
+
+class IncompatibleImage(AgentError):
+    """A stored image was made by another VMM, CPU model or accelerator, or is damaged."""
+
+    retry = False
+
+
+class NoCapacity(WrennError):
+    code, status, retry = "no_capacity", 503, True
+
+
+class ExecTimeout(WrennError):
+    """The command hit its time limit; carries what it had written (text or base64)."""
+
+    code, status = "exec_timeout", 504
+
+    def __init__(self, message: str, *, stdout: str = "", stderr: str = "") -> None:
+        super().__init__(message)
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def extra(self) -> Mapping[str, str]:
+        return {"stdout": self.stdout, "stderr": self.stderr}
+
+
+class NoSpace(WrennError):
+    code, status = "no_space", 507

@@ -1,0 +1,76 @@
+"""Typed ids: a prefix and 100 random bits in lower-case base32, usable in a host name."""
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Callable
+from typing import NewType
+
+UserId = NewType("UserId", str)
+TeamId = NewType("TeamId", str)
+KeyId = NewType("KeyId", str)
+SandboxId = NewType("SandboxId", str)
+ImageId = NewType("ImageId", str)
+OperationId = NewType("OperationId", str)
+RequestId = NewType("RequestId", str)
+
+Random = Callable[[int], bytes]
+"""Given a count, returns that many random bytes."""
+
+_RANDOM_CHARACTERS = 20
+_ID = re.compile(r"[a-z]+-[a-z2-7]{20}")
+API_KEY = re.compile(r"wrn_[0-9a-f]{32}")
+
+
+def _new(prefix: str, random: Random) -> str:
+    text = base64.b32encode(random(13)).decode("ascii").lower()
+    return f"{prefix}-{text[:_RANDOM_CHARACTERS]}"
+
+
+def new_user_id(random: Random = secrets.token_bytes) -> UserId:
+    return UserId(_new("usr", random))
+
+
+def new_team_id(random: Random = secrets.token_bytes) -> TeamId:
+    return TeamId(_new("team", random))
+
+
+def new_key_id(random: Random = secrets.token_bytes) -> KeyId:
+    return KeyId(_new("key", random))
+
+
+def new_sandbox_id(random: Random = secrets.token_bytes) -> SandboxId:
+    return SandboxId(_new("sb", random))
+
+
+def new_image_id(random: Random = secrets.token_bytes) -> ImageId:
+    return ImageId(_new("img", random))
+
+
+def new_operation_id(random: Random = secrets.token_bytes) -> OperationId:
+    return OperationId(_new("op", random))
+
+
+def new_request_id(random: Random = secrets.token_bytes) -> RequestId:
+    return RequestId(_new("req", random))
+
+
+def is_id(prefix: str, value: str) -> bool:
+    """Whether `value` has the form of an id with this prefix."""
+    return value.startswith(prefix + "-") and _ID.fullmatch(value) is not None
+
+
+def new_api_key(random: Random = secrets.token_bytes) -> str:
+    """A key as its holder sees it: `wrn_` and 32 lower-case hex digits."""
+    return "wrn_" + random(16).hex()
+
+
+def api_key_digest(key: str) -> str:
+    """SHA-256 of a key in hex: the only form in which a key is stored."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def api_key_prefix(key: str) -> str:
+    """What a listing shows of a key: its first twelve characters and three dots."""
+    return key[:12] + "..."

@@ -1,0 +1,94 @@
+"""The one reader of the environment.
+
+Every setting is a field here and is documented in `docs/settings.md` (a test compares the two).
+Names are `WRENN_` and the field in capitals, except those that the contract or custom fixes
+(`DATABASE_URL`, `CP_PUBLIC_URL`, `OAUTH_*`).
+"""
+
+import os
+from functools import cached_property
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _default_data_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/wrenn")
+    return Path.home() / ".local" / "share" / "wrenn"
+
+
+def _named(name: str) -> AliasChoices:
+    return AliasChoices(name, name.upper())
+
+
+class Settings(BaseSettings):
+    """Settings of one server, frozen once read. Sizes are MB (MiB), times are seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WRENN_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    metrics_token: SecretStr | None = None
+
+    database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
+    jwt_secret: SecretStr | None = None
+    public_url: str | None = Field(default=None, validation_alias=_named("cp_public_url"))
+
+    driver: Literal["auto", "qemu", "fake"] = "auto"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    network: Literal["auto", "tap", "user"] = "auto"
+    network_cidr: IPv4Network = IPv4Network("10.231.0.0/16")
+    dns_servers: Annotated[tuple[str, ...], NoDecode] = ()
+    slot_pool_size: int = Field(default=4, ge=0, le=256)
+    slot_cooldown_sec: float = Field(default=2.0, ge=0)
+    vmm_uid_base: int = Field(default=720_000, ge=1000)
+
+    default_template: str = "minimal"
+    default_vcpus: int = 1
+    default_memory_mb: int = 512
+    max_vcpus: int = Field(default=8, ge=1)
+    min_memory_mb: int = Field(default=128, ge=64)
+    max_memory_mb: int = Field(default=8192, ge=128)
+    max_timeout_sec: int = 86_400
+    memory_reserve_mb: int = Field(default=512, ge=0)
+    disk_reserve_mb: int = Field(default=1024, ge=0)
+    boot_timeout_sec: float = 120.0
+    max_running: int = Field(default=200, ge=1)
+
+    body_limit_bytes: int = 1024 * 1024
+    output_limit_bytes: int = 10 * 1024 * 1024
+    console_limit_bytes: int = 256 * 1024
+    retention_sec: float = 86_400.0
+    reconcile_interval_sec: float = 5.0
+    auth_attempts: str = "20/minute"
+    shutdown_grace_sec: float = 10.0
+
+    @field_validator("dns_servers", mode="before")
+    @classmethod
+    def _split_servers(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @cached_property
+    def sql_url(self) -> str:
+        """The SQLAlchemy URL: SQLite under the data directory unless `DATABASE_URL` says else."""
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{self.data_dir / 'wrenn.db'}"
+        for plain, driver in (
+            ("postgresql://", "postgresql+asyncpg://"),
+            ("postgres://", "postgresql+asyncpg://"),
+            ("sqlite://", "sqlite+aiosqlite://"),
+        ):
+            if self.database_url.startswith(plain):
+                return driver + self.database_url[len(plain) :]
+        return self.database_url
