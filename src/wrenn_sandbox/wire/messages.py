@@ -1,0 +1,131 @@
+"""The data that crosses the seam: frozen, plain, the same in one process or over a network.
+
+Sizes in bytes unless the name says `_mb` (MiB); times in seconds unless it says `_ms`;
+points in time are timezone-aware UTC.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from ..ids import ImageId, OperationId, SandboxId
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all messages."""
+
+
+class HostInfo(Message):
+    """What one machine is and has left."""
+
+    driver: str
+    accelerator: str
+    network: str
+    vmm_version: str
+    sandboxes: int
+    memory_total_mb: int
+    memory_free_mb: int
+    disk_free_mb: int
+
+
+class BaseTemplate(Message):
+    """A template that the host itself holds; `size` counts allocated bytes."""
+
+    name: str
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+    size: int
+    created_at: datetime
+
+
+class CreateSandbox(Message):
+    """Start a machine from an image. The operation's id makes a retry harmless."""
+
+    sandbox_id: SandboxId
+    operation_id: OperationId
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+
+
+class Placement(Message):
+    """Where a running sandbox is reached."""
+
+    guest_ip: str
+    host_ip: str
+
+
+class ImageInfo(Message):
+    """A stored image; `size` counts allocated bytes."""
+
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+    size: int
+    created_at: datetime
+
+
+class Phase(StrEnum):
+    """What a host knows of a sandbox: what runs, and what is kept on disk."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+class SandboxReport(Message):
+    sandbox_id: SandboxId
+    phase: Phase
+    busy: bool = False
+    """An operation is under way: the phase may change at any moment."""
+    placement: Placement | None = None
+
+
+class EventKind(StrEnum):
+    EXITED = "exited"
+    """The machine of a running sandbox ended by itself; nothing of it is left."""
+
+
+class HostEvent(Message):
+    """Something that happened without a request. `number` grows by one from event to event."""
+
+    number: int
+    sandbox_id: SandboxId
+    kind: EventKind
+    reason: str
+    at: datetime
+
+
+class Command(Message):
+    """A command to run in the guest, directly and without a shell."""
+
+    cmd: str
+    args: tuple[str, ...] = ()
+    envs: dict[str, str] = {}
+    cwd: str | None = None
+    user: str | None = None
+
+
+class CommandResult(Message):
+    """How a command ended. Output beyond the limit is dropped and `truncated` is true."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    duration_ms: int
+    truncated: bool = False
+    timed_out: bool = False
+
+
+class GuestMetrics(Message):
+    """Use of resources inside a guest, as its agent reports it."""
+
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int
+    mem_used: int
+    mem_cache: int
+    disk_used: int
+    disk_total: int
