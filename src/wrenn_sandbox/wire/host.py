@@ -7,7 +7,8 @@ over open files, callbacks or objects of the caller's.
 
 from typing import Protocol
 
-from ..ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+
 from .messages import (
     BaseTemplate,
     Command,

@@ -9,14 +9,10 @@ from enum import StrEnum
 
 import msgspec
 
-from ..ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all messages."""
-
-
-class HostInfo(Message):
+class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What one machine is and has left."""
 
     driver: str
@@ -29,7 +25,7 @@ class HostInfo(Message):
     disk_free_mb: int
 
 
-class BaseTemplate(Message):
+class BaseTemplate(msgspec.Struct, frozen=True, kw_only=True):
     """A template that the host itself holds; `size` counts allocated bytes."""
 
     name: str
@@ -40,7 +36,7 @@ class BaseTemplate(Message):
     created_at: datetime
 
 
-class CreateSandbox(Message):
+class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     """Start a machine from an image. The operation's id makes a retry harmless."""
 
     sandbox_id: SandboxId
@@ -50,14 +46,14 @@ class CreateSandbox(Message):
     memory_mb: int
 
 
-class Placement(Message):
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where a running sandbox is reached."""
 
     guest_ip: str
     host_ip: str
 
 
-class ImageInfo(Message):
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A stored image; `size` counts allocated bytes."""
 
     image_id: ImageId
@@ -75,7 +71,7 @@ class Phase(StrEnum):
     PAUSED = "paused"
 
 
-class SandboxReport(Message):
+class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
     sandbox_id: SandboxId
     phase: Phase
     busy: bool = False
@@ -88,7 +84,7 @@ class EventKind(StrEnum):
     """The machine of a running sandbox ended by itself; nothing of it is left."""
 
 
-class HostEvent(Message):
+class HostEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened without a request. `number` grows by one from event to event."""
 
     number: int
@@ -98,7 +94,7 @@ class HostEvent(Message):
     at: datetime
 
 
-class Command(Message):
+class Command(msgspec.Struct, frozen=True, kw_only=True):
     """A command to run in the guest, directly and without a shell."""
 
     cmd: str
@@ -108,7 +104,7 @@ class Command(Message):
     user: str | None = None
 
 
-class CommandResult(Message):
+class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a command ended. Output beyond the limit is dropped and `truncated` is true."""
 
     exit_code: int
@@ -119,7 +115,7 @@ class CommandResult(Message):
     timed_out: bool = False
 
 
-class GuestMetrics(Message):
+class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Use of resources inside a guest, as its agent reports it."""
 
     cpu_count: int
