@@ -1,0 +1,63 @@
+"""The `wrenn` command: one sub-command a module, one place where errors become one line."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from wrenn_sandbox.errors import WrennError
+
+from . import demo, doctor, serve, template
+
+app = typer.Typer(
+    name="wrenn",
+    help="Virtual machines on demand: the server and the tools for its host.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wrenn {version('wrenn-sandbox')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Virtual machines on demand: the server and the tools for its host."""
+
+
+app.command("serve")(serve.command)
+app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)
+app.add_typer(template.app, name="template")
+
+
+def _complaints(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in each['loc']) or 'settings'}: {each['msg']}"
+        for each in error.errors()
+    )
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on standard error and exit code 1."""
+    try:
+        app()
+    except WrennError as error:
+        detail = f" ({error.detail})" if error.detail else ""
+        sys.exit(f"wrenn: {error}{detail}")
+    except ValidationError as error:
+        sys.exit(f"wrenn: a setting is not acceptable: {_complaints(error)}")
