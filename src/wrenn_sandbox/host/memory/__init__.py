@@ -1,0 +1,1 @@
+"""Guest memory: which pages a machine owns, how they are stored and put back."""

@@ -1,0 +1,6 @@
+"""The client of the agent inside a guest. Whatever a guest answers is hostile until parsed."""
+
+from .client import GuestClient, Initialisation
+from .connection import GuestGone
+
+__all__ = ["GuestClient", "GuestGone", "Initialisation"]

@@ -1,0 +1,288 @@
+"""Calls to the agent inside one guest, for one life of its machine."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import AgentError, InvalidRequest
+from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
+
+from .connect_rpc import RpcError, envelope, messages, unary_error
+from .connection import Connect, Connection, GuestGone
+
+_KILL_GRACE: Final = 5.0
+_IDLE_LIMIT: Final = 16
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
+
+
+class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """The body of /init; `entropy` is base64, `timestamp` RFC 3339."""
+
+    access_token: str
+    timestamp: str = ""
+    entropy: str = ""
+    hostname: str = ""
+    machine_id: str = ""
+    generation: str = ""
+
+
+class _Start(msgspec.Struct):
+    pid: int = 0
+
+
+class _Data(msgspec.Struct):
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class _End(msgspec.Struct, rename="camel"):
+    exit_code: int = 0
+    exited: bool = False
+    status: str = ""
+    duration_ms: float = -1.0
+
+
+class _Event(msgspec.Struct):
+    start: _Start | None = None
+    data: _Data | None = None
+    end: _End | None = None
+
+
+class _Message(msgspec.Struct):
+    event: _Event = msgspec.field(default_factory=_Event)
+
+
+class _Metrics(msgspec.Struct):
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int
+    mem_used: int
+    disk_used: int
+    disk_total: int
+    mem_cache: int = 0
+
+
+class _Output:
+    """What is kept of one stream of output."""
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self.truncated = False
+        self._limit = limit
+
+    def add(self, chunk: bytes) -> None:
+        room = self._limit - len(self.data)
+        self.data += chunk[:room]
+        if len(chunk) > room:
+            self.truncated = True
+
+
+_DECODE_MESSAGE: Final = msgspec.json.Decoder(_Message)
+
+
+class GuestClient:
+    """Connections are kept between calls; `close` drops them with the machine's life."""
+
+    def __init__(self, connect: Connect, token: str | None) -> None:
+        self._connect = connect
+        self._token = token
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._closed = False
+
+    async def health(self) -> None:
+        """Raise `AgentError` unless the agent answers."""
+        status, _ = await self._call("GET", "/health")
+        if status != 204:
+            raise AgentError("The sandbox did not answer.", detail=f"health status {status}")
+
+    async def init(self, values: Initialisation) -> None:
+        """Give the guest its identity, clock, entropy and token; later calls use the new token."""
+        status, body = await self._call("POST", "/init", msgspec.json.encode(values))
+        if status != 204:
+            raise AgentError(
+                "The sandbox refused its identity.", detail=f"init status {status}: {body[:200]!r}"
+            )
+        self._token = values.access_token
+
+    async def metrics(self) -> GuestMetrics:
+        """Use of resources inside the guest."""
+        status, body = await self._call("GET", "/metrics")
+        try:
+            if status != 200:
+                raise AgentError("The sandbox gave no metrics.", detail=f"status {status}")
+            return msgspec.convert(
+                msgspec.json.decode(body, type=_Metrics), GuestMetrics, from_attributes=True
+            )
+        except msgspec.MsgspecError as error:
+            raise AgentError("The sandbox gave no metrics.", detail=str(error)) from error
+
+    async def exec(self, command: Command, *, timeout: float, output_limit: int) -> CommandResult:
+        """Run a command to its end or kill its process group after `timeout` seconds.
+
+        Raises `InvalidRequest` where user, directory or arguments are not acceptable and
+        `AgentError` where the guest fails.
+        """
+        began = time.monotonic()
+        try:
+            return await self._exec(command, timeout, output_limit)
+        except RpcError as error:
+            duration = round((time.monotonic() - began) * 1000)
+            match error.rpc_code:
+                case "not_found":
+                    return _refused(NOT_FOUND, error, duration)
+                case "permission_denied":
+                    return _refused(NOT_EXECUTABLE, error, duration)
+                case "invalid_argument":
+                    raise InvalidRequest(error.message) from error
+            raise
+
+    async def _exec(self, command: Command, timeout: float, output_limit: int) -> CommandResult:
+        stdout, stderr = _Output(output_limit), _Output(output_limit)
+        began = time.monotonic()
+        pid = 0
+        timed_out = False
+        end: _End | None = None
+        async with self._stream("/process.Process/Start", _start_request(command)) as events:
+            try:
+                async with asyncio.timeout(timeout) as limit:
+                    while (message := await anext(events, None)) is not None:
+                        event = _decode(message).event
+                        if event.start is not None:
+                            pid = event.start.pid
+                        elif event.data is not None:
+                            stdout.add(event.data.stdout)
+                            stderr.add(event.data.stderr)
+                        elif event.end is not None:
+                            end = event.end
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                timed_out = True
+            finally:
+                if end is None and pid:
+                    await asyncio.shield(self._kill(pid))
+        if timed_out:
+            duration = (time.monotonic() - began) * 1000
+        elif end is None:
+            raise AgentError("The sandbox ended its answer too early.")
+        else:
+            duration = end.duration_ms
+            if duration < 0:
+                duration = (time.monotonic() - began) * 1000
+        return CommandResult(
+            exit_code=end.exit_code if end is not None else 137,
+            stdout=bytes(stdout.data),
+            stderr=bytes(stderr.data),
+            duration_ms=round(duration),
+            truncated=stdout.truncated or stderr.truncated,
+            timed_out=timed_out,
+        )
+
+    async def _kill(self, pid: int) -> None:
+        body = msgspec.json.encode({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
+        try:
+            async with asyncio.timeout(_KILL_GRACE):
+                await self._call("POST", "/process.Process/SendSignal", body)
+        except (TimeoutError, AgentError):
+            return
+
+    def close(self) -> None:
+        """Drop every connection: calls under way end with `GuestGone`."""
+        self._closed = True
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        self._idle.clear()
+
+    @asynccontextmanager
+    async def _stream(self, target: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with self._connection() as connection:
+            await connection.request(
+                "POST",
+                target,
+                {
+                    "Content-Type": "application/connect+json",
+                    "Connect-Protocol-Version": "1",
+                    **self._credentials(),
+                },
+                envelope(body),
+            )
+            if connection.status != 200:
+                raise unary_error(connection.status, await connection.body())
+            yield messages(connection.chunks())
+
+    async def _call(self, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
+        async with self._connection() as connection:
+            headers = self._credentials()
+            if body:
+                headers["Content-Type"] = "application/json"
+            await connection.request(method, target, headers, body)
+            return connection.status, await connection.body()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        if self._closed:
+            raise GuestGone("The sandbox is not running any more.")
+        connection = self._take_idle()
+        if connection is None:
+            connection = await Connection.open(self._connect)
+        self._busy.add(connection)
+        try:
+            yield connection
+        finally:
+            self._busy.discard(connection)
+            if connection.reusable and not self._closed and len(self._idle) < _IDLE_LIMIT:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+            connection.close()
+        return None
+
+    def _credentials(self) -> dict[str, str]:
+        return {} if self._token is None else {"X-Access-Token": self._token}
+
+
+def encoded_entropy(entropy: bytes) -> str:
+    """Entropy in the form that /init takes."""
+    return base64.b64encode(entropy).decode("ascii")
+
+
+def _start_request(command: Command) -> bytes:
+    process: dict[str, object] = {
+        "cmd": command.cmd,
+        "args": command.args,
+        "envs": command.envs,
+    }
+    if command.cwd is not None:
+        process["cwd"] = command.cwd
+    if command.user is not None:
+        process["user"] = command.user
+    return msgspec.json.encode({"process": process, "stdin": False})
+
+
+def _decode(message: bytes) -> _Message:
+    try:
+        return _DECODE_MESSAGE.decode(message)
+    except msgspec.DecodeError as error:
+        raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
+
+
+def _refused(exit_code: int, error: RpcError, duration_ms: int) -> CommandResult:
+    return CommandResult(
+        exit_code=exit_code,
+        stdout=b"",
+        stderr=(error.message + "\n").encode(),
+        duration_ms=duration_ms,
+    )

@@ -1,0 +1,85 @@
+"""Connect RPC framing, JSON codec only: see the guest agent's contract in ARCHITECTURE.md.
+
+An envelope is one flag byte, a four-byte big-endian length and JSON. The last envelope of a
+stream has flag 0x02 and may hold an error.
+"""
+
+import struct
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import AgentError
+
+ENVELOPE_LIMIT: Final = 8 * 1024 * 1024
+_HEAD: Final = struct.Struct(">BI")
+_LAST: Final = 0x02
+
+
+class RpcError(AgentError):
+    """The guest agent refused a call; `rpc_code` is Connect's code."""
+
+    def __init__(self, rpc_code: str, message: str) -> None:
+        super().__init__(message)
+        self.rpc_code = rpc_code
+
+
+class _Error(msgspec.Struct):
+    code: str = "unknown"
+    message: str = ""
+
+
+class _Last(msgspec.Struct):
+    error: _Error | None = None
+
+
+def envelope(message: bytes) -> bytes:
+    """One envelope holding a JSON message."""
+    return _HEAD.pack(0, len(message)) + message
+
+
+async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The JSON messages of a stream up to its last envelope.
+
+    Raises `RpcError` for an error at the end, `AgentError` for anything malformed or cut short.
+    """
+    buffer = bytearray()
+    async for chunk in chunks:
+        buffer += chunk
+        start = 0
+        while len(buffer) - start >= _HEAD.size:
+            flags, length = _HEAD.unpack_from(buffer, start)
+            if length > ENVELOPE_LIMIT or flags not in (0, _LAST):
+                raise AgentError("The sandbox sent a malformed answer.", detail="envelope head")
+            end = start + _HEAD.size + length
+            if len(buffer) < end:
+                break
+            message = bytes(buffer[start + _HEAD.size : end])
+            start = end
+            if flags == _LAST:
+                _finish(message)
+                async for _ in chunks:
+                    raise AgentError("The sandbox sent a malformed answer.", detail="after end")
+                return
+            yield message
+        del buffer[:start]
+    raise AgentError("The sandbox ended its answer too early.")
+
+
+def _finish(message: bytes) -> None:
+    try:
+        last = msgspec.json.decode(message, type=_Last)
+    except msgspec.DecodeError as error:
+        raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
+    if last.error is not None:
+        raise RpcError(last.error.code[:64], last.error.message[:2000])
+
+
+def unary_error(status: int, body: bytes) -> RpcError:
+    """The error of an unary call that was answered with an HTTP status above 299."""
+    try:
+        error = msgspec.json.decode(body, type=_Error)
+    except msgspec.DecodeError:
+        error = _Error(code="unknown", message=f"The sandbox answered with status {status}.")
+    return RpcError(error.code[:64], error.message[:2000])

@@ -1,0 +1,212 @@
+"""One HTTP/1.1 connection to a guest agent, with bounds on everything the guest may send.
+
+httptools parses; this module keeps the bounds, the back-pressure and the order of calls.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
+
+import httptools
+
+from wrenn_sandbox.errors import AgentError
+
+Connect = Callable[[], Awaitable[socket.socket]]
+"""Opens a connected, non-blocking socket to the agent; raises OSError."""
+
+HEADER_LIMIT: Final = 1024 * 1024
+HEADER_COUNT_LIMIT: Final = 100
+BODY_LIMIT: Final = 8 * 1024 * 1024
+_HIGH_WATER: Final = 1024 * 1024
+_LOW_WATER: Final = 256 * 1024
+
+
+class GuestGone(AgentError):
+    """The agent closed the connection, can not be reached or does not speak HTTP."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection that carries one request at a time."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        self._wake = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._headers_done = False
+        self._complete = False
+        self._header_bytes = 0
+        self._failure: GuestGone | None = None
+        self._paused = False
+        self.status = 0
+        self.headers: dict[str, str] = {}
+
+    @classmethod
+    async def open(cls, connect: Connect) -> "Connection":
+        """Connect; raises `GuestGone`."""
+        try:
+            sock = await connect()
+        except OSError as error:
+            raise GuestGone(
+                "The sandbox did not answer; try again.", detail=f"connect: {error}"
+            ) from error
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(cls, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent: the last answer is complete and it is open."""
+        return self._failure is None and self._complete and self._parser.should_keep_alive()
+
+    def close(self) -> None:
+        """Close at once; safe to repeat."""
+        self._fail("closed here")
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> None:
+        """Send a request whole and wait for the head of its answer; raises `GuestGone`."""
+        self._begin()
+        head = [f"{method} {target} HTTP/1.1", "Host: guest"]
+        head += [f"{name}: {value}" for name, value in headers.items()]
+        if body or method in ("POST", "PUT"):
+            head.append(f"Content-Length: {len(body)}")
+        await self._send("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+        await self.head()
+
+    async def head(self) -> None:
+        """Wait for the status line and headers of the answer."""
+        while not self._headers_done:
+            await self._progress()
+
+    async def body(self, limit: int = BODY_LIMIT) -> bytes:
+        """The whole body, at most `limit` bytes; raises `GuestGone`."""
+        parts = bytearray()
+        async for chunk in self.chunks():
+            parts += chunk
+            if len(parts) > limit:
+                self.close()
+                raise GuestGone("The sandbox sent too long an answer.")
+        return bytes(parts)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; reading slowly slows the guest down."""
+        while True:
+            while self._chunks:
+                chunk = self._chunks.popleft()
+                self._buffered -= len(chunk)
+                if self._paused and self._buffered < _LOW_WATER:
+                    self._paused = False
+                    if self._transport is not None:
+                        self._transport.resume_reading()
+                yield chunk
+            if self._complete:
+                return
+            await self._progress()
+
+    def _begin(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._headers_done:
+            self._parser = httptools.HttpResponseParser(self)
+        self._chunks.clear()
+        self._buffered = 0
+        self._headers_done = self._complete = False
+        self._header_bytes = 0
+        self.status = 0
+        self.headers = {}
+
+    async def _send(self, data: bytes) -> None:
+        if self._failure is not None or self._transport is None:
+            raise self._failure or GuestGone("The sandbox closed the connection.")
+        self._transport.write(data)
+        await self._writable.wait()
+
+    async def _progress(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._wake.clear()
+        await self._wake.wait()
+
+    def _fail(self, detail: str) -> None:
+        if self._failure is None:
+            self._failure = GuestGone("The sandbox closed the connection.", detail=detail)
+        self._wake.set()
+        self._writable.set()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self._headers_done:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_LIMIT:
+                self._abort("endless header")
+                return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._abort(f"not HTTP: {type(error).__name__}")
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"connection lost: {exc}")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def _abort(self, detail: str) -> None:
+        self._fail(detail)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        if self._headers_done:
+            self._abort("an answer without a question")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._complete or len(self.headers) >= HEADER_COUNT_LIMIT:
+            self._abort("too many headers")
+            return
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        self._headers_done = True
+        self._wake.set()
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks.append(body)
+        self._buffered += len(body)
+        if self._buffered > _HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            with contextlib.suppress(RuntimeError):
+                self._transport.pause_reading()
+        self._wake.set()
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        self._wake.set()

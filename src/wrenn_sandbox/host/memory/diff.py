@@ -1,0 +1,138 @@
+"""The stored form of a machine's own pages: `memory.idx` and `memory.diff`.
+
+`memory.diff` is the pages one after the other. `memory.idx` says where they belong: the magic
+`WRMI`, a version, the page size and the size of the guest's memory (all little-endian 32 bit,
+sizes in pages but for the page size itself), the count of runs, then for each run the number of
+its first page and its length, both 32 bit.
+"""
+
+import array
+import hashlib
+import mmap
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from wrenn_sandbox.errors import IncompatibleImage
+
+from .pages import PAGE, Mapping, Run, own_pages, read, split, write
+
+_HEAD: Final = struct.Struct("<4sIIII")
+_MAGIC: Final = b"WRMI"
+_VERSION: Final = 1
+_BATCH_PAGES: Final = 1024
+_DAMAGED: Final = "The stored memory of the sandbox is damaged."
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was written: SHA-256 digests in hex and sizes in bytes."""
+
+    diff_sha256: str
+    diff_size: int
+    index_sha256: str
+    index_size: int
+
+
+def encode_index(runs: Sequence[Run], pages: int) -> bytes:
+    """The bytes of `memory.idx` for a guest of that many pages."""
+    numbers = array.array("I", [n for run in runs for n in (run.first, run.count)])
+    if sys.byteorder != "little":
+        numbers.byteswap()
+    return _HEAD.pack(_MAGIC, _VERSION, PAGE, pages, len(runs)) + numbers.tobytes()
+
+
+def decode_index(data: bytes, pages: int) -> list[Run]:
+    """The runs of an index, checked against the size of the guest; raises `IncompatibleImage`."""
+    if len(data) < _HEAD.size:
+        raise IncompatibleImage(_DAMAGED, detail="index too short")
+    magic, version, page, stored_pages, count = _HEAD.unpack_from(data)
+    if magic != _MAGIC or version != _VERSION or page != PAGE:
+        raise IncompatibleImage(
+            "The stored memory of the sandbox has an unknown format.",
+            detail=f"magic {magic!r} version {version} page {page}",
+        )
+    if stored_pages != pages or len(data) != _HEAD.size + 8 * count:
+        raise IncompatibleImage(_DAMAGED, detail="index does not fit the guest")
+    numbers = array.array("I", data[_HEAD.size :])
+    if sys.byteorder != "little":
+        numbers.byteswap()
+    runs = [Run(numbers[i], numbers[i + 1]) for i in range(0, len(numbers), 2)]
+    end = 0
+    for run in runs:
+        if run.first < end or run.count == 0 or run.first + run.count > pages:
+            raise IncompatibleImage(_DAMAGED, detail=f"run {run} out of place")
+        end = run.first + run.count
+    return runs
+
+
+def capture(mapping: Mapping, directory: Path) -> Stored:
+    """Store the process's own pages in `directory`; blocks. The machine must be stopped.
+
+    Reading and writing go on in one thread, digests in another. Nothing is synced here.
+    """
+    runs = own_pages(mapping)
+    index = encode_index(runs, (mapping.high - mapping.low) // PAGE)
+    (directory / "memory.idx").write_bytes(index)
+    digest = hashlib.sha256()
+    buffers = [mmap.mmap(-1, _BATCH_PAGES * PAGE) for _ in range(2)]
+    total = 0
+    fd = os.open(
+        directory / "memory.diff", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
+    )
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="digest") as hashing:
+            pending = hashing.submit(digest.update, b"")
+            for number, batch in enumerate(split(runs, _BATCH_PAGES)):
+                view = memoryview(buffers[number % 2])
+                size = sum(run.size for run in batch)
+                read(mapping, batch, view)
+                pending.result()
+                pending = hashing.submit(digest.update, view[:size])
+                _write_all(fd, view[:size])
+                total += size
+            pending.result()
+    finally:
+        os.close(fd)
+    return Stored(digest.hexdigest(), total, hashlib.sha256(index).hexdigest(), len(index))
+
+
+def inject(mapping: Mapping, directory: Path) -> None:
+    """Put stored pages back over the base in a process that has not run yet; blocks.
+
+    Raises `IncompatibleImage` where index and pages do not fit together.
+    """
+    pages = (mapping.high - mapping.low) // PAGE
+    runs = decode_index((directory / "memory.idx").read_bytes(), pages)
+    fd = os.open(directory / "memory.diff", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size != sum(run.size for run in runs):
+            raise IncompatibleImage(_DAMAGED, detail="diff does not fit its index")
+        if not runs:
+            return
+        with mmap.mmap(
+            fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        ) as all_:
+            view = memoryview(all_)
+            try:
+                offset = 0
+                for batch in split(runs, 16 * _BATCH_PAGES):
+                    size = sum(run.size for run in batch)
+                    piece = view[offset : offset + size]
+                    write(mapping, batch, piece)
+                    piece.release()
+                    offset += size
+            finally:
+                view.release()
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,158 @@
+"""Finding, reading and writing the pages of another process's private file mapping.
+
+A page of such a mapping that is present or swapped and whose pagemap bit 61 is clear is the
+process's own copy; every other page is still the file's. (Bits: the kernel's
+Documentation/admin-guide/mm/pagemap.rst.) The decision never looks at content, so a page that
+was zeroed counts as changed.
+"""
+
+import ctypes
+import mmap
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+PAGE: Final = mmap.PAGESIZE
+_ENTRY: Final = 8
+_IOV_MAX: Final = 1024
+_RUN: Final = re.compile(rb"\x01+")
+_PRESENT, _SWAPPED, _OF_FILE = 0x80, 0x40, 0x20
+_OWN: Final = bytes(
+    1 if flags & (_PRESENT | _SWAPPED) and not flags & _OF_FILE else 0 for flags in range(256)
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+for _name in ("process_vm_readv", "process_vm_writev"):
+    _function = getattr(_libc, _name)
+    _function.restype = ctypes.c_ssize_t
+    _function.argtypes = (
+        ctypes.c_int,
+        ctypes.POINTER(_IoVec),
+        ctypes.c_ulong,
+        ctypes.POINTER(_IoVec),
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive pages: the number of the first in guest memory, and how many."""
+
+    first: int
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.count * PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Where a file is mapped in a process: addresses of the first byte and behind the last."""
+
+    pid: int
+    low: int
+    high: int
+
+
+def find_mapping(pid: int, name: str, size: int) -> Mapping:
+    """The mapping of `size` bytes whose path contains `name`; raises LookupError.
+
+    The kernel may list one mapping in pieces, which are put together again.
+    """
+    low = high = 0
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            if name not in line:
+                continue
+            first, _, last = line.split(" ", 1)[0].partition("-")
+            if high and int(first, 16) == high:
+                high = int(last, 16)
+            else:
+                low, high = int(first, 16), int(last, 16)
+            if high - low == size:
+                return Mapping(pid, low, high)
+    raise LookupError(f"process {pid} has no mapping of {size} bytes of {name}")
+
+
+def own_pages(mapping: Mapping) -> list[Run]:
+    """The pages that are the process's own, in order. The process must be stopped or idle."""
+    pages = (mapping.high - mapping.low) // PAGE
+    runs: list[Run] = []
+    fd = os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        step = 1 << 18
+        for start in range(0, pages, step):
+            count = min(step, pages - start)
+            entries = os.pread(fd, count * _ENTRY, (mapping.low // PAGE + start) * _ENTRY)
+            if len(entries) != count * _ENTRY:
+                raise OSError(f"pagemap of process {mapping.pid} ended early")
+            own = entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)
+            for match in _RUN.finditer(own):
+                run = Run(start + match.start(), match.end() - match.start())
+                if runs and runs[-1].first + runs[-1].count == run.first:
+                    runs[-1] = Run(runs[-1].first, runs[-1].count + run.count)
+                else:
+                    runs.append(run)
+    finally:
+        os.close(fd)
+    return runs
+
+
+def split(runs: Sequence[Run], pages: int) -> list[list[Run]]:
+    """The runs in order, in batches of at most `pages` pages and a system call's worth of runs."""
+    batches: list[list[Run]] = []
+    batch: list[Run] = []
+    room = pages
+    for run in runs:
+        first, left = run.first, run.count
+        while left:
+            if not room or len(batch) == _IOV_MAX:
+                batches.append(batch)
+                batch, room = [], pages
+            count = min(left, room)
+            batch.append(Run(first, count))
+            first, left, room = first + count, left - count, room - count
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+def read(mapping: Mapping, runs: Sequence[Run], into: memoryview) -> None:
+    """Copy the runs (at most 1024) out of the process into a writable buffer of their size."""
+    _transfer(_libc.process_vm_readv, "read", mapping, runs, into)
+
+
+def write(mapping: Mapping, runs: Sequence[Run], data: memoryview) -> None:
+    """Copy a writable buffer into the process's pages (at most 1024 runs)."""
+    _transfer(_libc.process_vm_writev, "write", mapping, runs, data)
+
+
+def _transfer(
+    call: "ctypes._NamedFuncPointer",
+    what: str,
+    mapping: Mapping,
+    runs: Sequence[Run],
+    buffer: memoryview,
+) -> None:
+    size = sum(run.size for run in runs)
+    if not runs:
+        return
+    local = (_IoVec * 1)(_IoVec(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), size))
+    remote = (_IoVec * len(runs))(
+        *(_IoVec(mapping.low + run.first * PAGE, run.size) for run in runs)
+    )
+    moved = call(mapping.pid, local, 1, remote, len(runs), 0)
+    if moved != size:
+        code = ctypes.get_errno() if moved < 0 else 0
+        raise OSError(code, f"{what} of guest memory moved {moved} of {size} bytes")
