@@ -1,0 +1,54 @@
+"""Durable facts in SQL.
+
+`store.team(id)` gives one team's view: whatever is reached through it belongs to that team.
+`store.all_sandboxes`, `store.snapshots` and `store.keys` see every team and serve the platform's
+own work: lifecycle, reconciliation and the check of credentials.
+"""
+
+from dataclasses import dataclass
+
+from wrenn_sandbox.ids import TeamId
+
+from .accounts import Accounts
+from .api_keys import ApiKeyDirectory, TeamApiKeys
+from .database import Database
+from .migrate import migrate
+from .sandboxes import AllSandboxes, TeamSandboxes
+from .templates import Snapshots, TeamTemplates
+
+
+@dataclass(frozen=True, slots=True)
+class TeamStore:
+    """What one team owns."""
+
+    team_id: TeamId
+    sandboxes: TeamSandboxes
+    api_keys: TeamApiKeys
+    templates: TeamTemplates
+
+
+class Store:
+    """The control plane's database by its SQLAlchemy URL."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self.accounts = Accounts(self._database)
+        self.keys = ApiKeyDirectory(self._database)
+        self.all_sandboxes = AllSandboxes(self._database)
+        self.snapshots = Snapshots(self._database)
+
+    def team(self, team_id: TeamId) -> TeamStore:
+        return TeamStore(
+            team_id=team_id,
+            sandboxes=TeamSandboxes(self._database, team_id),
+            api_keys=TeamApiKeys(self._database, team_id),
+            templates=TeamTemplates(self._database, team_id),
+        )
+
+    async def open(self) -> None:
+        """Make the database ready for use: bring its schema up to date."""
+        await self._database.prepare()
+        await migrate(self._database)
+
+    async def close(self) -> None:
+        await self._database.close()

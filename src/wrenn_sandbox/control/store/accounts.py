@@ -1,0 +1,68 @@
+"""Users, their teams and memberships."""
+
+from datetime import datetime
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from wrenn_sandbox.errors import EmailTaken
+from wrenn_sandbox.ids import TeamId, UserId
+
+from .database import Database
+from .records import Account
+from .tables import memberships, teams, users
+
+_ACCOUNT = select(
+    users.c.id, memberships.c.team_id, users.c.email, users.c.password_hash
+).join_from(users, memberships, memberships.c.user_id == users.c.id)
+
+
+class Accounts:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self,
+        *,
+        user_id: UserId,
+        team_id: TeamId,
+        email: str,
+        password_hash: str,
+        now: datetime,
+    ) -> Account:
+        """Add user, team and owner membership at once; raises `EmailTaken`."""
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(
+                    insert(users).values(
+                        id=user_id, email=email, password_hash=password_hash, created_at=now
+                    )
+                )
+                await connection.execute(
+                    insert(teams).values(id=team_id, name=f"{email}'s Team", created_at=now)
+                )
+                await connection.execute(
+                    insert(memberships).values(
+                        user_id=user_id, team_id=team_id, role="owner", created_at=now
+                    )
+                )
+        except IntegrityError as error:
+            raise EmailTaken("This email is already registered; log in instead") from error
+        return Account(user_id, team_id, email, password_hash)
+
+    async def by_email(self, email: str) -> Account | None:
+        """The account of an email with the first team that it joined."""
+        query = _ACCOUNT.where(users.c.email == email).order_by(memberships.c.created_at).limit(1)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return Account(UserId(row.id), TeamId(row.team_id), row.email, row.password_hash)
+
+    async def is_member(self, user_id: UserId, team_id: TeamId) -> bool:
+        """Whether the user still exists and still belongs to the team."""
+        query = select(memberships.c.role).where(
+            memberships.c.user_id == user_id, memberships.c.team_id == team_id
+        )
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).one_or_none() is not None

@@ -1,0 +1,94 @@
+"""API keys: stored as digests, owned by a team."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import Row, delete, insert, or_, select, update
+
+from wrenn_sandbox.ids import KeyId, TeamId
+
+from .database import Database
+from .paging import newest_first
+from .records import ApiKey, KeyOwner, Position
+from .tables import api_keys
+
+_KEY = select(
+    api_keys.c.id,
+    api_keys.c.team_id,
+    api_keys.c.name,
+    api_keys.c.key_prefix,
+    api_keys.c.created_at,
+    api_keys.c.last_used,
+)
+_OWNER = select(api_keys.c.id, api_keys.c.team_id, api_keys.c.last_used)
+
+
+def _key(row: Row[*tuple[object, ...]]) -> ApiKey:
+    return ApiKey(
+        KeyId(row.id), TeamId(row.team_id), row.name, row.key_prefix, row.created_at, row.last_used
+    )
+
+
+class TeamApiKeys:
+    """The keys of one team."""
+
+    def __init__(self, database: Database, team_id: TeamId) -> None:
+        self._database = database
+        self._team_id = team_id
+
+    async def add(self, key: ApiKey, digest: str) -> None:
+        async with self._database.write() as connection:
+            await connection.execute(
+                insert(api_keys).values(
+                    id=key.id,
+                    team_id=self._team_id,
+                    name=key.name,
+                    digest=digest,
+                    key_prefix=key.key_prefix,
+                    created_at=key.created_at,
+                )
+            )
+
+    async def page(self, limit: int | None, after: Position | None) -> list[ApiKey]:
+        query = newest_first(
+            _KEY.where(api_keys.c.team_id == self._team_id), api_keys, limit, after
+        )
+        async with self._database.read() as connection:
+            return [_key(row) for row in await connection.execute(query)]
+
+    async def remove(self, key_id: KeyId) -> bool:
+        """Whether there was such a key."""
+        async with self._database.write() as connection:
+            result = await connection.execute(
+                delete(api_keys).where(api_keys.c.id == key_id, api_keys.c.team_id == self._team_id)
+            )
+        return result.rowcount == 1
+
+
+class ApiKeyDirectory:
+    """Keys of every team, for the check of a presented key."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def owner(self, digest: str) -> KeyOwner | None:
+        async with self._database.read() as connection:
+            row = (
+                await connection.execute(_OWNER.where(api_keys.c.digest == digest))
+            ).one_or_none()
+        if row is None:
+            return None
+        return KeyOwner(KeyId(row.id), TeamId(row.team_id), row.last_used)
+
+    async def touch(self, used: Mapping[KeyId, datetime]) -> None:
+        """Move `last_used` of these keys forward."""
+        async with self._database.write() as connection:
+            for key_id, at in used.items():
+                await connection.execute(
+                    update(api_keys)
+                    .where(
+                        api_keys.c.id == key_id,
+                        or_(api_keys.c.last_used.is_(None), api_keys.c.last_used < at),
+                    )
+                    .values(last_used=at)
+                )

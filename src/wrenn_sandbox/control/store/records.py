@@ -1,0 +1,102 @@
+"""Rows as the services see them: frozen, typed, times in UTC."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
+from wrenn_sandbox.model.sandbox import State, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user together with the team that a login acts for."""
+
+    user_id: UserId
+    team_id: TeamId
+    email: str
+    password_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    id: KeyId
+    team_id: TeamId
+    name: str
+    key_prefix: str
+    created_at: datetime
+    last_used: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOwner:
+    """What the check of an API key yields."""
+
+    key_id: KeyId
+    team_id: TeamId
+    last_used: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """One sandbox. `state` is the internal one, `status` what callers see; memory in MiB."""
+
+    id: SandboxId
+    team_id: TeamId
+    state: State
+    status: Status
+    template: str
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+    timeout_sec: int
+    guest_ip: str | None
+    host_ip: str | None
+    reason: str | None
+    created_at: datetime
+    started_at: datetime | None
+    last_active_at: datetime | None
+    last_updated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEvent:
+    """One transition: what happened, from and to which state, why and by whom."""
+
+    number: int
+    event: str
+    from_state: State | None
+    to_state: State
+    reason: str | None
+    actor: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TeamTemplate:
+    """A team's own snapshot; `size_bytes` counts allocated bytes."""
+
+    name: str
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+    size_bytes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotIntent:
+    """A snapshot under way: enough to finish or undo it after a crash."""
+
+    team_id: TeamId
+    name: str
+    sandbox_id: SandboxId
+    operation_id: OperationId
+    image_id: ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a list that is sorted newest first: the last row already given out."""
+
+    at: datetime
+    key: str

@@ -1,0 +1,277 @@
+"""Sandboxes: reading them, and changing their state under guard with an event row each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
+from wrenn_sandbox.model.sandbox import (
+    Event,
+    IllegalTransition,
+    State,
+    Status,
+    after,
+    shown,
+    sources,
+)
+from wrenn_sandbox.wire.messages import Placement
+
+from .database import Database
+from .paging import newest_first
+from .records import Position, Sandbox, SandboxEvent
+from .tables import sandbox_events, sandboxes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happens to a sandbox, why and by whom (`user`, `auto`, `reconciler`, `host`)."""
+
+    event: Event
+    actor: str
+    at: datetime
+    reason: str | None = None
+    placement: Placement | None = None
+
+
+class Missing(Exception):
+    """There is no such sandbox."""
+
+
+def _sandbox(row: Row[*tuple[object, ...]]) -> Sandbox:
+    return Sandbox(
+        id=SandboxId(row.id),
+        team_id=TeamId(row.team_id),
+        state=State(row.state),
+        status=Status(row.status),
+        template=row.template,
+        image_id=ImageId(row.image_id),
+        vcpus=row.vcpus,
+        memory_mb=row.memory_mb,
+        timeout_sec=row.timeout_sec,
+        guest_ip=row.guest_ip,
+        host_ip=row.host_ip,
+        reason=row.reason,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        last_active_at=row.last_active_at,
+        last_updated=row.last_updated,
+    )
+
+
+async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None:
+    """Add a new sandbox and the first row of its history."""
+    await connection.execute(
+        insert(sandboxes).values(
+            id=sandbox.id,
+            team_id=sandbox.team_id,
+            state=sandbox.state.value,
+            status=sandbox.status.value,
+            template=sandbox.template,
+            image_id=sandbox.image_id,
+            vcpus=sandbox.vcpus,
+            memory_mb=sandbox.memory_mb,
+            timeout_sec=sandbox.timeout_sec,
+            created_at=sandbox.created_at,
+            last_updated=sandbox.last_updated,
+        )
+    )
+    await connection.execute(
+        insert(sandbox_events).values(
+            sandbox_id=sandbox.id,
+            event="create",
+            to_state=sandbox.state.value,
+            actor=actor,
+            at=sandbox.created_at,
+        )
+    )
+
+
+async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Change) -> Sandbox:
+    """Apply one event to one sandbox, or raise and change nothing.
+
+    Raises `Missing`, or `IllegalTransition` when the event is not legal in the sandbox's state,
+    also when another caller changed that state first.
+    """
+    for _ in range(len(State)):
+        row = (
+            await connection.execute(select(sandboxes).where(sandboxes.c.id == sandbox_id))
+        ).one_or_none()
+        if row is None:
+            raise Missing(sandbox_id)
+        sandbox = _sandbox(row)
+        state = after(sandbox.state, change.event)
+        result = await connection.execute(
+            update(sandboxes)
+            .where(sandboxes.c.id == sandbox_id, sandboxes.c.state == sandbox.state.value)
+            .values(**_values(sandbox, state, change))
+            .returning(sandboxes)
+        )
+        changed = result.one_or_none()
+        if changed is None:
+            continue
+        await connection.execute(
+            insert(sandbox_events).values(
+                sandbox_id=sandbox_id,
+                event=change.event.value,
+                from_state=sandbox.state.value,
+                to_state=state.value,
+                reason=change.reason,
+                actor=change.actor,
+                at=change.at,
+            )
+        )
+        return _sandbox(changed)
+    raise IllegalTransition(sandbox.state, change.event)
+
+
+def _values(
+    sandbox: Sandbox, state: State, change: Change
+) -> dict[str, str | int | datetime | None]:
+    values: dict[str, str | int | datetime | None] = {
+        "state": state.value,
+        "status": shown(state, sandbox.status).value,
+        "last_updated": change.at,
+    }
+    if change.event in (Event.STARTED, Event.RESUMED):
+        values |= {"started_at": change.at, "last_active_at": change.at, "reason": None}
+    elif change.reason is not None:
+        values["reason"] = change.reason
+    if change.placement is not None:
+        values |= {"guest_ip": change.placement.guest_ip, "host_ip": change.placement.host_ip}
+    return values
+
+
+class TeamSandboxes:
+    """The sandboxes of one team; those of others do not exist here."""
+
+    def __init__(self, database: Database, team_id: TeamId) -> None:
+        self._database = database
+        self._mine = sandboxes.c.team_id == team_id
+
+    async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
+        query = select(sandboxes).where(sandboxes.c.id == sandbox_id, self._mine)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else _sandbox(row)
+
+    async def state(self, sandbox_id: SandboxId) -> State | None:
+        """The state alone: what the hot path needs."""
+        query = select(sandboxes.c.state).where(sandboxes.c.id == sandbox_id, self._mine)
+        async with self._database.read() as connection:
+            state = (await connection.execute(query)).scalar_one_or_none()
+        return None if state is None else State(state)
+
+    async def page(self, limit: int | None, position: Position | None) -> list[Sandbox]:
+        query = newest_first(select(sandboxes).where(self._mine), sandboxes, limit, position)
+        async with self._database.read() as connection:
+            return [_sandbox(row) for row in await connection.execute(query)]
+
+    async def events(
+        self, sandbox_id: SandboxId, limit: int | None, before: int | None
+    ) -> list[SandboxEvent]:
+        """The history, newest first, below the number `before`."""
+        query = (
+            select(sandbox_events)
+            .join_from(sandbox_events, sandboxes, sandboxes.c.id == sandbox_events.c.sandbox_id)
+            .where(sandbox_events.c.sandbox_id == sandbox_id, self._mine)
+            .order_by(sandbox_events.c.number.desc())
+        )
+        if before is not None:
+            query = query.where(sandbox_events.c.number < before)
+        if limit is not None:
+            query = query.limit(limit)
+        async with self._database.read() as connection:
+            return [
+                SandboxEvent(
+                    number=row.number,
+                    event=row.event,
+                    from_state=None if row.from_state is None else State(row.from_state),
+                    to_state=State(row.to_state),
+                    reason=row.reason,
+                    actor=row.actor,
+                    at=row.at,
+                )
+                for row in await connection.execute(query)
+            ]
+
+
+class AllSandboxes:
+    """Sandboxes of every team: for the platform's own work, never for a request's answer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, sandbox: Sandbox, start: Change) -> Sandbox:
+        """Add a pending sandbox and start it, in one transaction."""
+        async with self._database.write() as connection:
+            await add(connection, sandbox, start.actor)
+            return await apply(connection, sandbox.id, start)
+
+    async def apply(self, sandbox_id: SandboxId, *changes: Change) -> Sandbox:
+        """Apply events in one transaction; raises `Missing` or `IllegalTransition`."""
+        async with self._database.write() as connection:
+            for change in changes:
+                sandbox = await apply(connection, sandbox_id, change)
+        return sandbox
+
+    async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
+        query = select(sandboxes).where(sandboxes.c.id == sandbox_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else _sandbox(row)
+
+    async def in_states(self, states: Sequence[State]) -> list[Sandbox]:
+        query = select(sandboxes).where(sandboxes.c.state.in_([state.value for state in states]))
+        async with self._database.read() as connection:
+            return [_sandbox(row) for row in await connection.execute(query)]
+
+    async def with_timeout(self) -> list[Sandbox]:
+        """The running sandboxes that are paused after a time without activity."""
+        query = select(sandboxes).where(
+            sandboxes.c.state == State.RUNNING.value, sandboxes.c.timeout_sec > 0
+        )
+        async with self._database.read() as connection:
+            return [_sandbox(row) for row in await connection.execute(query)]
+
+    async def remove_starting(self, sandbox_id: SandboxId) -> bool:
+        """Forget a sandbox for which nothing was started; false when it was deleted meanwhile."""
+        async with self._database.write() as connection:
+            result = await connection.execute(
+                delete(sandboxes).where(
+                    sandboxes.c.id == sandbox_id,
+                    sandboxes.c.state.in_([state.value for state in sources(Event.STARTED)]),
+                )
+            )
+        return result.rowcount == 1
+
+    async def remove_ended(self, before: datetime) -> int:
+        """Remove stopped and failed sandboxes that changed last before `before`."""
+        async with self._database.write() as connection:
+            result = await connection.execute(
+                delete(sandboxes).where(
+                    sandboxes.c.state.in_([State.STOPPED.value, State.ERROR.value]),
+                    sandboxes.c.last_updated < before,
+                )
+            )
+        return result.rowcount
+
+    async def touch(self, active: Mapping[SandboxId, datetime]) -> None:
+        """Move `last_active_at` of these sandboxes forward."""
+        async with self._database.write() as connection:
+            for sandbox_id, at in active.items():
+                await connection.execute(
+                    update(sandboxes)
+                    .where(
+                        sandboxes.c.id == sandbox_id,
+                        or_(sandboxes.c.last_active_at.is_(None), sandboxes.c.last_active_at < at),
+                    )
+                    .values(last_active_at=at)
+                )
+
+    async def count_by_status(self) -> dict[str, int]:
+        query = select(sandboxes.c.status, func.count().label("total")).group_by(sandboxes.c.status)
+        async with self._database.read() as connection:
+            return {row.status: row.total for row in await connection.execute(query)}

@@ -1,0 +1,182 @@
+"""A team's own templates, the snapshots under way and the images that nobody names any more."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Row, delete, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from wrenn_sandbox.errors import AlreadyExists, Conflict
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, TeamId
+from wrenn_sandbox.wire.messages import ImageInfo
+
+from . import sandboxes
+from .database import Database
+from .records import Sandbox, SnapshotIntent, TeamTemplate
+from .tables import discarded_images, snapshot_intents, templates
+
+
+def _template(row: Row[*tuple[object, ...]]) -> TeamTemplate:
+    return TeamTemplate(
+        name=row.name,
+        image_id=ImageId(row.image_id),
+        vcpus=row.vcpus,
+        memory_mb=row.memory_mb,
+        size_bytes=row.size_bytes,
+        created_at=row.created_at,
+    )
+
+
+async def _discard(connection: AsyncConnection, team_id: TeamId, name: str, now: datetime) -> bool:
+    removed = await connection.execute(
+        delete(templates)
+        .where(templates.c.team_id == team_id, templates.c.name == name)
+        .returning(templates.c.image_id)
+    )
+    image_id = removed.scalar_one_or_none()
+    if image_id is None:
+        return False
+    await connection.execute(insert(discarded_images).values(image_id=image_id, created_at=now))
+    return True
+
+
+class TeamTemplates:
+    """The templates of one team; those of others do not exist here."""
+
+    def __init__(self, database: Database, team_id: TeamId) -> None:
+        self._database = database
+        self._team_id = team_id
+
+    async def get(self, name: str) -> TeamTemplate | None:
+        query = select(templates).where(
+            templates.c.team_id == self._team_id, templates.c.name == name
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else _template(row)
+
+    async def all(self) -> list[TeamTemplate]:
+        query = select(templates).where(templates.c.team_id == self._team_id)
+        async with self._database.read() as connection:
+            return [_template(row) for row in await connection.execute(query)]
+
+    async def remove(self, name: str, now: datetime) -> bool:
+        """Give up a name and its image; false when there is none."""
+        async with self._database.write() as connection:
+            return await _discard(connection, self._team_id, name, now)
+
+
+class Snapshots:
+    """Snapshots under way, of every team."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(
+        self, intent: SnapshotIntent, change: sandboxes.Change, *, overwrite: bool
+    ) -> Sandbox:
+        """Reserve the name and mark the sandbox, in one transaction.
+
+        Raises `AlreadyExists` for a taken name, `Conflict` for one that is being taken,
+        `Missing` or `IllegalTransition` for the sandbox.
+        """
+        taken = select(templates.c.name).where(
+            templates.c.team_id == intent.team_id, templates.c.name == intent.name
+        )
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(
+                    insert(snapshot_intents).values(
+                        team_id=intent.team_id,
+                        name=intent.name,
+                        sandbox_id=intent.sandbox_id,
+                        operation_id=intent.operation_id,
+                        image_id=intent.image_id,
+                        created_at=change.at,
+                    )
+                )
+                if not overwrite and (await connection.execute(taken)).one_or_none() is not None:
+                    raise AlreadyExists(
+                        f"A template named {intent.name} exists; "
+                        "choose another name or pass overwrite=true"
+                    )
+                return await sandboxes.apply(connection, intent.sandbox_id, change)
+        except IntegrityError as error:
+            raise Conflict(
+                f"Another snapshot of this sandbox or with the name {intent.name} is being made; "
+                "try again when it is done"
+            ) from error
+
+    async def complete(
+        self, intent: SnapshotIntent, image: ImageInfo, change: sandboxes.Change
+    ) -> TeamTemplate:
+        """Give the name to the new image, discard the old one's and end the sandbox, at once."""
+        template = TeamTemplate(
+            name=intent.name,
+            image_id=image.image_id,
+            vcpus=image.vcpus,
+            memory_mb=image.memory_mb,
+            size_bytes=image.size,
+            created_at=change.at,
+        )
+        async with self._database.write() as connection:
+            await _discard(connection, intent.team_id, intent.name, change.at)
+            await connection.execute(
+                insert(templates).values(
+                    team_id=intent.team_id,
+                    name=template.name,
+                    image_id=template.image_id,
+                    vcpus=template.vcpus,
+                    memory_mb=template.memory_mb,
+                    size_bytes=template.size_bytes,
+                    created_at=template.created_at,
+                )
+            )
+            await self._forget(connection, intent.sandbox_id)
+            await sandboxes.apply(connection, intent.sandbox_id, change)
+        return template
+
+    async def abandon(
+        self, intent: SnapshotIntent, change: sandboxes.Change | None, now: datetime
+    ) -> None:
+        """Release the name, discard the image and apply `change`, at once."""
+        async with self._database.write() as connection:
+            await self._forget(connection, intent.sandbox_id)
+            await connection.execute(
+                insert(discarded_images).values(image_id=intent.image_id, created_at=now)
+            )
+            if change is not None:
+                await sandboxes.apply(connection, intent.sandbox_id, change)
+
+    async def _forget(self, connection: AsyncConnection, sandbox_id: SandboxId) -> None:
+        await connection.execute(
+            delete(snapshot_intents).where(snapshot_intents.c.sandbox_id == sandbox_id)
+        )
+
+    async def intents(self) -> list[SnapshotIntent]:
+        async with self._database.read() as connection:
+            return [
+                SnapshotIntent(
+                    team_id=TeamId(row.team_id),
+                    name=row.name,
+                    sandbox_id=SandboxId(row.sandbox_id),
+                    operation_id=OperationId(row.operation_id),
+                    image_id=ImageId(row.image_id),
+                )
+                for row in await connection.execute(select(snapshot_intents))
+            ]
+
+    async def discarded(self) -> list[ImageId]:
+        """The images to remove from the host."""
+        async with self._database.read() as connection:
+            return [
+                ImageId(image_id)
+                for image_id in await connection.scalars(select(discarded_images.c.image_id))
+            ]
+
+    async def forget_discarded(self, images: Sequence[ImageId]) -> None:
+        async with self._database.write() as connection:
+            await connection.execute(
+                delete(discarded_images).where(discarded_images.c.image_id.in_(images))
+            )
