@@ -5,75 +5,75 @@ what an earlier output does not hold and ends with 1 when there is any.
 """
 
 import argparse
-import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Set
 from pathlib import Path
 
-_NAMESPACES = Path("/run/netns")
+from wrenn_sandbox.host.network.addressing import data_dir_tag
+
 _SETTLE_SEC = 10.0
 _POLL_SEC = 0.25
 
 
-def _processes() -> list[str]:
-    found = []
+def _processes() -> Iterator[str]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         try:
             name = (entry / "comm").read_text().strip()
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            arguments = (
+                (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if name.startswith("qemu-system") and state != "Z":
-            found.append(f"process {entry.name} {name}")
-    return found
+        if name.startswith("qemu-system") and arguments:
+            yield f"process {entry.name} {arguments}"
 
 
-def _namespaces() -> list[str]:
-    if not _NAMESPACES.is_dir():
-        return []
-    return [f"namespace {each.name}" for each in _NAMESPACES.glob("wrenn-*")]
+def _namespaces() -> Iterator[str]:
+    return (f"namespace {each.name}" for each in Path("/run/netns").glob("wrenn-*"))
 
 
-def _links() -> list[str]:
-    return [
-        f"link {each.name}"
-        for each in Path("/sys/class/net").iterdir()
-        if each.name.startswith(("wrn", "tap"))
-    ]
+def _links() -> Iterator[str]:
+    for each in Path("/sys/class/net").iterdir():
+        if each.name.startswith(("wrn", "tap")):
+            yield f"link {each.name}"
 
 
-def _tables() -> list[str]:
-    try:
-        listing = subprocess.run(
-            ["nft", "list", "tables"], capture_output=True, text=True, check=False
-        ).stdout
-    except FileNotFoundError:
-        return []
-    return [line.strip() for line in listing.splitlines() if re.search(r"\bwrn|wrenn", line)]
+def _tables() -> Iterator[str]:
+    if shutil.which("nft") is None:
+        return
+    listing = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    for line in listing.stdout.splitlines():
+        if "wrenn" in line:
+            yield line.strip()
 
 
-def _mounts() -> list[str]:
-    """Mounts of ours; a named namespace is itself a mount and is listed as a namespace."""
-    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return [f"mount {each}" for each in points if "wrenn" in each and "/netns/" not in each]
+def _mounts() -> Iterator[str]:
+    """A named namespace is itself a mount; it is listed as a namespace."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        point = line.split()[1]
+        if "wrenn" in point and not point.startswith("/run/netns/"):
+            yield f"mount {point}"
 
 
-def _loop_devices() -> list[str]:
-    found = []
+def _loop_devices() -> Iterator[str]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            found.append(f"loop {backing.parent.parent.name} {backing.read_text().strip()}")
+            yield f"loop {backing.parent.parent.name} {backing.read_text().strip()}"
         except FileNotFoundError:
             continue
-    return found
 
 
-def leftovers() -> set[str]:
-    """Every VMM process, namespace, link, packet filter table, mount and loop device there is."""
-    return {
+def leftovers(data_dir: Path | None = None) -> set[str]:
+    """Every VMM process, namespace, link, packet filter table, mount and loop device there is.
+
+    With `data_dir` only those of that directory's server.
+    """
+    found = {
         *_processes(),
         *_namespaces(),
         *_links(),
@@ -81,15 +81,24 @@ def leftovers() -> set[str]:
         *_mounts(),
         *_loop_devices(),
     }
+    if data_dir is None:
+        return found
+    marks = (f"{data_dir.resolve()}/", data_dir_tag(data_dir))
+    return {each for each in found if any(mark in each for mark in marks)}
 
 
-def settled(baseline: set[str], patience: float = _SETTLE_SEC) -> set[str]:
+def settled(
+    baseline: Set[str] = frozenset(),
+    *,
+    data_dir: Path | None = None,
+    patience: float = _SETTLE_SEC,
+) -> set[str]:
     """What is there beyond `baseline` once the kernel has had `patience` seconds to let go.
 
     Links of a removed namespace disappear a moment after it.
     """
     deadline = time.monotonic() + patience
-    while (found := leftovers() - baseline) and time.monotonic() < deadline:
+    while (found := leftovers(data_dir) - baseline) and time.monotonic() < deadline:
         time.sleep(_POLL_SEC)
     return found
 
