@@ -106,11 +106,12 @@ def settled(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--since", metavar="BASELINE", help="an earlier output")
+    parser.add_argument("--patience", metavar="SECONDS", type=float, default=_SETTLE_SEC)
     options = parser.parse_args()
     if options.since is None:
         print("\n".join(sorted(leftovers())))
         return 0
-    found = settled(set(options.since.splitlines()))
+    found = settled(set(options.since.splitlines()), patience=options.patience)
     print("\n".join(sorted(found)) if found else "nothing left")
     return 1 if found else 0
 

@@ -1,0 +1,65 @@
+"""One real server for all VM tests, one sandbox for each module that asks for one."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from vm.harness import Api, Rig, Sandbox
+from wrenn_sandbox.cli.child import ServerProcess
+from wrenn_sandbox.cli.leftovers import settled
+from wrenn_sandbox.cli.workdir import working_directory
+from wrenn_sandbox.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def images() -> Path:
+    """A data directory that holds the `minimal` template, built when it is missing."""
+    subprocess.run(
+        [sys.executable, "-m", "wrenn_sandbox", "template", "build", "minimal"], check=True
+    )
+    return Settings().data_dir
+
+
+@contextlib.contextmanager
+def _rig(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
+    """A server of its own, of which nothing may be left in the end."""
+    with working_directory(images, "test") as data_dir:
+        rig = Rig(ServerProcess(data_dir, data_dir / "server.log", overrides), data_dir)
+        try:
+            with rig.server:
+                yield rig
+            left = settled(data_dir=data_dir)
+        finally:
+            rig.purge()
+        assert left == set()
+
+
+@pytest.fixture(scope="session")
+def rig(images: Path) -> Iterator[Rig]:
+    """The server that most tests share. It compares books rarely, so that events must do."""
+    with _rig(images, {"WRENN_RECONCILE_INTERVAL_SEC": "60"}) as rig:
+        yield rig
+
+
+@pytest.fixture
+def new_rig(images: Path) -> Iterator[Callable[..., Rig]]:
+    """Starts servers for one test; keyword arguments are environment variables."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **overrides: stack.enter_context(_rig(images, overrides))
+
+
+@pytest.fixture(scope="module")
+def api(rig: Rig) -> Iterator[Api]:
+    api = Api(rig.server)
+    yield api
+    api.close()
+
+
+@pytest.fixture(scope="module")
+def sandbox(api: Api) -> Sandbox:
+    """A machine that the tests of one module share."""
+    return api.create()

@@ -1,0 +1,187 @@
+"""An ordinary HTTP client of a real server, and the ways to look behind its back."""
+
+import contextlib
+import itertools
+import os
+import signal
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import msgspec
+
+from wrenn_sandbox.cli.child import ServerProcess
+from wrenn_sandbox.cli.leftovers import leftovers
+
+_numbers = itertools.count(1)
+
+
+class Sandbox(msgspec.Struct):
+    """What the API says of a sandbox."""
+
+    id: str
+    status: str
+    template: str
+    vcpus: int
+    memory_mb: int
+    guest_ip: str | None = None
+    host_ip: str | None = None
+
+
+class Result(msgspec.Struct):
+    """What the API says of a command that has ended."""
+
+    sandbox_id: str
+    cmd: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration_ms: int
+    encoding: str
+    truncated: bool = False
+
+
+class Error(msgspec.Struct):
+    """What the API says of a failure."""
+
+    code: str
+    message: str
+    stdout: str = ""
+    stderr: str = ""
+
+
+class _Envelope(msgspec.Struct):
+    error: Error
+
+
+@dataclass
+class Api:
+    """One team's view of one server. Deletes what it created when asked to."""
+
+    server: ServerProcess
+    http: httpx2.Client = field(init=False)
+    created: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.http = httpx2.Client(timeout=180)
+        account = {"email": f"vm{next(_numbers)}@example.com", "password": "correct horse"}
+        token = self.request("POST", "/v1/auth/signup", account).json()["token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = self.request("POST", "/v1/api-keys", {"name": "tests"}, headers=headers)
+        self.http.headers["X-API-Key"] = answer.json()["key"]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: dict[str, str] | None = None,
+    ) -> httpx2.Response:
+        return self.http.request(method, self.server.url + path, json=body, headers=headers)
+
+    def create(self, **fields: object) -> Sandbox:
+        answer = self.request("POST", "/v1/sandboxes", fields)
+        assert answer.status_code == 201, answer.text
+        sandbox = msgspec.json.decode(answer.content, type=Sandbox)
+        self.created.append(sandbox.id)
+        return sandbox
+
+    def get(self, sandbox: str) -> Sandbox:
+        answer = self.request("GET", f"/v1/sandboxes/{sandbox}")
+        assert answer.status_code == 200, answer.text
+        return msgspec.json.decode(answer.content, type=Sandbox)
+
+    def exec_raw(self, sandbox: str, cmd: str, *args: str, **fields: object) -> httpx2.Response:
+        body = {"cmd": cmd, "args": list(args), **fields}
+        return self.request("POST", f"/v1/sandboxes/{sandbox}/exec", body)
+
+    def exec(self, sandbox: str, cmd: str, *args: str, **fields: object) -> Result:
+        answer = self.exec_raw(sandbox, cmd, *args, **fields)
+        assert answer.status_code == 200, answer.text
+        return msgspec.json.decode(answer.content, type=Result)
+
+    def output(self, sandbox: str, script: str) -> str:
+        """Standard output of a shell script that must succeed, stripped."""
+        result = self.exec(sandbox, "sh", "-c", script)
+        assert result.exit_code == 0, result
+        return result.stdout.strip()
+
+    def delete(self, sandbox: str) -> None:
+        answer = self.request("DELETE", f"/v1/sandboxes/{sandbox}")
+        assert answer.status_code == 204, answer.text
+        if sandbox in self.created:
+            self.created.remove(sandbox)
+
+    def close(self) -> None:
+        """Delete every sandbox that is still there."""
+        for sandbox in list(self.created):
+            self.delete(sandbox)
+        self.http.close()
+
+
+def error_of(answer: httpx2.Response) -> Error:
+    """The error object of an answer that is one."""
+    return msgspec.json.decode(answer.content, type=_Envelope).error
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A running server and what it has on this machine."""
+
+    server: ServerProcess
+    data_dir: Path
+
+    def machines(self) -> set[int]:
+        """Process ids of the machines of this server."""
+        return {
+            int(each.split()[1]) for each in leftovers(self.data_dir) if each.startswith("process ")
+        }
+
+    def machine_of(self, sandbox: str) -> int:
+        """Process id of one sandbox's machine."""
+        found = [pid for pid in self.machines() if sandbox in _arguments(pid)]
+        assert len(found) == 1, found
+        return found[0]
+
+    def namespace_of(self, pid: int) -> Path | None:
+        """The named network namespace of a process; none with user-mode networking."""
+        wanted = os.stat(f"/proc/{pid}/ns/net").st_ino
+        for each in Path("/run/netns").glob("wrenn-*"):
+            if each.stat().st_ino == wanted:
+                return each
+        return None
+
+    def reasons_of(self, sandbox: str) -> list[str]:
+        """The reasons in a sandbox's event log, oldest first."""
+        with contextlib.closing(sqlite3.connect(self.data_dir / "wrenn.db")) as database:
+            rows = database.execute(
+                "SELECT reason FROM sandbox_events WHERE sandbox_id = ? ORDER BY number", (sandbox,)
+            )
+            return [reason or "" for (reason,) in rows]
+
+    def purge(self) -> None:
+        """End every machine, and have what they leave reclaimed."""
+        self.server.kill()
+        for pid in self.machines():
+            os.kill(pid, signal.SIGKILL)
+        if leftovers(self.data_dir):
+            self.server.start()
+            self.server.stop()
+
+    def run_directories(self) -> set[str]:
+        """Ids of the sandboxes that have files of their own."""
+        return {each.name for each in (self.data_dir / "run").glob("sb-*")}
+
+
+def _arguments(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except FileNotFoundError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this id exists and is no zombie."""
+    return bool(_arguments(pid))
