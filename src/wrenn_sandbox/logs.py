@@ -35,9 +35,7 @@ def _renderers(json: bool, stream: TextIO) -> list[Processor]:
 
 def configure(settings: Settings, stream: TextIO = sys.stderr) -> None:
     """Send everything that is logged to `stream`. A second call replaces the first one's set-up."""
-    json = settings.log_format == "json" or (
-        settings.log_format == "auto" and not stream.isatty()
-    )
+    json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(

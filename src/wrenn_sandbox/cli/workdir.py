@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SHARED = "images"
+from wrenn_sandbox.host.paths import Paths
 
 
 @contextlib.contextmanager
@@ -18,10 +18,21 @@ def working_directory(data_dir: Path, purpose: str) -> Iterator[Path]:
     the new directory, the other one keeps its own.
     """
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=f"{data_dir.name}-{purpose}-", dir=data_dir.parent))
+    directory = Path(tempfile.mkdtemp(prefix=f"{data_dir.name}-{purpose}-", dir=data_dir.parent))
     try:
-        path.chmod(0o711)
-        shutil.copytree(data_dir / SHARED, path / SHARED, symlinks=True, copy_function=os.link)
-        yield path
+        source, target = Paths(data_dir), Paths(directory)
+        target.prepare()
+        for shared in (source.images, source.templates):
+            if shared.is_dir():
+                shutil.copytree(
+                    shared,
+                    directory / shared.name,
+                    symlinks=True,
+                    copy_function=os.link,
+                    dirs_exist_ok=True,
+                )
+        if source.probe_verdict.exists():
+            os.link(source.probe_verdict, target.probe_verdict)
+        yield directory
     finally:
-        shutil.rmtree(path)
+        shutil.rmtree(directory)
