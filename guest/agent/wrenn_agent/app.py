@@ -1,0 +1,153 @@
+"""Puts the agent together and runs it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+
+from . import connect
+from .auth import Auth
+from .environment import Environment
+from .life import Life
+from .loop import Loop
+from .metrics import Metrics
+from .process_service import ProcessService
+from .processes import Processes
+from .server import Server
+from .spawn import Spawner
+from .syscalls import become_subreaper
+from .users import Users
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .server import Route
+
+DEFAULT_PORT = 49983
+_OPEN_FILES = 8192
+
+
+class Options:
+    """The command line; `home` is root's home directory, None for that of /etc/passwd."""
+
+    def __init__(self, vm: bool, host: str, port: int, home: str | None) -> None:
+        self.vm = vm
+        self.host = host
+        self.port = port
+        self.home = home
+
+
+def main(arguments: list[str]) -> int:
+    """Run the agent until it is told to stop (in a VM: for ever); returns the exit status."""
+    options = parse_options(arguments)
+    os.umask(0o022)
+    os.chdir("/")
+    machine: Machine | None = None
+    if options.vm:
+        from . import machine as machine_module
+        from . import pid1
+
+        pid1.set_up()
+        machine = machine_module.Machine()
+    else:
+        become_subreaper()
+        _raise_open_files()
+    loop = Loop()
+    processes = Processes(loop, Spawner(guard_memory=options.vm))
+    _handle_signals(loop, processes, stoppable=not options.vm)
+    server = _build_server(loop, processes, options, machine)
+    port = server.listen(options.host, options.port)
+    gc.collect()
+    gc.freeze()  # what exists now lives for ever: never walk through it again
+    sys.stdout.write(json.dumps({"port": port}) + "\n")
+    sys.stdout.flush()
+    loop.run()
+    processes.kill_all()
+    return 0
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """`[--vm] [--host ADDRESS] [--port N] [--home DIR]`; exits with a message on anything else."""
+    values = {"--host": "", "--port": str(DEFAULT_PORT), "--home": ""}
+    vm = False
+    rest = iter(arguments)
+    for name in rest:
+        if name == "--vm":
+            vm = True
+            continue
+        value = next(rest, None)
+        if name not in values or value is None:
+            sys.exit("usage: wrenn_agent [--vm] [--host ADDRESS] [--port N] [--home DIR]")
+        values[name] = value
+    if not values["--port"].isdigit() or int(values["--port"]) > 65535:
+        sys.exit("--port must be a number from 0 to 65535")
+    host = values["--host"] or ("0.0.0.0" if vm else "127.0.0.1")
+    home = os.path.abspath(values["--home"]) if values["--home"] else None
+    return Options(vm, host, int(values["--port"]), home)
+
+
+def _build_server(
+    loop: Loop, processes: Processes, options: Options, machine: Machine | None
+) -> Server:
+    users = Users(options.home)
+    auth = Auth(users)
+    environment = Environment()
+    life = Life(auth, environment, Metrics(), machine)
+    routes: dict[str, dict[str, Route]] = {
+        "/health": {"GET": life.health, "HEAD": life.health},
+        "/metrics": {"GET": life.metrics},
+        "/envs": {"GET": life.envs},
+        "/init": {"POST": life.init},
+    }
+    routes |= _process_routes(loop, ProcessService(processes, auth, environment))
+    life.server = Server(loop, auth, routes)
+    return life.server
+
+
+def _process_routes(loop: Loop, service: ProcessService) -> dict[str, dict[str, Route]]:
+    methods = {
+        "Start": connect.stream(loop, service.start),
+        "Connect": connect.stream(loop, service.connect),
+        "StreamInput": connect.stream(loop, service.stream_input),
+        "List": connect.unary(service.list),
+        "SendInput": connect.unary(service.send_input),
+        "CloseStdin": connect.unary(service.close_stdin),
+        "SendSignal": connect.unary(service.send_signal),
+        "Update": connect.unary(service.update),
+    }
+    return {f"/process.Process/{name}": {"POST": route} for name, route in methods.items()}
+
+
+def _handle_signals(loop: Loop, processes: Processes, stoppable: bool) -> None:
+    """Turn signals into events of the loop: children are reaped, SIGTERM stops."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+
+    def on_signals(_events: int) -> None:
+        numbers = ours.recv(4096)
+        processes.reap()
+        if stoppable and (signal.SIGTERM in numbers or signal.SIGINT in numbers):
+            loop.stop()
+
+    loop.register(ours.fileno(), select.EPOLLIN, on_signals)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ignore)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """The wake-up descriptor has carried the signal already."""
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
