@@ -18,6 +18,9 @@ RequestId = NewType("RequestId", str)
 Random = Callable[[int], bytes]
 """Given a count, returns that many random bytes."""
 
+new_random: Random = secrets.token_bytes
+"""The system's randomness, the default wherever randomness is passed in."""
+
 _RANDOM_CHARACTERS = 20
 _ID = re.compile(r"[a-z]+-[a-z2-7]{20}")
 API_KEY = re.compile(r"wrn_[0-9a-f]{32}")

@@ -19,10 +19,9 @@ _PIECE: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class BaseMemory:
-    """An open memory image. `name` is how /proc/PID/maps shows a mapping of it."""
+    """An open memory image and its size in bytes."""
 
     fd: int
-    name: str
     size: int
 
 
@@ -44,6 +43,11 @@ class SealedMemories:
                 memory = self._open[image] = _sealed_copy(image)
             return memory
 
+    @staticmethod
+    def name(image: Path) -> str:
+        """How /proc/PID/maps shows a mapping of the image's copy, also one of another server."""
+        return f"/memfd:{_memfd_name(image)} "
+
     def forget(self, image: Path) -> None:
         """Close the copy of an image that no new machine will use; machines keep theirs."""
         with self._guard:
@@ -59,11 +63,10 @@ class SealedMemories:
 
 
 def _sealed_copy(image: Path) -> BaseMemory:
-    name = f"wrenn-{image.parent.name}"
     source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(source).st_size
-        target = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        target = os.memfd_create(_memfd_name(image), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(target, size)
             _copy_data(source, target, size)
@@ -74,7 +77,11 @@ def _sealed_copy(image: Path) -> BaseMemory:
             raise
     finally:
         os.close(source)
-    return BaseMemory(target, f"/memfd:{name} ", size)
+    return BaseMemory(target, size)
+
+
+def _memfd_name(image: Path) -> str:
+    return f"wrenn-{image.parent.name}"
 
 
 def _copy_data(source: int, target: int, size: int) -> None:

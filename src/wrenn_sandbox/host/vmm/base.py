@@ -12,7 +12,9 @@ from typing import Protocol
 import msgspec
 
 from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.paths import SandboxFiles
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,14 @@ class Capabilities:
     name: str
     version: str
     accelerator: str
-    cold_images: bool
-    """Machines boot from images; without, the host offers a template of the driver's own."""
 
 
 @dataclass(frozen=True)
 class MachineSpec:
     """One machine to be: its files, its network slot and its size (memory in MiB)."""
 
-    directory: Path
-    """The machine's own directory, which exists: sockets, console log, pid."""
+    files: SandboxFiles
+    """The machine's own directory, which exists."""
     slot: Slot
     vcpus: int
     memory_mb: int
@@ -39,15 +39,16 @@ class MachineSpec:
     initrd: Path
     kernel_args: str
     runtime: Path
-    disk: Path
-    """The writable layer, a qcow2 image that belongs to the slot's user."""
+    memory: Path | None = None
+    """The immutable image that guest memory is a private mapping of; none after a cold boot."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored machine to continue. `diff` holds the pages that differ from `memory`."""
+    """A stored machine to continue: its device state, and the directory that holds the pages
+    which differ from the memory image (`memory.idx` and `memory.diff`), if any do.
+    """
 
-    memory: Path
     vmstate: Path
     diff: Path | None = None
 
@@ -71,12 +72,16 @@ class Driver(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def machine(self, spec: MachineSpec) -> Machine:
+    def machine(self, spec: MachineSpec, kernel_sha256: str) -> Machine:
         """What a snapshot of this machine would need to be restored here."""
         ...
 
-    async def boot(self, spec: MachineSpec, *, memory: Path | None = None) -> Process:
-        """Start a machine from its kernel. With `memory`, the guest's memory is that new file."""
+    def prepare(self, store: ImageStore) -> None:
+        """Make the templates that the driver brings itself, if any; blocks."""
+        ...
+
+    async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
+        """Start a machine from its kernel. With `record`, guest memory is that new file."""
         ...
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
@@ -84,7 +89,10 @@ class Driver(Protocol):
         ...
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> None:
-        """Stop the machine and store vmstate and changed memory in `into`; it stays stopped."""
+        """Stop the machine and store `vmstate` and, of a restored one, its own pages in `into`.
+
+        The machine stays stopped. On failure it runs on. Nothing is synced.
+        """
         ...
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
@@ -101,6 +109,18 @@ class Driver(Protocol):
 
     async def wait(self, process: Process) -> str:
         """Wait for the machine's end; returns what is known of the reason."""
+        ...
+
+    async def diagnosis(self, process: Process) -> str:
+        """The end of what guest and monitor wrote; for the log, never for a caller."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all machines; they run on."""
+        ...
+
+    def forget(self, memory: Path) -> None:
+        """Free what is kept for a memory image that is about to go."""
         ...
 
     async def usage(self, process: Process) -> Usage:

@@ -1,0 +1,84 @@
+"""The host's own record of each machine: what is needed to find, adopt or reclaim it.
+
+One file per sandbox, replaced as a whole. It is not synced: it outlives the server, and after a
+loss of power no machine it speaks of runs any more (`boot_id` tells).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.vmm.base import Process
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.wire.messages import Phase
+
+_log = structlog.get_logger(__name__)
+FORMAT: Final = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine as the journal knows it; memory in MiB."""
+
+    format: int = FORMAT
+    sandbox_id: SandboxId
+    operation_id: OperationId
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+    phase: Phase
+    driver: str
+    boot_id: str
+    slot: Slot | None = None
+    process: Process | None = None
+    token: str = ""
+    generation: int = 0
+    """How often the machine has been stored."""
+    started_at: datetime | None = None
+
+
+def write(path: Path, record: Record) -> None:
+    """Replace the record; raises OSError."""
+    staged = path.with_suffix(".new")
+    fd = os.open(staged, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, msgspec.json.encode(record))
+    finally:
+        os.close(fd)
+    os.rename(staged, path)
+
+
+def read(path: Path) -> Record | None:
+    """The record, or None where there is none that this version understands."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        _log.warning("unreadable journal", detail=str(error), path=str(path))
+        return None
+    return record if record.format == FORMAT else None
+
+
+def boot_id() -> str:
+    """The kernel's name for the time since this machine was started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def processes_of(directory: Path) -> Iterator[int]:
+    """Pids of processes that were started with a path below `directory` in their arguments.
+
+    Finds a monitor whose server died before it could write the pid down.
+    """
+    wanted = os.fsencode(directory) + b"/"
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted in Path(f"/proc/{entry}/cmdline").read_bytes():
+                    yield int(entry)

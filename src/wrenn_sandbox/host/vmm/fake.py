@@ -1,0 +1,197 @@
+"""A driver without virtual machines: the guest agent as an ordinary local process.
+
+For tests of everything around a VM. It isolates nothing, and a restored machine keeps its files
+(the home directory) but not its processes: its device state is a tar archive of that directory.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Final
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.images import manifest as form
+from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.paths import guest_files
+from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
+from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
+
+VMSTATE: Final = "vmstate"
+_HOME: Final = "home"
+_TEMPLATE: Final = "minimal"
+_DISK_MB: Final = 64
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+
+
+class FakeDriver:
+    """Each machine is an agent process and the processes that it started."""
+
+    def __init__(self) -> None:
+        self._handles: dict[Process, ProcessHandle] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(name="fake", version="1", accelerator="none")
+
+    def machine(self, spec: MachineSpec, kernel_sha256: str) -> Machine:
+        return Machine(
+            vcpus=spec.vcpus,
+            memory_mb=spec.memory_mb,
+            cpu_model="none",
+            accelerator="none",
+            vmm="fake",
+            vmm_version="1",
+            network="user",
+            kernel_sha256=kernel_sha256,
+        )
+
+    def prepare(self, store: ImageStore) -> None:
+        """A template of the usual name, with nothing in it."""
+        with store.staging() as made:
+            for name in (form.KERNEL, form.INITRD, form.RUNTIME):
+                (made / name).touch()
+            _sparse(made / form.DISK, _DISK_MB << 20)
+            files = {path.name: form.describe(path) for path in made.iterdir()}
+            image = form.Manifest(
+                image_id=form.derived_id(files, "fake"),
+                created_at=form.now(),
+                name=_TEMPLATE,
+                recipe_sha256="",
+                files=files,
+                kernel_args="",
+                vcpus=1,
+                memory_mb=512,
+                disk_mb=_DISK_MB,
+            )
+            store.publish(made, image, name=_TEMPLATE)
+
+    async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
+        if record is not None:
+            await asyncio.to_thread(_sparse, record, spec.memory_mb << 20)
+        return await asyncio.to_thread(self._spawn, spec)
+
+    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
+        return await asyncio.to_thread(self._spawn, spec)
+
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> None:
+        self._handles[process].signal(signal.SIGSTOP)
+        try:
+            await asyncio.to_thread(_pack, _home(spec), into / VMSTATE)
+            if spec.memory is not None:
+                await asyncio.to_thread(_no_pages, into, spec.memory_mb << 20)
+        except OSError as error:
+            self._handles[process].signal(signal.SIGCONT)
+            raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+
+    async def unpause(self, process: Process, spec: MachineSpec) -> None:
+        self._handles[process].signal(signal.SIGCONT)
+
+    async def kill(self, process: Process) -> None:
+        handle = self._handles.pop(process, None)
+        if handle is None:
+            try:
+                handle = ProcessHandle.adopt(process.pid, process.start_time)
+            except ProcessLookupError:
+                return
+        await asyncio.to_thread(_kill_descendants, process.pid)
+        await handle.terminate(0)
+        handle.close()
+
+    async def adopt(self, process: Process, spec: MachineSpec) -> bool:
+        try:
+            self._handles[process] = ProcessHandle.adopt(process.pid, process.start_time)
+        except ProcessLookupError:
+            return False
+        self._handles[process].signal(signal.SIGCONT)
+        return True
+
+    async def wait(self, process: Process) -> str:
+        status = await self._handles[process].wait()
+        return "the agent ended" + ("" if status is None else f" ({status})")
+
+    async def diagnosis(self, process: Process) -> str:
+        return ""
+
+    async def usage(self, process: Process) -> Usage:
+        return Usage(own_memory=0, cpu_seconds=0.0)
+
+    async def close(self) -> None:
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+
+    def forget(self, memory: Path) -> None:
+        """Nothing is kept of memory images."""
+
+    def _spawn(self, spec: MachineSpec) -> Process:
+        home = _home(spec)
+        home.mkdir(exist_ok=True)
+        argv = [sys.executable, "-I", "-S", str(guest_files().agent / "main.py")]
+        argv += ["--port", str(spec.slot.host_port), "--home", str(home)]
+        with open(spec.files.vmm_log, "ab") as log:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=home,
+                env=_ENVIRONMENT,
+                start_new_session=True,
+            )
+        handle = ProcessHandle.of_child(child)
+        process = Process(handle.pid, handle.start_time)
+        self._handles[process] = handle
+        return process
+
+
+def _home(spec: MachineSpec) -> Path:
+    return spec.files.directory / _HOME
+
+
+def _sparse(path: Path, size: int) -> None:
+    with open(path, "xb") as file:
+        file.truncate(size)
+
+
+def _pack(home: Path, archive: Path) -> None:
+    with tarfile.open(archive, "x") as tar:
+        tar.add(home, arcname=".")
+
+
+def _unpack(archive: Path, home: Path) -> None:
+    home.mkdir(exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(home, filter="tar")
+
+
+def _no_pages(directory: Path, memory: int) -> None:
+    (directory / "memory.idx").write_bytes(
+        diff.encode_index([], memory // os.sysconf("SC_PAGESIZE"))
+    )
+    (directory / "memory.diff").touch()
+
+
+def _kill_descendants(pid: int) -> None:
+    """Kill what the agent started, each in a session of its own, while it can still be found."""
+    for child in _children(pid):
+        _kill_descendants(child)
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        process_start_time(pid)
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
+    except OSError:
+        return []
+    return [int(each) for each in text.split()]

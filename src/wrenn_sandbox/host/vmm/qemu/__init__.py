@@ -1,0 +1,5 @@
+"""The QEMU driver: stock QEMU, `microvm` machine, KVM where it works, else TCG."""
+
+from .driver import QemuDriver
+
+__all__ = ["QemuDriver"]

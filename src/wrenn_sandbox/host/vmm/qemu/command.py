@@ -1,0 +1,143 @@
+"""The command line of a machine. A restored machine must have the devices of the saved one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from wrenn_sandbox.host.network.slot import AGENT_PORT, GATEWAY_IP, GUEST_IP, GUEST_MAC, Slot
+from wrenn_sandbox.host.vmm.base import MachineSpec
+
+CONSOLE_BYTES: Final = 64 * 1024
+CONSOLE: Final = "console"
+ROOT_DRIVE: Final = "root"
+_TRANSLATION_CACHE_MB: Final = 128
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The file behind guest memory: shared writes reach the file, private ones do not."""
+
+    path: str
+    shared: bool
+    read_only_file: bool
+    """The file is opened read-only (QEMU 8.2 and later) for a private writable mapping."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs between QEMU binaries and hosts; part of what a snapshot depends on."""
+
+    binary: str
+    accelerator: str
+    firmware: str | None
+
+    @property
+    def cpu(self) -> str:
+        return "host" if self.accelerator == "kvm" else "max"
+
+
+def command(
+    variant: Variant,
+    spec: MachineSpec,
+    memory: Memory | None,
+    *,
+    qmp_fd: int,
+    tap_fd: int | None,
+    restore: bool,
+) -> list[str]:
+    """The argv that starts a machine, or with `restore` one that waits for its state."""
+    accelerator = (
+        "kvm"
+        if variant.accelerator == "kvm"
+        else f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MB}"
+    )
+    argv = [
+        variant.binary,
+        "-M",
+        "microvm,acpi=on,x-option-roms=off,isa-serial=on,suppress-vmdesc=on,memory-backend=ram0",
+        "-accel",
+        accelerator,
+        "-cpu",
+        variant.cpu,
+        "-m",
+        str(spec.memory_mb),
+        "-smp",
+        str(spec.vcpus),
+        "-object",
+        _memory(spec, memory),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-action",
+        "reboot=shutdown,shutdown=pause,panic=pause",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-kernel",
+        str(spec.kernel),
+        "-initrd",
+        str(spec.initrd),
+        "-append",
+        spec.kernel_args,
+        "-chardev",
+        f"ringbuf,id={CONSOLE},size={CONSOLE_BYTES}",
+        "-serial",
+        f"chardev:{CONSOLE}",
+        "-drive",
+        f"id={ROOT_DRIVE},file={_escaped(spec.files.overlay)},format=qcow2,if=none,cache=unsafe,discard=unmap",
+        "-device",
+        f"virtio-blk-device,drive={ROOT_DRIVE}",
+        "-drive",
+        f"id=runtime,file={_escaped(spec.runtime)},format=raw,if=none,readonly=on",
+        "-device",
+        "virtio-blk-device,drive=runtime",
+        "-netdev",
+        _netdev(spec.slot, tap_fd),
+        "-device",
+        f"virtio-net-device,netdev=net0,mac={GUEST_MAC}",
+        "-object",
+        "rng-random,id=rng0,filename=/dev/urandom",
+        "-device",
+        "virtio-rng-device,rng=rng0",
+        "-chardev",
+        f"socket,id=qmp,fd={qmp_fd},server=on,wait=off",
+        "-mon",
+        "chardev=qmp,mode=control",
+    ]
+    if variant.firmware is not None:
+        argv += ["-bios", variant.firmware]
+    if restore:
+        argv += ["-global", "migration.send-configuration=off", "-incoming", "defer"]
+    else:
+        argv += ["-global", "migration.send-configuration=off"]
+    return argv
+
+
+def _memory(spec: MachineSpec, memory: Memory | None) -> str:
+    if memory is None:
+        return f"memory-backend-ram,id=ram0,size={spec.memory_mb}M"
+    share = "on" if memory.shared else "off"
+    options = f"mem-path={_escaped(memory.path)},share={share}"
+    if memory.read_only_file:
+        options += ",readonly=on,rom=off"
+    return f"memory-backend-file,id=ram0,size={spec.memory_mb}M,{options}"
+
+
+def _netdev(slot: Slot, tap_fd: int | None) -> str:
+    if tap_fd is not None:
+        return f"tap,id=net0,fd={tap_fd}"
+    return (
+        f"user,id=net0,net=169.254.0.0/24,host={GATEWAY_IP},dns=169.254.0.23,"
+        f"dhcpstart={GUEST_IP},hostfwd=tcp:127.0.0.1:{slot.host_port}-{GUEST_IP}:{AGENT_PORT}"
+    )
+
+
+def _escaped(path: Path | str) -> str:
+    """A path inside a comma-separated option."""
+    return str(path).replace(",", ",,")
+
+
+def fds(*numbers: int | None) -> Sequence[int]:
+    """Those that are there."""
+    return [number for number in numbers if number is not None]

@@ -1,0 +1,378 @@
+"""The QEMU driver."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.memory import diff, pages
+from wrenn_sandbox.host.memory.base_image import SealedMemories
+from wrenn_sandbox.host.paths import SandboxFiles
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
+from wrenn_sandbox.host.privileged.tap import open_tap
+from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
+
+from .command import Memory, Variant, command
+from .monitor import Monitor, listen
+
+T = TypeVar("T")
+
+BINARY: Final = "qemu-system-x86_64"
+VMSTATE: Final = "vmstate"
+_ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error", "io-error"})
+_READ_ONLY_BASE_SINCE: Final = (8, 2)
+_QBOOT_SINCE: Final = (8, 0)
+_VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
+
+
+@dataclass
+class _Running:
+    handle: ProcessHandle
+    monitor: Monitor
+    files: SandboxFiles
+
+
+class QemuDriver:
+    """Machines are processes of their slot's user; sockets and logs are in their directory."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        version: tuple[int, int, int],
+        namespaces: NamespaceThread,
+    ) -> None:
+        self._variant = variant
+        self._version = version
+        self._namespaces = namespaces
+        self._sealed = SealedMemories()
+        self._running: dict[Process, _Running] = {}
+
+    @classmethod
+    async def create(cls, accelerator: str, namespaces: NamespaceThread) -> Self:
+        """A driver for the QEMU on this machine; raises `HostFailure` where there is none."""
+        binary = shutil.which(BINARY)
+        if binary is None:
+            raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
+        version = await asyncio.to_thread(_version, binary)
+        firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
+        return cls(Variant(binary, accelerator, firmware), version, namespaces)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            name="qemu",
+            version=".".join(map(str, self._version)),
+            accelerator=self._variant.accelerator,
+        )
+
+    def machine(self, spec: MachineSpec, kernel_sha256: str) -> Machine:
+        return Machine(
+            vcpus=spec.vcpus,
+            memory_mb=spec.memory_mb,
+            cpu_model=_host_cpu() if self._variant.cpu == "host" else self._variant.cpu,
+            accelerator=self._variant.accelerator,
+            vmm="qemu",
+            vmm_version=self.capabilities.version,
+            network="user" if spec.slot.netns is None else "tap",
+            kernel_sha256=kernel_sha256,
+        )
+
+    def prepare(self, store: ImageStore) -> None:
+        """Templates are built by `wrenn template build`."""
+
+    async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
+        memory = None
+        if record is not None:
+            memory = Memory(str(record), shared=True, read_only_file=False)
+        running = await self._spawn(spec, memory, None, restore=False)
+        return self._register(running)
+
+    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        assert spec.memory is not None
+        if self._version[:2] >= _READ_ONLY_BASE_SINCE:
+            memory = Memory(str(spec.memory), shared=False, read_only_file=True)
+            running = await self._spawn(spec, memory, None, restore=True)
+        else:
+            sealed = await asyncio.to_thread(self._sealed.get, spec.memory)
+            running = await self._spawn(spec, None, sealed.fd, restore=True)
+        try:
+            if snapshot.diff is not None:
+                await asyncio.to_thread(self._inject, running.handle.pid, spec, snapshot.diff)
+            await _unless_ended(running, running.monitor.load(snapshot.vmstate))
+        except BaseException:
+            await asyncio.shield(_end(running))
+            raise
+        return self._register(running)
+
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> None:
+        running = self._running[process]
+        state = spec.files.vmstate
+        state.unlink(missing_ok=True)
+        try:
+            await _unless_ended(running, running.monitor.stop())
+            await _unless_ended(running, running.monitor.save(state))
+            await asyncio.to_thread(self._capture, process.pid, spec, state, into)
+        except OSError as error:
+            await asyncio.shield(self.unpause(process, spec))
+            raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+        except BaseException:
+            await asyncio.shield(self.unpause(process, spec))
+            raise
+
+    async def unpause(self, process: Process, spec: MachineSpec) -> None:
+        running = self._running[process]
+        await _unless_ended(running, running.monitor.cont())
+
+    async def kill(self, process: Process) -> None:
+        running = self._running.pop(process, None)
+        if running is not None:
+            await _end(running)
+            return
+        try:
+            handle = ProcessHandle.adopt(process.pid, process.start_time)
+        except ProcessLookupError:
+            return
+        try:
+            await handle.terminate(0)
+        finally:
+            handle.close()
+
+    async def adopt(self, process: Process, spec: MachineSpec) -> bool:
+        try:
+            handle = ProcessHandle.adopt(process.pid, process.start_time)
+        except ProcessLookupError:
+            return False
+        async with AsyncExitStack() as undo:
+            undo.callback(handle.close)
+            try:
+                monitor = await Monitor.connect(spec.files.control_socket)
+                undo.push_async_callback(monitor.close)
+                if await monitor.status() in _ENDED:
+                    return False
+            except HostFailure:
+                return False
+            undo.pop_all()
+        self._running[process] = _Running(handle, monitor, spec.files)
+        return True
+
+    async def wait(self, process: Process) -> str:
+        running = self._running[process]
+        ended = asyncio.ensure_future(running.handle.wait())
+        shutdown = asyncio.ensure_future(_forever(running.monitor.shutdown()))
+        try:
+            await asyncio.wait({ended, shutdown}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                reason = f"the guest stopped ({shutdown.result()})"
+                await self._keep_console(running)
+                return reason
+            status = ended.result()
+            return "the machine's monitor ended" + ("" if status is None else f" ({status})")
+        finally:
+            for task in (ended, shutdown):
+                task.cancel()
+            await asyncio.gather(ended, shutdown, return_exceptions=True)
+
+    async def diagnosis(self, process: Process) -> str:
+        """The end of the guest's console and of the monitor's own log, for the log."""
+        running = self._running.get(process)
+        if running is None:
+            return ""
+        await self._keep_console(running)
+        return await asyncio.to_thread(_tails, running.files)
+
+    async def usage(self, process: Process) -> Usage:
+        return await asyncio.to_thread(_usage, process.pid)
+
+    async def close(self) -> None:
+        """Let go of all machines; they run on."""
+        for running in self._running.values():
+            await running.monitor.close()
+            running.handle.close()
+        self._running.clear()
+        self._sealed.close()
+
+    def forget(self, memory: Path) -> None:
+        """Free what is kept for a memory image that is about to go."""
+        self._sealed.forget(memory)
+
+    def _register(self, running: _Running) -> Process:
+        process = Process(running.handle.pid, running.handle.start_time)
+        self._running[process] = running
+        return process
+
+    async def _spawn(
+        self, spec: MachineSpec, memory: Memory | None, memory_fd: int | None, *, restore: bool
+    ) -> _Running:
+        async with AsyncExitStack() as stack:
+            socket_path = spec.files.control_socket
+            listener = stack.enter_context(await asyncio.to_thread(listen, socket_path))
+            passed = [listener.fileno()]
+            tap: int | None = None
+            if spec.slot.netns is not None:
+                tap = await open_tap(self._namespaces, spec.slot)
+                stack.callback(os.close, tap)
+                passed.append(tap)
+            if memory_fd is not None:
+                memory = Memory(f"/proc/self/fd/{memory_fd}", shared=False, read_only_file=False)
+                passed.append(memory_fd)
+            log = stack.enter_context(spec.files.vmm_log.open("ab"))
+            argv = command(
+                self._variant,
+                spec,
+                memory,
+                qmp_fd=listener.fileno(),
+                tap_fd=tap,
+                restore=restore,
+            )
+            handle = await spawn_in_slot(
+                self._namespaces,
+                spec.slot,
+                argv,
+                pass_fds=passed,
+                output=log,
+                cwd=spec.files.directory,
+            )
+        try:
+            monitor = await _connected(handle, socket_path)
+        except BaseException as error:
+            await asyncio.shield(handle.terminate(0))
+            handle.close()
+            if isinstance(error, HostFailure):
+                error.detail = await asyncio.to_thread(_tails, spec.files)
+            raise
+        return _Running(handle, monitor, spec.files)
+
+    def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
+        assert spec.memory is not None
+        if self._version[:2] >= _READ_ONLY_BASE_SINCE:
+            name = str(spec.memory)
+        else:
+            name = self._sealed.name(spec.memory)
+        return pages.find_mapping(pid, name, spec.memory_mb << 20)
+
+    def _inject(self, pid: int, spec: MachineSpec, directory: Path) -> None:
+        try:
+            diff.inject(self._mapping(pid, spec), directory)
+        except (OSError, LookupError) as error:
+            raise HostFailure("The sandbox could not be loaded.", detail=str(error)) from error
+
+    def _capture(self, pid: int, spec: MachineSpec, state: Path, into: Path) -> None:
+        shutil.copyfile(state, into / VMSTATE)
+        state.unlink()
+        if spec.memory is not None:
+            try:
+                diff.capture(self._mapping(pid, spec), into)
+            except LookupError as error:
+                raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+
+    async def _keep_console(self, running: _Running) -> None:
+        with contextlib.suppress(HostFailure):
+            text = await running.monitor.console()
+            await asyncio.to_thread(_append, running.files.console, text)
+
+
+async def _connected(handle: ProcessHandle, path: Path) -> Monitor:
+    connecting = asyncio.ensure_future(Monitor.connect(path))
+    ended = asyncio.ensure_future(handle.wait())
+    try:
+        await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            raise HostFailure("The machine did not start.")
+        return connecting.result()
+    finally:
+        for task in (connecting, ended):
+            task.cancel()
+        await asyncio.gather(connecting, ended, return_exceptions=True)
+
+
+async def _unless_ended(running: _Running, work: Coroutine[None, None, T]) -> T:
+    """The result of a call to the monitor; raises `HostFailure` when the process ends first."""
+    task = asyncio.ensure_future(work)
+    ended = asyncio.ensure_future(running.handle.wait())
+    try:
+        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            detail = await asyncio.to_thread(_tails, running.files)
+            raise HostFailure("The machine ended unexpectedly.", detail=detail)
+        return task.result()
+    finally:
+        for each in (task, ended):
+            each.cancel()
+        await asyncio.gather(task, ended, return_exceptions=True)
+
+
+async def _forever(work: Coroutine[None, None, str]) -> str:
+    """The result of a wait on the monitor, or no end if the monitor is lost: the process tells."""
+    try:
+        return await work
+    except Exception:
+        await asyncio.get_running_loop().create_future()
+        raise
+
+
+async def _end(running: _Running) -> None:
+    try:
+        await running.handle.terminate(0)
+    finally:
+        running.handle.close()
+        await running.monitor.close()
+
+
+def _version(binary: str) -> tuple[int, int, int]:
+    try:
+        output = subprocess.run([binary, "--version"], capture_output=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostFailure("QEMU does not run here.", detail=str(error)) from error
+    match = _VERSION.search(output.stdout)
+    if match is None:
+        raise HostFailure("QEMU does not tell its version.", detail=repr(output.stdout[:200]))
+    major, minor, micro = map(int, match.groups())
+    return major, minor, micro
+
+
+def _host_cpu() -> str:
+    text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else "unknown"
+
+
+def _append(path: Path, text: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(text)
+
+
+def _tails(files: SandboxFiles) -> str:
+    parts = []
+    for path in (files.vmm_log, files.console):
+        with contextlib.suppress(OSError):
+            text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+            if text:
+                parts.append(f"{path.name}: {text}")
+    return "\n".join(parts)
+
+
+def _usage(pid: int) -> Usage:
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError as error:
+        raise HostFailure("The machine is gone.", detail=str(error)) from error
+    anonymous = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
+    fields = stat[stat.rindex(")") + 2 :].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return Usage(
+        own_memory=int(anonymous.group(1)) * 1024 if anonymous else 0,
+        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+    )
