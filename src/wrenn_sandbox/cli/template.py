@@ -1,0 +1,99 @@
+"""`wrenn template`: build the templates of this host and list them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wrenn_sandbox.host.images.build import Step, build_template
+from wrenn_sandbox.host.images.recipe import check_name, load
+from wrenn_sandbox.host.images.store import ImageStore, Template
+from wrenn_sandbox.host.paths import Paths, guest_files
+from wrenn_sandbox.settings import Settings
+
+app = typer.Typer(
+    help="Build and list the templates that sandboxes start from.", no_args_is_help=True
+)
+
+_MB = 1024 * 1024
+
+
+@app.command("build")
+def build(
+    name: Annotated[str, typer.Argument(help="Name that the template gets.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe file; without, the one that comes with the name.")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Package server, or a line of a sources list.")
+    ] = None,
+) -> None:
+    """Build a template from its recipe; unchanged steps are not repeated."""
+    path = recipe or guest_files().recipe(check_name(name))
+    wanted = msgspec.structs.replace(load(path), name=check_name(name))
+    paths = Paths(Settings().data_dir)
+    console = Console(highlight=False)
+    with console.status(f"building {name}"):
+        manifest = build_template(
+            wanted,
+            ImageStore(paths),
+            paths,
+            progress=lambda step: console.print(_line(step), markup=False),
+            mirror=mirror,
+        )
+    console.print(f"template {name} is image {manifest.image_id}", markup=False)
+
+
+@app.command("list")
+def show(
+    json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
+) -> None:
+    """List the templates of this host."""
+    templates = ImageStore(Paths(Settings().data_dir)).templates()
+    if json:
+        typer.echo(msgspec.json.encode([_row(each) for each in templates]))
+        return
+    table = Table("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED", box=None)
+    for each in templates:
+        row = _row(each)
+        table.add_row(
+            row.name,
+            row.image_id,
+            str(row.vcpus),
+            f"{row.memory_mb} MB",
+            f"{row.disk_mb} MB",
+            f"{row.size // _MB} MB",
+            row.created_at,
+        )
+    Console().print(table)
+
+
+class _Row(msgspec.Struct):
+    name: str
+    image_id: str
+    vcpus: int
+    memory_mb: int
+    disk_mb: int
+    size: int
+    created_at: str
+
+
+def _row(template: Template) -> _Row:
+    manifest = template.manifest
+    return _Row(
+        name=template.name,
+        image_id=manifest.image_id,
+        vcpus=manifest.vcpus,
+        memory_mb=manifest.memory_mb,
+        disk_mb=manifest.disk_mb,
+        size=template.size,
+        created_at=manifest.created_at.isoformat().replace("+00:00", "Z"),
+    )
+
+
+def _line(step: Step) -> str:
+    spent = "unchanged" if step.cached else f"{step.seconds:.1f} s"
+    return f"{step.name:<28} {spent:>9}"

@@ -1,0 +1,209 @@
+"""Builds a template: root disk, kernel, first file system, runtime image, manifest.
+
+What needs the network (`packages`) is kept in a cache by the digest of its inputs, so that a
+rebuild after a change of the agent takes a second. The same inputs give the same bytes and the
+same image id; an unchanged rebuild changes nothing.
+"""
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from wrenn_sandbox.errors import HostFailure, NoSpace
+from wrenn_sandbox.host.paths import IMMUTABLE_FILE, GuestFiles, Paths, guest_files
+
+from . import disk, initrd, manifest, packages, runtime
+from .cache import StepCache
+from .manifest import Manifest
+from .recipe import Recipe
+from .staging import exclusive
+from .store import ImageStore
+
+_CACHE_FORMAT = "1"
+_PARALLEL = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step: its name, how many seconds it took, whether its result was kept before."""
+
+    name: str
+    seconds: float
+    cached: bool = False
+
+
+Progress = Callable[[Step], None]
+
+
+def build_template(
+    recipe: Recipe,
+    store: ImageStore,
+    paths: Paths,
+    *,
+    progress: Progress,
+    mirror: str | None = None,
+    guest: GuestFiles | None = None,
+) -> Manifest:
+    """Builds the recipe's template, lets its name stand for it and returns its manifest.
+
+    Blocks, for half a minute when nothing is cached. Waits while the same name is being built.
+    Raises HostFailure, NoSpace or InvalidRequest; nothing but cached steps is left then.
+    `progress` is called from several threads, one call at a time.
+    """
+    packages.check_mirror(mirror)
+    with _host_errors():
+        paths.prepare()
+        store.sweep()
+        with exclusive(paths.build_lock(recipe.name)):
+            build = _Build(recipe, paths, mirror, guest or guest_files(), progress)
+            return build.run(store)
+
+
+class _Build:
+    def __init__(
+        self, recipe: Recipe, paths: Paths, mirror: str | None, guest: GuestFiles, report: Progress
+    ) -> None:
+        self._recipe = recipe
+        self._mirror = mirror
+        self._guest = guest
+        self._report = report
+        self._report_lock = threading.Lock()
+        self._cache = StepCache(paths.cache)
+
+    def run(self, store: ImageStore) -> Manifest:
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            root = pool.submit(self._cached, "disk", self._disk_inputs(), self._make_disk)
+            kernel = pool.submit(self._cached, "kernel", self._kernel_inputs(), self._make_kernel)
+            base = pool.submit(self._cached, "runtime", self._runtime_inputs(), self._make_runtime)
+            parts = root.result(), kernel.result(), base.result()
+        with store.staging() as made:
+            return self._assemble(store, made, *parts)
+
+    def _assemble(
+        self, store: ImageStore, made: Path, root: Path, kernel: Path, base: Path
+    ) -> Manifest:
+        with self._timed("agent and init"), store.staging() as scratch:
+            tree = scratch / "tree"
+            runtime.add_agent(base, self._guest.agent, tree)
+            runtime.make_image(tree, made / manifest.RUNTIME)
+            initrd.make_initrd(kernel, self._guest.init, made / manifest.INITRD)
+            os.link(kernel / "kernel", made / manifest.KERNEL)
+            os.link(root / "disk", made / manifest.DISK)
+        with self._timed("digests"):
+            described = self._describe(made)
+        with self._timed("store"):
+            return store.publish(made, described, name=self._recipe.name)
+
+    def _describe(self, made: Path) -> Manifest:
+        recipe, machine = self._recipe, self._recipe.machine
+        files = {path.name: manifest.describe(path) for path in sorted(made.iterdir())}
+        sizes = (machine.vcpus, machine.memory_mb, machine.disk_mb)
+        return Manifest(
+            image_id=manifest.derived_id(
+                files, recipe.name, recipe.digest, initrd.KERNEL_ARGS, *map(str, sizes)
+            ),
+            created_at=manifest.now(),
+            name=recipe.name,
+            recipe_sha256=recipe.digest,
+            files=files,
+            kernel_args=initrd.KERNEL_ARGS,
+            vcpus=machine.vcpus,
+            memory_mb=machine.memory_mb,
+            disk_mb=machine.disk_mb,
+        )
+
+    # Cached steps: each has its inputs, and a function that fills an empty directory.
+
+    def _disk_inputs(self) -> tuple[str, ...]:
+        recipe = self._recipe
+        extra = msgspec.json.encode(disk.GUEST_FILES, order="sorted").decode()
+        return (*self._sources(), *recipe.packages, str(recipe.machine.disk_mb), extra)
+
+    def _make_disk(self, made: Path) -> None:
+        archive = made / "root.tar"
+        with self._timed("packages of the root disk"):
+            packages.install(self._recipe.suite, self._recipe.packages, self._mirror, archive)
+        with self._timed("root disk"):
+            disk.add_files(archive, disk.GUEST_FILES)
+            disk.make_disk(archive, self._recipe.machine.disk_mb, made / "disk")
+            _keep_only(made, "disk")
+
+    def _kernel_inputs(self) -> tuple[str, ...]:
+        return (*self._sources(), msgspec.json.encode(self._recipe.kernel).decode())
+
+    def _make_kernel(self, made: Path) -> None:
+        kernel = self._recipe.kernel
+        unpacked = made / "packages"
+        with self._timed("kernel"):
+            packages.unpack(
+                self._recipe.suite, [kernel.package, kernel.busybox], self._mirror, unpacked
+            )
+            initrd.extract(unpacked, kernel, made)
+            _keep_only(made, "kernel", "busybox", "modules")
+
+    def _runtime_inputs(self) -> tuple[str, ...]:
+        return (*self._sources(), *self._recipe.runtime.packages)
+
+    def _make_runtime(self, made: Path) -> None:
+        unpacked = made / "packages"
+        with self._timed("interpreter"):
+            packages.unpack(
+                self._recipe.suite, self._recipe.runtime.packages, self._mirror, unpacked
+            )
+            runtime.make_base(unpacked, made)
+            _keep_only(made, "bin", "lib")
+
+    def _sources(self) -> tuple[str, ...]:
+        return (_CACHE_FORMAT, self._recipe.suite, self._mirror or "")
+
+    def _cached(self, step: str, inputs: tuple[str, ...], make: Callable[[Path], None]) -> Path:
+        path, cached = self._cache.get(step, inputs, make)
+        if cached:
+            self._say(Step(step, 0.0, cached=True))
+        return path
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._say(Step(name, time.monotonic() - start))
+
+    def _say(self, step: Step) -> None:
+        with self._report_lock:
+            self._report(step)
+
+
+def _keep_only(directory: Path, *names: str) -> None:
+    for path in directory.iterdir():
+        if path.name in names:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for name in names:
+        if (directory / name).is_file():
+            (directory / name).chmod(IMMUTABLE_FILE)
+
+
+@contextmanager
+def _host_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace("the disk of this host is full", detail=str(error)) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise HostFailure(
+                "the data directory cannot be written by this user", detail=str(error)
+            ) from error
+        raise HostFailure("the template could not be stored", detail=str(error)) from error

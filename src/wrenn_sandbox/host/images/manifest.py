@@ -1,0 +1,200 @@
+"""Manifest of a stored image: what it consists of and which machine it fits.
+
+Two kinds share the form. A *cold* image was never booted: `kernel`, `initrd`, `runtime` and `disk`
+(raw), no `machine`. A *snapshot* has `base_image_id` and `machine`, and holds `vmstate`, `memory`
+and `disk` (a layer over the base's disk); kernel and runtime are the base's.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.ids import ImageId, is_id
+
+FORMAT_VERSION: Final = 1
+FILE_NAME: Final = "manifest.json"
+
+KERNEL: Final = "kernel"
+INITRD: Final = "initrd"
+RUNTIME: Final = "runtime"
+DISK: Final = "disk"
+VMSTATE: Final = "vmstate"
+MEMORY: Final = "memory"
+
+_COLD_FILES = frozenset({KERNEL, INITRD, RUNTIME, DISK})
+_SNAPSHOT_FILES = frozenset({VMSTATE, MEMORY, DISK})
+_BLOCK = 64 * 1024
+_ZEROS = bytes(_BLOCK)
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file: its length in bytes and its `content_digest`."""
+
+    size: int
+    sha256: str
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that a memory image was made on; restoring needs the very same."""
+
+    vcpus: int
+    memory_mb: int
+    cpu_model: str
+    accelerator: str
+    vmm: str
+    vmm_version: str
+    network: str
+    firmware: str = ""
+    kernel_sha256: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about an image but its bytes."""
+
+    format_version: int = FORMAT_VERSION
+    image_id: ImageId
+    created_at: datetime
+    name: str
+    recipe_sha256: str
+    files: dict[str, FileEntry]
+    kernel_args: str
+    vcpus: int
+    memory_mb: int
+    disk_mb: int
+    base_image_id: ImageId | None = None
+    machine: Machine | None = None
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether the image was never booted."""
+        return self.machine is None
+
+    @property
+    def disk_format(self) -> Literal["raw", "qcow2"]:
+        return "raw" if self.is_cold else "qcow2"
+
+    @property
+    def disk_size(self) -> int:
+        """Size in bytes of the disk that the guest sees."""
+        return self.disk_mb * 1024 * 1024
+
+
+def encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic")) + b"\n"
+
+
+def decode(data: bytes) -> Manifest:
+    """Reads a manifest; raises IncompatibleImage when it is damaged or of another version."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IncompatibleImage("the image's manifest is damaged", detail=str(error)) from error
+    if version != FORMAT_VERSION:
+        raise IncompatibleImage(
+            f"the image has format version {version}, this server reads version {FORMAT_VERSION}"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IncompatibleImage("the image's manifest is damaged", detail=str(error)) from error
+    _check(manifest)
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def _check(manifest: Manifest) -> None:
+    wanted = _COLD_FILES if manifest.is_cold else _SNAPSHOT_FILES
+    missing = wanted - manifest.files.keys()
+    if missing:
+        raise IncompatibleImage(f"the image's manifest lacks {', '.join(sorted(missing))}")
+    if any(not name.isalnum() for name in manifest.files) or not is_id("img", manifest.image_id):
+        raise IncompatibleImage("the image's manifest is damaged")
+    if manifest.is_cold != (manifest.base_image_id is None):
+        raise IncompatibleImage("the image's manifest is damaged")
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Raises IncompatibleImage when a file is missing or has another length."""
+    for name, entry in manifest.files.items():
+        try:
+            size = (directory / name).stat().st_size
+        except OSError as error:
+            raise IncompatibleImage(f"the image's {name} is missing", detail=str(error)) from error
+        if size != entry.size:
+            raise IncompatibleImage(
+                f"the image's {name} is damaged: {size} bytes instead of {entry.size}"
+            )
+
+
+def verify(directory: Path, manifest: Manifest) -> None:
+    """Reads every file; raises IncompatibleImage when a byte is not as it was written."""
+    check_files(directory, manifest)
+    for name, entry in manifest.files.items():
+        try:
+            digest = content_digest(directory / name)
+        except OSError as error:
+            raise IncompatibleImage(
+                f"the image's {name} is unreadable", detail=str(error)
+            ) from error
+        if digest != entry.sha256:
+            raise IncompatibleImage(f"the image's {name} is damaged")
+
+
+def describe(path: Path) -> FileEntry:
+    """The entry of a file, by reading it."""
+    return FileEntry(size=path.stat().st_size, sha256=content_digest(path))
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 in hex of a file's content, quick on sparse files.
+
+    Digested are the length (8 bytes, big-endian) and each 64 KiB block that is not all zeros,
+    after its offset (8 bytes, big-endian): how holes are laid out makes no difference.
+    """
+    digest = hashlib.sha256(path.stat().st_size.to_bytes(8, "big"))
+    with path.open("rb", buffering=0) as file:
+        for offset in _blocks_with_data(file.fileno()):
+            block = os.pread(file.fileno(), _BLOCK, offset)
+            if block != _ZEROS[: len(block)]:
+                digest.update(offset.to_bytes(8, "big"))
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks_with_data(fd: int) -> Iterator[int]:
+    end = os.fstat(fd).st_size
+    position = 0
+    while position < end:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError:
+            return
+        stop = os.lseek(fd, start, os.SEEK_HOLE)
+        first = max(start // _BLOCK * _BLOCK, position)
+        last = -(-stop // _BLOCK) * _BLOCK
+        yield from range(first, min(last, end), _BLOCK)
+        position = last
+
+
+def derived_id(files: Mapping[str, FileEntry], *facts: str) -> ImageId:
+    """The id of an image that follows from its content: the same content has the same id."""
+    digest = hashlib.sha256()
+    for name, entry in sorted(files.items()):
+        digest.update(f"{name} {entry.size} {entry.sha256}\n".encode())
+    for fact in facts:
+        digest.update(fact.encode() + b"\n")
+    return ImageId("img-" + base64.b32encode(digest.digest()).decode()[:20].lower())
+
+
+def now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,0 +1,150 @@
+"""Makes the runtime image: the guest agent, its interpreter and their libraries, read-only.
+
+Layout of the image, mounted at `/run/.wrenn` in a guest:
+
+    bin/python3             the interpreter
+    lib/ld-linux-x86-64.so.2, lib/*.so.*    its loader and every library it needs
+    lib/python3.N/          the standard library, compiled, without sources
+    agent/                  the agent: main.py, wrenn_agent/ (compiled)
+
+Nothing is compiled or looked up outside the image when the agent starts.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from wrenn_sandbox.errors import HostFailure
+
+from .packages import EPOCH
+from .tools import run
+
+LOADER = "ld-linux-x86-64.so.2"
+_UUID = "5d9a1c0e-7d55-4b7c-9f6e-0f1b8f0f6c2d"
+_LIBRARY_DIRS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+
+_EXTENSIONS = frozenset(
+    (
+        *("_asyncio", "_contextvars", "_ctypes", "_json", "_queue", "_typing"),
+        *("mmap", "resource", "termios"),
+    )
+)
+"""Extension modules that go in. Not `_ssl` and `_hashlib`: the agent speaks no TLS, the hashes it
+uses are built in, and loading OpenSSL would be the slowest part of the agent's start."""
+
+_LEFT_OUT = frozenset(
+    (
+        *("__phello__", "curses", "dbm", "distutils", "ensurepip", "idlelib", "lib-dynload"),
+        *("lib2to3", "pydoc_data", "sqlite3", "test", "tkinter", "turtledemo", "unittest"),
+        *("venv", "wsgiref", "xml", "xmlrpc"),
+    )
+)
+
+_COMPILE = """
+import os, py_compile, sys
+optimize = int(sys.argv[1])
+for root in sys.argv[2:]:
+    for directory, names, files in os.walk(root):
+        names.sort()
+        for name in sorted(files):
+            if name.endswith(".py"):
+                source = os.path.join(directory, name)
+                py_compile.compile(source, source + "c", os.path.relpath(source, root), True,
+                                   optimize, py_compile.PycInvalidationMode.UNCHECKED_HASH)
+                os.unlink(source)
+"""
+
+
+def make_base(packages_root: Path, target: Path) -> None:
+    """Fills `target` with interpreter, libraries and standard library from unpacked packages."""
+    version = _python_version(packages_root)
+    libraries = target / "lib"
+    stdlib = libraries / version
+    (target / "bin").mkdir(parents=True)
+    libraries.mkdir()
+    shutil.copy2(packages_root / "usr/bin" / version, target / "bin/python3")
+    shutil.copytree(
+        packages_root / "usr/lib" / version,
+        stdlib,
+        ignore=lambda _, names: [n for n in names if n in _LEFT_OUT or n.startswith("config-")],
+    )
+    dynload = stdlib / "lib-dynload"
+    dynload.mkdir()
+    for extension in (packages_root / "usr/lib" / version / "lib-dynload").iterdir():
+        if extension.name.partition(".")[0] in _EXTENSIONS:
+            shutil.copy2(extension, dynload)
+    _copy_libraries(packages_root, target, [target / "bin/python3", *dynload.iterdir()])
+    _compile(target, stdlib, optimize=2)
+
+
+def add_agent(base: Path, agent: Path, target: Path) -> None:
+    """Makes `target` the complete tree: `base` and the agent's sources, its package compiled."""
+    if not (agent / "main.py").is_file():
+        raise HostFailure("the guest agent's sources are missing from this installation")
+    shutil.copytree(base, target, symlinks=True, copy_function=os.link)
+    shutil.copytree(
+        agent, target / "agent", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    )
+    main = target / "agent/main.py"
+    kept = main.read_bytes()
+    _compile(target, target / "agent", optimize=0)
+    main.with_suffix(".pyc").unlink()
+    main.write_bytes(kept)
+
+
+def _python_version(packages_root: Path) -> str:
+    found = sorted((packages_root / "usr/lib").glob("python3.*"))
+    if len(found) != 1:
+        raise HostFailure("the runtime packages must hold exactly one Python 3")
+    return found[0].name
+
+
+def _copy_libraries(packages_root: Path, target: Path, programs: list[Path]) -> None:
+    directories = [packages_root / name for name in _LIBRARY_DIRS]
+    loader = next((d / LOADER for d in directories if (d / LOADER).exists()), None)
+    if loader is None:
+        raise HostFailure("the runtime packages hold no loader")
+    shutil.copy2(loader.resolve(), target / "lib" / LOADER)
+    search = ":".join(str(directory) for directory in directories)
+    for program in programs:
+        listing = run(
+            [
+                *(str(target / "lib" / LOADER), "--inhibit-cache"),
+                *("--library-path", search, "--list", str(program)),
+            ]
+        )
+        for line in listing.decode().splitlines():
+            name, arrow, found = line.strip().partition(" => ")
+            destination = target / "lib" / name
+            if arrow and not destination.exists():
+                shutil.copy2(Path(found.rpartition(" (")[0]).resolve(), destination)
+
+
+def _compile(target: Path, tree: Path, *, optimize: int) -> None:
+    """Replaces every source of `tree` by what the image's own interpreter compiles it to."""
+    run(
+        [*interpreter(target), "-c", _COMPILE, str(optimize), str(tree)],
+        env={"PYTHONHASHSEED": "0"},
+    )
+
+
+def interpreter(target: Path) -> list[str]:
+    """The command that starts the interpreter of a runtime tree, wherever the tree lies."""
+    return [
+        str(target / "lib" / LOADER),
+        "--inhibit-cache",
+        "--library-path",
+        str(target / "lib"),
+        str(target / "bin/python3"),
+        *("-I", "-S", "-B", "-X", "utf8"),
+    ]
+
+
+def make_image(tree: Path, target: Path) -> None:
+    """Packs a runtime tree into a read-only erofs image, bit by bit the same each time."""
+    run(
+        [
+            *("mkfs.erofs", "-T", str(EPOCH), "-U", _UUID, "--all-root", "-x", "-1"),
+            *(str(target), str(tree)),
+        ]
+    )

@@ -1,0 +1,237 @@
+"""The images of one host: immutable directories, names that point at them, garbage collection.
+
+All functions block; callers on an event loop use a thread.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from wrenn_sandbox.errors import IncompatibleImage, NotFound
+from wrenn_sandbox.host.paths import (
+    IMMUTABLE_FILE,
+    PUBLIC_DIRECTORY,
+    Paths,
+    sync_directory,
+    write_durably,
+)
+from wrenn_sandbox.ids import ImageId, is_id
+
+from . import manifest as form
+from .manifest import Manifest
+from .recipe import check_name
+from .staging import discard, exclusive, staging, sweep
+
+
+class _Pointer(msgspec.Struct, frozen=True):
+    image_id: ImageId
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template name and the image it stands for; `size` counts allocated bytes."""
+
+    name: str
+    manifest: Manifest
+    size: int
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """What a machine starts from, whichever image of a chain holds it."""
+
+    kernel: Path
+    initrd: Path
+    runtime: Path
+    kernel_args: str
+
+
+class ImageStore:
+    """Images and template names under one data directory."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+
+    def templates(self) -> list[Template]:
+        """All template names in order; those whose image is unreadable are left out."""
+        found = []
+        for path in sorted(self._paths.templates.glob("[!.]*.json")):
+            with contextlib.suppress(NotFound, IncompatibleImage):
+                manifest = self.resolve(path.stem)
+                found.append(Template(path.stem, manifest, self.size(manifest.image_id)))
+        return found
+
+    def resolve(self, name: str) -> Manifest:
+        """The image of a template name; raises NotFound or IncompatibleImage."""
+        try:
+            data = self._paths.template(check_name(name)).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"there is no template {name}") from None
+        return self.open(_read_pointer(name, data))
+
+    def open(self, image_id: ImageId) -> Manifest:
+        """The manifest of a complete image; raises NotFound or IncompatibleImage."""
+        directory = self.directory(image_id)
+        try:
+            data = (directory / form.FILE_NAME).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"there is no image {image_id}") from None
+        manifest = form.decode(data)
+        if manifest.image_id != image_id:
+            raise IncompatibleImage("the image's manifest belongs to another image")
+        form.check_files(directory, manifest)
+        return manifest
+
+    def verify(self, image_id: ImageId) -> Manifest:
+        """Like `open`, but reads every byte; takes about a second for each GB stored."""
+        manifest = self.open(image_id)
+        form.verify(self.directory(image_id), manifest)
+        return manifest
+
+    def directory(self, image_id: ImageId) -> Path:
+        if not is_id("img", image_id):
+            raise NotFound("there is no such image")
+        return self._paths.image(image_id)
+
+    def file(self, manifest: Manifest, name: str) -> Path:
+        """The path of one of an image's own files."""
+        return self.directory(manifest.image_id) / name
+
+    def disk(self, manifest: Manifest) -> Path:
+        """The disk to put a sandbox's layer on; `manifest.disk_format` says what it is."""
+        return self.file(manifest, form.DISK)
+
+    def boot_files(self, manifest: Manifest) -> BootFiles:
+        """Kernel, first file system and runtime: of the image itself or of its base."""
+        base = manifest if manifest.base_image_id is None else self.open(manifest.base_image_id)
+        return BootFiles(
+            kernel=self.file(base, form.KERNEL),
+            initrd=self.file(base, form.INITRD),
+            runtime=self.file(base, form.RUNTIME),
+            kernel_args=base.kernel_args,
+        )
+
+    def size(self, image_id: ImageId) -> int:
+        """Bytes that the image takes on the disk."""
+        return sum(path.stat().st_blocks * 512 for path in self.directory(image_id).iterdir())
+
+    def staging(self) -> contextlib.AbstractContextManager[Path]:
+        """A directory to make an image in, removed in the end unless it was published."""
+        return staging(self._paths.images)
+
+    def publish(self, made: Path, manifest: Manifest, *, name: str | None = None) -> Manifest:
+        """Makes a staged image durable and visible, and lets `name` stand for it.
+
+        When the same image is already there, that one stays and `made` is left to its maker.
+        Raises IncompatibleImage when the staged files are not what the manifest says.
+        """
+        form.check_files(made, manifest)
+        write_durably(made / form.FILE_NAME, form.encode(manifest), mode=IMMUTABLE_FILE)
+        for path in made.iterdir():
+            path.chmod(IMMUTABLE_FILE)
+            _sync_file(path)
+        made.chmod(PUBLIC_DIRECTORY)
+        sync_directory(made)
+        with exclusive(self._paths.images_lock):
+            published = self._existing(manifest.image_id)
+            if published is None:
+                made.rename(self.directory(manifest.image_id))
+                sync_directory(self._paths.images)
+                published = manifest
+            if name is not None:
+                self._point(name, manifest.image_id)
+        return published
+
+    def point(self, name: str, image_id: ImageId) -> None:
+        """Lets a template name stand for an image; raises NotFound or IncompatibleImage."""
+        with exclusive(self._paths.images_lock):
+            self.open(image_id)
+            self._point(name, image_id)
+
+    def remove_name(self, name: str) -> None:
+        """Forgets a template name; its image stays until `collect` finds it unused."""
+        with exclusive(self._paths.images_lock):
+            try:
+                self._paths.template(check_name(name)).unlink()
+            except FileNotFoundError:
+                raise NotFound(f"there is no template {name}") from None
+            sync_directory(self._paths.templates)
+
+    def collect(self, in_use: Collection[ImageId]) -> set[ImageId]:
+        """Removes the images that neither `in_use`, nor a template, nor a kept image needs.
+
+        Removes nothing while one of the needed images cannot be read: it may need another one.
+        """
+        with exclusive(self._paths.images_lock):
+            present = {
+                ImageId(p.name) for p in self._paths.images.iterdir() if is_id("img", p.name)
+            }
+            try:
+                needed = self._with_bases({*in_use, *self._pointed_at()} & present)
+            except IncompatibleImage:
+                return set()
+            for image_id in present - needed:
+                discard(self.directory(image_id))
+            return present - needed
+
+    def sweep(self) -> int:
+        """Removes what killed builds left behind; harmless while others build."""
+        removed = sweep(self._paths.images) + sweep(self._paths.cache)
+        with exclusive(self._paths.images_lock):
+            for path in self._paths.templates.glob(".*.new"):
+                path.unlink()
+                removed += 1
+        return removed
+
+    def _point(self, name: str, image_id: ImageId) -> None:
+        pointer = msgspec.json.encode(_Pointer(image_id))
+        write_durably(self._paths.template(check_name(name)), pointer, mode=IMMUTABLE_FILE)
+
+    def _existing(self, image_id: ImageId) -> Manifest | None:
+        directory = self.directory(image_id)
+        if not directory.exists():
+            return None
+        try:
+            return self.verify(image_id)
+        except (NotFound, IncompatibleImage):
+            discard(directory)
+            return None
+
+    def _pointed_at(self) -> set[ImageId]:
+        pointed: set[ImageId] = set()
+        for path in self._paths.templates.glob("[!.]*.json"):
+            pointed.add(_read_pointer(path.stem, path.read_bytes()))
+        return pointed
+
+    def _with_bases(self, images: set[ImageId]) -> set[ImageId]:
+        needed: set[ImageId] = set()
+        waiting = list(images)
+        while waiting:
+            image_id = waiting.pop()
+            if image_id in needed:
+                continue
+            needed.add(image_id)
+            with contextlib.suppress(NotFound):
+                base = self.open(image_id).base_image_id
+                if base is not None:
+                    waiting.append(base)
+        return needed
+
+
+def _read_pointer(name: str, data: bytes) -> ImageId:
+    try:
+        return msgspec.json.decode(data, type=_Pointer).image_id
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IncompatibleImage(f"template {name} is damaged", detail=str(error)) from error
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,194 @@
+"""Every path that the host side uses, and the permissions of each.
+
+    DATA_DIR/                            0711: a VMM's own uid may pass through, not list
+      images/<image_id>/                 0755, files 0444: manifest.json and what it names
+      templates/<name>.json              which image a template name stands for
+      paused/<sandbox_id>/<generation>/  0700: a sandbox's own pages and disk
+      run/<sandbox_id>/                  0711: journal.json, sockets and disk layer of a live VM
+      network/                           0700: journal of the network slots
+      cache/                             0700: results of template build steps, KVM verdict
+      locks/                             0700: lock files
+
+Nothing else joins a path onto the data directory. Keep its own path short: a Unix socket's may
+have 107 bytes.
+"""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from wrenn_sandbox.ids import ImageId, SandboxId
+
+OWNER_ONLY_FILE = 0o600
+IMMUTABLE_FILE = 0o444
+PUBLIC_DIRECTORY = 0o755
+PASSAGE_DIRECTORY = 0o711
+PRIVATE_DIRECTORY = 0o700
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class GuestFiles:
+    """The sources of what runs inside a VM, as installed with this package."""
+
+    directory: Path
+
+    @property
+    def agent(self) -> Path:
+        return self.directory / "agent"
+
+    @property
+    def init(self) -> Path:
+        return self.directory / "init" / "init"
+
+    def recipe(self, name: str) -> Path:
+        """The recipe file of a template that comes with the product."""
+        return self.directory / "recipes" / f"{name}.toml"
+
+
+def guest_files() -> GuestFiles:
+    """The guest's sources: inside an installed wheel, else in the repository beside `src`."""
+    installed = _PACKAGE / "_guest"
+    return GuestFiles(installed if installed.is_dir() else _PACKAGE.parents[1] / "guest")
+
+
+@dataclass(frozen=True)
+class SandboxFiles:
+    """Files of one live machine, in a directory that belongs to its slot's user."""
+
+    directory: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.directory / "journal.json"
+
+    @property
+    def control_socket(self) -> Path:
+        """The monitor's control socket."""
+        return self.directory / "vmm.sock"
+
+    @property
+    def overlay(self) -> Path:
+        """The writable disk layer."""
+        return self.directory / "disk.qcow2"
+
+    @property
+    def vmstate(self) -> Path:
+        """Where the monitor itself writes device state."""
+        return self.directory / "vmstate"
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        return self.directory / "vmm.log"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The layout under one data directory."""
+
+    data_dir: Path
+
+    def prepare(self) -> None:
+        """Makes the directories with their permissions; harmless when they exist."""
+        for path, mode in (
+            (self.data_dir, PASSAGE_DIRECTORY),
+            (self.images, PUBLIC_DIRECTORY),
+            (self.templates, PUBLIC_DIRECTORY),
+            (self.run, PASSAGE_DIRECTORY),
+            (self.paused, PRIVATE_DIRECTORY),
+            (self.network, PRIVATE_DIRECTORY),
+            (self.cache, PRIVATE_DIRECTORY),
+            (self.locks, PRIVATE_DIRECTORY),
+        ):
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.chmod(mode)
+
+    @property
+    def images(self) -> Path:
+        return self.data_dir / "images"
+
+    @property
+    def templates(self) -> Path:
+        return self.data_dir / "templates"
+
+    @property
+    def run(self) -> Path:
+        return self.data_dir / "run"
+
+    @property
+    def paused(self) -> Path:
+        return self.data_dir / "paused"
+
+    @property
+    def network(self) -> Path:
+        return self.data_dir / "network"
+
+    @property
+    def cache(self) -> Path:
+        return self.data_dir / "cache"
+
+    @property
+    def locks(self) -> Path:
+        return self.data_dir / "locks"
+
+    @property
+    def server_lock(self) -> Path:
+        """Held by the one server that uses this data directory."""
+        return self.locks / "server"
+
+    @property
+    def images_lock(self) -> Path:
+        """Held while images are published, pointed at or collected."""
+        return self.locks / "images"
+
+    @property
+    def probe_verdict(self) -> Path:
+        """What the probe found out about KVM on this machine."""
+        return self.cache / "kvm-probe.json"
+
+    def image(self, image_id: ImageId) -> Path:
+        return self.images / image_id
+
+    def template(self, name: str) -> Path:
+        return self.templates / f"{name}.json"
+
+    def build_lock(self, name: str) -> Path:
+        return self.locks / f"build-{name}"
+
+    def sandbox(self, sandbox_id: SandboxId) -> SandboxFiles:
+        return SandboxFiles(self.run / sandbox_id)
+
+    def generation(self, sandbox_id: SandboxId, generation: int) -> Path:
+        """Where one pause of a sandbox is kept."""
+        return self.paused / sandbox_id / str(generation)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the entries of a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = OWNER_ONLY_FILE) -> None:
+    """Replaces a file as a whole: a crash leaves the old content or the new, nothing else."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
