@@ -1,0 +1,143 @@
+"""Names and addresses of slots, and how servers on one machine share the network range.
+
+The range (`network_cidr`) is cut into blocks of 1024 addresses. A server holds one block by a
+file lock for as long as it runs, and passes over blocks in which the machine already has
+addresses or routes of others. In its block, slot `n` has the two addresses of one /31: the even one
+is the host's end of the veth pair, the odd one the namespace's.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.slot import Slot
+
+BLOCK_PREFIX_LENGTH = 22
+RUNTIME_DIR = Path("/run/wrenn")
+
+
+def data_dir_tag(data_dir: Path) -> str:
+    """Six hex digits that name the data directory in namespaces, interfaces and tables."""
+    return hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:6]
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPlan:
+    """Every name and address of the slots of one server."""
+
+    tag: str
+    network: IPv4Network
+    block: IPv4Network
+    uid_base: int
+
+    @property
+    def capacity(self) -> int:
+        """How many slots fit into the block."""
+        return self.block.num_addresses // 2
+
+    @property
+    def table(self) -> str:
+        """The nftables table of the host's own namespace (family inet)."""
+        return f"wrenn_{self.tag}"
+
+    @property
+    def veth_prefix(self) -> str:
+        return veth_prefix(self.tag)
+
+    def netns(self, index: int) -> str:
+        return f"{netns_prefix(self.tag)}{index}"
+
+    def veth(self, index: int) -> str:
+        return f"{self.veth_prefix}{index}"
+
+    def host_end(self, index: int) -> IPv4Address:
+        return self.block.network_address + 2 * index
+
+    def slot_end(self, index: int) -> IPv4Address:
+        return self.block.network_address + 2 * index + 1
+
+    def uid(self, index: int) -> int:
+        """Differs between all slots of the range, so also between servers that share it."""
+        offset = int(self.host_end(index)) - int(self.network.network_address)
+        return self.uid_base + offset // 2
+
+    def slot(self, index: int) -> Slot:
+        return Slot(
+            index=index,
+            netns=self.netns(index),
+            host_ip=str(self.slot_end(index)),
+            uid=self.uid(index),
+        )
+
+
+def netns_prefix(tag: str) -> str:
+    return f"wrenn-{tag}-"
+
+
+def veth_prefix(tag: str) -> str:
+    return f"wrn{tag}-"
+
+
+def index_of(name: str, prefix: str) -> int | None:
+    """The slot number in a namespace's or interface's name; None when it is not ours."""
+    digits = name.removeprefix(prefix)
+    if digits == name or not digits.isascii() or not digits.isdigit() or len(digits) > 5:
+        return None
+    return int(digits)
+
+
+def blocks_of(network: IPv4Network, tag: str) -> list[IPv4Network]:
+    """The blocks of the range in the order in which this server tries them."""
+    prefix = max(network.prefixlen, BLOCK_PREFIX_LENGTH)
+    if prefix > 31:
+        raise HostFailure(f"the network range {network} is too small: it needs at least a /31")
+    blocks = list(network.subnets(new_prefix=prefix))
+    first = int(tag, 16) % len(blocks)
+    return blocks[first:] + blocks[:first]
+
+
+class FileLock:
+    """An exclusive lock on a file, held until `close` or the end of this process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def acquire(self) -> bool:
+        """Whether the lock is ours now; never waits."""
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def claim_block(
+    candidates: Iterable[IPv4Network], in_use: Iterable[IPv4Network], runtime_dir: Path
+) -> tuple[IPv4Network, FileLock]:
+    """The first candidate that no interface, route or other server uses, and the lock on it."""
+    taken = list(in_use)
+    for block in candidates:
+        if any(block.overlaps(other) for other in taken):
+            continue
+        lock = FileLock(runtime_dir / f"block-{block.network_address}-{block.prefixlen}.lock")
+        if lock.acquire():
+            return block, lock
+    raise HostFailure(
+        "no free part is left in the network range for sandboxes: set WRENN_NETWORK_CIDR to a "
+        "range that this machine does not use"
+    )

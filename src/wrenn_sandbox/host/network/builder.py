@@ -1,0 +1,205 @@
+"""Makes and removes the slots of one server on the machine. Blocking: call it in a thread."""
+
+import os
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.addressing import (
+    AddressPlan,
+    index_of,
+    netns_prefix,
+    veth_prefix,
+)
+from wrenn_sandbox.host.network.rules import host_rules, slot_rules
+from wrenn_sandbox.host.network.slot import (
+    GATEWAY_IP,
+    GUEST_IP,
+    GUEST_MAC,
+    GUEST_PREFIX_LENGTH,
+    TAP_MAC,
+    TAP_NAME,
+    UPLINK_NAME,
+)
+from wrenn_sandbox.host.privileged import commands
+from wrenn_sandbox.host.privileged.netns import NETNS_DIR, NamespaceThread
+from wrenn_sandbox.host.privileged.process import kill_now, processes_in_netns
+
+SYSCTL = Path("/proc/sys/net")
+
+
+def leftovers(tag: str) -> set[int]:
+    """The slots of which anything exists on this machine."""
+    found: set[int | None] = set()
+    with suppress(FileNotFoundError):
+        found.update(index_of(name, netns_prefix(tag)) for name in os.listdir(NETNS_DIR))
+    found.update(index_of(name, veth_prefix(tag)) for _, name in socket.if_nameindex())
+    return {index for index in found if index is not None}
+
+
+def networks_in_use(tag: str, network: IPv4Network) -> list[IPv4Network]:
+    """What others than this server have in or around the range: addresses and narrower routes."""
+    prefix = veth_prefix(tag)
+    used = [
+        IPv4Network(f"{address.local}/{address.prefixlen}", strict=False)
+        for interface in commands.interfaces()
+        if not interface.ifname.startswith(prefix)
+        for address in interface.addr_info
+        if address.local
+    ]
+    for route in commands.routes():
+        if route.dst and route.dst != "default" and not route.dev.startswith(prefix):
+            target = IPv4Network(route.dst, strict=False)
+            if target.subnet_of(network):
+                used.append(target)
+    return [item for item in used if item.overlaps(network)]
+
+
+def block_of_leftovers(tag: str, candidates: Iterable[IPv4Network]) -> IPv4Network | None:
+    """The block that the addresses of existing veths of this server lie in."""
+    blocks = list(candidates)
+    prefix = veth_prefix(tag)
+    for interface in commands.interfaces():
+        if not interface.ifname.startswith(prefix):
+            continue
+        for address in interface.addr_info:
+            for block in blocks:
+                if address.local and IPv4Address(address.local) in block:
+                    return block
+    return None
+
+
+class SlotBuilder:
+    """Namespaces, veth pairs, taps and rules of one address plan."""
+
+    def __init__(
+        self, plan: AddressPlan, resolvers: Sequence[IPv4Address], thread: NamespaceThread
+    ) -> None:
+        self._plan = plan
+        self._resolvers = tuple(resolvers)
+        self._thread = thread
+        self.internet = False
+        self.internet_reason = "the rules of the host are not set"
+
+    def connect_host(self) -> None:
+        """Set the host's rules and forwarding; sets `internet`, and why not where not."""
+        try:
+            commands.nft(host_rules(self._plan, self._resolvers))
+            _enable_forwarding(_uplinks())
+        except HostFailure as error:
+            self.internet, self.internet_reason = False, error.detail or error.message
+            return
+        self.internet, self.internet_reason = True, ""
+
+    def disconnect_host(self) -> None:
+        """Remove the host's rules, also when there are none."""
+        table = self._plan.table
+        with suppress(HostFailure):
+            commands.nft(f"table inet {table}\ndelete table inet {table}\n")
+
+    async def make(self, indices: Sequence[int]) -> None:
+        """Make these slots, all or none. Raises `HostFailure`."""
+        await self._thread.run(None, lambda: self._make_pairs(indices))
+        try:
+            for index in indices:
+                await self._thread.run(self._plan.netns(index), partial(self._furnish, index))
+        except BaseException:
+            await self._thread.run(None, lambda: self._remove(indices))
+            raise
+
+    async def remove(self, indices: Collection[int]) -> None:
+        """Remove whatever exists of these slots, with the processes left inside.
+
+        Raises `HostFailure` when something stays.
+        """
+        await self._thread.run(None, lambda: self._remove(indices))
+
+    def _make_pairs(self, indices: Sequence[int]) -> None:
+        plan = self._plan
+        lines = []
+        for index in indices:
+            veth, netns = plan.veth(index), plan.netns(index)
+            lines += [
+                f"netns add {netns}",
+                f"link add {veth} type veth peer name {UPLINK_NAME} netns {netns}",
+                f"link set {veth} addrgenmode none",
+                f"addr add {plan.host_end(index)}/31 dev {veth}",
+                f"link set {veth} up",
+            ]
+        try:
+            commands.ip_batch(lines)
+            if self.internet:
+                _enable_forwarding(plan.veth(index) for index in indices)
+        except BaseException:
+            self._remove(indices)
+            raise
+
+    def _furnish(self, index: int) -> None:
+        """Runs inside the namespace of the slot."""
+        plan = self._plan
+        for interface in ("all", "default"):
+            _write_sysctl(f"ipv6/conf/{interface}/disable_ipv6", "1", required=False)
+        _write_sysctl("ipv4/ip_forward", "1")
+        commands.ip_batch(
+            [
+                "link set lo up",
+                f"tuntap add dev {TAP_NAME} mode tap vnet_hdr",
+                f"link set {TAP_NAME} address {TAP_MAC} up",
+                f"addr add {GATEWAY_IP}/{GUEST_PREFIX_LENGTH} dev {TAP_NAME}",
+                f"neigh replace {GUEST_IP} lladdr {GUEST_MAC} dev {TAP_NAME} nud permanent",
+                f"addr add {plan.slot_end(index)}/31 dev {UPLINK_NAME}",
+                f"link set {UPLINK_NAME} up",
+                f"route add default via {plan.host_end(index)}",
+            ]
+        )
+        commands.nft(slot_rules(plan.network, self._resolvers, internet=self.internet))
+
+    def _remove(self, indices: Collection[int]) -> None:
+        plan = self._plan
+        lines = []
+        for index in indices:
+            _end_processes_of(plan.netns(index))
+            lines += [f"link del {plan.veth(index)}", f"netns del {plan.netns(index)}"]
+        commands.ip_batch(lines, force=True)
+        stayed = leftovers(plan.tag) & set(indices)
+        if stayed:
+            raise HostFailure(
+                "network slots could not be removed", detail=f"slots {sorted(stayed)}"
+            )
+
+
+def _end_processes_of(netns: str) -> None:
+    try:
+        inside = os.stat(NETNS_DIR / netns)
+    except FileNotFoundError:
+        return
+    home = os.stat("/proc/thread-self/ns/net")
+    if inside.st_dev != home.st_dev or inside.st_ino == home.st_ino:
+        return  # a name without a namespace behind it
+    for pid in processes_in_netns(inside.st_ino):
+        kill_now(pid)
+
+
+def _uplinks() -> set[str]:
+    return {route.dev for route in commands.routes() if route.dst == "default" and route.dev}
+
+
+def _enable_forwarding(names: Iterable[str]) -> None:
+    for name in names:
+        _write_sysctl(f"ipv4/conf/{name}/forwarding", "1")
+
+
+def _write_sysctl(name: str, value: str, *, required: bool = True) -> None:
+    path = SYSCTL / name
+    try:
+        if path.read_text().strip() != value:
+            path.write_text(value)
+    except OSError as error:
+        if required:
+            raise HostFailure(
+                "a network setting of the kernel failed", detail=str(error)
+            ) from error

@@ -1,0 +1,297 @@
+"""The pool of network slots: made in advance, handed out, removed and made anew after use.
+
+One background task does all making and removing, so slots never race each other. Who acquires
+from an empty pool waits for that task's next batch. A released slot is removed at once; its number
+rests for the cool-down before it is used again.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence, Set
+from contextlib import AsyncExitStack
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import structlog
+
+from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
+from wrenn_sandbox.host.network import builder as building
+from wrenn_sandbox.host.network.addressing import (
+    RUNTIME_DIR,
+    AddressPlan,
+    FileLock,
+    blocks_of,
+    claim_block,
+    data_dir_tag,
+)
+from wrenn_sandbox.host.network.builder import SlotBuilder
+from wrenn_sandbox.host.network.resolvers import resolvers
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.settings import Settings
+
+BATCH = 4
+RETRY_SEC = 1.0
+MAX_RETRY_SEC = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+class SlotPool:
+    """Slots of one data directory on this machine; needs root, `ip`, `nft` and /dev/net/tun."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        network: IPv4Network,
+        *,
+        size: int,
+        cooldown_sec: float,
+        uid_base: int,
+        dns_servers: Sequence[str] = (),
+        runtime_dir: Path = RUNTIME_DIR,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tag = data_dir_tag(data_dir)
+        self._network = network
+        self._size = size
+        self._cooldown_sec = cooldown_sec
+        self._uid_base = uid_base
+        self._dns_servers = tuple(dns_servers)
+        self._runtime_dir = runtime_dir
+        self._clock = clock
+        self._plan: AddressPlan | None = None
+        self._builder: SlotBuilder | None = None
+        self._undo = AsyncExitStack()
+        self._worker: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._closing = False
+        self._retry_sec = RETRY_SEC
+        self._idle: deque[Slot] = deque()
+        self._used: dict[int, Slot] = {}
+        self._doomed: set[int] = set()
+        self._resting: dict[int, float] = {}
+        self._waiting: deque[asyncio.Future[Slot]] = deque()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "SlotPool":
+        return cls(
+            settings.data_dir,
+            settings.network_cidr,
+            size=settings.slot_pool_size,
+            cooldown_sec=settings.slot_cooldown_sec,
+            uid_base=settings.vmm_uid_base,
+            dns_servers=settings.dns_servers,
+        )
+
+    @property
+    def tag(self) -> str:
+        """Six hex digits in every name of this pool's resources."""
+        return self._tag
+
+    @property
+    def internet(self) -> bool:
+        return self._builder is not None and self._builder.internet
+
+    @property
+    def internet_reason(self) -> str:
+        return "the pool is not started" if self._builder is None else self._builder.internet_reason
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    async def start(self, keep: Set[int] = frozenset()) -> None:
+        """Reclaim what a dead process of the same data directory left, except the slots `keep`.
+
+        The pool fills in the background. Raises `HostFailure` when another process serves this data
+        directory, when the network range is used up, or when a leftover cannot be removed.
+        """
+        async with AsyncExitStack() as undo:
+            thread = NamespaceThread("wrenn-slots")
+            undo.callback(thread.close)
+            plan = await thread.run(None, lambda: self._claim(undo))
+            servers = await thread.run(None, lambda: resolvers(self._dns_servers))
+            builder = SlotBuilder(plan, servers, thread)
+            found = await thread.run(None, lambda: building.leftovers(self._tag))
+            await builder.remove(found - keep)
+            await thread.run(None, builder.connect_host)
+            self._undo = undo.pop_all()
+        self._plan, self._builder = plan, builder
+        self._used = {index: plan.slot(index) for index in found & keep}
+        if not builder.internet:
+            _log.warning("sandboxes have no internet", reason=builder.internet_reason)
+        elif not servers:
+            _log.warning("sandboxes have no name server", advice="set WRENN_DNS_SERVERS")
+        self._wake.set()
+        self._worker = asyncio.create_task(self._work(plan, builder), name="network-slots")
+
+    async def acquire(self) -> Slot:
+        """A slot from the pool, or a new one when it is empty.
+
+        Raises `HostFailure` when one cannot be made and `NoCapacity` when the range is used up.
+        """
+        if self._worker is None or self._closing:
+            raise HostFailure("the network pool is closed")
+        if self._idle:
+            slot = self._idle.popleft()
+            self._used[slot.index] = slot
+            self._wake.set()
+            return slot
+        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._wake.set()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(future.result())
+            raise
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back; it is removed in the background. A second time has no effect."""
+        if self._used.pop(slot.index, None) is not None:
+            self._doomed.add(slot.index)
+            self._wake.set()
+
+    def adopt(self, index: int) -> Slot:
+        """The slot `index`, named in `keep` at the start. Raises `HostFailure` if it is gone."""
+        try:
+            return self._used[index]
+        except KeyError:
+            raise HostFailure("the network slot of the sandbox is gone") from None
+
+    async def filled(self) -> None:
+        """Wait until the pool is full and nothing is left to remove."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._doomed and len(self._idle) >= self._size)
+
+    async def close(self, keep: Set[int] = frozenset()) -> None:
+        """Remove every slot that is not in `keep`, and the host's rules when none is kept."""
+        self._closing = True
+        self._wake.set()
+        if self._worker is not None:
+            await asyncio.wait([self._worker])
+            self._worker = None
+        async with self._undo:
+            if self._builder is None or self._plan is None:
+                return
+            kept = self._used.keys() & keep
+            gone = {slot.index for slot in self._idle} | self._doomed | self._used.keys()
+            self._idle.clear()
+            self._used.clear()
+            self._doomed.clear()
+            try:
+                await self._builder.remove(gone - kept)
+            finally:
+                if not kept:
+                    await asyncio.to_thread(self._builder.disconnect_host)
+
+    def _claim(self, undo: AsyncExitStack) -> AddressPlan:
+        lock = FileLock(self._runtime_dir / f"server-{self._tag}.lock")
+        if not lock.acquire():
+            raise HostFailure("another server is using this data directory")
+        undo.callback(lock.close)
+        candidates = blocks_of(self._network, self._tag)
+        before = building.block_of_leftovers(self._tag, candidates)
+        if before is not None:
+            candidates = [before, *candidates]
+        used = building.networks_in_use(self._tag, self._network)
+        block, block_lock = claim_block(candidates, used, self._runtime_dir)
+        undo.callback(block_lock.close)
+        return AddressPlan(self._tag, self._network, block, self._uid_base)
+
+    async def _work(self, plan: AddressPlan, builder: SlotBuilder) -> None:
+        while not self._closing:
+            await self._wake.wait()
+            self._wake.clear()
+            while not self._closing and await self._step(plan, builder):
+                pass
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(HostFailure("the network pool is closed"))
+        self._waiting.clear()
+
+    async def _step(self, plan: AddressPlan, builder: SlotBuilder) -> bool:
+        """Do the most urgent piece of work; False when there is none."""
+        wanted = sum(not future.done() for future in self._waiting)
+        room = plan.capacity - len(self._taken())
+        missing = min(self._size - len(self._idle), room)
+        try:
+            if wanted:
+                await self._make(plan, builder, min(wanted, BATCH))
+            elif self._doomed:
+                await self._remove(builder)
+            elif missing > 0:
+                await self._make(plan, builder, min(missing, BATCH))
+            else:
+                return False
+            self._retry_sec = RETRY_SEC
+        except Exception as error:
+            detail = error.detail if isinstance(error, WrennError) else repr(error)
+            _log.error("work on network slots failed", error=str(error), detail=detail)
+            if not self._refuse(error):
+                asyncio.get_running_loop().call_later(self._retry_sec, self._wake.set)
+                self._retry_sec = min(2 * self._retry_sec, MAX_RETRY_SEC)
+                return False
+        return True
+
+    async def _make(self, plan: AddressPlan, builder: SlotBuilder, count: int) -> None:
+        indices = self._choose(plan, count)
+        try:
+            await builder.make(indices)
+        except BaseException:
+            self._rest(indices)
+            raise
+        self._idle.extend(plan.slot(index) for index in indices)
+        while self._idle and self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                slot = self._idle.popleft()
+                self._used[slot.index] = slot
+                future.set_result(slot)
+        await self._tell()
+
+    async def _remove(self, builder: SlotBuilder) -> None:
+        indices = set(self._doomed)
+        await builder.remove(indices)
+        self._doomed -= indices
+        self._rest(indices)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _rest(self, indices: Set[int] | Sequence[int]) -> None:
+        until = self._clock() + self._cooldown_sec
+        self._resting.update(dict.fromkeys(indices, until))
+
+    def _taken(self) -> set[int]:
+        return self._used.keys() | self._doomed | {slot.index for slot in self._idle}
+
+    def _choose(self, plan: AddressPlan, count: int) -> list[int]:
+        """Numbers nobody has; those still cooling down only when there are no others."""
+        now = self._clock()
+        self._resting = {index: end for index, end in self._resting.items() if end > now}
+        taken = self._taken()
+        unused = [index for index in range(plan.capacity) if index not in taken]
+        unused.sort(key=lambda index: self._resting.get(index, 0.0))
+        if not unused:
+            raise NoCapacity("this machine has no network address left for another sandbox")
+        return unused[:count]
+
+    def _refuse(self, error: Exception) -> bool:
+        """Hand the error to everybody who waits; False when nobody does."""
+        refused = False
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                known = isinstance(error, HostFailure | NoCapacity)
+                future.set_exception(
+                    error if known else HostFailure("a network slot could not be made")
+                )
+                refused = True
+        return refused

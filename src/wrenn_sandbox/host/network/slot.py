@@ -1,0 +1,61 @@
+"""What a sandbox gets of the network: one slot."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Protocol
+
+GUEST_IP = "169.254.0.21"
+GATEWAY_IP = "169.254.0.22"
+GUEST_SUBNET = "169.254.0.20/30"
+GUEST_PREFIX_LENGTH = 30
+GUEST_MAC = "02:00:00:00:00:01"
+TAP_MAC = "02:00:00:00:00:02"
+TAP_NAME = "tap0"
+UPLINK_NAME = "eth0"
+AGENT_PORT = 49983
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one VM on the network; every guest sees the same addresses in it.
+
+    With `netns` the guest hangs on the persistent tap `tap` of that network namespace, and
+    `host_ip` is the address it leaves the namespace with (unique on this machine). Without,
+    the VMM does user-mode networking and forwards `host_port` of the loopback address to the
+    guest agent. `uid` is the unprivileged user and group of the VMM.
+    """
+
+    index: int
+    netns: str | None
+    host_ip: str
+    uid: int
+    tap: str | None = TAP_NAME
+    host_port: int | None = None
+    guest_ip: str = GUEST_IP
+
+
+class SlotSource(Protocol):
+    """Where the host takes slots from: namespaces with taps, or user-mode networking."""
+
+    @property
+    def internet(self) -> bool:
+        """Whether guests may reach the internet."""
+
+    @property
+    def internet_reason(self) -> str:
+        """Why guests may not, or an empty string."""
+
+    async def start(self, keep: Set[int] = frozenset()) -> None:
+        """Reclaim what a dead process left, except slots in `keep`; then fill the pool."""
+
+    async def acquire(self) -> Slot:
+        """A slot that nobody else has. Raises `HostFailure` or `NoCapacity`."""
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back; its VM has ended. A second time has no effect."""
+
+    def adopt(self, index: int) -> Slot:
+        """The slot of a VM that outlived its server. Raises `HostFailure` if it is gone."""
+
+    async def close(self, keep: Set[int] = frozenset()) -> None:
+        """Remove every slot that is not in `keep`."""

@@ -1,0 +1,212 @@
+"""Processes told apart by pid *and* start time, so that a reused pid is never mistaken.
+
+Everything goes through a pidfd: it stays with the one process, also when that process is not
+a child of this server (a VM that outlived the server which started it).
+"""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+from pathlib import Path
+
+PROC = Path("/proc")
+_START_TIME_FIELD = 22
+
+
+def process_start_time(pid: int) -> int:
+    """Clock ticks from boot to the start of the process (field 22 of /proc/PID/stat).
+
+    Raises `ProcessLookupError` when there is no such process.
+    """
+    try:
+        text = (PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+    after_name = text[text.rindex(")") + 2 :].split()
+    return int(after_name[_START_TIME_FIELD - 3])
+
+
+def pidfd_open(pid: int, start_time: int) -> int:
+    """A pidfd of exactly this process. Raises `ProcessLookupError` when it is gone."""
+    fd = os.pidfd_open(pid)
+    try:
+        if process_start_time(pid) != start_time:
+            raise ProcessLookupError(f"process {pid} is another one now")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def has_exited(pidfd: int) -> bool:
+    """Whether the process has ended (it may still be a zombie)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def is_alive(pid: int, start_time: int) -> bool:
+    """Whether exactly this process still runs; a zombie does not."""
+    try:
+        fd = pidfd_open(pid, start_time)
+    except ProcessLookupError:
+        return False
+    try:
+        return not has_exited(fd)
+    finally:
+        os.close(fd)
+
+
+async def wait_exit(pidfd: int) -> None:
+    """Return when the process of the pidfd has ended. Any number of tasks may wait."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    own = os.dup(pidfd)  # a loop watches a descriptor for one reader only
+    try:
+        loop.add_reader(own, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(own)
+    finally:
+        os.close(own)
+
+
+def send_signal(pidfd: int, number: signal.Signals) -> None:
+    """Signal the process; one that has ended is no error."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+
+
+async def terminate(pid: int, start_time: int, grace: float) -> None:
+    """End exactly this process: SIGTERM, after `grace` seconds SIGKILL; returns when it is gone.
+
+    A child of this server is reaped. A process that no longer exists is no error.
+    """
+    try:
+        fd = pidfd_open(pid, start_time)
+    except ProcessLookupError:
+        return
+    try:
+        await terminate_pidfd(fd, grace)
+        reap(fd)
+    finally:
+        os.close(fd)
+
+
+async def terminate_pidfd(pidfd: int, grace: float) -> None:
+    """As `terminate`, but leaves a child as a zombie for whoever wants its status."""
+    if grace > 0:
+        send_signal(pidfd, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace):
+                await wait_exit(pidfd)
+                return
+        except TimeoutError:
+            pass
+    send_signal(pidfd, signal.SIGKILL)
+    await wait_exit(pidfd)
+
+
+def reap(pidfd: int) -> int | None:
+    """The status of an ended child (minus the signal if one ended it).
+
+    None when the process is not our child or somebody reaped it already.
+    """
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+class ProcessHandle:
+    """A running process: our child, or one that was adopted. Close it when done."""
+
+    def __init__(self, pid: int, start_time: int, pidfd: int) -> None:
+        self.pid = pid
+        self.start_time = start_time
+        self._pidfd = pidfd
+        self._child: subprocess.Popen[bytes] | None = None
+        self._status: int | None = None
+
+    @classmethod
+    def adopt(cls, pid: int, start_time: int) -> "ProcessHandle":
+        """Raises `ProcessLookupError` when exactly this process is gone."""
+        return cls(pid, start_time, pidfd_open(pid, start_time))
+
+    @classmethod
+    def of_child(cls, child: "subprocess.Popen[bytes]") -> "ProcessHandle":
+        """Take over a child that nobody else waits for."""
+        start_time = process_start_time(child.pid)
+        handle = cls(child.pid, start_time, pidfd_open(child.pid, start_time))
+        handle._child = child
+        return handle
+
+    @property
+    def alive(self) -> bool:
+        return not has_exited(self._pidfd)
+
+    def fileno(self) -> int:
+        """The pidfd: readable when the process has ended. It belongs to this handle."""
+        return self._pidfd
+
+    def signal(self, number: signal.Signals) -> None:
+        send_signal(self._pidfd, number)
+
+    async def wait(self) -> int | None:
+        """Wait for the end; the status as `Popen.returncode` gives it, None if not our child."""
+        await wait_exit(self._pidfd)
+        if self._child is not None:
+            self._status = self._child.wait()
+        return self._status
+
+    async def terminate(self, grace: float) -> int | None:
+        """SIGTERM, after `grace` seconds (0: at once) SIGKILL; returns when it is reaped."""
+        await terminate_pidfd(self._pidfd, grace)
+        return await self.wait()
+
+    def close(self) -> None:
+        """Let go of the process; it runs on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._child is not None and self._child.poll() is None:
+            self._child.returncode = 0  # it outlives this handle on purpose
+
+
+def processes_in_netns(inode: int) -> list[int]:
+    """Pids of the processes whose main thread is in the network namespace with this inode."""
+    wanted = f"net:[{inode}]"
+    found = []
+    for entry in os.listdir(PROC):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            if os.readlink(PROC / entry / "ns" / "net") == wanted:
+                found.append(int(entry))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def kill_now(pid: int) -> None:
+    """SIGKILL a process and wait for its end, a second at most; blocks."""
+    try:
+        start_time = process_start_time(pid)
+        fd = pidfd_open(pid, start_time)
+    except ProcessLookupError:
+        return
+    try:
+        send_signal(fd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(1000)
+    finally:
+        os.close(fd)
