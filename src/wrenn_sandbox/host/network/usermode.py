@@ -1,0 +1,68 @@
+"""Slots for user-mode networking: no root, no namespaces; the VMM itself is the network.
+
+The only way in is a port of the loopback address that the VMM forwards to the guest agent. The only
+safe way out is none: the VMM's own gateway would lead guests to the services of this machine, so
+the driver restricts it and guests have no internet.
+"""
+
+import socket
+from collections.abc import Set
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.slot import Slot
+
+LOOPBACK = "127.0.0.1"
+ATTEMPTS = 64
+
+
+class UserModeSlots:
+    """A slot's index is its loopback port, so a slot can be adopted by its index alone."""
+
+    internet = False
+    internet_reason = "user-mode networking cannot keep guests away from this machine"
+
+    def __init__(self, uid_base: int) -> None:
+        self._uid_base = uid_base
+        self._used: dict[int, Slot] = {}
+
+    async def start(self, keep: Set[int] = frozenset()) -> None:
+        self._used = {index: self._slot(index) for index in keep}
+
+    async def acquire(self) -> Slot:
+        """A slot with a port that is free now; the VMM binds it. Raises `HostFailure`."""
+        for _ in range(ATTEMPTS):
+            port = _free_port()
+            if port not in self._used:
+                slot = self._slot(port)
+                self._used[port] = slot
+                return slot
+        raise HostFailure("no free loopback port was found for a sandbox")
+
+    def release(self, slot: Slot) -> None:
+        self._used.pop(slot.index, None)
+
+    def adopt(self, index: int) -> Slot:
+        try:
+            return self._used[index]
+        except KeyError:
+            raise HostFailure("the network slot of the sandbox is gone") from None
+
+    async def close(self, keep: Set[int] = frozenset()) -> None:
+        self._used = {index: slot for index, slot in self._used.items() if index in keep}
+
+    def _slot(self, port: int) -> Slot:
+        return Slot(
+            index=port,
+            netns=None,
+            host_ip=LOOPBACK,
+            uid=self._uid_base + port,
+            tap=None,
+            host_port=port,
+        )
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port

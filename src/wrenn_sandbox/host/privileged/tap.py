@@ -1,0 +1,34 @@
+"""Opening the tap of a slot."""
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from wrenn_sandbox.errors import HostFailure
+
+TUN_DEVICE = Path("/dev/net/tun")
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TAP = 0x0002
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+
+
+def attach_tap(name: str) -> int:
+    """A non-blocking descriptor of an existing tap of the calling thread's namespace.
+
+    Frames carry a virtio-net header of 10 bytes. The descriptor is closed on exec: hand it to a VMM
+    with `pass_fds`. Raises `HostFailure`, also while another descriptor is attached.
+    """
+    try:
+        fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise HostFailure("cannot open the tun device", detail=str(error)) from error
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        fcntl.ioctl(fd, _TUNSETIFF, request)
+    except OSError as error:
+        os.close(fd)
+        raise HostFailure("cannot attach to the tap of the slot", detail=str(error)) from error
+    return fd
