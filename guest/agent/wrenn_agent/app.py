@@ -14,6 +14,8 @@ import sys
 from . import connect
 from .auth import Auth
 from .environment import Environment
+from .files import Files
+from .filesystem_service import FilesystemService
 from .life import Life
 from .loop import Loop
 from .metrics import Metrics
@@ -105,7 +107,10 @@ def _build_server(
         "/envs": {"GET": life.envs},
         "/init": {"POST": life.init},
     }
+    files = Files(auth)
+    routes["/files"] = {"GET": files.download, "HEAD": files.download, "POST": files.upload}
     routes |= _process_routes(loop, ProcessService(processes, auth, environment))
+    routes |= _filesystem_routes(loop, FilesystemService(loop, auth, users))
     life.server = Server(loop, auth, routes)
     return life.server
 
@@ -122,6 +127,21 @@ def _process_routes(loop: Loop, service: ProcessService) -> dict[str, dict[str, 
         "Update": connect.unary(service.update),
     }
     return {f"/process.Process/{name}": {"POST": route} for name, route in methods.items()}
+
+
+def _filesystem_routes(loop: Loop, service: FilesystemService) -> dict[str, dict[str, Route]]:
+    methods = {
+        "Stat": connect.unary(service.stat),
+        "MakeDir": connect.unary(service.make_dir),
+        "Move": connect.unary(service.move),
+        "ListDir": connect.unary(service.list_dir),
+        "Remove": connect.unary(service.remove),
+        "WatchDir": connect.stream(loop, service.watch_dir),
+        "CreateWatcher": connect.unary(service.create_watcher),
+        "GetWatcherEvents": connect.unary(service.get_watcher_events),
+        "RemoveWatcher": connect.unary(service.remove_watcher),
+    }
+    return {f"/filesystem.Filesystem/{name}": {"POST": route} for name, route in methods.items()}
 
 
 def _handle_signals(loop: Loop, processes: Processes, stoppable: bool) -> None:

@@ -22,8 +22,9 @@ class AgentError(Exception):
 
     @property
     def message(self) -> str:
-        """What the caller reads."""
-        return str(self.args[0]) if self.args else self.code
+        """What the caller reads; bytes of paths that are no UTF-8 are shown as `?`."""
+        text = str(self.args[0]) if self.args else self.code
+        return text.encode("utf-8", "replace").decode()
 
 
 class InvalidArgument(AgentError):

@@ -1,0 +1,70 @@
+"""Describing files to callers (`EntryInfo` of the contract)."""
+
+from __future__ import annotations
+
+import binascii
+import os
+import stat
+
+from .fields import Message
+from .timestamps import format_time
+from .users import Users
+
+FILE, DIRECTORY = "FILE_TYPE_FILE", "FILE_TYPE_DIRECTORY"
+XATTR_PREFIX = "user.e2b."
+
+
+def describe(path: str, users: Users) -> Message:
+    """The entry at an absolute `path`; a symlink is described itself, its type is its target's.
+
+    Names that are not valid UTF-8 are shown with replacement characters and, in `rawPath`, as
+    base64 of their bytes. Raises OSError.
+    """
+    info = os.lstat(path)
+    entry: Message = {
+        "name": shown(os.path.basename(path) or "/"),
+        "type": DIRECTORY if stat.S_ISDIR(info.st_mode) else FILE,
+        "path": shown(path),
+        "size": str(info.st_size),
+        "mode": stat.S_IMODE(info.st_mode),
+        "permissions": stat.filemode(info.st_mode),
+        "owner": users.user_name(info.st_uid),
+        "group": users.group_name(info.st_gid),
+        "modifiedTime": format_time(info.st_mtime_ns),
+    }
+    if not _is_text(path):
+        entry["rawPath"] = binascii.b2a_base64(os.fsencode(path), newline=False).decode()
+    if stat.S_ISLNK(info.st_mode):
+        entry["symlinkTarget"] = shown(os.readlink(path))
+        if os.path.isdir(path):
+            entry["type"] = DIRECTORY
+    elif stat.S_ISREG(info.st_mode):
+        metadata = read_metadata(path)
+        if metadata:
+            entry["metadata"] = metadata
+    return entry
+
+
+def read_metadata(path: str) -> Message:
+    """What uploads left in extended attributes; empty where the file system has none."""
+    try:
+        names = [name for name in os.listxattr(path) if name.startswith(XATTR_PREFIX)]
+        return {
+            shown(name[len(XATTR_PREFIX) :]): os.getxattr(path, name).decode("utf-8", "replace")
+            for name in names
+        }
+    except OSError:
+        return {}
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(path: str) -> str:
+    """A path as valid Unicode: bytes that are no UTF-8 become replacement characters."""
+    return path if _is_text(path) else os.fsencode(path).decode("utf-8", "replace")

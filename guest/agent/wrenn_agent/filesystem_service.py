@@ -1,0 +1,201 @@
+"""The RPC service `filesystem.Filesystem`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import fields
+from .auth import Auth
+from .connect import StreamCall, dump
+from .entries import describe
+from .errors import (
+    AgentError,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    from_os_error,
+)
+from .exchange import Exchange
+from .fields import Message
+from .loop import Loop
+from .remove import remove_tree
+from .users import ActingAs, User, Users
+from .watch import DirectoryWatch, Watchers
+
+MAX_ENTRIES = 50_000
+_ENTRIES_PER_BREATH = 200
+
+
+class FilesystemService:
+    """Methods of `filesystem.Filesystem`; everything is done with the rights of the acting user."""
+
+    def __init__(self, loop: Loop, auth: Auth, users: Users) -> None:
+        self._loop = loop
+        self._auth = auth
+        self._users = users
+        self._watchers = Watchers(loop)
+
+    async def stat(self, exchange: Exchange, message: Message) -> Message:
+        """Describe one file."""
+        user, path = self._path(exchange, message, "path")
+        return {"entry": self._describe(user, path)}
+
+    async def make_dir(self, exchange: Exchange, message: Message) -> Message:
+        """Make a directory and its parents."""
+        user, path = self._path(exchange, message, "path")
+        with ActingAs(user):
+            _make_dir(path)
+        return {"entry": self._describe(user, path)}
+
+    async def move(self, exchange: Exchange, message: Message) -> Message:
+        """Rename a file or directory; across file systems it is copied."""
+        user, source = self._path(exchange, message, "source")
+        _, destination = self._path(exchange, message, "destination")
+        with ActingAs(user):
+            try:
+                os.makedirs(os.path.dirname(destination), 0o755, exist_ok=True)
+                _rename(source, destination)
+            except OSError as error:
+                raise _told(error, source) from error
+        return {"entry": self._describe(user, destination)}
+
+    async def list_dir(self, exchange: Exchange, message: Message) -> Message:
+        """Describe what is in a directory, down to `depth` (default 1) levels."""
+        user, top = self._path(exchange, message, "path")
+        depth = fields.number(message, "depth") or 1
+        if depth < 0:
+            raise InvalidArgument("depth must not be negative")
+        entries: list[object] = []
+        pending = [(top, depth)]
+        while pending:
+            directory, levels = pending.pop()
+            for path in self._list(user, directory, required=directory == top):
+                if len(entries) >= MAX_ENTRIES:
+                    raise ResourceExhausted(f"more than {MAX_ENTRIES} entries")
+                if len(entries) % _ENTRIES_PER_BREATH == _ENTRIES_PER_BREATH - 1:
+                    await self._loop.breathe()
+                if self._add_entry(entries, user, path) and levels > 1:
+                    pending.append((path, levels - 1))
+        return {"entries": entries}
+
+    async def remove(self, exchange: Exchange, message: Message) -> Message:
+        """Remove a file, or a directory with everything in it."""
+        user, path = self._path(exchange, message, "path")
+        if path == "/":
+            raise InvalidArgument("the root directory cannot be removed")
+        try:
+            await remove_tree(self._loop, user, path)
+        except OSError as error:
+            raise _told(error, path) from error
+        return {}
+
+    async def watch_dir(self, call: StreamCall) -> None:
+        """Stream what happens in a directory."""
+        message = await call.receive_request()
+        watch = self._open_watch(call.exchange, message)
+        try:
+            call.put(b'{"start":{}}')
+            await call.flush()
+            call.keep_alive(watch.changed)
+            while True:
+                events = watch.take()
+                for event in events:
+                    call.put(dump({"filesystem": event}))
+                if not events and call.keepalive_due:
+                    call.put(b'{"keepalive":{}}')
+                await call.flush()
+                if not events:
+                    await watch.changed.wait()
+        finally:
+            watch.close()
+
+    async def create_watcher(self, exchange: Exchange, message: Message) -> Message:
+        """Collect what happens in a directory, to be fetched by `get_watcher_events`."""
+        return {"watcherId": self._watchers.add(lambda: self._open_watch(exchange, message))}
+
+    async def get_watcher_events(self, _exchange: Exchange, message: Message) -> Message:
+        """What has happened since the last call."""
+        watch = self._watchers.find(fields.text(message, "watcherId"))
+        events: list[object] = list(watch.take())
+        return {"events": events}
+
+    async def remove_watcher(self, _exchange: Exchange, message: Message) -> Message:
+        """Stop a watcher."""
+        self._watchers.remove(fields.text(message, "watcherId"))
+        return {}
+
+    def _path(self, exchange: Exchange, message: Message, field: str) -> tuple[User, str]:
+        user = self._auth.user_of(exchange)
+        return user, user.resolve(fields.text(message, field))
+
+    def _describe(self, user: User, path: str) -> Message:
+        with ActingAs(user):
+            try:
+                return describe(path, self._users)
+            except OSError as error:
+                raise _told(error, path) from error
+
+    def _add_entry(self, entries: list[object], user: User, path: str) -> bool:
+        """Append the entry at `path` unless it is gone; whether it is a real directory."""
+        with ActingAs(user):
+            try:
+                entry = describe(path, self._users)
+            except OSError:
+                return False  # removed in the meantime
+        entries.append(entry)
+        return "symlinkTarget" not in entry and entry["type"] == "FILE_TYPE_DIRECTORY"
+
+    def _list(self, user: User, directory: str, required: bool) -> list[str]:
+        with ActingAs(user):
+            try:
+                if required and not stat.S_ISDIR(os.stat(directory).st_mode):
+                    raise InvalidArgument(f"{directory} is not a directory")
+                return sorted(os.path.join(directory, name) for name in os.listdir(directory))
+            except OSError as error:
+                if required:
+                    raise _told(error, directory) from error
+                return []  # removed in the meantime, or not readable for this user
+
+    def _open_watch(self, exchange: Exchange, message: Message) -> DirectoryWatch:
+        user, path = self._path(exchange, message, "path")
+        recursive = fields.flag(message, "recursive")
+        with ActingAs(user):
+            try:
+                if not stat.S_ISDIR(os.stat(path).st_mode):
+                    raise InvalidArgument(f"{path} is not a directory")
+                return DirectoryWatch(self._loop, path, recursive)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise ResourceExhausted("too many directories are watched") from error
+                raise _told(error, path) from error
+
+
+def _make_dir(path: str) -> None:
+    if os.path.lexists(path):
+        raise AlreadyExists(f"{path} exists already")
+    try:
+        os.makedirs(path, 0o755)
+    except OSError as error:
+        raise _told(error, path) from error
+
+
+def _rename(source: str, destination: str) -> None:
+    try:
+        os.rename(source, destination)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        import shutil  # large, and hardly ever needed
+
+        shutil.move(source, destination)
+
+
+def _told(error: OSError, path: str) -> AgentError:
+    if error.errno == errno.EEXIST and os.path.lexists(path):
+        return AlreadyExists(f"{path} exists already")
+    if error.errno in (errno.ENOTEMPTY, errno.EISDIR):
+        return FailedPrecondition(f"{path}: {os.strerror(error.errno).lower()}")
+    return from_os_error(error, path)
