@@ -58,7 +58,7 @@ class HostAgent:
             store=self._store,
             driver=equipment.driver,
             slots=equipment.slots,
-            connect=equipment.connect,
+            connect=equipment.executor.connect_guest,
             clock=lambda: datetime.now(UTC),
             random=new_random,
             on_exit=self._exited,
@@ -280,7 +280,7 @@ class HostAgent:
                 self._machines[machine.record.sandbox_id] = machine
                 adopted.add(machine.record.slot.index)
                 continue
-            for pid in await asyncio.to_thread(lambda d=directory: list(journal.processes_of(d))):
+            for pid in await asyncio.to_thread(journal.processes_of, directory):
                 await asyncio.to_thread(kill_now, pid)
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
             _log.info("reclaimed a machine", sandbox=directory.name)

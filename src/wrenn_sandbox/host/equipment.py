@@ -1,20 +1,15 @@
 """What this machine offers: chosen once at start by settings and probing."""
 
-import socket
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
 
 import structlog
 
-from wrenn_sandbox.host.network.choice import choose_network
-from wrenn_sandbox.host.network.pool import SlotPool
-from wrenn_sandbox.host.network.slot import AGENT_PORT, Slot, SlotSource
-from wrenn_sandbox.host.network.usermode import UserModeSlots
+from wrenn_sandbox.host.network.choose import NetworkChoice, choose_network, slot_source
+from wrenn_sandbox.host.network.slot import SlotSource
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.privileged.guest_socket import connect_guest
+from wrenn_sandbox.host.privileged.executor import NetnsExecutor
 from wrenn_sandbox.host.probe import kvm_verdict
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver
@@ -26,34 +21,31 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Equipment:
-    """Driver, network slots and the way to a guest; `network` is tap or user."""
+    """Driver, network slots (not yet started) and the way into them."""
 
     driver: Driver
     slots: SlotSource
+    executor: NetnsExecutor
     network: str
-    connect: Callable[[Slot], Awaitable[socket.socket]]
     undo: AsyncExitStack
 
     @classmethod
     async def of(cls, settings: Settings, paths: Paths) -> Self:
         """Choose by settings and probing; raises `HostFailure` where nothing fits."""
         async with AsyncExitStack() as undo:
-            namespaces = NamespaceThread("wrenn-netns")
-            undo.callback(namespaces.close)
+            executor = NetnsExecutor()
+            undo.callback(executor.close)
             driver: Driver
             if settings.driver == "fake":
-                network = "user"
+                choice = NetworkChoice("user", ("the fake driver needs no network",))
                 driver = FakeDriver()
             else:
-                network = choose_network(settings)
-                driver = await QemuDriver.create(await _accelerator(settings, paths), namespaces)
+                choice = choose_network(settings)
+                driver = await QemuDriver.create(await _accelerator(settings, paths), executor)
             undo.push_async_callback(driver.close)
-            slots = (
-                SlotPool.from_settings(settings)
-                if network == "tap"
-                else UserModeSlots.from_settings(settings)
-            )
-            return cls(driver, slots, network, _connector(namespaces), undo.pop_all())
+            _log.info("network", mode=choice.mode, reasons=list(choice.reasons))
+            slots = slot_source(settings, choice)
+            return cls(driver, slots, executor, choice.mode, undo.pop_all())
 
     async def close(self) -> None:
         """Let go of machines and threads."""

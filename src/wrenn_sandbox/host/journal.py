@@ -6,7 +6,6 @@ loss of power no machine it speaks of runs any more (`boot_id` tells).
 
 import contextlib
 import os
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -71,14 +70,16 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
-def processes_of(directory: Path) -> Iterator[int]:
+def processes_of(directory: Path) -> list[int]:
     """Pids of processes that were started with a path below `directory` in their arguments.
 
     Finds a monitor whose server died before it could write the pid down.
     """
     wanted = os.fsencode(directory) + b"/"
+    found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             with contextlib.suppress(OSError):
                 if wanted in Path(f"/proc/{entry}/cmdline").read_bytes():
-                    yield int(entry)
+                    found.append(int(entry))
+    return found

@@ -128,7 +128,7 @@ def _netdev(slot: Slot, tap_fd: int | None) -> str:
     if tap_fd is not None:
         return f"tap,id=net0,fd={tap_fd}"
     return (
-        f"user,id=net0,net=169.254.0.0/24,host={GATEWAY_IP},dns=169.254.0.23,"
+        f"user,id=net0,restrict=on,net=169.254.0.0/24,host={GATEWAY_IP},dns=169.254.0.23,"
         f"dhcpstart={GUEST_IP},hostfwd=tcp:127.0.0.1:{slot.host_port}-{GUEST_IP}:{AGENT_PORT}"
     )
 

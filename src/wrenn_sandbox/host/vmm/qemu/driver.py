@@ -18,10 +18,8 @@ from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.paths import SandboxFiles
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.privileged.executor import NetnsExecutor
 from wrenn_sandbox.host.privileged.process import ProcessHandle
-from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
-from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
 from .command import Memory, Variant, command
@@ -51,23 +49,23 @@ class QemuDriver:
         self,
         variant: Variant,
         version: tuple[int, int, int],
-        namespaces: NamespaceThread,
+        executor: NetnsExecutor,
     ) -> None:
         self._variant = variant
         self._version = version
-        self._namespaces = namespaces
+        self._executor = executor
         self._sealed = SealedMemories()
         self._running: dict[Process, _Running] = {}
 
     @classmethod
-    async def create(cls, accelerator: str, namespaces: NamespaceThread) -> Self:
+    async def create(cls, accelerator: str, executor: NetnsExecutor) -> Self:
         """A driver for the QEMU on this machine; raises `HostFailure` where there is none."""
         binary = shutil.which(BINARY)
         if binary is None:
             raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
         version = await asyncio.to_thread(_version, binary)
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
-        return cls(Variant(binary, accelerator, firmware), version, namespaces)
+        return cls(Variant(binary, accelerator, firmware), version, executor)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -221,7 +219,7 @@ class QemuDriver:
             passed = [listener.fileno()]
             tap: int | None = None
             if spec.slot.netns is not None:
-                tap = await open_tap(self._namespaces, spec.slot)
+                tap = await self._executor.open_tap(spec.slot)
                 stack.callback(os.close, tap)
                 passed.append(tap)
             if memory_fd is not None:
@@ -236,13 +234,14 @@ class QemuDriver:
                 tap_fd=tap,
                 restore=restore,
             )
-            handle = await spawn_in_slot(
-                self._namespaces,
+            handle = await self._executor.spawn_in_slot(
                 spec.slot,
                 argv,
                 pass_fds=passed,
-                output=log,
+                stdout=log,
+                stderr=log,
                 cwd=spec.files.directory,
+                groups=kvm_groups() if self._variant.accelerator == "kvm" else (),
             )
         try:
             monitor = await _connected(handle, socket_path)
