@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Self
 
 import structlog
@@ -19,6 +20,7 @@ from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.machine import Machine, Parts
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import kill_now
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_random
 from wrenn_sandbox.settings import Settings
@@ -58,7 +60,7 @@ class HostAgent:
             store=self._store,
             driver=equipment.driver,
             slots=equipment.slots,
-            connect=equipment.executor.connect_guest,
+            connect=partial(connect_guest, equipment.namespaces),
             clock=lambda: datetime.now(UTC),
             random=new_random,
             on_exit=self._exited,

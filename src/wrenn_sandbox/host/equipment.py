@@ -6,10 +6,12 @@ from typing import Self
 
 import structlog
 
-from wrenn_sandbox.host.network.choose import NetworkChoice, choose_network, slot_source
+from wrenn_sandbox.host.network.choice import choose_network
+from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.network.slot import SlotSource
+from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.privileged.executor import NetnsExecutor
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.probe import kvm_verdict
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver
@@ -25,7 +27,7 @@ class Equipment:
 
     driver: Driver
     slots: SlotSource
-    executor: NetnsExecutor
+    namespaces: NamespaceThread
     network: str
     undo: AsyncExitStack
 
@@ -33,19 +35,21 @@ class Equipment:
     async def of(cls, settings: Settings, paths: Paths) -> Self:
         """Choose by settings and probing; raises `HostFailure` where nothing fits."""
         async with AsyncExitStack() as undo:
-            executor = NetnsExecutor()
-            undo.callback(executor.close)
+            namespaces = NamespaceThread("wrenn-netns")
+            undo.callback(namespaces.close)
+            network = "user" if settings.driver == "fake" else choose_network(settings)
             driver: Driver
             if settings.driver == "fake":
-                choice = NetworkChoice("user", ("the fake driver needs no network",))
                 driver = FakeDriver()
             else:
-                choice = choose_network(settings)
-                driver = await QemuDriver.create(await _accelerator(settings, paths), executor)
+                driver = await QemuDriver.create(await _accelerator(settings, paths), namespaces)
             undo.push_async_callback(driver.close)
-            _log.info("network", mode=choice.mode, reasons=list(choice.reasons))
-            slots = slot_source(settings, choice)
-            return cls(driver, slots, executor, choice.mode, undo.pop_all())
+            slots: SlotSource
+            if network == "tap":
+                slots = SlotPool.from_settings(settings)
+            else:
+                slots = UserModeSlots.from_settings(settings)
+            return cls(driver, slots, namespaces, network, undo.pop_all())
 
     async def close(self) -> None:
         """Let go of machines and threads."""

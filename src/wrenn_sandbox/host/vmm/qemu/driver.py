@@ -18,8 +18,9 @@ from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.paths import SandboxFiles
-from wrenn_sandbox.host.privileged.executor import NetnsExecutor
 from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot
+from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
 from .command import Memory, Variant, command
@@ -49,23 +50,23 @@ class QemuDriver:
         self,
         variant: Variant,
         version: tuple[int, int, int],
-        executor: NetnsExecutor,
+        namespaces: NamespaceThread,
     ) -> None:
         self._variant = variant
         self._version = version
-        self._executor = executor
+        self._namespaces = namespaces
         self._sealed = SealedMemories()
         self._running: dict[Process, _Running] = {}
 
     @classmethod
-    async def create(cls, accelerator: str, executor: NetnsExecutor) -> Self:
+    async def create(cls, accelerator: str, namespaces: NamespaceThread) -> Self:
         """A driver for the QEMU on this machine; raises `HostFailure` where there is none."""
         binary = shutil.which(BINARY)
         if binary is None:
             raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
         version = await asyncio.to_thread(_version, binary)
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
-        return cls(Variant(binary, accelerator, firmware), version, executor)
+        return cls(Variant(binary, accelerator, firmware), version, namespaces)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -219,7 +220,7 @@ class QemuDriver:
             passed = [listener.fileno()]
             tap: int | None = None
             if spec.slot.netns is not None:
-                tap = await self._executor.open_tap(spec.slot)
+                tap = await open_tap(self._namespaces, spec.slot)
                 stack.callback(os.close, tap)
                 passed.append(tap)
             if memory_fd is not None:
@@ -234,12 +235,12 @@ class QemuDriver:
                 tap_fd=tap,
                 restore=restore,
             )
-            handle = await self._executor.spawn_in_slot(
+            handle = await spawn_in_slot(
+                self._namespaces,
                 spec.slot,
                 argv,
                 pass_fds=passed,
-                stdout=log,
-                stderr=log,
+                output=log,
                 cwd=spec.files.directory,
                 groups=kvm_groups() if self._variant.accelerator == "kvm" else (),
             )
