@@ -129,13 +129,16 @@ class ExecTimeout(WrennError):
 
     code, status = "exec_timeout", 504
 
-    def __init__(self, message: str, *, stdout: str = "", stderr: str = "") -> None:
+    def __init__(
+        self, message: str, *, stdout: str = "", stderr: str = "", encoding: str = "utf-8"
+    ) -> None:
         super().__init__(message)
         self.stdout = stdout
         self.stderr = stderr
+        self.encoding = encoding
 
     def extra(self) -> Mapping[str, str]:
-        return {"stdout": self.stdout, "stderr": self.stderr}
+        return {"stdout": self.stdout, "stderr": self.stderr, "encoding": self.encoding}
 
 
 class NoSpace(WrennError):

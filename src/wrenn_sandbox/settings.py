@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     retention_sec: float = 86_400.0
     reconcile_interval_sec: float = 5.0
     auth_attempts: str = "20/minute"
+    auth_attempts_per_address: str = "120/minute"
     shutdown_grace_sec: float = 10.0
 
     @field_validator("dns_servers", mode="before")

@@ -34,6 +34,7 @@ class Change:
     at: datetime
     reason: str | None = None
     placement: Placement | None = None
+    active_at: datetime | None = None
 
 
 class Missing(Exception):
@@ -139,6 +140,8 @@ def _values(
         values |= {"started_at": change.at, "last_active_at": change.at, "reason": None}
     elif change.reason is not None:
         values["reason"] = change.reason
+    if change.active_at is not None:
+        values["last_active_at"] = change.active_at
     if change.placement is not None:
         values |= {"guest_ip": change.placement.guest_ip, "host_ip": change.placement.host_ip}
     return values

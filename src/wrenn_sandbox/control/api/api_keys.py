@@ -1,0 +1,68 @@
+"""`/v1/api-keys`: the keys of the caller's team. They need a token."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wrenn_sandbox.control.store.records import Position
+
+from .authentication import NEEDS_TOKEN, TokenTeam
+from .body import described, json_body
+from .paging import PageDependency, announce_next
+from .responses import failures
+from .schemas import APIKeyResponse, CreateAPIKeyRequest
+from .services import ServicesDependency
+
+router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"], dependencies=NEEDS_TOKEN)
+
+
+@router.post(
+    "",
+    operation_id="createAPIKey",
+    status_code=201,
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 413),
+    openapi_extra=described(CreateAPIKeyRequest),
+)
+async def create_api_key(
+    team_id: TokenTeam,
+    services: ServicesDependency,
+    body: Annotated[CreateAPIKeyRequest, Depends(json_body(CreateAPIKeyRequest))],
+) -> APIKeyResponse:
+    """Make a key. The answer is the only place where it is ever shown."""
+    record, key = await services.api_keys.create(team_id, body.name)
+    return APIKeyResponse.of(record, key)
+
+
+@router.get(
+    "",
+    operation_id="listAPIKeys",
+    response_model_exclude_none=True,
+    responses=failures(400, 401),
+)
+async def list_api_keys(
+    request: Request,
+    response: Response,
+    team_id: TokenTeam,
+    services: ServicesDependency,
+    page: PageDependency,
+) -> list[APIKeyResponse]:
+    """The team's keys, newest first."""
+    found = await services.api_keys.page(team_id, page.one_more, page.after)
+    shown = found[: page.limit]
+    if len(found) > len(shown):
+        announce_next(request, response, Position(shown[-1].created_at, shown[-1].id))
+    return [APIKeyResponse.of(key) for key in shown]
+
+
+@router.delete(
+    "/{id}",
+    operation_id="deleteAPIKey",
+    status_code=204,
+    responses=failures(401, 404),
+)
+async def delete_api_key(id: str, team_id: TokenTeam, services: ServicesDependency) -> None:
+    """Delete a key, which stops working at once."""
+    await services.api_keys.delete(team_id, id)

@@ -1,0 +1,50 @@
+"""`/v1/auth`: sign-up and login."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from .body import described, json_body
+from .responses import failures
+from .schemas import AuthResponse, LoginRequest, SignupRequest
+from .services import ServicesDependency
+
+router = APIRouter(prefix="/v1/auth", tags=["auth"])
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client is not None else "unknown"
+
+
+@router.post(
+    "/signup",
+    operation_id="signup",
+    status_code=201,
+    responses=failures(400, 409, 413, 429),
+    openapi_extra=described(SignupRequest),
+)
+async def signup(
+    request: Request,
+    services: ServicesDependency,
+    body: Annotated[SignupRequest, Depends(json_body(SignupRequest))],
+) -> AuthResponse:
+    """Make a user with a team of their own and log them in."""
+    session = await services.accounts.signup(body.email, body.password, address=_address(request))
+    return AuthResponse.of(session)
+
+
+@router.post(
+    "/login",
+    operation_id="login",
+    responses=failures(400, 401, 413, 429),
+    openapi_extra=described(LoginRequest),
+)
+async def login(
+    request: Request,
+    services: ServicesDependency,
+    body: Annotated[LoginRequest, Depends(json_body(LoginRequest))],
+) -> AuthResponse:
+    """Exchange email and password for a token that is valid for six hours."""
+    session = await services.accounts.login(body.email, body.password, address=_address(request))
+    return AuthResponse.of(session)

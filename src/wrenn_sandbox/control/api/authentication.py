@@ -1,0 +1,56 @@
+"""Who asks: the team behind an API key or a token.
+
+When a request carries both, the API key decides and the token is not looked at: a request acts
+for exactly one credential, and a deleted key is refused even beside a valid token.
+"""
+
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import Request
+
+from wrenn_sandbox.errors import Unauthorized
+from wrenn_sandbox.ids import TeamId
+
+from .services import ServicesDependency
+
+_api_key = APIKeyHeader(name="X-API-Key", scheme_name="apiKeyAuth", auto_error=False)
+_bearer = HTTPBearer(bearerFormat="JWT", scheme_name="bearerAuth", auto_error=False)
+
+
+def _bearer_token(request: Request) -> str | None:
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.strip().partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorized("Send the token as Authorization: Bearer TOKEN")
+    return token.strip()
+
+
+async def _team_of_token(request: Request, services: ServicesDependency) -> TeamId:
+    token = _bearer_token(request)
+    if token is None:
+        raise Unauthorized("Log in and send the token as Authorization: Bearer TOKEN")
+    return await services.accounts.team_of_token(token)
+
+
+async def _team_of_either(request: Request, services: ServicesDependency) -> TeamId:
+    key = request.headers.get("x-api-key")
+    if key is not None:
+        return await services.api_keys.team_of_key(key.strip())
+    token = _bearer_token(request)
+    if token is None:
+        raise Unauthorized("Send an API key as X-API-Key, or a token as Authorization: Bearer")
+    return await services.accounts.team_of_token(token)
+
+
+TokenTeam = Annotated[TeamId, Depends(_team_of_token)]
+"""The caller's team; a token is needed."""
+
+CallerTeam = Annotated[TeamId, Depends(_team_of_either)]
+"""The caller's team; an API key or a token is needed."""
+
+NEEDS_TOKEN = [Security(_bearer)]
+NEEDS_KEY_OR_TOKEN = [Security(_api_key), Security(_bearer)]

@@ -1,0 +1,38 @@
+"""`/docs` and `/openapi.json`: a page that needs nothing but this server."""
+
+import json
+from importlib.resources import files
+
+from fastapi import APIRouter, FastAPI
+from starlette.responses import Response
+
+from .openapi import build_openapi
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def add_docs(app: FastAPI, server_url: str) -> None:
+    """Serve the documents of `app`. Call it after all other routes are there."""
+    package = files(__package__)
+    page = package.joinpath("docs.html").read_bytes()
+    script = package.joinpath("docs.js").read_bytes()
+    document = json.dumps(build_openapi(app, server_url)).encode("ascii")
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/openapi.json")
+    async def read_openapi() -> Response:
+        return Response(document, media_type="application/json")
+
+    @router.get("/docs")
+    async def read_docs() -> Response:
+        return Response(page, media_type="text/html", headers=_HEADERS)
+
+    @router.get("/docs.js")
+    async def read_script() -> Response:
+        return Response(script, media_type="text/javascript", headers=_HEADERS)
+
+    app.include_router(router)

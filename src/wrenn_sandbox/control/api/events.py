@@ -1,0 +1,46 @@
+"""`GET /v1/sandboxes/{id}/events`: what happened to a sandbox, and why."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wrenn_sandbox.control.store.records import Position
+from wrenn_sandbox.errors import InvalidRequest
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .paging import Page, PageDependency, announce_next
+from .responses import failures
+from .schemas import SandboxEvent
+from .services import ServicesDependency
+
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+
+
+def _before(page: Page) -> int | None:
+    if page.after is None:
+        return None
+    if not page.after.key.isdecimal() or len(page.after.key) > 18:
+        raise InvalidRequest("cursor: take it from the X-Next-Cursor header")
+    return int(page.after.key)
+
+
+@router.get(
+    "/{id}/events",
+    operation_id="listSandboxEvents",
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 404),
+)
+async def list_sandbox_events(
+    id: str,
+    request: Request,
+    response: Response,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    page: PageDependency,
+) -> list[SandboxEvent]:
+    """The transitions of a sandbox, newest first."""
+    found = await services.sandboxes.events(team_id, id, page.one_more, _before(page))
+    shown = found[: page.limit]
+    if len(found) > len(shown):
+        announce_next(request, response, Position(shown[-1].at, str(shown[-1].number)))
+    return [SandboxEvent.of(event) for event in shown]

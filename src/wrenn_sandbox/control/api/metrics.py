@@ -1,0 +1,44 @@
+"""`GET /metrics` in the text format of Prometheus, for those who may read it."""
+
+import hmac
+import ipaddress
+
+from fastapi import APIRouter
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import SecretStr
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wrenn_sandbox.control.metrics import Metrics
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.errors import Forbidden, Unauthorized
+
+
+def _require_permission(request: Request, token: SecretStr | None) -> None:
+    if token is None:
+        address = request.client.host if request.client is not None else ""
+        if not _is_loopback(address):
+            raise Forbidden("Metrics are for this machine only; set WRENN_METRICS_TOKEN")
+        return
+    given = request.headers.get("authorization", "")
+    wanted = f"Bearer {token.get_secret_value()}"
+    if not hmac.compare_digest(given.encode("utf-8"), wanted.encode("utf-8")):
+        raise Unauthorized("Metrics need the token of WRENN_METRICS_TOKEN as a bearer token")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def metrics_router(metrics: Metrics, store: Store, token: SecretStr | None) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/metrics", include_in_schema=False)
+    async def read_metrics(request: Request) -> Response:
+        _require_permission(request, token)
+        return Response(await metrics.text(store), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -1,0 +1,86 @@
+"""The served OpenAPI document: FastAPI's, in the form of the contract.
+
+Path parameters stand at the path, bodies are described by `body.described`, and the answer 422,
+which this API never gives, is not advertised.
+"""
+
+from typing import cast
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from wrenn_sandbox import __version__
+
+from .body import BODIES
+
+_TITLE = "Wrenn Sandbox API"
+_VALIDATION_SCHEMAS = ("HTTPValidationError", "ValidationError")
+
+Json = dict[str, object]
+
+
+def build_openapi(app: FastAPI, server_url: str) -> Json:
+    """The document that describes the routes of `app`."""
+    document: Json = get_openapi(
+        title=_TITLE, version=__version__, openapi_version="3.1.0", routes=app.routes
+    )
+    document["servers"] = [{"url": server_url}]
+    document["security"] = []
+    for path in _children(document["paths"]):
+        _hoist_path_parameters(path)
+        for operation in _children(path):
+            _children_of(operation, "responses").pop("422", None)
+    components = _children_of(document, "components")
+    schemas = _children_of(components, "schemas")
+    for name in _VALIDATION_SCHEMAS:
+        schemas.pop(name, None)
+    _, bodies = models_json_schema(
+        [(model, "validation") for model in sorted(BODIES, key=lambda each: each.__name__)],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas.update(bodies["$defs"])
+    _drop_titles(schemas)
+    return document
+
+
+def _hoist_path_parameters(path: Json) -> None:
+    for operation in _children(path):
+        parameters = cast("list[Json]", operation.pop("parameters", []))
+        in_path = [each for each in parameters if each["in"] == "path"]
+        others = [each for each in parameters if each["in"] != "path"]
+        if in_path:
+            path["parameters"] = [_plain(each) for each in in_path]
+        if others:
+            operation["parameters"] = [_plain(each) for each in others]
+
+
+def _plain(parameter: Json) -> Json:
+    schema = cast("Json", parameter["schema"])
+    schema.pop("title", None)
+    choices = schema.pop("anyOf", None)
+    if choices is not None:
+        real = [each for each in cast("list[Json]", choices) if each.get("type") != "null"]
+        schema.update(real[0])
+    if "const" in schema:
+        schema["enum"] = [schema.pop("const")]
+    return parameter
+
+
+def _drop_titles(value: object) -> None:
+    if isinstance(value, dict):
+        if isinstance(value.get("title"), str):
+            del value["title"]
+        for each in value.values():
+            _drop_titles(each)
+    elif isinstance(value, list):
+        for each in value:
+            _drop_titles(each)
+
+
+def _children(value: object) -> list[Json]:
+    return [each for each in cast("Json", value).values() if isinstance(each, dict)]
+
+
+def _children_of(value: Json, key: str) -> Json:
+    return cast("Json", value.setdefault(key, {}))

@@ -1,0 +1,119 @@
+"""`/v1/sandboxes`: the life of the caller's sandboxes."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wrenn_sandbox.control.store.records import Position
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .body import described, json_body
+from .paging import PageDependency, announce_next
+from .responses import failures
+from .schemas import CreateSandboxRequest, Sandbox
+from .services import ServicesDependency
+
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+
+
+@router.post(
+    "",
+    operation_id="createSandbox",
+    status_code=201,
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 404, 409, 413, 502, 503),
+    openapi_extra=described(CreateSandboxRequest),
+)
+async def create_sandbox(
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[CreateSandboxRequest, Depends(json_body(CreateSandboxRequest))],
+) -> Sandbox:
+    """Start a virtual machine; answers when commands can be run in it."""
+    given = body.model_fields_set
+    sandbox = await services.sandboxes.create(
+        team_id,
+        template=body.template if "template" in given else None,
+        vcpus=body.vcpus if "vcpus" in given else None,
+        memory_mb=body.memory_mb if "memory_mb" in given else None,
+        timeout_sec=body.timeout_sec,
+    )
+    return Sandbox.of(sandbox)
+
+
+@router.get(
+    "",
+    operation_id="listSandboxes",
+    response_model_exclude_none=True,
+    responses=failures(400, 401),
+)
+async def list_sandboxes(
+    request: Request,
+    response: Response,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    page: PageDependency,
+) -> list[Sandbox]:
+    """The team's sandboxes, newest first; ended ones for a while too."""
+    found = await services.sandboxes.page(team_id, page.one_more, page.after)
+    shown = found[: page.limit]
+    if len(found) > len(shown):
+        announce_next(request, response, Position(shown[-1].created_at, shown[-1].id))
+    return [Sandbox.of(sandbox) for sandbox in shown]
+
+
+@router.get(
+    "/{id}",
+    operation_id="getSandbox",
+    response_model_exclude_none=True,
+    responses=failures(401, 404),
+)
+async def get_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> Sandbox:
+    """One sandbox as it is now."""
+    return Sandbox.of(await services.sandboxes.get(team_id, id))
+
+
+@router.delete(
+    "/{id}",
+    operation_id="destroySandbox",
+    status_code=204,
+    responses=failures(401, 404, 502, 503),
+)
+async def destroy_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> None:
+    """End a sandbox in any state and free all that it has."""
+    await services.sandboxes.delete(team_id, id)
+
+
+@router.post(
+    "/{id}/ping",
+    operation_id="pingSandbox",
+    status_code=204,
+    responses=failures(401, 404, 409),
+)
+async def ping_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> None:
+    """Count as activity, so that the sandbox is not paused."""
+    await services.sandboxes.ping(team_id, id)
+
+
+@router.post(
+    "/{id}/pause",
+    operation_id="pauseSandbox",
+    response_model_exclude_none=True,
+    responses=failures(401, 404, 409, 502, 503),
+)
+async def pause_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> Sandbox:
+    """Store a running sandbox on disk and free everything else."""
+    return Sandbox.of(await services.sandboxes.pause(team_id, id))
+
+
+@router.post(
+    "/{id}/resume",
+    operation_id="resumeSandbox",
+    response_model_exclude_none=True,
+    responses=failures(401, 404, 409, 502, 503),
+)
+async def resume_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> Sandbox:
+    """Continue a paused sandbox where it was."""
+    return Sandbox.of(await services.sandboxes.resume(team_id, id))

@@ -1,0 +1,76 @@
+"""`/v1/snapshots`: templates, the host's and the team's own."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wrenn_sandbox.control.store.records import Position
+from wrenn_sandbox.model.template import TemplateType
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .body import described, json_body
+from .paging import PageDependency, announce_next
+from .responses import failures
+from .schemas import CreateSnapshotRequest, Template
+from .services import ServicesDependency
+
+router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], dependencies=NEEDS_KEY_OR_TOKEN)
+
+
+@router.post(
+    "",
+    operation_id="createSnapshot",
+    status_code=201,
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 404, 409, 413, 502, 503),
+    openapi_extra=described(CreateSnapshotRequest),
+)
+async def create_snapshot(
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[CreateSnapshotRequest, Depends(json_body(CreateSnapshotRequest))],
+    overwrite: Annotated[Literal["true"] | None, Query()] = None,
+) -> Template:
+    """Make a template of a running sandbox, which ends with it."""
+    template = await services.snapshots.create(
+        team_id, body.sandbox_id, body.name, overwrite=overwrite is not None
+    )
+    return Template.of(template)
+
+
+@router.get(
+    "",
+    operation_id="listSnapshots",
+    response_model_exclude_none=True,
+    responses=failures(400, 401),
+)
+async def list_snapshots(
+    request: Request,
+    response: Response,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    page: PageDependency,
+    type: Annotated[Literal["base", "snapshot"] | None, Query()] = None,
+) -> list[Template]:
+    """Base templates and the team's own, newest first."""
+    found = await services.snapshots.page(team_id, None if type is None else TemplateType(type))
+    if page.after is not None:
+        after = (page.after.at, page.after.key)
+        found = [each for each in found if (each.created_at, each.name) < after]
+    shown = found[: page.limit]
+    if len(found) > len(shown):
+        announce_next(request, response, Position(shown[-1].created_at, shown[-1].name))
+    return [Template.of(each) for each in shown]
+
+
+@router.delete(
+    "/{name}",
+    operation_id="deleteSnapshot",
+    status_code=204,
+    responses=failures(401, 403, 404),
+)
+async def delete_snapshot(name: str, team_id: CallerTeam, services: ServicesDependency) -> None:
+    """Give up a template of the team's; sandboxes made from it keep working."""
+    await services.snapshots.delete(team_id, name)

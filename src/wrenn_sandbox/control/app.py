@@ -1,0 +1,78 @@
+"""The control plane as an ASGI application."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from argon2 import PasswordHasher
+from fastapi import FastAPI
+
+from wrenn_sandbox.control.api import (
+    api_keys,
+    auth,
+    events,
+    exec,
+    health,
+    sandboxes,
+    snapshots,
+)
+from wrenn_sandbox.control.api.docs import add_docs
+from wrenn_sandbox.control.api.errors import add_error_handlers
+from wrenn_sandbox.control.api.metrics import metrics_router
+from wrenn_sandbox.control.api.middleware import BodyLimit, RequestContext
+from wrenn_sandbox.control.plane import ControlPlane
+from wrenn_sandbox.ids import Random
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.host import Host
+
+from .clock import Clock, utc_now
+
+_ROUTERS = (
+    auth.router,
+    api_keys.router,
+    sandboxes.router,
+    exec.router,
+    events.router,
+    snapshots.router,
+    health.router,
+)
+_LOCAL_URL = "http://localhost:8080"
+
+
+def create_app(
+    settings: Settings,
+    host: Host,
+    *,
+    clock: Clock = utc_now,
+    random: Random = secrets.token_bytes,
+    hasher: PasswordHasher | None = None,
+) -> FastAPI:
+    """An application that serves the API with `host` as its machine.
+
+    Its lifespan brings the database up to date and runs the background tasks; `host` is neither
+    started nor closed by it. `hasher` sets the cost of password hashes.
+    """
+    plane = ControlPlane(settings, host, clock=clock, random=random, hasher=hasher)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with plane.running() as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.plane = plane
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.include_router(metrics_router(plane.metrics, plane.store, settings.metrics_token))
+    add_docs(app, settings.public_url or _LOCAL_URL)
+    add_error_handlers(app)
+    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes)
+    app.add_middleware(RequestContext, metrics=plane.metrics, random=random)
+    return app

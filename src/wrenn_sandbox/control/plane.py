@@ -1,0 +1,174 @@
+"""The parts of the control plane, put together and run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from argon2 import PasswordHasher
+
+from wrenn_sandbox.ids import Random
+from wrenn_sandbox.model.limits import Bounds
+from wrenn_sandbox.model.template import Size
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.host import Host
+
+from .api.services import Services
+from .clock import Clock
+from .metrics import Metrics
+from .service.accounts import AccountService
+from .service.activity import Activity
+from .service.api_keys import ApiKeyService
+from .service.autopause import AutoPause
+from .service.host_events import HostEvents
+from .service.images import DiscardedImages
+from .service.lazy_writes import LazyWrites
+from .service.lifecycle import Lifecycle, Wakeups
+from .service.operations import Operations
+from .service.passwords import Passwords
+from .service.rate_limits import AttemptLimits
+from .service.reconciler import Reconciler
+from .service.sandboxes import Defaults, SandboxService
+from .service.snapshots import SnapshotService
+from .service.templates import Templates
+from .service.tokens import Tokens, load_or_make_secret
+from .store import Store
+
+
+class ControlPlane:
+    """Everything between the routes and the host."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        *,
+        clock: Clock,
+        random: Random,
+        hasher: PasswordHasher | None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+        wakeups = Wakeups(autopause=asyncio.Event(), reconciler=asyncio.Event())
+        self.store = Store(settings.sql_url)
+        self.metrics = Metrics()
+        self.operations = Operations()
+        self.activity = Activity(self.store, clock)
+        self.passwords = Passwords(hasher)
+        self.api_keys = ApiKeyService(self.store, clock=clock, random=random)
+        self.lazy_writes = LazyWrites(self.activity, self.api_keys)
+        self.lifecycle = Lifecycle(
+            self.store,
+            host,
+            self.operations,
+            self.activity,
+            wakeups,
+            clock=clock,
+            random=random,
+        )
+        images = DiscardedImages(self.store, host)
+        templates = Templates(self.store, host)
+        self.sandboxes = SandboxService(
+            self.store,
+            host,
+            self.lifecycle,
+            templates,
+            self.activity,
+            wakeups,
+            bounds=Bounds(
+                max_vcpus=settings.max_vcpus,
+                min_memory_mb=settings.min_memory_mb,
+                max_memory_mb=settings.max_memory_mb,
+                max_timeout_sec=settings.max_timeout_sec,
+            ),
+            defaults=Defaults(
+                template=settings.default_template,
+                size=Size(settings.default_vcpus, settings.default_memory_mb),
+            ),
+            output_limit=settings.output_limit_bytes,
+            clock=clock,
+            random=random,
+        )
+        self.snapshots = SnapshotService(
+            self.store,
+            host,
+            self.operations,
+            templates,
+            images,
+            wakeups,
+            clock=clock,
+            random=random,
+        )
+        self.reconciler = Reconciler(
+            self.store,
+            host,
+            self.operations,
+            self.lifecycle,
+            images,
+            self.metrics,
+            wakeups.reconciler,
+            interval=settings.reconcile_interval_sec,
+            retention=timedelta(seconds=settings.retention_sec),
+            clock=clock,
+            random=random,
+        )
+        self.host_events = HostEvents(self.store, host, self.operations, wakeups.reconciler)
+        self.autopause = AutoPause(
+            self.store,
+            self.lifecycle,
+            self.activity,
+            self.metrics,
+            wakeups.autopause,
+            clock=clock,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Services]:
+        """The services, as long as the block lasts.
+
+        At its end what is under way gets `shutdown_grace_sec` seconds, then the background tasks
+        end and what is kept in memory is written.
+        """
+        await self.store.open()
+        try:
+            services = await self._services()
+            async with asyncio.TaskGroup() as background:
+                tasks = [
+                    background.create_task(each.run())
+                    for each in (
+                        self.reconciler,
+                        self.host_events,
+                        self.autopause,
+                        self.lazy_writes,
+                    )
+                ]
+                try:
+                    yield services
+                finally:
+                    await self.operations.close(self._settings.shutdown_grace_sec)
+                    for task in tasks:
+                        task.cancel()
+            await self.lazy_writes.save()
+        finally:
+            await self.store.close()
+
+    async def _services(self) -> Services:
+        await self.passwords.prepare()
+        accounts = AccountService(
+            self.store,
+            self.passwords,
+            Tokens(await self._secret(), self._clock),
+            AttemptLimits(
+                per_email=self._settings.auth_attempts,
+                per_address=self._settings.auth_attempts_per_address,
+            ),
+            clock=self._clock,
+            random=self._random,
+        )
+        return Services(accounts, self.api_keys, self.sandboxes, self.snapshots)
+
+    async def _secret(self) -> str:
+        if self._settings.jwt_secret is not None:
+            return self._settings.jwt_secret.get_secret_value()
+        return await asyncio.to_thread(load_or_make_secret, self._settings.data_dir / "jwt_secret")

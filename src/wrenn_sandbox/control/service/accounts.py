@@ -1,0 +1,90 @@
+"""Sign-up and login with email and password."""
+
+from dataclasses import dataclass
+
+from email_validator import EmailNotValidError, validate_email
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Account
+from wrenn_sandbox.errors import InvalidRequest, Unauthorized
+from wrenn_sandbox.ids import Random, TeamId, new_team_id, new_user_id
+from wrenn_sandbox.model.limits import PASSWORD_MAX, PASSWORD_MIN
+
+from .passwords import Passwords
+from .rate_limits import AttemptLimits
+from .tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A user who has just proved who they are, and their token."""
+
+    account: Account
+    token: str
+
+
+def normal_email(text: str) -> str:
+    """The form of an email in which it is kept; raises `InvalidRequest`."""
+    try:
+        email = validate_email(text.strip(), check_deliverability=False, globally_deliverable=False)
+    except (EmailNotValidError, UnicodeError) as error:
+        raise InvalidRequest("email must be an email address such as ada@example.com") from error
+    return email.normalized.lower()
+
+
+class AccountService:
+    def __init__(
+        self,
+        store: Store,
+        passwords: Passwords,
+        tokens: Tokens,
+        limits: AttemptLimits,
+        *,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._tokens = tokens
+        self._limits = limits
+        self._clock = clock
+        self._random = random
+
+    async def signup(self, email: str, password: str, *, address: str) -> Session:
+        """Make a user with a team of their own; raises `EmailTaken`, `InvalidRequest`."""
+        email = normal_email(email)
+        if not PASSWORD_MIN <= len(password) <= PASSWORD_MAX:
+            raise InvalidRequest(
+                f"password must have between {PASSWORD_MIN} and {PASSWORD_MAX} characters"
+            )
+        await self._limits.attempt(email=email, address=address)
+        account = await self._store.accounts.create(
+            user_id=new_user_id(self._random),
+            team_id=new_team_id(self._random),
+            email=email,
+            password_hash=await self._passwords.hash(password),
+            now=self._clock(),
+        )
+        return Session(account, self._tokens.issue(account))
+
+    async def login(self, email: str, password: str, *, address: str) -> Session:
+        """Raises the same `Unauthorized`, after the same time, whatever is wrong."""
+        try:
+            email = normal_email(email)
+        except InvalidRequest:
+            email = ""
+        await self._limits.attempt(email=email, address=address)
+        account = await self._store.accounts.by_email(email)
+        hashed = None if account is None else account.password_hash
+        fits = await self._passwords.verify(hashed, password[: PASSWORD_MAX + 1])
+        if account is None or not fits:
+            raise Unauthorized("Wrong email or password")
+        return Session(account, self._tokens.issue(account))
+
+    async def team_of_token(self, token: str) -> TeamId:
+        """The team that a token acts for, as long as user and membership exist."""
+        claims = self._tokens.read(token)
+        if not await self._store.accounts.is_member(claims.user_id, claims.team_id):
+            raise Unauthorized("The user of this token does not exist any more; log in again")
+        return claims.team_id

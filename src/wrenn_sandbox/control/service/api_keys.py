@@ -1,0 +1,73 @@
+"""API keys of a team, and the check of a presented one."""
+
+from datetime import datetime, timedelta
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import ApiKey, Position
+from wrenn_sandbox.errors import NotFound, Unauthorized
+from wrenn_sandbox.ids import (
+    API_KEY,
+    KeyId,
+    Random,
+    TeamId,
+    api_key_digest,
+    api_key_prefix,
+    is_id,
+    new_api_key,
+    new_key_id,
+)
+
+_LAST_USED_STEP = timedelta(minutes=1)
+
+
+class ApiKeyService:
+    def __init__(self, store: Store, *, clock: Clock, random: Random) -> None:
+        self._store = store
+        self._clock = clock
+        self._random = random
+        self._used: dict[KeyId, datetime] = {}
+
+    async def create(self, team_id: TeamId, name: str) -> tuple[ApiKey, str]:
+        """The new key's record and the key itself, which is not kept."""
+        key = new_api_key(self._random)
+        record = ApiKey(
+            id=new_key_id(self._random),
+            team_id=team_id,
+            name=name,
+            key_prefix=api_key_prefix(key),
+            created_at=self._clock(),
+            last_used=None,
+        )
+        await self._store.team(team_id).api_keys.add(record, api_key_digest(key))
+        return record, key
+
+    async def page(
+        self, team_id: TeamId, limit: int | None, after: Position | None
+    ) -> list[ApiKey]:
+        return await self._store.team(team_id).api_keys.page(limit, after)
+
+    async def delete(self, team_id: TeamId, key_id: str) -> None:
+        """The key stops working at once; raises `NotFound`."""
+        if not is_id("key", key_id) or not await self._store.team(team_id).api_keys.remove(
+            KeyId(key_id)
+        ):
+            raise NotFound("There is no such API key")
+
+    async def team_of_key(self, key: str) -> TeamId:
+        """The team that a presented key belongs to; raises `Unauthorized`."""
+        owner = None
+        if API_KEY.fullmatch(key) is not None:
+            owner = await self._store.keys.owner(api_key_digest(key))
+        if owner is None:
+            raise Unauthorized("The API key is not valid; create one with POST /v1/api-keys")
+        now = self._clock()
+        if owner.last_used is None or now - owner.last_used >= _LAST_USED_STEP:
+            self._used[owner.key_id] = now
+        return owner.team_id
+
+    async def save_use(self) -> None:
+        """Write down when keys were used last."""
+        used, self._used = self._used, {}
+        if used:
+            await self._store.keys.touch(used)

@@ -1,0 +1,56 @@
+"""Listens to the host: a machine that ended by itself is recorded at once."""
+
+import asyncio
+
+import structlog
+
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.sandboxes import Change, Missing
+from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.model.sandbox import Event, IllegalTransition
+from wrenn_sandbox.wire.host import Host
+from wrenn_sandbox.wire.messages import HostEvent
+
+from .operations import Operations
+
+_log = structlog.get_logger(__name__)
+_FIRST_WAIT = 1.0
+_LONGEST_WAIT = 30.0
+
+
+class HostEvents:
+    def __init__(
+        self, store: Store, host: Host, operations: Operations, wakeup: asyncio.Event
+    ) -> None:
+        self._store = store.all_sandboxes
+        self._host = host
+        self._operations = operations
+        self._wakeup = wakeup
+
+    async def run(self) -> None:
+        """Follow the host's events for ever; after a failure wait longer and longer."""
+        last, wait = 0, _FIRST_WAIT
+        while True:
+            try:
+                for event in await self._host.events(last):
+                    await self._handle(event)
+                    last = event.number
+                wait = _FIRST_WAIT
+            except Exception:
+                _log.exception("host events not readable")
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+
+    async def _handle(self, event: HostEvent) -> None:
+        if self._operations.busy(event.sandbox_id):
+            self._wakeup.set()
+            return
+        change = Change(Event.LOST, "host", event.at, event.reason)
+        try:
+            await self._operations.run(
+                event.sandbox_id, self._store.apply(event.sandbox_id, change)
+            )
+        except (IllegalTransition, Missing):
+            _log.info("exit of a sandbox that was ending", sandbox_id=event.sandbox_id)
+        except WrennError as error:
+            _log.warning("exit not recorded", sandbox_id=event.sandbox_id, error=error.message)

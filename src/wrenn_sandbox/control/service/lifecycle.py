@@ -1,0 +1,198 @@
+"""The steps that a sandbox's life is made of, each one task from its first write to its last.
+
+A step marks the sandbox as in flight, asks the host, and records the outcome. Whatever happened to
+the sandbox in between shows in the last write: an event that is not legal any more changes
+nothing, and the step undoes its work.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Sandbox
+from wrenn_sandbox.control.store.sandboxes import Change, Missing
+from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
+from wrenn_sandbox.ids import OperationId, Random, SandboxId, new_operation_id
+from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
+from wrenn_sandbox.wire.host import Host
+from wrenn_sandbox.wire.messages import CreateSandbox, Placement
+
+from .activity import Activity
+from .operations import Operations
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeups:
+    """Set by whoever knows that there is work for a background task."""
+
+    autopause: asyncio.Event
+    reconciler: asyncio.Event
+
+
+def reason_of(error: BaseException) -> str:
+    """What the history says of a failure: nothing that a caller may not read."""
+    return error.message if isinstance(error, WrennError) else "internal error"
+
+
+def not_possible(state: State, wanted: str) -> InvalidState:
+    return InvalidState(f"The sandbox is {state}; {wanted}")
+
+
+class Lifecycle:
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        operations: Operations,
+        activity: Activity,
+        wakeups: Wakeups,
+        *,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._store = store.all_sandboxes
+        self._host = host
+        self._operations = operations
+        self._activity = activity
+        self._wakeups = wakeups
+        self._clock = clock
+        self._random = random
+        self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
+
+    async def create(self, sandbox: Sandbox) -> Sandbox:
+        return await self._operations.run(sandbox.id, self._create(sandbox))
+
+    async def pause(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
+        return await self._operations.run(sandbox_id, self._pause(sandbox_id, actor))
+
+    async def resume(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
+        return await self._operations.run(sandbox_id, self._resume(sandbox_id, actor))
+
+    async def delete(self, sandbox_id: SandboxId, actor: str = "user") -> None:
+        """Free everything of a sandbox; callers that come meanwhile wait for the same task."""
+        task = self._deletions.get(sandbox_id)
+        if task is None:
+            task = self._operations.start(sandbox_id, self._delete(sandbox_id, actor))
+            self._deletions[sandbox_id] = task
+            task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
+        await asyncio.shield(task)
+
+    async def _create(self, sandbox: Sandbox) -> Sandbox:
+        await self._store.add(sandbox, Change(Event.START, "user", sandbox.created_at))
+        request = CreateSandbox(
+            sandbox_id=sandbox.id,
+            operation_id=self._operation(),
+            image_id=sandbox.image_id,
+            vcpus=sandbox.vcpus,
+            memory_mb=sandbox.memory_mb,
+        )
+        try:
+            placement = await self._host.create(request)
+        except NoCapacity:
+            await self._store.remove_starting(sandbox.id)
+            raise
+        except Exception as error:
+            await self._record(sandbox.id, Event.FAILED, "user", reason_of(error))
+            raise
+        try:
+            started = await self._store.apply(
+                sandbox.id, self._change(Event.STARTED, "user", placement=placement)
+            )
+        except (IllegalTransition, Missing) as error:
+            await self._host.destroy(sandbox.id, self._operation())
+            raise InvalidState("The sandbox was deleted while it was starting") from error
+        self._wakeups.autopause.set()
+        return started
+
+    async def _pause(self, sandbox_id: SandboxId, actor: str) -> Sandbox:
+        sandbox = await self._begin(
+            sandbox_id, Event.PAUSE, actor, "only a running sandbox can be paused"
+        )
+        try:
+            if actor == "auto" and self._activity.in_use(sandbox_id):
+                raise InvalidState("The sandbox is in use again")
+            await self._host.pause(sandbox_id, self._operation())
+        except Exception as error:
+            await self._record(sandbox_id, Event.PAUSE_FAILED, actor, reason_of(error))
+            self._look_into(error)
+            raise
+        return await self._end(
+            sandbox_id,
+            self._change(
+                Event.PAUSED,
+                actor,
+                active_at=self._activity.latest(sandbox_id, sandbox.last_active_at),
+            ),
+        )
+
+    async def _resume(self, sandbox_id: SandboxId, actor: str) -> Sandbox:
+        await self._begin(sandbox_id, Event.RESUME, actor, "only a paused sandbox can be resumed")
+        try:
+            placement = await self._host.resume(sandbox_id, self._operation())
+        except Exception as error:
+            await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))
+            self._look_into(error)
+            raise
+        resumed = await self._end(
+            sandbox_id, self._change(Event.RESUMED, actor, placement=placement)
+        )
+        self._wakeups.autopause.set()
+        return resumed
+
+    async def _delete(self, sandbox_id: SandboxId, actor: str) -> None:
+        try:
+            await self._store.apply(sandbox_id, self._change(Event.DELETE, actor))
+        except Missing:
+            return
+        except IllegalTransition as error:
+            if error.state is State.STOPPED:
+                return
+        await self._host.destroy(sandbox_id, self._operation())
+        if await self._operations.wait_for_others(sandbox_id):
+            await self._host.destroy(sandbox_id, self._operation())
+        await self._record(sandbox_id, Event.DELETED, actor, None)
+
+    async def _begin(self, sandbox_id: SandboxId, event: Event, actor: str, wanted: str) -> Sandbox:
+        try:
+            return await self._store.apply(sandbox_id, self._change(event, actor))
+        except IllegalTransition as error:
+            raise not_possible(error.state, wanted) from error
+        except Missing as error:
+            raise NotFound("There is no such sandbox") from error
+
+    async def _end(self, sandbox_id: SandboxId, change: Change) -> Sandbox:
+        try:
+            return await self._store.apply(sandbox_id, change)
+        except IllegalTransition as error:
+            raise not_possible(error.state, "it was changed meanwhile") from error
+        except Missing as error:
+            raise NotFound("There is no such sandbox") from error
+
+    async def _record(
+        self, sandbox_id: SandboxId, event: Event, actor: str, reason: str | None
+    ) -> None:
+        """Record an outcome unless the sandbox went another way meanwhile."""
+        try:
+            await self._store.apply(sandbox_id, self._change(event, actor, reason=reason))
+        except (IllegalTransition, Missing):
+            self._wakeups.reconciler.set()
+
+    def _look_into(self, error: Exception) -> None:
+        if isinstance(error, NotFound):
+            self._wakeups.reconciler.set()
+
+    def _change(
+        self,
+        event: Event,
+        actor: str,
+        *,
+        reason: str | None = None,
+        placement: Placement | None = None,
+        active_at: datetime | None = None,
+    ) -> Change:
+        return Change(event, actor, self._clock(), reason, placement, active_at)
+
+    def _operation(self) -> OperationId:
+        return new_operation_id(self._random)

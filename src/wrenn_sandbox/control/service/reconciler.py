@@ -1,0 +1,175 @@
+"""Compares what is wanted (the store) with what runs (the host), and corrects each difference.
+
+A sandbox with an operation in this process at any time during the comparison, or with one under
+way at the host, is left alone. Each correction is an operation of its own whose transitions are
+guarded like all others, so it can not undo what a request has just done.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from datetime import timedelta
+
+import structlog
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.metrics import Metrics
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Sandbox, SnapshotIntent
+from wrenn_sandbox.control.store.sandboxes import Change, Missing
+from wrenn_sandbox.errors import NoCapacity, NotFound, WrennError
+from wrenn_sandbox.ids import Random, SandboxId, new_operation_id
+from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
+from wrenn_sandbox.wire.host import Host
+from wrenn_sandbox.wire.messages import Phase, SandboxReport
+
+from .corrections import CORRECTIONS, Correction
+from .images import DiscardedImages
+from .lifecycle import Lifecycle
+from .operations import Operations
+from .snapshots import REASON
+
+_log = structlog.get_logger(__name__)
+_ACTOR = "reconciler"
+_LIVE = [state for state in State if state not in (State.STOPPED, State.ERROR)]
+
+
+class Reconciler:
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        operations: Operations,
+        lifecycle: Lifecycle,
+        images: DiscardedImages,
+        metrics: Metrics,
+        wakeup: asyncio.Event,
+        *,
+        interval: float,
+        retention: timedelta,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._operations = operations
+        self._lifecycle = lifecycle
+        self._images = images
+        self._metrics = metrics
+        self._wakeup = wakeup
+        self._interval = interval
+        self._retention = retention
+        self._clock = clock
+        self._random = random
+
+    async def run(self) -> None:
+        """Sweep every `interval` seconds, and whenever the wake-up is set."""
+        while True:
+            self._wakeup.clear()
+            try:
+                await self.sweep()
+            except NoCapacity:
+                return
+            except Exception:
+                _log.exception("reconciliation failed")
+            try:
+                async with asyncio.timeout(self._interval):
+                    await self._wakeup.wait()
+            except TimeoutError:
+                pass
+
+    async def sweep(self) -> None:
+        """Compare once and correct what differs."""
+        with self._operations.watch() as touched:
+            reports = {report.sandbox_id: report for report in await self._host.sandboxes()}
+            live = {each.id: each for each in await self._store.all_sandboxes.in_states(_LIVE)}
+            intents = {each.sandbox_id: each for each in await self._store.snapshots.intents()}
+            for sandbox in live.values():
+                report = reports.get(sandbox.id)
+                if sandbox.id not in touched and not (report is not None and report.busy):
+                    await self._check(sandbox, report, intents.get(sandbox.id))
+            for report in reports.values():
+                if report.sandbox_id not in touched | live.keys() and not report.busy:
+                    await self._destroy_unwanted(report.sandbox_id)
+            for sandbox_id, intent in intents.items():
+                if sandbox_id not in touched and not self._is_being_made(live.get(sandbox_id)):
+                    await self._store.snapshots.abandon(intent, None, self._clock())
+        await self._images.remove()
+        await self._store.all_sandboxes.remove_ended(self._clock() - self._retention)
+
+    @staticmethod
+    def _is_being_made(sandbox: Sandbox | None) -> bool:
+        return sandbox is not None and sandbox.state is State.SNAPSHOTTING
+
+    async def _check(
+        self, sandbox: Sandbox, report: SandboxReport | None, intent: SnapshotIntent | None
+    ) -> None:
+        phase = None if report is None else report.phase
+        if sandbox.state is State.STOPPING:
+            await self._attempt(sandbox.id, self._lifecycle.delete(sandbox.id, _ACTOR))
+            return
+        correction = CORRECTIONS.get((sandbox.state, phase))
+        if correction is None:
+            return
+        if sandbox.state is State.SNAPSHOTTING and intent is not None:
+            work = self._settle_snapshot(intent, phase, correction)
+        else:
+            work = self._correct(sandbox, report, correction)
+        await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
+
+    async def _correct(
+        self, sandbox: Sandbox, report: SandboxReport | None, correction: Correction
+    ) -> None:
+        if correction.destroy:
+            await self._host.destroy(sandbox.id, new_operation_id(self._random))
+        placement = None if report is None else report.placement
+        changes = [
+            Change(event, _ACTOR, self._clock(), correction.reason, placement)
+            for event in correction.events
+        ]
+        await self._store.all_sandboxes.apply(sandbox.id, *changes)
+        self._note(sandbox.id, correction)
+
+    async def _settle_snapshot(
+        self, intent: SnapshotIntent, phase: Phase | None, correction: Correction
+    ) -> None:
+        if phase is None:
+            try:
+                image = await self._host.snapshot(
+                    intent.sandbox_id, intent.operation_id, intent.image_id
+                )
+            except NotFound:
+                _log.warning("snapshot lost", sandbox_id=intent.sandbox_id, name=intent.name)
+            else:
+                await self._store.snapshots.complete(
+                    intent, image, Change(Event.SNAPSHOTTED, _ACTOR, self._clock(), REASON)
+                )
+                return
+        change = Change(correction.events[0], _ACTOR, self._clock(), correction.reason)
+        await self._store.snapshots.abandon(intent, change, self._clock())
+        self._note(intent.sandbox_id, correction)
+
+    async def _destroy_unwanted(self, sandbox_id: SandboxId) -> None:
+        _log.warning("destroying a sandbox that nobody wants", sandbox_id=sandbox_id)
+        await self._attempt(
+            sandbox_id,
+            self._operations.run(
+                sandbox_id, self._host.destroy(sandbox_id, new_operation_id(self._random))
+            ),
+        )
+
+    async def _attempt(self, sandbox_id: SandboxId, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except NoCapacity:
+            raise
+        except (IllegalTransition, Missing):
+            _log.info("correction overtaken", sandbox_id=sandbox_id)
+        except WrennError as error:
+            _log.warning(
+                "correction failed", sandbox_id=sandbox_id, error=error.message, detail=error.detail
+            )
+
+    def _note(self, sandbox_id: SandboxId, correction: Correction) -> None:
+        for event in correction.events:
+            self._metrics.correction(event.value)
+        _log.warning("corrected", sandbox_id=sandbox_id, reason=correction.reason)

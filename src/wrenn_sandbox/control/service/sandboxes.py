@@ -1,0 +1,212 @@
+"""What a team can do with its sandboxes."""
+
+from dataclasses import dataclass, replace
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxEvent
+from wrenn_sandbox.errors import (
+    AgentError,
+    ExecTimeout,
+    InvalidRequest,
+    NotFound,
+    WrennError,
+)
+from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
+from wrenn_sandbox.model.limits import Bounds, OutOfBounds
+from wrenn_sandbox.model.sandbox import State, Status
+from wrenn_sandbox.model.template import Size, TemplateType
+from wrenn_sandbox.wire.host import Host
+from wrenn_sandbox.wire.messages import Command, CommandResult
+
+from .activity import Activity
+from .lifecycle import Lifecycle, Wakeups, not_possible
+from .output import Output, readable
+from .templates import Templates
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A command that has ended within its time."""
+
+    output: Output
+    exit_code: int
+    duration_ms: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a new sandbox gets when its caller does not say."""
+
+    template: str
+    size: Size
+
+
+def sandbox_id_of(text: str) -> SandboxId:
+    """Raises `NotFound` for what can not be the id of a sandbox."""
+    if not is_id("sb", text):
+        raise NotFound("There is no such sandbox")
+    return SandboxId(text)
+
+
+class SandboxService:
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        lifecycle: Lifecycle,
+        templates: Templates,
+        activity: Activity,
+        wakeups: Wakeups,
+        *,
+        bounds: Bounds,
+        defaults: Defaults,
+        output_limit: int,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._lifecycle = lifecycle
+        self._templates = templates
+        self._activity = activity
+        self._wakeups = wakeups
+        self._bounds = bounds
+        self._defaults = defaults
+        self._output_limit = output_limit
+        self._clock = clock
+        self._random = random
+
+    async def create(
+        self,
+        team_id: TeamId,
+        *,
+        template: str | None,
+        vcpus: int | None,
+        memory_mb: int | None,
+        timeout_sec: int,
+    ) -> Sandbox:
+        """Start a sandbox and wait until its agent has answered.
+
+        A snapshot fixes the size, whatever the caller says. Raises `InvalidRequest`, `NotFound` for
+        the template, and what `Host.create` raises.
+        """
+        size = Size(
+            self._defaults.size.vcpus if vcpus is None else vcpus,
+            self._defaults.size.memory_mb if memory_mb is None else memory_mb,
+        )
+        try:
+            self._bounds.check(vcpus=size.vcpus, memory_mb=size.memory_mb, timeout_sec=timeout_sec)
+        except OutOfBounds as error:
+            raise InvalidRequest(str(error)) from error
+        found = await self._templates.find(
+            team_id, self._defaults.template if template is None else template
+        )
+        if found.type is TemplateType.SNAPSHOT:
+            size = Size(found.vcpus, found.memory_mb)
+        now = self._clock()
+        sandbox = Sandbox(
+            id=new_sandbox_id(self._random),
+            team_id=team_id,
+            state=State.PENDING,
+            status=Status.PENDING,
+            template=found.name,
+            image_id=found.image_id,
+            vcpus=size.vcpus,
+            memory_mb=size.memory_mb,
+            timeout_sec=timeout_sec,
+            guest_ip=None,
+            host_ip=None,
+            reason=None,
+            created_at=now,
+            started_at=None,
+            last_active_at=None,
+            last_updated=now,
+        )
+        return await self._lifecycle.create(sandbox)
+
+    async def get(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
+        sandbox = await self._store.team(team_id).sandboxes.get(sandbox_id_of(sandbox_id))
+        if sandbox is None:
+            raise NotFound("There is no such sandbox")
+        return self._with_activity(sandbox)
+
+    async def page(
+        self, team_id: TeamId, limit: int | None, after: Position | None
+    ) -> list[Sandbox]:
+        found = await self._store.team(team_id).sandboxes.page(limit, after)
+        return [self._with_activity(sandbox) for sandbox in found]
+
+    async def events(
+        self, team_id: TeamId, sandbox_id: str, limit: int | None, before: int | None
+    ) -> list[SandboxEvent]:
+        sandbox = await self.get(team_id, sandbox_id)
+        return await self._store.team(team_id).sandboxes.events(sandbox.id, limit, before)
+
+    async def delete(self, team_id: TeamId, sandbox_id: str) -> None:
+        sandbox = await self.get(team_id, sandbox_id)
+        if sandbox.state is not State.STOPPED:
+            await self._lifecycle.delete(sandbox.id)
+
+    async def pause(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
+        sandbox = await self.get(team_id, sandbox_id)
+        return await self._lifecycle.pause(sandbox.id)
+
+    async def resume(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
+        sandbox = await self.get(team_id, sandbox_id)
+        return await self._lifecycle.resume(sandbox.id)
+
+    async def ping(self, team_id: TeamId, sandbox_id: str) -> None:
+        known = sandbox_id_of(sandbox_id)
+        await self._require_running(team_id, known)
+        self._activity.touch(known)
+
+    async def exec(
+        self, team_id: TeamId, sandbox_id: str, command: Command, timeout_sec: int
+    ) -> Executed:
+        """Run a command to its end; raises `ExecTimeout` with what it wrote until then."""
+        known = sandbox_id_of(sandbox_id)
+        with self._activity.using(known):
+            await self._require_running(team_id, known)
+            self._activity.touch(known)
+            result = await self._exec(team_id, known, command, timeout_sec)
+            self._activity.touch(known)
+        output = readable(result.stdout, result.stderr, cut=result.truncated or result.timed_out)
+        if result.timed_out:
+            raise ExecTimeout(
+                f"The command did not end within {timeout_sec} s and was killed",
+                stdout=output.stdout,
+                stderr=output.stderr,
+                encoding=output.encoding,
+            )
+        return Executed(output, result.exit_code, result.duration_ms, result.truncated)
+
+    async def _exec(
+        self, team_id: TeamId, sandbox_id: SandboxId, command: Command, timeout_sec: int
+    ) -> CommandResult:
+        try:
+            return await self._host.exec(
+                sandbox_id, command, timeout=timeout_sec, output_limit=self._output_limit
+            )
+        except (NotFound, AgentError) as error:
+            await self._require_running(team_id, sandbox_id)
+            self._wakeups.reconciler.set()
+            raise _as_agent_error(error) from error
+
+    async def _require_running(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
+        state = await self._store.team(team_id).sandboxes.state(sandbox_id)
+        if state is None:
+            raise NotFound("There is no such sandbox")
+        if state is not State.RUNNING:
+            raise not_possible(state, "only a running sandbox can be used")
+
+    def _with_activity(self, sandbox: Sandbox) -> Sandbox:
+        latest = self._activity.latest(sandbox.id, sandbox.last_active_at)
+        return sandbox if latest is None else replace(sandbox, last_active_at=latest)
+
+
+def _as_agent_error(error: WrennError) -> AgentError:
+    if isinstance(error, AgentError):
+        return error
+    return AgentError("The sandbox does not answer; its state is being checked")

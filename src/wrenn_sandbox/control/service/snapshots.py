@@ -1,0 +1,142 @@
+"""Templates made from running sandboxes."""
+
+import base64
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import SnapshotIntent, TeamTemplate
+from wrenn_sandbox.control.store.sandboxes import Change, Missing
+from wrenn_sandbox.errors import (
+    AlreadyExists,
+    Forbidden,
+    InvalidRequest,
+    InvalidState,
+    NotFound,
+)
+from wrenn_sandbox.ids import Random, TeamId, new_image_id, new_operation_id
+from wrenn_sandbox.model.sandbox import Event, IllegalTransition
+from wrenn_sandbox.model.template import TemplateType, is_template_name
+from wrenn_sandbox.wire.host import Host
+
+from .images import DiscardedImages
+from .lifecycle import Wakeups, not_possible, reason_of
+from .operations import Operations
+from .sandboxes import sandbox_id_of
+from .templates import Template, Templates
+
+REASON = "snapshotted"
+
+
+class SnapshotService:
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        operations: Operations,
+        templates: Templates,
+        images: DiscardedImages,
+        wakeups: Wakeups,
+        *,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._operations = operations
+        self._templates = templates
+        self._images = images
+        self._wakeups = wakeups
+        self._clock = clock
+        self._random = random
+
+    async def create(
+        self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool
+    ) -> Template:
+        """Turn a running sandbox into a template.
+
+        Raises `InvalidRequest` for the name, `AlreadyExists` when it is taken, `InvalidState`
+        when the sandbox does not run.
+        """
+        if name is not None and not is_template_name(name):
+            raise InvalidRequest(
+                "name must be 1 to 64 letters, digits, dots, underscores or hyphens "
+                "and begin with a letter or digit"
+            )
+        sandbox = await self._store.team(team_id).sandboxes.get(sandbox_id_of(sandbox_id))
+        if sandbox is None:
+            raise NotFound("There is no such sandbox")
+        chosen = name or self._automatic_name()
+        if chosen in {each.name for each in await self._templates.base()}:
+            raise AlreadyExists(f"{chosen} is the name of a base template; choose another")
+        intent = SnapshotIntent(
+            team_id=team_id,
+            name=chosen,
+            sandbox_id=sandbox.id,
+            operation_id=new_operation_id(self._random),
+            image_id=new_image_id(self._random),
+        )
+        made = await self._operations.run(sandbox.id, self._create(intent, overwrite=overwrite))
+        return Template(
+            name=made.name,
+            type=TemplateType.SNAPSHOT,
+            image_id=made.image_id,
+            vcpus=made.vcpus,
+            memory_mb=made.memory_mb,
+            size_bytes=made.size_bytes,
+            created_at=made.created_at,
+        )
+
+    async def page(self, team_id: TeamId, kind: TemplateType | None) -> list[Template]:
+        return await self._templates.page(team_id, kind)
+
+    async def delete(self, team_id: TeamId, name: str) -> None:
+        """Give up one of the team's names; raises `NotFound`, `Forbidden` for a base template."""
+        known = is_template_name(name)
+        if known and await self._store.team(team_id).templates.remove(name, self._clock()):
+            await self._images.remove()
+            return
+        if known and name in {each.name for each in await self._templates.base()}:
+            raise Forbidden("Base templates belong to the host; they can not be deleted here")
+        raise NotFound("There is no such template; GET /v1/snapshots lists them")
+
+    async def _create(self, intent: SnapshotIntent, *, overwrite: bool) -> TeamTemplate:
+        try:
+            await self._store.snapshots.begin(
+                intent, self._change(Event.SNAPSHOT, None), overwrite=overwrite
+            )
+        except IllegalTransition as error:
+            raise not_possible(
+                error.state, "only a running sandbox can become a template"
+            ) from error
+        except Missing as error:
+            raise NotFound("There is no such sandbox") from error
+        try:
+            image = await self._host.snapshot(
+                intent.sandbox_id, intent.operation_id, intent.image_id
+            )
+        except Exception as error:
+            await self._abandon(intent, self._change(Event.SNAPSHOT_FAILED, reason_of(error)))
+            self._wakeups.reconciler.set()
+            raise
+        try:
+            template = await self._store.snapshots.complete(
+                intent, image, self._change(Event.SNAPSHOTTED, REASON)
+            )
+        except (IllegalTransition, Missing) as error:
+            await self._abandon(intent, None)
+            raise InvalidState("The sandbox was deleted meanwhile") from error
+        await self._images.remove()
+        return template
+
+    async def _abandon(self, intent: SnapshotIntent, change: Change | None) -> None:
+        try:
+            await self._store.snapshots.abandon(intent, change, self._clock())
+        except (IllegalTransition, Missing):
+            await self._store.snapshots.abandon(intent, None, self._clock())
+        await self._images.remove()
+
+    def _change(self, event: Event, reason: str | None) -> Change:
+        return Change(event, "user", self._clock(), reason)
+
+    def _automatic_name(self) -> str:
+        return "template-" + base64.b32encode(self._random(5)).decode("ascii").lower()

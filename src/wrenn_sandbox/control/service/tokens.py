@@ -1,0 +1,88 @@
+"""JSON Web Tokens of logged-in users: HS256, six hours."""
+
+import os
+import secrets
+import tempfile
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import jwt
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store.records import Account
+from wrenn_sandbox.errors import Unauthorized
+from wrenn_sandbox.ids import TeamId, UserId, is_id
+
+LIFETIME = timedelta(hours=6)
+_ALGORITHM = "HS256"
+_CLAIMS = ("sub", "team_id", "email", "iat", "exp")
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    user_id: UserId
+    team_id: TeamId
+
+
+class Tokens:
+    """Issues and reads tokens signed with one secret."""
+
+    def __init__(self, secret: str, clock: Clock) -> None:
+        self._secret = secret.encode("utf-8")
+        self._clock = clock
+
+    def issue(self, account: Account) -> str:
+        now = self._clock()
+        claims = {
+            "sub": account.user_id,
+            "team_id": account.team_id,
+            "email": account.email,
+            "iat": int(now.timestamp()),
+            "exp": int((now + LIFETIME).timestamp()),
+        }
+        with warnings.catch_warnings(action="ignore", category=jwt.InsecureKeyLengthWarning):
+            return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
+
+    def read(self, token: str) -> Claims:
+        """The claims of a valid token; raises `Unauthorized` for any other."""
+        try:
+            with warnings.catch_warnings(action="ignore", category=jwt.InsecureKeyLengthWarning):
+                claims = jwt.decode(
+                    token,
+                    self._secret,
+                    algorithms=[_ALGORITHM],
+                    options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False},
+                )
+        except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
+            raise Unauthorized("The token is not valid; log in again") from error
+        user_id, team_id, expiry = claims["sub"], claims["team_id"], claims["exp"]
+        if not (isinstance(user_id, str) and isinstance(team_id, str)):
+            raise Unauthorized("The token is not valid; log in again")
+        if not (is_id("usr", user_id) and is_id("team", team_id)):
+            raise Unauthorized("The token is not valid; log in again")
+        if not isinstance(expiry, int | float) or self._clock().timestamp() >= expiry:
+            raise Unauthorized("The token has expired; log in again")
+        return Claims(UserId(user_id), TeamId(team_id))
+
+
+def load_or_make_secret(path: Path) -> str:
+    """The secret kept in a file of mode 0600; the first of several servers makes it.
+
+    Blocks: the file is written in full and synced before it gets its name.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        descriptor, temporary = tempfile.mkstemp(prefix=".jwt-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(48))
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            return path.read_text(encoding="ascii")
+        finally:
+            Path(temporary).unlink()
+    return path.read_text(encoding="ascii")

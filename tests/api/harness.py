@@ -1,0 +1,140 @@
+"""A running application with clients whose every answer is held against the contract."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import httpx2
+from argon2 import PasswordHasher
+from contract.checking import check_response
+from fastapi import FastAPI
+
+from wrenn_sandbox.control.app import create_app
+from wrenn_sandbox.control.plane import ControlPlane
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.host import Host
+
+CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+PASSWORD = "correct horse"
+
+
+class FakeClock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class CheckedTransport(httpx2.ASGITransport):
+    """Calls the application and validates what it answers."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = await super().handle_async_request(request)
+        body = await response.aread()
+        assert response.headers["x-request-id"]
+        check_response(
+            request.method,
+            request.url.path,
+            response.status_code,
+            response.headers.get("content-type", ""),
+            body,
+        )
+        return response
+
+
+@dataclass
+class Team:
+    """A signed-up user with a key; `client` sends it with each request."""
+
+    user_id: str
+    team_id: str
+    email: str
+    token: str
+    key: str
+    client: httpx2.AsyncClient
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+@dataclass
+class Server:
+    """An application whose lifespan has begun."""
+
+    app: FastAPI
+    plane: ControlPlane
+    settings: Settings
+    clients: list[httpx2.AsyncClient] = field(default_factory=list)
+    numbers: "count[int]" = field(default_factory=count)
+
+    def client(self, headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:
+        client = httpx2.AsyncClient(
+            transport=CheckedTransport(app=self.app, raise_app_exceptions=False),
+            base_url="http://wrenn.test",
+            headers=headers,
+        )
+        self.clients.append(client)
+        return client
+
+    async def team(self) -> Team:
+        client = self.client()
+        email = f"user{next(self.numbers)}@example.com"
+        signup = await client.post("/v1/auth/signup", json={"email": email, "password": PASSWORD})
+        assert signup.status_code == 201, signup.text
+        account = signup.json()
+        bearer = {"Authorization": f"Bearer {account['token']}"}
+        key = await client.post("/v1/api-keys", json={}, headers=bearer)
+        assert key.status_code == 201, key.text
+        client.headers["X-API-Key"] = key.json()["key"]
+        return Team(
+            user_id=account["user_id"],
+            team_id=account["team_id"],
+            email=email,
+            token=account["token"],
+            key=key.json()["key"],
+            client=client,
+        )
+
+
+def make_settings(data_dir: Path, database_url: str | None, **others: object) -> Settings:
+    """Settings that do not depend on the environment of the test run."""
+    values: dict[str, object] = {
+        "data_dir": data_dir,
+        "database_url": database_url,
+        "driver": "fake",
+        "auth_attempts": "1000/minute",
+        "auth_attempts_per_address": "100000/minute",
+        "reconcile_interval_sec": 3600.0,
+        "shutdown_grace_sec": 2.0,
+        **others,
+    }
+    return Settings.model_validate(values)
+
+
+@asynccontextmanager
+async def serve(
+    settings: Settings, host: Host, clock: FakeClock | None = None
+) -> AsyncIterator[Server]:
+    """A server on `host`, running until the end of the block."""
+    app = (
+        create_app(settings, host, hasher=CHEAP)
+        if clock is None
+        else create_app(settings, host, hasher=CHEAP, clock=clock)
+    )
+    async with app.router.lifespan_context(app):
+        server = Server(app, app.state.plane, settings)
+        try:
+            yield server
+        finally:
+            for client in server.clients:
+                await client.aclose()
