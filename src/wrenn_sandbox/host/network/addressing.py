@@ -6,7 +6,6 @@ addresses or routes of others. In its block, slot `n` has the two addresses of o
 is the host's end of the veth pair, the odd one the namespace's.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.network.slot import Slot
 
 BLOCK_PREFIX_LENGTH = 22
@@ -101,40 +101,15 @@ def blocks_of(network: IPv4Network, tag: str) -> list[IPv4Network]:
     return blocks[first:] + blocks[:first]
 
 
-class FileLock:
-    """An exclusive lock on a file, held until `close` or the end of this process."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd: int | None = None
-
-    def acquire(self) -> bool:
-        """Whether the lock is ours now; never waits."""
-        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        self._fd = fd
-        return True
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
 def claim_block(
     candidates: Iterable[IPv4Network], in_use: Iterable[IPv4Network], runtime_dir: Path
-) -> tuple[IPv4Network, FileLock]:
+) -> tuple[IPv4Network, DirectoryLock]:
     """The first candidate that no interface, route or other server uses, and the lock on it."""
     taken = list(in_use)
     for block in candidates:
         if any(block.overlaps(other) for other in taken):
             continue
-        lock = FileLock(runtime_dir / f"block-{block.network_address}-{block.prefixlen}.lock")
+        lock = DirectoryLock(runtime_dir / f"block-{block.network_address}-{block.prefixlen}.lock")
         if lock.acquire():
             return block, lock
     raise HostFailure(

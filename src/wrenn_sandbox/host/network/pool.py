@@ -16,11 +16,11 @@ from pathlib import Path
 import structlog
 
 from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
+from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.network import builder as building
 from wrenn_sandbox.host.network.addressing import (
     RUNTIME_DIR,
     AddressPlan,
-    FileLock,
     blocks_of,
     claim_block,
     data_dir_tag,
@@ -190,17 +190,18 @@ class SlotPool:
                     await asyncio.to_thread(self._builder.disconnect_host)
 
     def _claim(self, undo: AsyncExitStack) -> AddressPlan:
-        lock = FileLock(self._runtime_dir / f"server-{self._tag}.lock")
+        self._runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = DirectoryLock(self._runtime_dir / f"server-{self._tag}.lock")
         if not lock.acquire():
             raise HostFailure("another server is using this data directory")
-        undo.callback(lock.close)
+        undo.callback(lock.release)
         candidates = blocks_of(self._network, self._tag)
         before = building.block_of_leftovers(self._tag, candidates)
         if before is not None:
             candidates = [before, *candidates]
         used = building.networks_in_use(self._tag, self._network)
         block, block_lock = claim_block(candidates, used, self._runtime_dir)
-        undo.callback(block_lock.close)
+        undo.callback(block_lock.release)
         return AddressPlan(self._tag, self._network, block, self._uid_base)
 
     async def _work(self, plan: AddressPlan, builder: SlotBuilder) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Set
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.settings import Settings
 
 LOOPBACK = "127.0.0.1"
 ATTEMPTS = 64
@@ -24,6 +25,10 @@ class UserModeSlots:
     def __init__(self, uid_base: int) -> None:
         self._uid_base = uid_base
         self._used: dict[int, Slot] = {}
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "UserModeSlots":
+        return cls(settings.vmm_uid_base)
 
     async def start(self, keep: Set[int] = frozenset()) -> None:
         self._used = {index: self._slot(index) for index in keep}

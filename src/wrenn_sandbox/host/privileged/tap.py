@@ -3,9 +3,12 @@
 import fcntl
 import os
 import struct
+from functools import partial
 from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
 
 TUN_DEVICE = Path("/dev/net/tun")
 # linux/if_tun.h
@@ -13,6 +16,13 @@ _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
+
+
+async def open_tap(namespaces: NamespaceThread, slot: Slot) -> int:
+    """A descriptor of the slot's tap; see `attach_tap`. The caller closes it."""
+    if slot.tap is None:
+        raise HostFailure("this slot has no tap")
+    return await namespaces.run(slot.netns, partial(attach_tap, slot.tap))
 
 
 def attach_tap(name: str) -> int:

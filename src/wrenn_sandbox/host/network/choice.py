@@ -2,27 +2,19 @@
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.pool import SlotPool
-from wrenn_sandbox.host.network.slot import SlotSource
-from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
 from wrenn_sandbox.settings import Settings
 
 Mode = Literal["tap", "user"]
 
-
-@dataclass(frozen=True, slots=True)
-class NetworkChoice:
-    """`reasons` says what speaks against taps; empty when nothing does."""
-
-    mode: Mode
-    reasons: tuple[str, ...]
+_log = structlog.get_logger(__name__)
 
 
 def tap_obstacles(tun: Path = TUN_DEVICE) -> tuple[str, ...]:
@@ -40,21 +32,18 @@ def tap_obstacles(tun: Path = TUN_DEVICE) -> tuple[str, ...]:
     return tuple(found)
 
 
-def choose_network(settings: Settings, obstacles: tuple[str, ...] | None = None) -> NetworkChoice:
+def choose_network(settings: Settings, obstacles: tuple[str, ...] | None = None) -> Mode:
     """What the settings ask for; for `auto`, taps wherever nothing speaks against them.
 
-    Raises `HostFailure` when taps are asked for and the machine cannot have them.
+    `obstacles` are found out when not given. Raises `HostFailure` when taps are asked for and the
+    machine cannot have them.
     """
-    found = tap_obstacles() if obstacles is None else obstacles
     if settings.network == "user":
-        return NetworkChoice("user", ("the settings ask for user-mode networking",))
+        return "user"
+    found = tap_obstacles() if obstacles is None else obstacles
     if settings.network == "tap" and found:
         raise HostFailure("taps were asked for, but " + " and ".join(found))
-    return NetworkChoice("user" if found else "tap", found)
-
-
-def slot_source(settings: Settings, choice: NetworkChoice) -> SlotSource:
-    """The slots of the chosen network, not yet started."""
-    if choice.mode == "tap":
-        return SlotPool.from_settings(settings)
-    return UserModeSlots(settings.vmm_uid_base)
+    if found:
+        _log.warning("user-mode networking instead of taps", reasons=list(found))
+        return "user"
+    return "tap"
