@@ -1,0 +1,200 @@
+"""`wrenn doctor`: what this machine can do for sandboxes, and what to do about the rest."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+
+from wrenn_sandbox.host.facts import QEMU, MachineFacts, machine_facts
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
+from wrenn_sandbox.settings import Settings
+
+Status = Literal["ok", "warn", "missing"]
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One finding. `missing` means that sandboxes cannot run, `warn` that they run with less."""
+
+    name: str
+    status: Status
+    detail: str
+    advice: str = ""
+
+
+def examine(facts: MachineFacts, kvm: KvmVerdict, settings: Settings) -> list[Line]:
+    """Judge the facts. Pure."""
+    return [
+        _kvm(kvm),
+        _qemu(facts),
+        *_network(facts, required=settings.network == "tap"),
+        _tools(facts),
+        _disk(facts, settings),
+        _memory(facts, settings),
+        _line(
+            "reflink",
+            facts.reflink,
+            "the data directory copies files without copying their data",
+            "the data directory cannot share data between files",
+            "XFS or btrfs makes copies of disks instant; nothing depends on it with QEMU",
+        ),
+        _line(
+            "userfaultfd",
+            facts.userfaultfd,
+            "page faults can be served by the server",
+            "page faults cannot be served by the server",
+            "run as root on a kernel with CONFIG_USERFAULTFD; only Firecracker needs it",
+        ),
+        _cgroup(facts),
+        Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
+    ]
+
+
+def healthy(lines: Sequence[Line]) -> bool:
+    """Whether sandboxes can run."""
+    return all(line.status != "missing" for line in lines)
+
+
+def command(
+    json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
+) -> None:
+    """Say what this machine can do; exit code 1 when sandboxes cannot run on it."""
+    settings = Settings()
+    verdict = asyncio.run(_verdict(settings))
+    lines = examine(machine_facts(settings.data_dir), verdict, settings)
+    if json:
+        typer.echo(msgspec.json.encode(lines))
+    else:
+        for line in lines:
+            typer.echo(f"{line.status:8}{line.name:14}{line.detail}")
+            if line.advice:
+                typer.echo(f"{'':22}-> {line.advice}")
+    raise typer.Exit(0 if healthy(lines) else 1)
+
+
+async def _verdict(settings: Settings) -> KvmVerdict:
+    if os.access(settings.data_dir, os.W_OK):
+        return await kvm_verdict(Paths(settings.data_dir).probe_verdict)
+    return await probe_kvm()
+
+
+def _line(name: str, good: bool, yes: str, no: str, advice: str, bad: Status = "warn") -> Line:
+    return Line(name, "ok", yes) if good else Line(name, bad, no, advice)
+
+
+def _kvm(kvm: KvmVerdict) -> Line:
+    if kvm.usable:
+        return Line("kvm", "ok", kvm.reason)
+    return Line(
+        "kvm",
+        "warn",
+        f"not usable: {kvm.reason}; machines run in software (TCG), slower",
+        "use hardware or a cloud instance with (nested) virtualisation to run at full speed",
+    )
+
+
+def _qemu(facts: MachineFacts) -> Line:
+    if facts.qemu_path is not None and facts.qemu_version:
+        return Line("qemu", "ok", f"{facts.qemu_path} {facts.qemu_version}")
+    return Line("qemu", "missing", f"no working {QEMU}", "install the package qemu-system-x86")
+
+
+def _network(facts: MachineFacts, *, required: bool) -> list[Line]:
+    bad: Status = "missing" if required else "warn"
+    fallback = "" if required else "; user-mode networking instead, without internet"
+    checks: list[tuple[str, bool, str, str]] = [
+        ("root", facts.root, "runs as root", "run the server as root"),
+        ("tun", facts.tun, "/dev/net/tun opens", "load the module tun and allow /dev/net/tun"),
+        (
+            "namespaces",
+            facts.netns,
+            "network namespaces can be made",
+            "run as root on a kernel with CONFIG_NET_NS",
+        ),
+        (
+            "nftables",
+            facts.nft,
+            "rules can be set",
+            "install the package nftables and run as root on a kernel with CONFIG_NF_TABLES",
+        ),
+    ]
+    lines = [
+        _line(name, good, yes, f"not so: {yes}{fallback}", advice, bad)
+        for name, good, yes, advice in checks
+    ]
+    return [*lines, _forwarding(facts, slots=all(good for _, good, _, _ in checks))]
+
+
+def _forwarding(facts: MachineFacts, *, slots: bool) -> Line:
+    if not slots:
+        return Line(
+            "forwarding",
+            "warn",
+            "guests have no internet with user-mode networking",
+            "see the lines above",
+        )
+    if facts.forward_dropped:
+        return Line(
+            "forwarding",
+            "warn",
+            "another firewall of this machine drops forwarded packets by default",
+            "let it accept packets from and to the interfaces wrn*",
+        )
+    if facts.forwarding:
+        return Line("forwarding", "ok", "packets of guests are forwarded to the internet")
+    return Line("forwarding", "ok", "off now; the server turns it on for the default interface")
+
+
+def _tools(facts: MachineFacts) -> Line:
+    absent = sorted(name for name, path in facts.tools.items() if path is None)
+    if not absent:
+        return Line("tools", "ok", ", ".join(facts.tools))
+    needed: Status = "missing" if "qemu-img" in absent else "warn"
+    return Line(
+        "tools",
+        needed,
+        "not installed: " + ", ".join(absent),
+        "install the packages iproute2, nftables, util-linux, qemu-utils, mmdebstrap, e2fsprogs "
+        "and squashfs-tools",
+    )
+
+
+def _disk(facts: MachineFacts, settings: Settings) -> Line:
+    free = facts.disk_free_mb
+    return _line(
+        "disk",
+        free > settings.disk_reserve_mb,
+        f"{_size(free)} free at the data directory",
+        f"only {_size(free)} free, and {_size(settings.disk_reserve_mb)} are kept in reserve",
+        "free space, or set WRENN_DATA_DIR to a bigger disk",
+        "missing",
+    )
+
+
+def _memory(facts: MachineFacts, settings: Settings) -> Line:
+    needed = settings.memory_reserve_mb + settings.default_memory_mb
+    return _line(
+        "memory",
+        facts.memory_available_mb >= needed,
+        f"{_size(facts.memory_available_mb)} of {_size(facts.memory_mb)} available",
+        f"only {_size(facts.memory_available_mb)} available of the {_size(needed)} for one machine",
+        "free memory, or lower WRENN_DEFAULT_MEMORY_MB or WRENN_MEMORY_RESERVE_MB",
+        "missing",
+    )
+
+
+def _cgroup(facts: MachineFacts) -> Line:
+    return _line(
+        "cgroup v2",
+        facts.cgroup_v2,
+        "controllers " + " ".join(facts.cgroup_controllers),
+        "the machine mounts the older hierarchy: machines are not bounded by cgroups",
+        "boot with systemd.unified_cgroup_hierarchy=1",
+    )
+
+
+def _size(megabytes: int) -> str:
+    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes} MB"

@@ -1,0 +1,135 @@
+"""What this machine can do, found out by trying."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+KVM_DEVICE = Path("/dev/kvm")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+CPU_INFO = Path("/proc/cpuinfo")
+GUEST_PROGRAM = Path(__file__).with_name("kvm_guest.py")
+DEADLINE_SEC = 2.0
+# Hardware runs thousands of these instructions a microsecond, nested page tables in software two.
+MIN_INSTRUCTIONS_PER_USEC = 50.0
+
+
+class KvmVerdict(msgspec.Struct, frozen=True):
+    """Whether KVM runs ordinary guests here; `reason` is a sentence for the operator."""
+
+    usable: bool
+    reason: str
+
+
+class GuestRun(msgspec.Struct, frozen=True):
+    """What the tiny guest reported: either `error` or the other two."""
+
+    instructions: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+class _Cached(msgspec.Struct, frozen=True):
+    machine: str
+    verdict: KvmVerdict
+
+
+RunGuest = Callable[[], Awaitable[GuestRun]]
+"""Runs the tiny guest. Raises `TimeoutError` when it does not end in time."""
+
+
+def cpu_model(cpu_info: Path = CPU_INFO) -> str:
+    """The model name of the first processor, or an empty string."""
+    try:
+        text = cpu_info.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else ""
+
+
+async def run_guest() -> GuestRun:
+    """Run the tiny guest in a child process that is killed when it overruns its deadline."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        str(GUEST_PROGRAM),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(DEADLINE_SEC):
+            output, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    try:
+        return msgspec.json.decode(output, type=GuestRun)
+    except msgspec.DecodeError:
+        return GuestRun(error=f"the probe ended with status {child.returncode}")
+
+
+async def probe_kvm(run: RunGuest = run_guest, device: Path = KVM_DEVICE) -> KvmVerdict:
+    """Judge KVM by running a tiny guest: that the device exists says nothing."""
+    if not await asyncio.to_thread(device.exists):
+        return KvmVerdict(False, f"there is no {device}")
+    try:
+        result = await run()
+    except TimeoutError:
+        return KvmVerdict(False, f"a tiny guest did not end within {DEADLINE_SEC:g} s")
+    if result.error:
+        return KvmVerdict(False, f"a tiny guest did not run: {result.error}")
+    speed = result.instructions / max(result.seconds * 1e6, 1e-3)
+    measured = f"a tiny guest ran {speed:,.1f} instructions per microsecond"
+    if speed < MIN_INSTRUCTIONS_PER_USEC:
+        return KvmVerdict(False, f"{measured}, too slow for an ordinary guest")
+    return KvmVerdict(True, measured)
+
+
+def _machine_key() -> str:
+    try:
+        boot_id = BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        boot_id = ""
+    device = KVM_DEVICE.exists()
+    return f"{os.uname().release}|{boot_id}|{cpu_model()}|{os.geteuid()}|{device}"
+
+
+def _load(path: Path, machine: str) -> KvmVerdict | None:
+    try:
+        cached = msgspec.json.decode(path.read_bytes(), type=_Cached)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return cached.verdict if cached.machine == machine else None
+
+
+def _store(path: Path, cached: _Cached) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        fresh.write_bytes(msgspec.json.encode(cached))
+        fresh.rename(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+async def kvm_verdict(
+    cache_path: Path, run: RunGuest = run_guest, device: Path = KVM_DEVICE
+) -> KvmVerdict:
+    """The verdict on KVM, probed once per boot and kept in `cache_path`.
+
+    A damaged cache, or one of another kernel, boot, processor or user, is probed anew.
+    """
+    machine = _machine_key()
+    cached = await asyncio.to_thread(_load, cache_path, machine)
+    if cached is not None:
+        return cached
+    verdict = await probe_kvm(run, device)
+    await asyncio.to_thread(_store, cache_path, _Cached(machine, verdict))
+    return verdict
