@@ -18,6 +18,7 @@ from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.paths import SandboxFiles
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot
 from wrenn_sandbox.host.privileged.tap import open_tap
