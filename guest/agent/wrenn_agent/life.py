@@ -26,7 +26,8 @@ class Identity:
 
     def __init__(self, message: Message) -> None:
         stamp = message.get("timestamp")
-        self.envs = fields.text_map(message, "envVars") if message.get("envVars") else None
+        given = message.get("envVars")
+        self.envs = None if given is None else fields.text_map(message, "envVars")
         self.token = fields.text(message, "accessToken") or None
         self.now = None if stamp is None or stamp == "" else parse_time(stamp)
         self.user = fields.text(message, "defaultUser") or None
