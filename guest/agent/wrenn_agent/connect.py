@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    UnaryHandler = Callable[[Exchange, Message], Awaitable[Message]]
+    UnaryHandler = Callable[[Exchange, Message], Awaitable[Message | bytes]]
     StreamHandler = Callable[["StreamCall"], Awaitable[None]]
 
 UNARY_LIMIT = 4 * 1024 * 1024
@@ -35,7 +35,7 @@ _COMPRESSED, _END_OF_STREAM = 0x01, 0x02
 
 
 def unary(handler: UnaryHandler) -> Callable[[Exchange], Awaitable[None]]:
-    """A route that answers one message with one message."""
+    """A route that answers one message with one message (bytes: JSON text already)."""
 
     async def route(exchange: Exchange) -> None:
         if exchange.head.media_type != _UNARY_TYPE:
@@ -44,7 +44,7 @@ def unary(handler: UnaryHandler) -> Callable[[Exchange], Awaitable[None]]:
             raise Unimplemented("compressed messages are not supported")
         message = fields.parse(await exchange.body.whole(UNARY_LIMIT))
         answer = await handler(exchange, message)
-        await exchange.reply(200, dump(answer))
+        await exchange.reply(200, answer if isinstance(answer, bytes) else dump(answer))
 
     return route
 

@@ -155,6 +155,7 @@ _BY_ERRNO: dict[int, type[AgentError]] = {
     errno.ENOTSUP: FailedPrecondition,
     errno.ENOSPC: NoSpace,
     errno.EDQUOT: NoSpace,
+    errno.EFBIG: NoSpace,
     errno.EAGAIN: ResourceExhausted,
     errno.ENOMEM: ResourceExhausted,
     errno.EMFILE: ResourceExhausted,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -139,9 +140,12 @@ class Stream:
 
 
 class Agent:
-    """A running agent; `headers` are sent with every request."""
+    """A running agent; `headers` are sent with every request.
 
-    def __init__(self, home: Path) -> None:
+    With `max_file_size` (bytes) writing more into a file fails as on a full disk.
+    """
+
+    def __init__(self, home: Path, max_file_size: int | None = None) -> None:
         self.home = home
         self.headers: dict[str, str] = {}
         self.process = subprocess.Popen(
@@ -150,6 +154,9 @@ class Agent:
             stderr=subprocess.PIPE,
         )
         assert self.process.stdout is not None
+        if max_file_size is not None:
+            limit = (max_file_size, max_file_size)
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, limit)
         self.port = cast(int, json.loads(self.process.stdout.readline())["port"])
 
     def stop(self) -> str:
