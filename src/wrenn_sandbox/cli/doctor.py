@@ -158,7 +158,7 @@ def _tools(facts: MachineFacts) -> Line:
         needed,
         "not installed: " + ", ".join(absent),
         "install the packages iproute2, nftables, util-linux, qemu-utils, mmdebstrap, e2fsprogs "
-        "and squashfs-tools",
+        "and erofs-utils",
     )
 
 

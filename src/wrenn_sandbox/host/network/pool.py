@@ -61,7 +61,6 @@ class SlotPool:
         self._dns_servers = tuple(dns_servers)
         self._runtime_dir = runtime_dir
         self._clock = clock
-        self._plan: AddressPlan | None = None
         self._builder: SlotBuilder | None = None
         self._undo = AsyncExitStack()
         self._worker: asyncio.Task[None] | None = None
@@ -97,7 +96,7 @@ class SlotPool:
 
     @property
     def internet_reason(self) -> str:
-        return "the pool is not started" if self._builder is None else self._builder.internet_reason
+        return "the pool is not open" if self._builder is None else self._builder.internet_reason
 
     @property
     def idle_count(self) -> int:
@@ -119,7 +118,7 @@ class SlotPool:
             await builder.remove(found - keep)
             await thread.run(None, builder.connect_host)
             self._undo = undo.pop_all()
-        self._plan, self._builder = plan, builder
+        self._builder = builder
         self._used = {index: plan.slot(index) for index in found & keep}
         if not builder.internet:
             _log.warning("sandboxes have no internet", reason=builder.internet_reason)
@@ -169,14 +168,18 @@ class SlotPool:
             await self._changed.wait_for(lambda: not self._doomed and len(self._idle) >= self._size)
 
     async def close(self, keep: Set[int] = frozenset()) -> None:
-        """Remove every slot that is not in `keep`, and the host's rules when none is kept."""
+        """Remove every slot that is not in `keep`, and the host's rules when none is kept.
+
+        A second time has no effect.
+        """
         self._closing = True
         self._wake.set()
         if self._worker is not None:
             await asyncio.wait([self._worker])
             self._worker = None
         async with self._undo:
-            if self._builder is None or self._plan is None:
+            builder, self._builder = self._builder, None
+            if builder is None:
                 return
             kept = self._used.keys() & keep
             gone = {slot.index for slot in self._idle} | self._doomed | self._used.keys()
@@ -184,10 +187,10 @@ class SlotPool:
             self._used.clear()
             self._doomed.clear()
             try:
-                await self._builder.remove(gone - kept)
+                await builder.remove(gone - kept)
             finally:
                 if not kept:
-                    await asyncio.to_thread(self._builder.disconnect_host)
+                    await asyncio.to_thread(builder.disconnect_host)
 
     def _claim(self, undo: AsyncExitStack) -> AddressPlan:
         self._runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -221,10 +224,12 @@ class SlotPool:
         room = plan.capacity - len(self._taken())
         missing = min(self._size - len(self._idle), room)
         try:
-            if wanted:
+            if wanted and room:
                 await self._make(plan, builder, min(wanted, BATCH))
             elif self._doomed:
                 await self._remove(builder)
+            elif wanted:
+                raise NoCapacity("this machine has no network address left for another sandbox")
             elif missing > 0:
                 await self._make(plan, builder, min(missing, BATCH))
             else:
@@ -280,8 +285,6 @@ class SlotPool:
         taken = self._taken()
         unused = [index for index in range(plan.capacity) if index not in taken]
         unused.sort(key=lambda index: self._resting.get(index, 0.0))
-        if not unused:
-            raise NoCapacity("this machine has no network address left for another sandbox")
         return unused[:count]
 
     def _refuse(self, error: Exception) -> bool:
