@@ -29,8 +29,14 @@ def _shared() -> list[Processor]:
 
 def _renderers(json: bool, stream: TextIO) -> list[Processor]:
     if not json:
-        return [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    # no local variables: they hold passwords and tokens
+    traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+    return [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer()]
 
 
 def configure(settings: Settings, stream: TextIO = sys.stderr) -> None:

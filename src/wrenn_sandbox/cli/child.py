@@ -14,7 +14,8 @@ from typing import Self
 from wrenn_sandbox.errors import HostFailure
 
 _READY = "Wrenn is ready at "
-_TAIL_LINES = 30
+_TAIL_LINES = 20
+_TAIL_COLUMNS = 1000
 
 
 class ServerProcess:
@@ -88,7 +89,7 @@ class ServerProcess:
     def tail(self) -> str:
         """The last lines of its log."""
         lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-_TAIL_LINES:])
+        return "\n".join(line[:_TAIL_COLUMNS] for line in lines[-_TAIL_LINES:])
 
     @staticmethod
     def _first_line(process: subprocess.Popen[str], timeout: float) -> str:

@@ -57,13 +57,15 @@ def test_levels_are_kept(stream: io.StringIO) -> None:
 
 
 def test_an_exception_is_one_line(stream: io.StringIO) -> None:
+    password = "correct horse"
     try:
-        raise ValueError("no")
+        raise ValueError("no", len(password))
     except ValueError:
         structlog.get_logger("ours").exception("failed")
     [line] = _lines(stream)
     assert line["event"] == "failed"
     assert "ValueError" in json.dumps(line["exception"])
+    assert password not in stream.getvalue()
 
 
 def test_warnings_are_logged(stream: io.StringIO) -> None:
