@@ -66,7 +66,7 @@ class Files:
             written = [await _receive_file(exchange, source, user, path or "")]
         else:
             raise UnsupportedMedia("send multipart/form-data or application/octet-stream")
-        await exchange.reply(200, _listing(written))
+        await exchange.reply(200, _listing(written, _metadata(exchange)))
 
 
 async def _receive_form(
@@ -118,9 +118,11 @@ def _metadata(exchange: Exchange) -> dict[str, bytes]:
     return metadata
 
 
-def _listing(written: list[str]) -> bytes:
+def _listing(written: list[str], metadata: dict[str, bytes]) -> bytes:
+    kept = {name: value.decode("utf-8", "replace") for name, value in metadata.items()}
+    extra = {"metadata": kept} if kept else {}
     entries = [
-        {"path": shown(path), "name": shown(os.path.basename(path)), "type": "file"}
+        {"path": shown(path), "name": shown(os.path.basename(path)), "type": "file", **extra}
         for path in written
     ]
     return json.dumps(entries).encode()

@@ -12,6 +12,8 @@ from .entries import XATTR_PREFIX
 from .errors import InvalidArgument, from_os_error
 from .users import ActingAs, User
 
+CREATING_PREFIX, REPLACING_PREFIX = ".wrenn-upload-new-", ".wrenn-upload-"
+"""Names of temporary files; they tell a watch what the final rename means."""
 _GZIP = 31
 """zlib's window bits for a gzip stream."""
 _INFLATED_AT_ONCE = 256 * 1024
@@ -31,12 +33,11 @@ class AtomicFile:
         with ActingAs(user):
             try:
                 self._target = os.path.realpath(path)
+                self._replaces = os.path.lexists(self._target)
                 self._mode = self._check_target()
                 folder = os.path.dirname(self._target)
                 os.makedirs(folder, 0o755, exist_ok=True)
-                self._temporary = os.path.join(
-                    folder, ".wrenn-upload-" + hexlify(os.urandom(8)).decode()
-                )
+                self._temporary = os.path.join(folder, _temporary_name(self._replaces))
                 self._fd = os.open(
                     self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
                 )
@@ -96,6 +97,11 @@ class AtomicFile:
         if isinstance(error, FileExistsError | NotADirectoryError):
             return InvalidArgument(f"{self._path}: a parent is not a directory")
         return from_os_error(error, self._path)
+
+
+def _temporary_name(replaces: bool) -> str:
+    prefix = REPLACING_PREFIX if replaces else CREATING_PREFIX
+    return prefix + hexlify(os.urandom(8)).decode()
 
 
 class Inflated:

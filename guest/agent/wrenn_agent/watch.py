@@ -11,6 +11,7 @@ from collections import deque
 from .errors import NotFound, ResourceExhausted
 from .loop import Loop, Notice
 from .syscalls import inotify_add_watch, inotify_init, inotify_rm_watch
+from .upload import CREATING_PREFIX, REPLACING_PREFIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class DirectoryWatch:
         self._folders: dict[int, str] = {}
         """Watch descriptor to path relative to the top, empty for the top."""
         self._events: deque[Event] = deque()
+        self._upload = (0, False)
+        """Cookie of the last rename of an upload's temporary file, and whether it replaces one."""
         self._reading = False
         self._closed = False
         self.changed = Notice(loop)
@@ -101,14 +104,14 @@ class DirectoryWatch:
         data = os.read(self._fd, _READ_SIZE)
         offset = 0
         while offset < len(data):
-            watch, mask, _, size = _HEADER.unpack_from(data, offset)
+            watch, mask, cookie, size = _HEADER.unpack_from(data, offset)
             offset += _HEADER.size
             name = os.fsdecode(data[offset : offset + size].rstrip(b"\0"))
             offset += size
-            self._on_event(watch, mask, name)
+            self._on_event(watch, mask, cookie, name)
         self.changed.notify()
 
-    def _on_event(self, watch: int, mask: int, name: str) -> None:
+    def _on_event(self, watch: int, mask: int, cookie: int, name: str) -> None:
         if mask & _IGNORED:
             self._folders.pop(watch, None)
             return
@@ -116,6 +119,12 @@ class DirectoryWatch:
         if folder is None or (not name and folder):
             return  # of a directory that is watched through its parent as well
         path = os.path.join(folder, name)
+        if name.startswith(REPLACING_PREFIX):
+            self._upload = (cookie, not name.startswith(CREATING_PREFIX))
+            return
+        if mask & _MOVED_TO and self._upload[0] == cookie:
+            self._put_upload(path, replaces=self._upload[1])
+            return
         for bit, kind in _NAMES.items():
             if mask & bit:
                 self._put(path or ".", kind)
@@ -128,6 +137,11 @@ class DirectoryWatch:
     def _put(self, path: str, kind: str) -> None:
         shown = os.fsencode(path).decode("utf-8", "replace")
         self._events.append({"name": shown, "type": kind})
+
+    def _put_upload(self, path: str, replaces: bool) -> None:
+        if not replaces:
+            self._put(path, "EVENT_TYPE_CREATE")
+        self._put(path, "EVENT_TYPE_WRITE")
 
     def _follow(self, path: str, announce: bool) -> None:
         try:
