@@ -31,6 +31,8 @@ class Variant:
     binary: str
     accelerator: str
     firmware: str | None
+    tsc_khz: int | None = None
+    """Rate of the guest's time-stamp counter, where the guest could not find it out."""
 
     @property
     def cpu(self) -> str:
@@ -79,7 +81,7 @@ def command(
         "-initrd",
         str(spec.initrd),
         "-append",
-        spec.kernel_args,
+        _kernel_args(variant, spec),
         "-chardev",
         f"ringbuf,id={CONSOLE},size={CONSOLE_BYTES}",
         "-serial",
@@ -112,6 +114,12 @@ def command(
     else:
         argv += ["-global", "migration.send-configuration=off"]
     return argv
+
+
+def _kernel_args(variant: Variant, spec: MachineSpec) -> str:
+    if variant.tsc_khz is None:
+        return spec.kernel_args
+    return f"{spec.kernel_args} tsc_early_khz={variant.tsc_khz}"
 
 
 def _memory(spec: MachineSpec, memory: Memory | None) -> str:

@@ -26,6 +26,7 @@ from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snap
 
 from .command import Memory, Variant, command
 from .monitor import Monitor, listen
+from .tsc import host_tsc_khz
 
 T = TypeVar("T")
 
@@ -67,7 +68,8 @@ class QemuDriver:
             raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
         version = await asyncio.to_thread(_version, binary)
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
-        return cls(Variant(binary, accelerator, firmware), version, namespaces)
+        tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
+        return cls(Variant(binary, accelerator, firmware, tsc_khz), version, namespaces)
 
     @property
     def capabilities(self) -> Capabilities:
