@@ -83,7 +83,7 @@ class Api:
 
     def create(self, **fields: object) -> Sandbox:
         answer = self.request("POST", "/v1/sandboxes", fields)
-        assert answer.status_code == 201, answer.text
+        assert answer.status_code == 201, f"{answer.text}\n{self.server.tail()}"
         sandbox = msgspec.json.decode(answer.content, type=Sandbox)
         self.created.append(sandbox.id)
         return sandbox

@@ -3,16 +3,16 @@
 import re
 from pathlib import Path
 
-import click
 import typer.main
+from typer.core import TyperGroup
 
 from wrenn_sandbox.cli.main import app
 
 _ROOT = Path(__file__).parents[3]
 
 
-def _commands(command: click.Command, path: str) -> list[str]:
-    if not isinstance(command, click.Group):
+def _commands(command: object, path: str) -> list[str]:
+    if not isinstance(command, TyperGroup):
         return [path]
     inner = [
         each for name, sub in command.commands.items() for each in _commands(sub, f"{path} {name}")
