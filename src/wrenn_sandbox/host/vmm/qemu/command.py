@@ -1,6 +1,5 @@
 """The command line of a machine. A restored machine must have the devices of the saved one."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -144,8 +143,3 @@ def _netdev(slot: Slot, tap_fd: int | None) -> str:
 def _escaped(path: Path | str) -> str:
     """A path inside a comma-separated option."""
     return str(path).replace(",", ",,")
-
-
-def fds(*numbers: int | None) -> Sequence[int]:
-    """Those that are there."""
-    return [number for number in numbers if number is not None]
