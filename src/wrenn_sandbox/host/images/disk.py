@@ -46,7 +46,7 @@ def make_disk(archive: Path, size_mb: int, disk: Path) -> None:
     run(
         [
             *(*pretend, "tar", "-xpf", str(archive), "-C", str(tree), "--numeric-owner"),
-            *("--exclude=./dev/*", "--xattrs", "--xattrs-include=*"),
+            *("--exclude=./dev/*", "--delay-directory-restore", "--xattrs", "--xattrs-include=*"),
         ]
     )
     with disk.open("xb") as file:
