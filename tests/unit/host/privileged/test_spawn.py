@@ -1,0 +1,155 @@
+"""What a machine's process may do, as the kernel tells it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.privileged.spawn import Identity, kvm_groups, spawn, spawn_in_slot
+from wrenn_sandbox.host.privileged.tap import open_tap
+
+SLOT = Slot(index=40_000, netns=None, host_ip="127.0.0.1", uid=760_123, tap=None, host_port=40_000)
+
+
+def limits_of(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return {line[:25].strip(): line[26:].split()[:2] for line in lines}
+
+
+async def output_of(argv: list[str], directory: Path) -> str:
+    """What the process prints once started as the user of SLOT."""
+    log = directory / "log"
+    with log.open("wb") as file:
+        process = spawn(
+            argv,
+            identity=Identity(SLOT.uid, groups=(761_000,)),
+            output=file,
+            env={"PATH": "/usr/bin:/bin", "GREETING": "hello"},
+            cwd=directory,
+        )
+    status = await process.wait()
+    process.close()
+    text = log.read_text()
+    assert status == 0, text
+    return text
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    place = tmp_path / "machine"
+    place.mkdir()
+    os.chown(place, SLOT.uid, SLOT.uid)
+    for parent in place.parents[:4]:
+        if parent.owner() == "root" and parent != Path("/tmp"):
+            parent.chmod(0o755)
+    return place
+
+
+async def test_the_process_has_no_privileges(directory: Path) -> None:
+    text = await output_of(["cat", "/proc/self/status"], directory)
+    status = {
+        name: value.split() for name, value in (line.split(":", 1) for line in text.splitlines())
+    }
+    assert status["Uid"] == [str(SLOT.uid)] * 4
+    assert status["Gid"] == [str(SLOT.uid)] * 4
+    assert status["Groups"] == ["761000"]
+    assert status["NoNewPrivs"] == ["1"]
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind][0], 16) == 0
+
+
+async def test_the_process_gets_only_its_environment(directory: Path) -> None:
+    assert await output_of(["env"], directory) == "PATH=/usr/bin:/bin\nGREETING=hello\n"
+
+
+async def test_the_process_leads_a_session_in_its_directory(directory: Path) -> None:
+    script = "read a b c d e f rest < /proc/self/stat; echo $$ $f; pwd"
+    ids, place = (await output_of(["bash", "-c", script], directory)).splitlines()
+    assert len(set(ids.split())) == 1
+    assert place == str(directory)
+
+
+async def test_the_process_is_limited(namespaces: NamespaceThread) -> None:
+    process = await spawn_in_slot(namespaces, SLOT, ["sleep", "1000"])
+    rows = limits_of(process.pid)
+    assert rows["Max core file size"] == ["0", "0"]
+    assert rows["Max open files"] == ["4096", "4096"]
+    await process.terminate(grace=5)
+    process.close()
+
+
+async def test_only_passed_descriptors_arrive(namespaces: NamespaceThread) -> None:
+    given, kept = os.pipe()
+    other = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(other, True)
+    output, result = os.pipe()
+    try:
+        argv = ["bash", "-c", f"cd /proc/self/fd; echo *; cat <&{given}"]
+        process = await spawn_in_slot(
+            namespaces, SLOT, argv, pass_fds=[given], output=result, cwd=Path("/")
+        )
+        os.write(kept, b"through the pipe")
+        os.close(kept)
+        assert await process.wait() == 0
+        process.close()
+        listed, text = os.read(output, 1000).decode().split("\n")
+        assert set(listed.split()) - {"3", "255"} <= {"0", "1", "2", str(given)}
+        assert str(given) in listed.split()
+        assert text == "through the pipe"
+    finally:
+        for each in (given, other, output, result):
+            os.close(each)
+
+
+async def test_a_program_that_is_missing(directory: Path) -> None:
+    process = spawn(["/no/such/program"], identity=Identity(SLOT.uid))
+    assert await process.wait() == 127
+    process.close()
+
+
+async def test_a_directory_that_is_missing(namespaces: NamespaceThread) -> None:
+    with pytest.raises(HostFailure) as caught:
+        await spawn_in_slot(namespaces, SLOT, ["true"], cwd=Path("/no/such/place"))
+    assert "/no/such" not in str(caught.value)
+    assert "/no/such" in (caught.value.detail or "")
+
+
+async def test_a_slot_that_is_gone(namespaces: NamespaceThread) -> None:
+    slot = Slot(index=1, netns="wrenn-gone00-1", host_ip="", uid=SLOT.uid)
+    with pytest.raises(HostFailure, match="gone"):
+        await spawn_in_slot(namespaces, slot, ["true"])
+    with pytest.raises(HostFailure, match="gone"):
+        await open_tap(namespaces, slot)
+    with pytest.raises(HostFailure, match="no tap"):
+        await open_tap(namespaces, SLOT)
+
+
+async def test_the_thread_comes_back_from_a_namespace(namespaces: NamespaceThread) -> None:
+    def current() -> int:
+        return os.stat("/proc/thread-self/ns/net").st_ino
+
+    name = f"wtest-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)  # noqa: ASYNC221
+    try:
+        inside = await namespaces.run(name, current)
+        assert inside == os.stat(f"/run/netns/{name}").st_ino
+        with pytest.raises(ZeroDivisionError):
+            await namespaces.run(name, lambda: 1 // 0)
+        assert await namespaces.run(None, current) == current() != inside
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)  # noqa: ASYNC221
+
+
+def test_the_group_of_the_kvm_device(tmp_path: Path) -> None:
+    device = tmp_path / "kvm"
+    assert kvm_groups(device) == ()
+    device.touch()
+    os.chown(device, 0, 761_001)
+    device.chmod(0o660)
+    assert kvm_groups(device) == (761_001,)
+    device.chmod(0o600)
+    assert kvm_groups(device) == ()
