@@ -48,6 +48,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Run the agent until it is told to stop (in a VM: for ever); returns the exit status."""
     options = parse_options(arguments)
+    _open_standard_files()
     os.umask(0o022)
     os.chdir("/")
     machine: Machine | None = None
@@ -67,8 +68,7 @@ def main(arguments: list[str]) -> int:
     port = server.listen(options.host, options.port)
     gc.collect()
     gc.freeze()  # what exists now lives for ever: never walk through it again
-    sys.stdout.write(json.dumps({"port": port}) + "\n")
-    sys.stdout.flush()
+    os.write(1, json.dumps({"port": port}).encode() + b"\n")
     loop.run()
     processes.kill_all()
     return 0
@@ -164,6 +164,15 @@ def _handle_signals(loop: Loop, processes: Processes, stoppable: bool) -> None:
 
 def _ignore(_number: int, _frame: object) -> None:
     """The wake-up descriptor has carried the signal already."""
+
+
+def _open_standard_files() -> None:
+    """Make sure that 0, 1 and 2 are open, so that no pipe or socket gets these numbers."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _raise_open_files() -> None:

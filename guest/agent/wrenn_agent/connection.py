@@ -110,6 +110,7 @@ class Connection:
     def drop(self) -> None:
         """End the connection from outside, whatever its owner is doing."""
         self._gone = True
+        self.idle = False
         if self.owner is not None:
             self.owner.interrupt(Disconnected())
 

@@ -8,13 +8,13 @@ import stat
 
 from .fields import Message
 from .timestamps import format_time
-from .users import Users
+from .users import Names
 
 FILE, DIRECTORY = "FILE_TYPE_FILE", "FILE_TYPE_DIRECTORY"
 XATTR_PREFIX = "user.e2b."
 
 
-def describe(path: str, users: Users) -> Message:
+def describe(path: str, names: Names) -> Message:
     """The entry at an absolute `path`; a symlink is described itself, its type is its target's.
 
     Names that are not valid UTF-8 are shown with replacement characters and, in `rawPath`, as
@@ -28,8 +28,8 @@ def describe(path: str, users: Users) -> Message:
         "size": str(info.st_size),
         "mode": stat.S_IMODE(info.st_mode),
         "permissions": stat.filemode(info.st_mode),
-        "owner": users.user_name(info.st_uid),
-        "group": users.group_name(info.st_gid),
+        "owner": names.user(info.st_uid),
+        "group": names.group(info.st_gid),
         "modifiedTime": format_time(info.st_mtime_ns),
     }
     if not _is_text(path):
@@ -48,10 +48,10 @@ def describe(path: str, users: Users) -> Message:
 def read_metadata(path: str) -> Message:
     """What uploads left in extended attributes; empty where the file system has none."""
     try:
-        names = [name for name in os.listxattr(path) if name.startswith(XATTR_PREFIX)]
+        attributes = [name for name in os.listxattr(path) if name.startswith(XATTR_PREFIX)]
         return {
             shown(name[len(XATTR_PREFIX) :]): os.getxattr(path, name).decode("utf-8", "replace")
-            for name in names
+            for name in attributes
         }
     except OSError:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 from .body import Body
 from .connection import Connection
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[str, str], ...]
 
 _LINGER_BYTES = 8 * 1024 * 1024
-_LINGER_SECONDS = 2.0
+_LINGER_SECONDS = 5.0
 
 
 class Exchange:
@@ -79,6 +80,7 @@ class Exchange:
         """Read and drop what the client still sends, so that it gets to see the answer."""
         self.connection.finish_sending()
         budget = _LINGER_BYTES
-        while budget > 0 and await self.connection.receive(_LINGER_SECONDS):
+        deadline = time.monotonic() + _LINGER_SECONDS
+        while budget > 0 and await self.connection.receive(deadline - time.monotonic()):
             budget -= len(self.connection.buffer)
             self.connection.buffer.clear()

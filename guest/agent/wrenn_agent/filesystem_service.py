@@ -9,7 +9,7 @@ import stat
 from . import fields
 from .auth import Auth
 from .connect import StreamCall, dump
-from .entries import describe
+from .entries import DIRECTORY, describe
 from .errors import (
     AgentError,
     AlreadyExists,
@@ -22,7 +22,7 @@ from .exchange import Exchange
 from .fields import Message
 from .loop import Loop
 from .remove import remove_tree
-from .users import ActingAs, User, Users
+from .users import ActingAs, Names, User, Users
 from .watch import DirectoryWatch, Watchers
 
 MAX_ENTRIES = 20_000
@@ -68,6 +68,7 @@ class FilesystemService:
         depth = fields.number(message, "depth") or 1
         if depth < 0:
             raise InvalidArgument("depth must not be negative")
+        names = self._users.names()
         entries: list[bytes] = []  # as JSON, which needs far less memory
         pending = [(top, depth)]
         while pending:
@@ -77,7 +78,7 @@ class FilesystemService:
                     raise ResourceExhausted(f"more than {MAX_ENTRIES} entries")
                 if len(entries) % _ENTRIES_PER_BREATH == _ENTRIES_PER_BREATH - 1:
                     await self._loop.breathe()
-                if self._add_entry(entries, user, path) and levels > 1:
+                if _add_entry(entries, user, names, path) and levels > 1:
                     pending.append((path, levels - 1))
         return b'{"entries":[' + b",".join(entries) + b"]}"
 
@@ -134,19 +135,9 @@ class FilesystemService:
     def _describe(self, user: User, path: str) -> Message:
         with ActingAs(user):
             try:
-                return describe(path, self._users)
+                return describe(path, self._users.names())
             except OSError as error:
                 raise _told(error, path) from error
-
-    def _add_entry(self, entries: list[bytes], user: User, path: str) -> bool:
-        """Append the entry at `path` unless it is gone; whether it is a real directory."""
-        with ActingAs(user):
-            try:
-                entry = describe(path, self._users)
-            except OSError:
-                return False  # removed in the meantime
-        entries.append(dump(entry))
-        return "symlinkTarget" not in entry and entry["type"] == "FILE_TYPE_DIRECTORY"
 
     def _list(self, user: User, directory: str, required: bool) -> list[str]:
         with ActingAs(user):
@@ -171,6 +162,17 @@ class FilesystemService:
                 if error.errno == errno.ENOSPC:
                     raise ResourceExhausted("too many directories are watched") from error
                 raise _told(error, path) from error
+
+
+def _add_entry(entries: list[bytes], user: User, names: Names, path: str) -> bool:
+    """Append the entry at `path` unless it is gone; whether it is a real directory."""
+    with ActingAs(user):
+        try:
+            entry = describe(path, names)
+        except OSError:
+            return False  # removed in the meantime
+    entries.append(dump(entry))
+    return "symlinkTarget" not in entry and entry["type"] == DIRECTORY
 
 
 def _make_dir(path: str) -> None:

@@ -44,13 +44,14 @@ def report(error: BaseException) -> None:
 class Task:
     """One coroutine on its way through the loop."""
 
-    __slots__ = ("_coroutine", "_error", "_loop", "_queued", "done")
+    __slots__ = ("_coroutine", "_error", "_loop", "_queued", "_started", "done")
 
     def __init__(self, loop: Loop, coroutine: Coroutine[None, None, None]) -> None:
         self._loop = loop
         self._coroutine = coroutine
         self._error: BaseException | None = None
         self._queued = False
+        self._started = False
         self.done = False
 
     def wake(self) -> None:
@@ -67,7 +68,12 @@ class Task:
     def run(self) -> None:
         """Advance the coroutine to its next wait; called by the loop."""
         self._queued = False
-        error, self._error = self._error, None
+        error = None
+        if self._started:
+            error, self._error = self._error, None
+        elif self._error is not None:
+            self.wake()  # a coroutine has to be inside of its `try` before it can be interrupted
+        self._started = True
         self._loop.current = self
         try:
             if error is None:
@@ -181,17 +187,20 @@ class Loop:
         await suspend()
 
     def run(self) -> None:
-        """Serve until `stop()`."""
+        """Serve until `stop()`; no error ends it, not even a lack of memory."""
         self._running = True
         while self._running:
-            self._dispatch(self._epoll.poll(self._patience(), _MAX_EVENTS))
-            self._run_timers()
-            for _ in range(len(self.ready)):
-                self.ready.popleft().run()
+            _guarded_call(self._run_once)
 
     def stop(self) -> None:
         """Leave `run()` after this round."""
         self._running = False
+
+    def _run_once(self) -> None:
+        self._dispatch(self._epoll.poll(self._patience(), _MAX_EVENTS))
+        self._run_timers()
+        for _ in range(len(self.ready)):
+            self.ready.popleft().run()
 
     def _patience(self) -> float | None:
         if self.ready:

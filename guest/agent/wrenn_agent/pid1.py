@@ -39,7 +39,14 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 def set_up() -> None:
     """Do what an init does; a step that fails is reported and does not stop the others."""
-    for step in (_mount_all, _make_links, _bring_up_loopback, _raise_limits, _stay_responsive):
+    for step in (
+        _mount_all,
+        _make_links,
+        _bring_up_loopback,
+        _raise_open_files,
+        _raise_inotify_instances,
+        _stay_responsive,
+    ):
         try:
             step()
         except (OSError, ValueError) as error:
@@ -80,8 +87,11 @@ def _bring_up_loopback() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
-def _raise_limits() -> None:
+def _raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+
+
+def _raise_inotify_instances() -> None:
     with open(_INOTIFY_INSTANCES, "w", encoding="ascii") as file:
         file.write("1024")
 

@@ -38,11 +38,12 @@ class Process:
         command: Command,
         tag: str,
         spawned: Spawned,
+        started: float,
         on_end: Callable[[Process], None],
     ) -> None:
         self._loop = loop
         self._on_end = on_end
-        self._started = time.monotonic()
+        self._started = started
         self._channels = spawned.outputs
         self._leftover: dict[int, int] = {}
         """Bytes still to be read from pipes that are closed after that."""

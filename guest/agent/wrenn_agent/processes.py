@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 
 from .errors import NotFound, ResourceExhausted
 from .loop import Loop
@@ -32,9 +33,10 @@ class Processes:
         """Start a command; raises as `Spawner.spawn` does."""
         if len(self._running) >= MAX_PROCESSES:
             raise ResourceExhausted(f"more than {MAX_PROCESSES} commands are running")
+        started = time.monotonic()
         spawned = self._spawner.spawn(command)
         self._drop_unheard(spawned.pid)
-        process = Process(self._loop, self._budget, command, tag, spawned, self._on_end)
+        process = Process(self._loop, self._budget, command, tag, spawned, started, self._on_end)
         self._running[process.pid] = process
         return process
 

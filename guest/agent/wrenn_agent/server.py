@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import time
 
 from .auth import Auth
 from .connection import Connection
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 _MAX_CONNECTIONS = 768
 _ACCEPT_PAUSE = 0.2
-_ACCEPTS_PER_ROUND = 64
-_IDLE_HEAD_SECONDS = 30.0
+_HEAD_SECONDS = 30.0
 _TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -70,23 +70,19 @@ class Server:
         self._loop.register(self._listener.fileno(), select.EPOLLIN, self._accept)
 
     def _accept(self, _events: int) -> None:
-        for _ in range(_ACCEPTS_PER_ROUND):
-            if len(self._connections) >= _MAX_CONNECTIONS and not self._make_room():
+        if len(self._connections) >= _MAX_CONNECTIONS and not self._make_room():
+            self._pause_accepting()
+            return
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in _TEMPORARY and not self._make_room():
                 self._pause_accepting()
-                return
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _TEMPORARY:
-                    self._make_room()
-                    self._pause_accepting()
-                return
-            sock.setblocking(False)
-            connection = Connection(self._loop, sock, self._forget)
-            self._connections[connection] = None
-            connection.owner = self._loop.spawn(self._serve(connection))
+            return  # where room was made, the next round accepts
+        sock.setblocking(False)
+        connection = Connection(self._loop, sock, self._forget)
+        self._connections[connection] = None
+        connection.owner = self._loop.spawn(self._serve(connection))
 
     def _pause_accepting(self) -> None:
         self._loop.unregister(self._listener.fileno())
@@ -164,13 +160,16 @@ async def _read_head(connection: Connection) -> Head | None:
     """The next request, None when the client closes (or has nothing to say for long)."""
     buffer = connection.buffer
     connection.idle = True
+    deadline: float | None = None
     while (end := buffer.find(b"\r\n\r\n")) < 0:
         if len(buffer) > HEAD_LIMIT:
             raise HeadersTooLarge(f"request head is larger than {HEAD_LIMIT} bytes")
         if buffer == b"\r\n":
             buffer.clear()
         connection.idle = not buffer
-        if not await connection.receive(_IDLE_HEAD_SECONDS if buffer else None):
+        if buffer and deadline is None:
+            deadline = time.monotonic() + _HEAD_SECONDS
+        if not await connection.receive(deadline and deadline - time.monotonic()):
             return None
     connection.idle = False
     if end > HEAD_LIMIT:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import struct
 import termios
 
@@ -22,6 +23,7 @@ from .errors import (
     ResourceExhausted,
     from_os_error,
 )
+from .loop import report
 from .users import ActingAs, User
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -76,8 +78,12 @@ class Spawner:
         self._null = os.open(os.devnull, os.O_RDWR)
         self._oom_score: int | None = None
         if guard_memory:
-            self._oom_score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-            os.pwrite(self._oom_score, AGENT_OOM_SCORE, 0)
+            try:
+                score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+                os.pwrite(score, AGENT_OOM_SCORE, 0)
+                self._oom_score = score
+            except OSError as error:
+                report(error)  # the first process of a machine goes on, whatever happens
 
     def spawn(self, command: Command) -> Spawned:
         """Start `command` in a session of its own.
@@ -185,9 +191,13 @@ def find_program(name: str, path: str) -> str:
         candidates = [os.path.join(folder or ".", name) for folder in path.split(":")]
     seen = False
     for candidate in candidates:
-        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+        try:
+            mode = os.stat(candidate).st_mode
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
             return candidate
-        seen = seen or os.path.exists(candidate)
+        seen = True
     if seen:
         raise PermissionDenied(f"command {name!r} is not executable")
     raise NotFound(f"command {name!r} not found")

@@ -38,6 +38,22 @@ class User:
         return os.path.normpath(os.path.join(self.home, path)) if path else self.home
 
 
+class Names:
+    """Names of user and group ids; an id without one is shown in digits."""
+
+    def __init__(self, users: dict[int, str], groups: dict[int, str]) -> None:
+        self._users = users
+        self._groups = groups
+
+    def user(self, uid: int) -> str:
+        """Name of a user id."""
+        return self._users.get(uid, str(uid))
+
+    def group(self, gid: int) -> str:
+        """Name of a group id."""
+        return self._groups.get(gid, str(gid))
+
+
 class Users:
     """The accounts of this guest; `root_home` overrides root's home directory."""
 
@@ -45,7 +61,7 @@ class Users:
         self._root_home = root_home
         self._stamp: tuple[int, int] | None = None
         self._users: dict[str, User] = {}
-        self._group_names: dict[int, str] = {}
+        self._names = Names({}, {})
 
     def find(self, name: str) -> User:
         """The account called `name`; InvalidArgument when there is none."""
@@ -55,32 +71,25 @@ class Users:
             raise InvalidArgument(f"user {name!r} does not exist")
         return user
 
-    def user_name(self, uid: int) -> str:
-        """Name of a user id, its digits when it has none."""
+    def names(self) -> Names:
+        """What user and group ids are called."""
         self._refresh()
-        for user in self._users.values():
-            if user.uid == uid:
-                return user.name
-        return str(uid)
-
-    def group_name(self, gid: int) -> str:
-        """Name of a group id, its digits when it has none."""
-        self._refresh()
-        return self._group_names.get(gid, str(gid))
+        return self._names
 
     def _refresh(self) -> None:
         stamp = (_changed_at(_PASSWD), _changed_at(_GROUP))
         if stamp == self._stamp:
             return
-        self._group_names, members = _read_groups()
+        groups, members = _read_groups()
         self._users = {ROOT: User(ROOT, 0, 0, [], self._root_home or "/root", "/bin/sh")}
         for fields in _read_table(_PASSWD, 7):
             name, _, uid, gid, _, home, shell = fields[:7]
             if uid.isdigit() and gid.isdigit():
                 if name == ROOT and self._root_home:
                     home = self._root_home
-                groups = members.get(name, [])
-                self._users[name] = User(name, int(uid), int(gid), groups, home or "/", shell)
+                extra = members.get(name, [])
+                self._users[name] = User(name, int(uid), int(gid), extra, home or "/", shell)
+        self._names = Names({user.uid: user.name for user in self._users.values()}, groups)
         self._stamp = stamp
 
 

@@ -73,7 +73,6 @@ class Stream:
     """The messages of one streaming call; `error` is known after the last."""
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self._connection = connection
         self._response = connection.getresponse()
         assert self._response.status == 200, (self._response.status, self._response.read())
         assert self._response.headers["Content-Type"] == "application/connect+json"
@@ -131,7 +130,6 @@ class Stream:
 
     def close(self) -> None:
         self._response.close()
-        self._connection.close()
 
     def _exactly(self, count: int) -> bytes:
         data = self._response.read(count)
@@ -193,20 +191,17 @@ class Agent:
     def stream(
         self, method: str, *messages: Json, headers: dict[str, str] | None = None
     ) -> Iterator[Stream]:
-        connection = self.connect()
         given = {"Content-Type": "application/connect+json", "Connect-Protocol-Version": "1"}
-        connection.request(
-            "POST",
-            f"/{method}",
-            iter([envelope(message) for message in messages]),
-            self.headers | given | (headers or {}),
-            encode_chunked=True,
-        )
-        stream = Stream(connection)
-        try:
-            yield stream
-        finally:
-            stream.close()
+        with closing(self.connect()) as connection:
+            connection.request(
+                "POST",
+                f"/{method}",
+                iter([envelope(message) for message in messages]),
+                self.headers | given | (headers or {}),
+                encode_chunked=True,
+            )
+            with closing(Stream(connection)) as stream:
+                yield stream
 
     @contextmanager
     def start(self, cmd: str, *args: str, **fields: object) -> Iterator[Stream]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import time
 from contextlib import closing
@@ -181,6 +182,24 @@ def test_clients_that_hang_do_not_keep_others_out(agent: Agent) -> None:
         for sock in sockets:
             sock.close()
     wait_until(lambda: descriptors(agent.process.pid) < 60)
+
+
+def test_running_out_of_descriptors(fresh_agent: Agent) -> None:
+    agent = fresh_agent
+    assert agent.run("true").exit_code == 0
+    limit = descriptors(agent.process.pid) + 5
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    with closing(agent.connect()) as kept:
+        kept.request("GET", "/health")
+        kept.getresponse().read()
+        sockets = [agent.socket() for _ in range(20)]
+        assert agent.request("GET", "/health").status == 204, "idle connections make room"
+        for sock in sockets:
+            sock.close()
+    result = agent.run("echo", "hi")
+    assert result.stdout == b"hi\n" or (result.error or {})["code"] == "resource_exhausted"
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (limit - 4, limit))
+    wait_until(lambda: (agent.run("true").error or {}).get("code") == "resource_exhausted")
 
 
 def test_client_that_never_reads_is_dropped_when_it_goes(agent: Agent) -> None:

@@ -134,7 +134,8 @@ def test_terminal_with_resize(agent: Agent) -> None:
         stream.read_until(b"50 132\r\n")
         assert close_stdin(agent, pid) == 412
         assert send_stdin(agent, pid, b"x") == 400
-        assert send_pty(agent, pid, "sleep 60\n") == 200
+        assert send_pty(agent, pid, "sh -c 'echo $((40+2))x; exec sleep 60'\n") == 200
+        stream.read_until(b"42x\r\n")
         assert send_pty(agent, pid, "\x03") == 200
         assert send_pty(agent, pid, "exit 7\n") == 200
         result = stream.collect()
