@@ -6,7 +6,6 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from wrenn_sandbox.host.images.build import Step, build_template
 from wrenn_sandbox.host.images.recipe import check_name, load
@@ -56,19 +55,12 @@ def show(
     if json:
         typer.echo(msgspec.json.encode([_row(each) for each in templates]))
         return
-    table = Table("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED", box=None)
-    for each in templates:
-        row = _row(each)
-        table.add_row(
-            row.name,
-            row.image_id,
-            str(row.vcpus),
-            f"{row.memory_mb} MB",
-            f"{row.disk_mb} MB",
-            f"{row.size // _MB} MB",
-            row.created_at,
-        )
-    Console().print(table)
+    rows = [("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED")]
+    rows += [_cells(_row(each)) for each in templates]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        typer.echo("  ".join(padded).rstrip())
 
 
 class _Row(msgspec.Struct):
@@ -91,6 +83,18 @@ def _row(template: Template) -> _Row:
         disk_mb=manifest.disk_mb,
         size=template.size,
         created_at=manifest.created_at.isoformat().replace("+00:00", "Z"),
+    )
+
+
+def _cells(row: _Row) -> tuple[str, str, str, str, str, str, str]:
+    return (
+        row.name,
+        row.image_id,
+        str(row.vcpus),
+        f"{row.memory_mb} MB",
+        f"{row.disk_mb} MB",
+        f"{row.size // _MB} MB",
+        row.created_at,
     )
 
 
