@@ -131,8 +131,8 @@ class PlayedGuest:
                 loop.add_reader(source, _copy_frame, source, target)
                 undo.callback(loop.remove_reader, source)
             self._wire = undo.enter_context(
-                socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-            )
+                socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            )  # protocol 0: nothing from other interfaces before it is bound
             self._wire.setblocking(False)
             self._wire.bind((self._veth, ETH_P_ALL))
             self._undo = undo.pop_all()

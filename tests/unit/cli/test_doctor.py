@@ -1,0 +1,132 @@
+"""What `wrenn doctor` says of machines, and of this one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from wrenn_sandbox.cli import doctor
+from wrenn_sandbox.cli.doctor import Line, examine, healthy
+from wrenn_sandbox.host.facts import MachineFacts
+from wrenn_sandbox.host.probe import KvmVerdict
+from wrenn_sandbox.settings import Settings
+
+GOOD = MachineFacts(
+    root=True,
+    kernel="6.12.1",
+    cpu_model="Some CPU",
+    cpus=8,
+    memory_mb=16_000,
+    memory_available_mb=12_000,
+    disk_free_mb=100_000,
+    tun=True,
+    netns=True,
+    nft=True,
+    userfaultfd=True,
+    reflink=True,
+    cgroup_v2=True,
+    cgroup_controllers=("cpu", "memory"),
+    qemu_path=Path("/usr/bin/qemu-system-x86_64"),
+    qemu_version="10.0.2",
+    tools={"qemu-img": Path("/usr/bin/qemu-img"), "nft": Path("/usr/sbin/nft")},
+    forwarding=True,
+    forward_dropped=False,
+)
+KVM = KvmVerdict(usable=True, reason="a tiny guest ran")
+SETTINGS = Settings(data_dir=Path("/tmp/doctor"))
+
+
+def line(name: str, facts: MachineFacts, kvm: KvmVerdict = KVM, **settings: object) -> Line:
+    lines = examine(facts, kvm, SETTINGS.model_copy(update=settings))
+    return next(each for each in lines if each.name == name)
+
+
+def test_a_good_machine() -> None:
+    lines = examine(GOOD, KVM, SETTINGS)
+    assert {each.status for each in lines} == {"ok"}
+    assert not any(each.advice for each in lines)
+    assert healthy(lines)
+    assert {each.name for each in lines} >= {
+        "kvm", "qemu", "tun", "namespaces", "nftables", "forwarding", "userfaultfd", "reflink",
+        "cgroup v2", "disk", "memory", "kernel",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "status"),
+    [
+        ("qemu", replace(GOOD, qemu_path=None), "missing"),
+        ("qemu", replace(GOOD, qemu_version=""), "missing"),
+        ("tools", replace(GOOD, tools={"qemu-img": None}), "missing"),
+        ("tools", replace(GOOD, tools={"mmdebstrap": None}), "warn"),
+        ("disk", replace(GOOD, disk_free_mb=100), "missing"),
+        ("memory", replace(GOOD, memory_available_mb=900), "missing"),
+        ("root", replace(GOOD, root=False), "warn"),
+        ("tun", replace(GOOD, tun=False), "warn"),
+        ("namespaces", replace(GOOD, netns=False), "warn"),
+        ("nftables", replace(GOOD, nft=False), "warn"),
+        ("forwarding", replace(GOOD, nft=False), "warn"),
+        ("forwarding", replace(GOOD, forward_dropped=True), "warn"),
+        ("forwarding", replace(GOOD, forwarding=False), "ok"),
+        ("userfaultfd", replace(GOOD, userfaultfd=False), "warn"),
+        ("reflink", replace(GOOD, reflink=False), "warn"),
+        ("cgroup v2", replace(GOOD, cgroup_v2=False), "warn"),
+    ],
+)
+def test_a_lack_has_a_status_and_advice(name: str, facts: MachineFacts, status: str) -> None:
+    found = line(name, facts)
+    assert found.status == status
+    assert bool(found.advice) == (status != "ok")
+    assert healthy(examine(facts, KVM, SETTINGS)) == (status != "missing")
+
+
+def test_without_kvm_machines_run_in_software() -> None:
+    found = line("kvm", GOOD, KvmVerdict(usable=False, reason="there is no /dev/kvm"))
+    assert found.status == "warn"
+    assert "there is no /dev/kvm" in found.detail
+    assert "TCG" in found.detail
+
+
+@pytest.mark.parametrize("name", ["root", "tun", "namespaces", "nftables"])
+def test_taps_that_are_asked_for_must_be_possible(name: str) -> None:
+    facts = replace(GOOD, root=False, tun=False, netns=False, nft=False)
+    assert line(name, facts, network="tap").status == "missing"
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> typer.Typer:
+    monkeypatch.setenv("WRENN_DATA_DIR", str(tmp_path))
+    found = typer.Typer()
+    found.command()(doctor.command)
+    return found
+
+
+def test_the_command_prints_a_line_for_each(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app)
+    assert result.exit_code == 0, result.output
+    words = [text.split()[0] for text in result.output.splitlines()]
+    assert set(words) <= {"ok", "warn", "->"}
+    assert words.count("->") == words.count("warn")
+
+
+def test_the_command_speaks_json(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, ["--json"])
+    assert result.exit_code == 0
+    lines = msgspec.json.decode(result.output, type=list[Line])
+    assert set(msgspec.json.decode(result.output)[0]) == {"name", "status", "detail", "advice"}
+    assert len(lines) >= 12
+
+
+def test_the_command_fails_where_sandboxes_cannot_run(
+    app: typer.Typer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def facts(_: Path) -> MachineFacts:
+        return replace(GOOD, qemu_path=None)
+
+    monkeypatch.setattr(doctor, "machine_facts", facts)
+    result = CliRunner().invoke(app)
+    assert result.exit_code == 1
+    assert "install the package qemu-system-x86" in result.output
