@@ -3,24 +3,27 @@ straight to the guest agent, turn by turn in one run. Prints a table and keeps t
 """
 
 import argparse
-import asyncio
 import json
 import socket
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
-import httpx2
+import uvloop
 
 from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.guest import GuestClient
-from wrenn_sandbox.host.network.slot import AGENT_PORT, Slot
+from wrenn_sandbox.host.guest.connection import Connection
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command
 
@@ -29,62 +32,82 @@ LIMIT_MS = 5.0
 _WARM_UP = 5
 
 
-def connector(slot: Slot, thread: NamespaceThread) -> Callable[[], Awaitable[socket.socket]]:
-    """Opens sockets to the guest of this slot, as the host agent does."""
+class Api:
+    """The public API over one connection, with the same HTTP client as the guest's.
 
-    async def connect() -> socket.socket:
-        def work() -> socket.socket:
-            address = (slot.guest_ip, AGENT_PORT)
-            if slot.host_port is not None:
-                address = ("127.0.0.1", slot.host_port)
-            sock = socket.create_connection(address, timeout=5)
-            sock.setblocking(False)
+    A heavier client would be measured along with the server.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._headers = {"Content-Type": "application/json"}
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Connect to the server and make an account with a key."""
+        host, port = url.removeprefix("http://").split(":")
+
+        async def connect() -> socket.socket:
+            sock = socket.create_connection((host, int(port)))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
             return sock
 
-        return await thread.run(slot.netns, work)
+        api = cls(await Connection.open(connect))
+        account = {"email": "bench@example.com", "password": "a long password"}
+        token = (await api.call("POST", "/v1/auth/signup", account))["token"]
+        api._headers["Authorization"] = f"Bearer {token}"
+        key = (await api.call("POST", "/v1/api-keys", {"name": "bench"}))["key"]
+        del api._headers["Authorization"]
+        api._headers["X-API-Key"] = str(key)
+        return api
 
-    return connect
+    async def call(
+        self, method: str, path: str, fields: Mapping[str, object] | None = None
+    ) -> dict[str, object]:
+        """The JSON object of an answer that must be a success."""
+        body = b"" if fields is None else json.dumps(fields).encode()
+        await self._connection.request(method, path, self._headers, body)
+        content = await self._connection.body()
+        assert self._connection.status < 300, content
+        answer: dict[str, object] = json.loads(content or b"{}")
+        return answer
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 async def measure(url: str, data_dir: Path, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each round, both ways."""
-    thread = NamespaceThread("bench")
-    async with httpx2.AsyncClient(base_url=url, timeout=120) as http:
-        account = {"email": "bench@example.com", "password": "a long password"}
-        token = (await http.post("/v1/auth/signup", json=account)).json()["token"]
-        http.headers["Authorization"] = f"Bearer {token}"
-        key = (await http.post("/v1/api-keys", json={"name": "bench"})).json()["key"]
-        del http.headers["Authorization"]
-        http.headers["X-API-Key"] = key
-        answer = await http.post("/v1/sandboxes", json={})
-        answer.raise_for_status()
-        sandbox = answer.json()["id"]
-        record = journal.read(data_dir / "run" / sandbox / "journal.json")
-        assert record is not None
-        assert record.slot is not None
-        guest = GuestClient(connector(record.slot, thread), record.token)
+    api = await Api.open(url)
+    sandbox = str((await api.call("POST", "/v1/sandboxes", {}))["id"])
+    record = journal.read(Paths(data_dir).sandbox(SandboxId(sandbox)).journal)
+    assert record is not None
+    assert record.slot is not None
+    slot, namespaces = record.slot, NamespaceThread("bench")
+    guest = GuestClient(lambda: connect_guest(namespaces, slot), record.token)
 
-        async def through_the_api() -> None:
-            answer = await http.post(f"/v1/sandboxes/{sandbox}/exec", json={"cmd": "true"})
-            assert answer.json()["exit_code"] == 0, answer.text
+    async def through_the_api() -> None:
+        answer = await api.call("POST", f"/v1/sandboxes/{sandbox}/exec", {"cmd": "true"})
+        assert answer["exit_code"] == 0, answer
 
-        async def straight() -> None:
-            result = await guest.exec(Command(cmd="true"), timeout=30, output_limit=1024)
-            assert result.exit_code == 0, result
+    async def straight() -> None:
+        result = await guest.exec(Command(cmd="true"), timeout=30, output_limit=1024)
+        assert result.exit_code == 0, result
 
-        samples: dict[str, list[float]] = {"api": [], "agent": []}
-        try:
-            for turn in range(_WARM_UP + rounds):
-                for name, call in (("agent", straight), ("api", through_the_api)):
-                    begin = time.perf_counter()
-                    await call()
-                    if turn >= _WARM_UP:
-                        samples[name].append((time.perf_counter() - begin) * 1000)
-        finally:
-            guest.close()
-            thread.close()
-            await http.delete(f"/v1/sandboxes/{sandbox}")
+    samples: dict[str, list[float]] = {"api": [], "agent": []}
+    try:
+        for turn in range(_WARM_UP + rounds):
+            for name, call in (("agent", straight), ("api", through_the_api)):
+                begin = time.perf_counter()
+                await call()
+                if turn >= _WARM_UP:
+                    samples[name].append((time.perf_counter() - begin) * 1000)
+    finally:
+        guest.close()
+        namespaces.close()
+        await api.call("DELETE", f"/v1/sandboxes/{sandbox}")
+        api.close()
     return samples
 
 
@@ -97,7 +120,7 @@ def main() -> int:
         working_directory(Settings().data_dir, "bench") as data_dir,
         ServerProcess(data_dir, data_dir / "server.log") as server,
     ):
-        samples = asyncio.run(measure(server.url, data_dir, options.rounds))
+        samples = uvloop.run(measure(server.url, data_dir, options.rounds))
     medians = {name: statistics.median(times) for name, times in samples.items()}
     p95 = {name: statistics.quantiles(times, n=20)[-1] for name, times in samples.items()}
     difference = medians["api"] - medians["agent"]

@@ -3,8 +3,9 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -13,6 +14,12 @@ from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.cli.leftovers import settled
 from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.settings import Settings
+
+
+class NewRig(Protocol):
+    """Starts a server with these environment variables, and a team of it."""
+
+    def __call__(self, **overrides: str) -> tuple[Rig, Api]: ...
 
 
 @pytest.fixture(scope="session")
@@ -46,17 +53,21 @@ def rig(images: Path) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def new_rig(images: Path) -> Iterator[Callable[..., Rig]]:
+def new_rig(images: Path) -> Iterator[NewRig]:
     """Starts servers for one test; keyword arguments are environment variables."""
     with contextlib.ExitStack() as stack:
-        yield lambda **overrides: stack.enter_context(_rig(images, overrides))
+
+        def start(**overrides: str) -> tuple[Rig, Api]:
+            rig = stack.enter_context(_rig(images, overrides))
+            return rig, stack.enter_context(contextlib.closing(Api(rig.server)))
+
+        yield start
 
 
 @pytest.fixture(scope="module")
 def api(rig: Rig) -> Iterator[Api]:
-    api = Api(rig.server)
-    yield api
-    api.close()
+    with contextlib.closing(Api(rig.server)) as api:
+        yield api
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
 from wrenn_sandbox.ids import new_sandbox_id
 from wrenn_sandbox.settings import Settings
@@ -76,7 +77,7 @@ class Stand:
         """A machine whose agent has answered."""
         async with self.spec() as spec:
             process = await self.driver.boot(spec)
-            client = GuestClient(lambda: self.equipment.connect(spec.slot), None)
+            client = GuestClient(lambda: connect_guest(self.equipment.namespaces, spec.slot), None)
             try:
                 await _answered(client)
                 yield spec, process, client
@@ -93,6 +94,13 @@ async def _answered(client: GuestClient) -> None:
                     return await client.health()
             except (AgentError, TimeoutError):
                 await asyncio.sleep(0.02)
+
+
+async def _waiting(driver: Driver, process: Process) -> "asyncio.Task[str]":
+    """A task that waits for the machine's end, and has begun to."""
+    task = asyncio.create_task(driver.wait(process))
+    await asyncio.sleep(0)
+    return task
 
 
 def _exists(process: Process) -> bool:
@@ -131,7 +139,7 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
         usage = await stand.driver.usage(process)
         assert usage.own_memory >= 0
         assert usage.cpu_seconds >= 0
-        ended = asyncio.create_task(stand.driver.wait(process))
+        ended = await _waiting(stand.driver, process)
         await stand.driver.kill(process)
         assert await asyncio.wait_for(ended, 5)
         assert not _exists(process)
@@ -157,7 +165,7 @@ async def test_another_driver_object_adopts_it(stand: Stand) -> None:
             assert not await other.driver.adopt(impostor, spec)
             assert await other.driver.adopt(process, spec)
             await client.health()
-            ended = asyncio.create_task(other.driver.wait(process))
+            ended = await _waiting(other.driver, process)
             await other.driver.kill(process)
             assert await asyncio.wait_for(ended, 5)
             assert not await other.driver.adopt(process, spec)

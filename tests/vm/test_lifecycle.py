@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
+from vm.conftest import NewRig
 from vm.harness import Api, Rig, error_of, is_alive
 
 pytestmark = pytest.mark.vm
@@ -22,6 +23,11 @@ def eventually(condition: Callable[[], bool], within: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def _statuses(api: Api) -> dict[str, str]:
+    """The status of each sandbox of the team."""
+    return {row["id"]: row["status"] for row in api.request("GET", "/v1/sandboxes").json()}
 
 
 def test_delete_frees_everything(rig: Rig, api: Api) -> None:
@@ -77,22 +83,19 @@ def test_a_guest_that_shuts_down_is_noticed(api: Api) -> None:
     assert eventually(lambda: api.get(sandbox).status == "error", within=10)
 
 
-def test_a_guest_that_never_answers(new_rig: Callable[..., Rig]) -> None:
-    rig = new_rig(WRENN_BOOT_TIMEOUT_SEC="0.5")
-    api = Api(rig.server)
+def test_a_guest_that_never_answers(new_rig: NewRig) -> None:
+    rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="0.5")
     answer = api.request("POST", "/v1/sandboxes", {})
     assert answer.status_code == 502
     assert error_of(answer).code == "agent_error"
     assert str(rig.data_dir) not in answer.text
     assert rig.machines() == set()
     assert rig.run_directories() == set()
-    [row] = api.request("GET", "/v1/sandboxes").json()
-    assert row["status"] == "error"
+    assert list(_statuses(api).values()) == ["error"]
 
 
-def test_the_server_dies_and_its_machines_live(new_rig: Callable[..., Rig]) -> None:
-    rig = new_rig()
-    api = Api(rig.server)
+def test_the_server_dies_and_its_machines_live(new_rig: NewRig) -> None:
+    rig, api = new_rig()
     sandbox = api.create().id
     process = api.output(sandbox, "setsid sleep 4321 >/dev/null 2>&1 & echo $!")
     boot = api.output(sandbox, "cat /proc/sys/kernel/random/boot_id")
@@ -113,9 +116,8 @@ def test_the_server_dies_and_its_machines_live(new_rig: Callable[..., Rig]) -> N
     assert rig.run_directories() == set()
 
 
-def test_a_machine_that_died_while_the_server_was_away(new_rig: Callable[..., Rig]) -> None:
-    rig = new_rig()
-    api = Api(rig.server)
+def test_a_machine_that_died_while_the_server_was_away(new_rig: NewRig) -> None:
+    rig, api = new_rig()
     sandbox = api.create().id
     machine = rig.machine_of(sandbox)
     rig.server.kill()
@@ -123,12 +125,10 @@ def test_a_machine_that_died_while_the_server_was_away(new_rig: Callable[..., Ri
     rig.server.start()
     assert eventually(lambda: api.get(sandbox).status == "error", within=3)
     assert rig.run_directories() == set()
-    api.close()
 
 
-def test_the_server_dies_while_it_creates(new_rig: Callable[..., Rig]) -> None:
-    rig = new_rig()
-    api = Api(rig.server)
+def test_the_server_dies_while_it_creates(new_rig: NewRig) -> None:
+    rig, api = new_rig()
     with ThreadPoolExecutor(1) as pool:
         create = pool.submit(api.request, "POST", "/v1/sandboxes", {})
         assert eventually(lambda: bool(rig.machines()), within=20)
@@ -136,10 +136,8 @@ def test_the_server_dies_while_it_creates(new_rig: Callable[..., Rig]) -> None:
         with pytest.raises(httpx2.TransportError):
             create.result(timeout=10)
     rig.server.start()
-    running = {
-        row["id"]
-        for row in api.request("GET", "/v1/sandboxes").json()
-        if row["status"] in ("running", "pending")
-    }
-    assert rig.run_directories() == running
-    assert len(rig.machines()) == len(running)
+    assert eventually(lambda: "pending" not in _statuses(api).values(), within=10)
+    [status] = _statuses(api).values()
+    assert status == "error"
+    assert rig.run_directories() == set()
+    assert rig.machines() == set()
