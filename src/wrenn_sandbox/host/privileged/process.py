@@ -138,8 +138,12 @@ class ProcessHandle:
 
     @classmethod
     def adopt(cls, pid: int, start_time: int) -> "ProcessHandle":
-        """Raises `ProcessLookupError` when exactly this process is gone."""
-        return cls(pid, start_time, pidfd_open(pid, start_time))
+        """Raises `ProcessLookupError` when exactly this process is gone or a zombie."""
+        handle = cls(pid, start_time, pidfd_open(pid, start_time))
+        if not handle.alive:
+            handle.close()
+            raise ProcessLookupError(f"process {pid} has ended")
+        return handle
 
     @classmethod
     def of_child(cls, child: "subprocess.Popen[bytes]") -> "ProcessHandle":
