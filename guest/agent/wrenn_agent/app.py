@@ -89,6 +89,8 @@ def parse_options(arguments: list[str]) -> Options:
         values[name] = value
     if not values["--port"].isdigit() or int(values["--port"]) > 65535:
         sys.exit("--port must be a number from 0 to 65535")
+    if vm and os.getpid() != 1:
+        sys.exit("--vm takes over the whole machine: only its first process may do so")
     host = values["--host"] or ("0.0.0.0" if vm else "127.0.0.1")
     home = os.path.abspath(values["--home"]) if values["--home"] else None
     return Options(vm, host, int(values["--port"]), home)
