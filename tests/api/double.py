@@ -1,6 +1,7 @@
 """A host in memory that fails on command: for faults which a real host does not show at will."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,10 +51,12 @@ class HostDouble:
         self.fail: dict[str, WrennError | Exception] = {}
         self.gates: dict[str, Gate] = {}
         self.calls: list[tuple[str, str]] = []
+        self.called: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.commands: list[Command] = []
         self.answer: Callable[[Command], CommandResult] = lambda _: ANSWER
         self._snapshots: dict[OperationId, ImageInfo] = {}
         self._events: list[HostEvent] = []
+        self._asked_after = 0
         self._news = asyncio.Condition()
 
     def hold(self, call: str) -> Gate:
@@ -62,7 +65,7 @@ class HostDouble:
         return self.gates[call]
 
     async def exit(self, sandbox_id: SandboxId, reason: str) -> None:
-        """Let a machine end by itself."""
+        """Let a machine end by itself; returns when the control plane has taken note."""
         del self.phases[sandbox_id]
         async with self._news:
             number = len(self._events) + 1
@@ -76,9 +79,11 @@ class HostDouble:
                 )
             )
             self._news.notify_all()
+            await self._news.wait_for(lambda: self._asked_after >= number)
 
     async def _enter(self, call: str, subject: str) -> None:
         self.calls.append((call, subject))
+        self.called[call].set()
         gate = self.gates.get(call)
         if gate is not None:
             await gate.pass_through()
@@ -175,6 +180,8 @@ class HostDouble:
 
     async def events(self, after: int) -> list[HostEvent]:
         async with self._news:
+            self._asked_after = after
+            self._news.notify_all()
             await self._news.wait_for(lambda: len(self._events) > after)
             return self._events[after:]
 

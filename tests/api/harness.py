@@ -1,22 +1,28 @@
 """A running application with clients whose every answer is held against the contract."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
 from argon2 import PasswordHasher
-from contract.checking import check_response
 from fastapi import FastAPI
 
+from contract.checking import check_response
 from wrenn_sandbox.control.app import create_app
+from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.control.plane import ControlPlane
+from wrenn_sandbox.ids import OperationId, new_operation_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
 
+Result = TypeVar("Result")
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 PASSWORD = "correct horse"
 
@@ -75,16 +81,30 @@ class Server:
     plane: ControlPlane
     settings: Settings
     clients: list[httpx2.AsyncClient] = field(default_factory=list)
+    tasks: list["asyncio.Task[object]"] = field(default_factory=list)
     numbers: "count[int]" = field(default_factory=count)
 
-    def client(self, headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:
+    def client(
+        self, headers: Mapping[str, str] | None = None, *, checked: bool = True
+    ) -> httpx2.AsyncClient:
+        """Sends `headers` with each request; `checked` holds answers against the contract."""
+        transport = CheckedTransport if checked else httpx2.ASGITransport
         client = httpx2.AsyncClient(
-            transport=CheckedTransport(app=self.app, raise_app_exceptions=False),
+            transport=transport(app=self.app, raise_app_exceptions=False),
             base_url="http://wrenn.test",
             headers=headers,
         )
         self.clients.append(client)
         return client
+
+    def start(self, work: Coroutine[object, object, Result]) -> asyncio.Task[Result]:
+        """Run `work` beside the test, to its end at the latest with the server's."""
+        task = asyncio.create_task(work)
+        self.tasks.append(task)
+        return task
+
+    def operation(self) -> OperationId:
+        return new_operation_id()
 
     async def team(self) -> Team:
         client = self.client()
@@ -126,15 +146,14 @@ async def serve(
     settings: Settings, host: Host, clock: FakeClock | None = None
 ) -> AsyncIterator[Server]:
     """A server on `host`, running until the end of the block."""
-    app = (
-        create_app(settings, host, hasher=CHEAP)
-        if clock is None
-        else create_app(settings, host, hasher=CHEAP, clock=clock)
+    app = await asyncio.to_thread(
+        partial(create_app, settings, host, hasher=CHEAP, clock=clock or utc_now)
     )
     async with app.router.lifespan_context(app):
         server = Server(app, app.state.plane, settings)
         try:
             yield server
         finally:
+            await asyncio.gather(*server.tasks, return_exceptions=True)
             for client in server.clients:
                 await client.aclose()

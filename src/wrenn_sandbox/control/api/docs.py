@@ -1,6 +1,8 @@
 """`/docs` and `/openapi.json`: a page that needs nothing but this server."""
 
+import asyncio
 import json
+from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI
@@ -20,12 +22,15 @@ def add_docs(app: FastAPI, server_url: str) -> None:
     package = files(__package__)
     page = package.joinpath("docs.html").read_bytes()
     script = package.joinpath("docs.js").read_bytes()
-    document = json.dumps(build_openapi(app, server_url)).encode("ascii")
     router = APIRouter(include_in_schema=False)
+
+    @cache
+    def document() -> bytes:
+        return json.dumps(build_openapi(app, server_url)).encode("ascii")
 
     @router.get("/openapi.json")
     async def read_openapi() -> Response:
-        return Response(document, media_type="application/json")
+        return Response(await asyncio.to_thread(document), media_type="application/json")
 
     @router.get("/docs")
     async def read_docs() -> Response:

@@ -32,10 +32,13 @@ class HostEvents:
         last, wait = 0, _FIRST_WAIT
         while True:
             try:
-                for event in await self._host.events(last):
+                events = await self._host.events(last)
+                for event in events:
                     await self._handle(event)
                     last = event.number
                 wait = _FIRST_WAIT
+                if not events:
+                    await asyncio.sleep(wait)
             except Exception:
                 _log.exception("host events not readable")
                 await asyncio.sleep(wait)
