@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from unit.guest.agent_client import MAIN
 
 
