@@ -53,6 +53,11 @@ def _failure(name: str, done: subprocess.CompletedProcess[bytes]) -> HostFailure
         return HostFailure(
             f"the suite does not have a package of the recipe: {missing}", detail=detail
         )
+    if "unable to pick chroot mode" in text:
+        return HostFailure(
+            "building a template needs root, or the package uidmap and subordinate ids for this user",
+            detail=detail,
+        )
     if any(sign in text for sign in _NETWORK_SIGNS):
         return HostFailure(
             "packages could not be downloaded: check the network or name a mirror", detail=detail
