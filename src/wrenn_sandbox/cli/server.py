@@ -1,0 +1,126 @@
+"""Control plane and host agent of one machine, served by one process."""
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Self
+
+import structlog
+import uvicorn
+
+from wrenn_sandbox.control.app import create_app
+from wrenn_sandbox.errors import Conflict, InvalidRequest
+from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.settings import Settings
+
+_log = structlog.get_logger(__name__)
+_BACKLOG = 1024
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+async def run(settings: Settings) -> None:
+    """Start everything, serve until SIGINT or SIGTERM, stop everything.
+
+    `Conflict`: the port or the data directory is in use. A second signal does not wait for
+    requests that are still under way, a third one kills.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        stopper = stack.enter_context(_Stopper(asyncio.current_task()))
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        host = await HostAgent.start(settings)
+        stack.push_async_callback(host.close)
+        app = create_app(settings, host)
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        stopper.server = _Server(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_sec)),
+            )
+        )
+        await stopper.server.serve(sockets=[listener])
+    _log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready and leaves signals to its owner."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            print(f"Wrenn is ready at {_url(sockets[0])}", flush=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Stopper:
+    """While entered: the first signal stops gracefully, the second quickly."""
+
+    def __init__(self, task: asyncio.Task[None] | None) -> None:
+        self._task = task
+        self._signals = 0
+        self.server: _Server | None = None
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for each in _SIGNALS:
+            loop.add_signal_handler(each, self._handle, each)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for each in _SIGNALS:
+            loop.remove_signal_handler(each)
+
+    def _handle(self, number: signal.Signals) -> None:
+        self._signals += 1
+        _log.info("stopping", signal=number.name, quickly=self._signals > 1)
+        if self._signals > 1:
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+        if self.server is None:
+            if self._task is not None:
+                self._task.cancel()
+            return
+        self.server.should_exit = True
+        self.server.force_exit = self._signals > 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror:
+        raise InvalidRequest(f"{host} is not an address to listen on") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"port {port} of {host} is in use: stop the other program or choose another port"
+                " (--port or WRENN_PORT)"
+            ) from None
+        raise InvalidRequest(f"can not listen on port {port} of {host}: {error.strerror}") from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
