@@ -55,7 +55,7 @@ def _failure(name: str, done: subprocess.CompletedProcess[bytes]) -> HostFailure
         )
     if "unable to pick chroot mode" in text:
         return HostFailure(
-            "building a template needs root, or the package uidmap and subordinate ids for this user",
+            "a build without root needs the package uidmap and subordinate ids for this user",
             detail=detail,
         )
     if any(sign in text for sign in _NETWORK_SIGNS):

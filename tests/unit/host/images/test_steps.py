@@ -244,7 +244,7 @@ def test_a_mirror_that_is_an_option_is_refused(paths: Paths, mirror: str) -> Non
         ("echo 'E: Temporary failure resolving x' >&2; exit 25", HostFailure, "network"),
         ("echo 'tar: write: No space left on device' >&2; exit 2", NoSpace, "full"),
         ("echo 'E: Unable to locate package nosuch' >&2; exit 100", HostFailure, "nosuch"),
-        ("echo 'E: unable to pick chroot mode' >&2; exit 25", HostFailure, "needs root"),
+        ("echo 'E: unable to pick chroot mode' >&2; exit 25", HostFailure, "without root"),
         ("exit 3", HostFailure, "status 3"),
     ],
 )
