@@ -1,0 +1,106 @@
+"""`wrenn serve` as a process: how it starts, refuses and stops. With the fake driver."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from wrenn_sandbox.cli.child import ServerProcess
+from wrenn_sandbox.errors import HostFailure
+
+_FAKE = {"WRENN_DRIVER": "fake"}
+
+
+def _wrenn(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "wrenn_sandbox", *arguments],
+        env={**os.environ, **_FAKE, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def _refused(done: "subprocess.CompletedProcess[str]") -> str:
+    """The one line in which it says why."""
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("wrenn: ")
+    return lines[0]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> ServerProcess:
+    return ServerProcess(tmp_path / "data", tmp_path / "log", _FAKE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_it_is_asked_to_stop(server: ServerProcess, number: int) -> None:
+    with server:
+        answer = httpx2.get(f"{server.url}/health")
+        assert answer.status_code == 200
+        os.kill(server.pid, number)
+        assert server.stop() == 0
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{server.url}/health")
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_it_starts_again_where_it_was(server: ServerProcess) -> None:
+    account = {"email": "again@example.com", "password": "correct horse"}
+    with server:
+        assert httpx2.post(f"{server.url}/v1/auth/signup", json=account).status_code == 201
+    with server:
+        assert httpx2.post(f"{server.url}/v1/auth/login", json=account).status_code == 200
+        server.kill()
+        server.start()
+        assert httpx2.post(f"{server.url}/v1/auth/login", json=account).status_code == 200
+
+
+def test_the_port_is_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = _wrenn("serve", "--port", port, WRENN_DATA_DIR=str(tmp_path / "data"))
+    assert f"port {port} of 127.0.0.1 is in use" in _refused(done)
+
+
+def test_the_data_directory_is_in_use(server: ServerProcess, tmp_path: Path) -> None:
+    with server:
+        done = _wrenn("serve", "--port", "0", WRENN_DATA_DIR=str(tmp_path / "data"))
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert "data directory" in _refused(done)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("WRENN_PORT", "no"), ("WRENN_DRIVER", "magic"), ("WRENN_MAX_VCPUS", "0")],
+)
+def test_a_setting_that_is_not_acceptable(setting: str, value: str, tmp_path: Path) -> None:
+    done = _wrenn("serve", **{"WRENN_DATA_DIR": str(tmp_path), setting: value})
+    assert setting.removeprefix("WRENN_").lower() in _refused(done)
+
+
+def test_an_address_that_is_none(tmp_path: Path) -> None:
+    done = _wrenn("serve", "--host", "no.such.host.invalid", WRENN_DATA_DIR=str(tmp_path))
+    assert "no.such.host.invalid" in _refused(done)
+
+
+def test_what_a_parent_learns_of_a_server_that_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    server = ServerProcess(tmp_path / "data", tmp_path / "log", _FAKE)
+    with pytest.raises(HostFailure) as caught:
+        server.start()
+    assert caught.value.detail
+
+
+def test_the_version() -> None:
+    done = _wrenn("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("wrenn ")
