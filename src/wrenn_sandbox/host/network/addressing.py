@@ -18,6 +18,7 @@ from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.network.slot import Slot
 
 BLOCK_PREFIX_LENGTH = 22
+_GROUP_BASE = 0x57000000
 RUNTIME_DIR = Path("/run/wrenn")
 
 
@@ -44,6 +45,11 @@ class AddressPlan:
     def table(self) -> str:
         """The nftables table of the host's own namespace (family inet)."""
         return f"wrenn_{self.tag}"
+
+    @property
+    def group(self) -> int:
+        """The interface group of veths about to be removed; never 0, where all others are."""
+        return _GROUP_BASE | int(self.tag, 16)
 
     @property
     def veth_prefix(self) -> str:

@@ -148,7 +148,7 @@ class SlotBuilder:
             [
                 "link set lo up",
                 f"tuntap add dev {TAP_NAME} mode tap vnet_hdr",
-                f"link set {TAP_NAME} address {TAP_MAC} up",
+                f"link set {TAP_NAME} address {TAP_MAC}",
                 f"addr add {GATEWAY_IP}/{GUEST_PREFIX_LENGTH} dev {TAP_NAME}",
                 f"neigh replace {GUEST_IP} lladdr {GUEST_MAC} dev {TAP_NAME} nud permanent",
                 f"addr add {plan.slot_end(index)}/31 dev {UPLINK_NAME}",
@@ -160,11 +160,16 @@ class SlotBuilder:
 
     def _remove(self, indices: Collection[int]) -> None:
         plan = self._plan
-        lines = []
         for index in indices:
             _end_processes_of(plan.netns(index))
-            lines += [f"link del {plan.veth(index)}", f"netns del {plan.netns(index)}"]
-        commands.ip_batch(lines, force=True)
+        commands.ip_batch(
+            [
+                *(f"link set {plan.veth(index)} group {plan.group}" for index in indices),
+                f"link del group {plan.group}",  # the kernel waits once, not once for each
+                *(f"netns del {plan.netns(index)}" for index in indices),
+            ],
+            force=True,
+        )
         stayed = leftovers(plan.tag) & set(indices)
         if stayed:
             raise HostFailure(

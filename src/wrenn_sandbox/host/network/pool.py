@@ -32,6 +32,7 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.settings import Settings
 
 BATCH = 4
+REMOVAL_BATCH = 8
 RETRY_SEC = 1.0
 MAX_RETRY_SEC = 60.0
 
@@ -261,7 +262,7 @@ class SlotPool:
         await self._tell()
 
     async def _remove(self, builder: SlotBuilder) -> None:
-        indices = set(self._doomed)
+        indices = set(sorted(self._doomed)[:REMOVAL_BATCH])
         await builder.remove(indices)
         self._doomed -= indices
         self._rest(indices)

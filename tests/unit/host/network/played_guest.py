@@ -11,7 +11,7 @@ import secrets
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ class Internet:
 
 
 @asynccontextmanager
-async def internet() -> AsyncIterator[Internet]:
+async def internet(namespaces: NamespaceThread) -> AsyncIterator[Internet]:
     """Joined to this machine by a veth pair of its own, as if by an uplink."""
     name = "wtest-" + secrets.token_hex(3)
     link, octet = "wt" + name[-6:], 8 * secrets.randbelow(30)
@@ -64,11 +64,28 @@ async def internet() -> AsyncIterator[Internet]:
         run("ip", "-n", name, "link", "set", "eth0", "up")
         run("ip", "-n", name, "link", "set", "lo", "up")
         _forward(link)
+        await _until_carried(namespaces, world)
         yield world
     finally:
         if link in {each for _, each in socket.if_nameindex()}:
             run("ip", "link", "del", link)
         run("ip", "netns", "del", name)
+
+
+async def _until_carried(namespaces: NamespaceThread, world: Internet) -> None:
+    """A link that just came up drops packets for a moment: ask until one arrives."""
+    loop = asyncio.get_running_loop()
+    make = partial(bound_udp, world.address, 7)
+    with await namespaces.run(world.netns, make) as server, bound_udp(world.host_address) as asker:
+        for _ in range(500):
+            asker.sendto(b"there?", (world.address, 7))
+            try:
+                async with asyncio.timeout(0.02):
+                    await loop.sock_recv(server, 100)
+                    return
+            except TimeoutError:
+                continue
+    raise TimeoutError("the link to the played internet does not come up")
 
 
 def _forward(link: str) -> None:
@@ -116,14 +133,18 @@ class PlayedGuest:
             run("ip", "netns", "add", self.netns)
             for line in (
                 "tuntap add dev eth0 mode tap vnet_hdr",
-                f"link set eth0 address {GUEST_MAC} up",
+                f"link set eth0 address {GUEST_MAC}",
+            ):
+                run("ip", "-n", self.netns, *line.split())
+            guest_tap = await self._namespaces.run(self.netns, partial(attach_tap, "eth0"))
+            undo.callback(os.close, guest_tap)
+            for line in (
+                "link set eth0 up",  # with its other side there, it carries packets at once
                 "addr add 169.254.0.21/30 dev eth0",
                 f"neigh replace 169.254.0.22 lladdr {TAP_MAC} dev eth0 nud permanent",
                 "route add default via 169.254.0.22",
             ):
                 run("ip", "-n", self.netns, *line.split())
-            guest_tap = await self._namespaces.run(self.netns, partial(attach_tap, "eth0"))
-            undo.callback(os.close, guest_tap)
             self._slot_tap = await open_tap(self._namespaces, self.slot)
             undo.callback(os.close, self._slot_tap)
             loop = asyncio.get_running_loop()
@@ -150,6 +171,12 @@ class PlayedGuest:
     def send_frame(self, frame: bytes) -> None:
         """Put a frame on the guest's side of the slot's tap, whatever it holds."""
         os.write(self._slot_tap, VNET_HEADER + frame)
+
+    def forget_seen(self) -> None:
+        """Forget the packets that have left so far."""
+        with suppress(BlockingIOError):
+            while True:
+                self._wire.recv(2048)
 
     async def left_until(self, last: str) -> list[str]:
         """Destinations of the IP packets that leave the slot, to the first one to `last`."""

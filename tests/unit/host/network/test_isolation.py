@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,13 +59,33 @@ class World:
 @pytest.fixture
 async def world(make_pool: PoolFactory, namespaces: NamespaceThread) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        outside = await stack.enter_async_context(internet())
+        outside = await stack.enter_async_context(internet(namespaces))
         pool = make_pool(size=0, dns_servers=(outside.private_address,))
         await pool.start()
         assert pool.internet, pool.internet_reason
         guest = PlayedGuest(namespaces, pool, await pool.acquire())
         await stack.enter_async_context(guest)
-        yield World(pool, guest, outside, namespaces)
+        made = World(pool, guest, outside, namespaces)
+        await until_carried(made)
+        guest.forget_seen()
+        yield made
+
+
+async def until_carried(world: World) -> None:
+    """The veth pair of a new slot drops packets for a moment: ask until an answer arrives."""
+    loop = asyncio.get_running_loop()
+    with await world.server(world.outside.address, 7) as server, await world.guest.udp() as sock:
+        loop.add_reader(server, lambda: server.sendto(b"here", server.recvfrom(100)[1]))
+        try:
+            for _ in range(500):
+                sock.sendto(b"there?", (world.outside.address, 7))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.02):
+                        await loop.sock_recv(sock, 100)
+                        return
+        finally:
+            loop.remove_reader(server)
+    raise TimeoutError("the slot does not come up")
 
 
 async def receive(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
