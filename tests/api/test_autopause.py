@@ -1,5 +1,6 @@
 """Pausing after a time without activity, with a clock that passes on command."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, make_settings, serve
+from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.ids import SandboxId
 
@@ -14,7 +16,15 @@ _TIMEOUT = 60
 
 
 @pytest.fixture
-async def timed(tmp_path: Path, host: HostDouble, clock: FakeClock) -> AsyncIterator[Server]:
+async def timed(
+    tmp_path: Path, host: HostDouble, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Server]:
+    """A server that sweeps only when the test does."""
+
+    async def dormant(_: AutoPause) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AutoPause, "run", dormant)
     async with serve(make_settings(tmp_path, None), host, clock) as server:
         yield server
 
@@ -128,3 +138,12 @@ async def test_a_resumed_sandbox_counts_from_its_resume(
     await owner.client.post(f"/v1/sandboxes/{id}/resume")
     assert await timed.plane.autopause.sweep()
     assert await _status(owner, id) == "running"
+
+
+async def test_it_happens_by_itself(tmp_path: Path, host: HostDouble) -> None:
+    async with serve(make_settings(tmp_path, None), host) as server:
+        team = await server.team()
+        id = await _create(team, 1)
+        await host.called["pause"].wait()
+        await server.plane.operations.wait_for_others(SandboxId(id))
+        assert await _status(team, id) == "paused"

@@ -14,11 +14,12 @@ from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox
-from wrenn_sandbox.errors import NoCapacity, WrennError
+from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
 
 from .activity import Activity
 from .lifecycle import Lifecycle
+from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _LONGEST_SLEEP = timedelta(seconds=30)
@@ -58,9 +59,7 @@ class AutoPause:
             self._wakeup.clear()
             sleep = _LONGEST_SLEEP
             try:
-                sleep = await self.sweep()
-            except NoCapacity:
-                return
+                sleep = await uninterrupted(self.sweep())
             except Exception:
                 _log.exception("auto-pause failed")
             try:
@@ -95,8 +94,6 @@ class AutoPause:
     async def _pause(self, sandbox: Sandbox) -> None:
         try:
             await self._lifecycle.pause(sandbox.id, "auto")
-        except NoCapacity:
-            raise
         except WrennError as error:
             self._failed(sandbox.id)
             _log.warning("auto-pause failed", sandbox_id=sandbox.id, error=error.message)

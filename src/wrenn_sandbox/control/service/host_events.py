@@ -12,6 +12,7 @@ from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import HostEvent
 
 from .operations import Operations
+from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _FIRST_WAIT = 1.0
@@ -34,7 +35,7 @@ class HostEvents:
             try:
                 events = await self._host.events(last)
                 for event in events:
-                    await self._handle(event)
+                    await uninterrupted(self._handle(event))
                     last = event.number
                 wait = _FIRST_WAIT
                 if not events:

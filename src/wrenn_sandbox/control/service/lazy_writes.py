@@ -6,6 +6,7 @@ import structlog
 
 from .activity import Activity
 from .api_keys import ApiKeyService
+from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _INTERVAL = 2.0
@@ -20,7 +21,7 @@ class LazyWrites:
         while True:
             await asyncio.sleep(_INTERVAL)
             try:
-                await self.save()
+                await uninterrupted(self.save())
             except Exception:
                 _log.exception("activity not saved")
 

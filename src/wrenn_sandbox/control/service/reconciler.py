@@ -16,7 +16,7 @@ from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox, SnapshotIntent
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
-from wrenn_sandbox.errors import NoCapacity, NotFound, WrennError
+from wrenn_sandbox.errors import NotFound, WrennError
 from wrenn_sandbox.ids import Random, SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
 from wrenn_sandbox.wire.host import Host
@@ -27,6 +27,7 @@ from .images import DiscardedImages
 from .lifecycle import Lifecycle
 from .operations import Operations
 from .snapshots import REASON
+from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _ACTOR = "reconciler"
@@ -66,9 +67,7 @@ class Reconciler:
         while True:
             self._wakeup.clear()
             try:
-                await self.sweep()
-            except NoCapacity:
-                return
+                await uninterrupted(self.sweep())
             except Exception:
                 _log.exception("reconciliation failed")
             try:
@@ -160,8 +159,6 @@ class Reconciler:
     async def _attempt(self, sandbox_id: SandboxId, work: Awaitable[None]) -> None:
         try:
             await work
-        except NoCapacity:
-            raise
         except (IllegalTransition, Missing):
             _log.info("correction overtaken", sandbox_id=sandbox_id)
         except WrennError as error:

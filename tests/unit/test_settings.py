@@ -1,0 +1,64 @@
+"""Settings: where they come from, and that each one is documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from wrenn_sandbox.settings import Settings
+
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def _variable(name: str, field: FieldInfo) -> str:
+    alias = field.validation_alias
+    if alias is None:
+        return f"WRENN_{name.upper()}"
+    choices = getattr(alias, "choices", [alias])
+    return str(choices[-1])
+
+
+def test_every_setting_is_documented_and_nothing_else() -> None:
+    documented = re.findall(r"^\| `([A-Z_]+)` \|", _DOCUMENT.read_text(), re.MULTILINE)
+    settings = [_variable(name, field) for name, field in Settings.model_fields.items()]
+    assert sorted(documented) == sorted(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "sqlite+aiosqlite:////data/wrenn.db"),
+        ("postgresql://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
+        ("postgres://h/d", "postgresql+asyncpg://h/d"),
+        ("sqlite:///x.db", "sqlite+aiosqlite:///x.db"),
+        ("postgresql+asyncpg://h/d", "postgresql+asyncpg://h/d"),
+    ],
+)
+def test_the_database(given: str | None, expected: str) -> None:
+    assert Settings(data_dir=Path("/data"), database_url=given).sql_url == expected
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRENN_PORT", "9000")
+    monkeypatch.setenv("DATABASE_URL", "postgres://h/d")
+    monkeypatch.setenv("CP_PUBLIC_URL", "https://api.example.com")
+    monkeypatch.setenv("WRENN_DNS_SERVERS", "192.0.2.1, 192.0.2.2,")
+    settings = Settings()
+    assert settings.port == 9000
+    assert settings.sql_url == "postgresql+asyncpg://h/d"
+    assert settings.public_url == "https://api.example.com"
+    assert settings.dns_servers == ("192.0.2.1", "192.0.2.2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WRENN_PORT", "70000"), ("WRENN_DRIVER", "other"), ("WRENN_MAX_VCPUS", "0")],
+)
+def test_values_that_are_not_acceptable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
