@@ -12,6 +12,7 @@ Nothing is compiled or looked up outside the image when the agent starts.
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
@@ -141,7 +142,13 @@ def interpreter(target: Path) -> list[str]:
 
 
 def make_image(tree: Path, target: Path) -> None:
-    """Packs a runtime tree into a read-only erofs image, bit by bit the same each time."""
+    """Packs a runtime tree into a read-only erofs image, bit by bit the same each time.
+
+    Modes become 0755 or 0644: those of the tree depend on who checked it out.
+    """
+    for path in [tree, *tree.rglob("*")]:
+        runs = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+        path.chmod(0o755 if runs else 0o644)
     run(
         [
             *("mkfs.erofs", "-T", str(EPOCH), "-U", _UUID, "--all-root", "-x", "-1"),

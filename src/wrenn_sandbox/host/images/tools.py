@@ -1,5 +1,6 @@
 """Runs the programs that make images and says what went wrong in words a caller may read."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ _NETWORK_SIGNS = (
     "Failed to fetch",
     "Network is unreachable",
 )
+_NO_PACKAGE = re.compile("Unable to locate package|has no installation candidate")
 _DETAIL_LIMIT = 4000
 
 
@@ -48,8 +50,9 @@ def _failure(name: str, done: subprocess.CompletedProcess[bytes]) -> HostFailure
     detail = text[-_DETAIL_LIMIT:]
     if "No space left on device" in text or "Could not allocate block" in text:
         return NoSpace("the disk of this host is full", detail=detail)
-    if "Unable to locate package" in text or "has no installation candidate" in text:
-        missing = next(line for line in text.splitlines() if "package" in line.lower())
+    missing = next((line for line in text.splitlines() if _NO_PACKAGE.search(line)), None)
+    if missing is not None:
+        missing = missing.removeprefix("E: ")
         return HostFailure(
             f"the suite does not have a package of the recipe: {missing}", detail=detail
         )

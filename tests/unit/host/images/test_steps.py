@@ -163,6 +163,7 @@ def test_the_first_file_system_loads_modules_in_order(tmp_path: Path, guest: Gue
 def test_the_runtime_needs_nothing_of_the_host(tmp_path: Path, guest: GuestFiles) -> None:
     fill_python(tmp_path / "root")
     for name in ("one", "two"):
+        guest.agent.chmod(0o700 if name == "one" else 0o775)
         runtime.make_base(tmp_path / "root", tmp_path / name / "base")
         runtime.add_agent(tmp_path / name / "base", guest.agent, tmp_path / name / "tree")
         runtime.make_image(tmp_path / name / "tree", tmp_path / name / "image")
@@ -243,7 +244,11 @@ def test_a_mirror_that_is_an_option_is_refused(paths: Paths, mirror: str) -> Non
     [
         ("echo 'E: Temporary failure resolving x' >&2; exit 25", HostFailure, "network"),
         ("echo 'tar: write: No space left on device' >&2; exit 2", NoSpace, "full"),
-        ("echo 'E: Unable to locate package nosuch' >&2; exit 100", HostFailure, "nosuch"),
+        (
+            "echo 'I: packages'; echo 'E: Unable to locate package nosuch' >&2; exit 100",
+            HostFailure,
+            "locate package nosuch$",
+        ),
         ("echo 'E: unable to pick chroot mode' >&2; exit 25", HostFailure, "without root"),
         ("exit 3", HostFailure, "status 3"),
     ],
