@@ -19,7 +19,17 @@ from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
 from wrenn_sandbox.host.probe import cpu_model
 
 QEMU = "qemu-system-x86_64"
-TOOLS = ("ip", "nft", "setpriv", "qemu-img", "mmdebstrap", "mke2fs", "debugfs", "mkfs.erofs")
+TOOLS = (
+    "ip",
+    "nft",
+    "setpriv",
+    "prlimit",
+    "qemu-img",
+    "mmdebstrap",
+    "mke2fs",
+    "debugfs",
+    "mkfs.erofs",
+)
 MB = 1024 * 1024
 _FICLONE = 0x40049409  # linux/fs.h
 _CLONE_NEWNET = 0x40000000

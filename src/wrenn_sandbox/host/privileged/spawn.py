@@ -93,10 +93,12 @@ def spawn(
 
     As root it runs as `identity` without any capability; otherwise as the user of this server.
     `output` takes its standard output and error. It gets `env` or a minimal environment, never the
-    server's own. Raises `HostFailure` when it cannot be started; that the program behind `setpriv`
+    server's own. Raises `HostFailure` when it cannot be started; that the program itself
     is missing shows in its exit status 127.
     """
-    prefix = drop_privileges(identity) if os.geteuid() == 0 else []
+    prefix = _limits(max_files)
+    if os.geteuid() == 0:
+        prefix += drop_privileges(identity)
     try:
         child = subprocess.Popen(
             [*prefix, *argv],
@@ -112,15 +114,15 @@ def spawn(
         raise HostFailure(
             "a virtual machine process cannot be started", detail=str(error)
         ) from error
-    _limit(child.pid, max_files)
     return ProcessHandle.of_child(child)
 
 
-def _limit(pid: int, max_files: int) -> None:
+def _limits(max_files: int) -> list[str]:
+    """The argv prefix that lowers limits.
+
+    Set by the process itself, while it may: a root without `CAP_SYS_RESOURCE`, as in containers,
+    cannot limit a process that has become another user.
+    """
     _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = max_files if ceiling == resource.RLIM_INFINITY else min(max_files, ceiling)
-    try:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, files))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-    except (ProcessLookupError, PermissionError):
-        return  # it ended already
+    return ["prlimit", f"--nofile={files}:{files}", "--core=0:0", "--"]
