@@ -41,7 +41,7 @@ def _rig(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
                 yield rig
             left = settled(data_dir=data_dir)
         finally:
-            rig.purge()
+            rig.server.purge()
         assert left == set()
 
 

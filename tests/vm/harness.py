@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import signal
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import httpx2
 import msgspec
 
 from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.leftovers import leftovers
+from wrenn_sandbox.cli.leftovers import machines
 
 _numbers = itertools.count(1)
 
@@ -135,9 +134,7 @@ class Rig:
 
     def machines(self) -> set[int]:
         """Process ids of the machines of this server."""
-        return {
-            int(each.split()[1]) for each in leftovers(self.data_dir) if each.startswith("process ")
-        }
+        return machines(self.data_dir)
 
     def machine_of(self, sandbox: str) -> int:
         """Process id of one sandbox's machine."""
@@ -160,15 +157,6 @@ class Rig:
                 "SELECT reason FROM sandbox_events WHERE sandbox_id = ? ORDER BY number", (sandbox,)
             )
             return [reason or "" for (reason,) in rows]
-
-    def purge(self) -> None:
-        """End every machine, and have what they leave reclaimed."""
-        self.server.kill()
-        for pid in self.machines():
-            os.kill(pid, signal.SIGKILL)
-        if leftovers(self.data_dir):
-            self.server.start()
-            self.server.stop()
 
     def run_directories(self) -> set[str]:
         """Ids of the sandboxes that have files of their own."""

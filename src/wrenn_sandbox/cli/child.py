@@ -1,5 +1,6 @@
 """`wrenn serve` as a child process, for the demo, the tests and the measurements."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -12,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from wrenn_sandbox.errors import HostFailure
+
+from .leftovers import leftovers, machines
 
 _READY = "Wrenn is ready at "
 _TAIL_LINES = 20
@@ -28,6 +31,7 @@ class ServerProcess:
     def __init__(self, data_dir: Path, log: Path, overrides: Mapping[str, str] = {}) -> None:
         self.log = log
         self.url = ""
+        self._data_dir = data_dir
         self._environment = {
             **os.environ,
             "WRENN_HOST": "127.0.0.1",
@@ -49,6 +53,11 @@ class ServerProcess:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not yet ended by us."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -85,6 +94,16 @@ class ServerProcess:
     def kill(self) -> int:
         """End it as `kill -9` does; its machines live on."""
         return self._end(signal.SIGKILL, timeout=10.0)
+
+    def purge(self) -> None:
+        """End it with every machine it has, and have what they leave reclaimed."""
+        self.stop()
+        for pid in machines(self._data_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if leftovers(self._data_dir):
+            self.start()
+            self.stop()
 
     def tail(self) -> str:
         """The last lines of its log."""

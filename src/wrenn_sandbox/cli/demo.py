@@ -68,7 +68,8 @@ def _serve_and_tour(data_dir: Path, report: "_Report") -> None:
     except (_Unexpected, httpx2.HTTPError) as error:
         raise HostFailure(f"the demo failed: {error}", detail=server.tail()) from error
     finally:
-        server.stop()
+        if server.running:
+            server.purge()
 
 
 def _tour(api: "_Api", report: "_Report") -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from wrenn_sandbox.host.network.addressing import data_dir_tag
 
+_AGENT = "/agent/main.py --port"
+"""A guest agent that runs as a machine of the fake driver."""
 _SETTLE_SEC = 10.0
 _POLL_SEC = 0.25
 
@@ -29,7 +31,7 @@ def _processes() -> Iterator[str]:
             )
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if name.startswith("qemu-system") and arguments:
+        if arguments and (name.startswith("qemu-system") or _AGENT in arguments):
             yield f"process {entry.name} {arguments}"
 
 
@@ -66,6 +68,12 @@ def _loop_devices() -> Iterator[str]:
             yield f"loop {backing.parent.parent.name} {backing.read_text().strip()}"
         except FileNotFoundError:
             continue
+
+
+def machines(data_dir: Path) -> set[int]:
+    """Process ids of the machines of this directory's server."""
+    mark = f"{data_dir.resolve()}/"
+    return {int(each.split()[1]) for each in _processes() if mark in each}
 
 
 def leftovers(data_dir: Path | None = None) -> set[str]:
