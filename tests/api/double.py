@@ -84,6 +84,7 @@ class HostDouble:
     async def _enter(self, call: str, subject: str) -> None:
         self.calls.append((call, subject))
         self.called[call].set()
+        await asyncio.sleep(0)
         gate = self.gates.get(call)
         if gate is not None:
             await gate.pass_through()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections import deque
@@ -113,7 +114,7 @@ class PostgresServer:
         return f"postgresql://wrenn@/{database}?host={self.directory}"
 
     def stop(self) -> None:
-        self.process.terminate()
+        self.process.send_signal(signal.SIGQUIT)
         self.process.wait()
         assert self.reader is not None
         assert self.process.stderr is not None

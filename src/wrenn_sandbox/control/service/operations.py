@@ -63,7 +63,7 @@ class Operations:
         try:
             yield touched
         finally:
-            self._watchers.remove(touched)
+            self._watchers = [each for each in self._watchers if each is not touched]
 
     async def close(self, grace: float) -> None:
         """Accept nothing new, give what runs `grace` seconds, then cancel it."""
