@@ -20,11 +20,13 @@ from wrenn_sandbox.settings import Settings
 def no_blocking_calls() -> Iterator[BlockBuster]:
     """The control plane never blocks the event loop.
 
-    Migrations run in a loop and a thread of their own; asyncpg looks for its password file.
+    Migrations run in a loop and a thread of their own; drivers make paths absolute
+    and look for a password file when they begin.
     """
     with blockbuster_ctx("wrenn_sandbox.control") as blockbuster:
         for function in blockbuster.functions.values():
             function.can_block_in("store/migrate.py", {"_migrate", "_upgrade"})
+            function.can_block_in("sqlite/pysqlite.py", "create_connect_args")
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")
         yield blockbuster
 

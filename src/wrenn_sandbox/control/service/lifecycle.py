@@ -95,6 +95,7 @@ class Lifecycle:
             raise
         except Exception as error:
             await self._record(sandbox.id, Event.FAILED, "user", reason_of(error))
+            self._look_into(error)
             raise
         try:
             started = await self._store.apply(
@@ -180,7 +181,8 @@ class Lifecycle:
             self._wakeups.reconciler.set()
 
     def _look_into(self, error: Exception) -> None:
-        if isinstance(error, NotFound):
+        """Let the reconciler see what the host has after an error that does not tell."""
+        if isinstance(error, NotFound) or not isinstance(error, WrennError):
             self._wakeups.reconciler.set()
 
     def _change(

@@ -24,6 +24,8 @@ from .paging import newest_first
 from .records import Position, Sandbox, SandboxEvent
 from .tables import sandbox_events, sandboxes
 
+_REASON_LENGTH = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -119,13 +121,19 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
                 event=change.event.value,
                 from_state=sandbox.state.value,
                 to_state=state.value,
-                reason=change.reason,
+                reason=None if change.reason is None else _storable(change.reason),
                 actor=change.actor,
                 at=change.at,
             )
         )
         return _sandbox(changed)
     raise IllegalTransition(sandbox.state, change.event)
+
+
+def _storable(reason: str) -> str:
+    """A guest may have had a say in the reason; PostgreSQL keeps neither NUL nor surrogates."""
+    text = reason.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    return text[:_REASON_LENGTH]
 
 
 def _values(
@@ -139,7 +147,7 @@ def _values(
     if change.event in (Event.STARTED, Event.RESUMED):
         values |= {"started_at": change.at, "last_active_at": change.at, "reason": None}
     elif change.reason is not None:
-        values["reason"] = change.reason
+        values["reason"] = _storable(change.reason)
     if change.active_at is not None:
         values["last_active_at"] = change.active_at
     if change.placement is not None:
