@@ -13,7 +13,11 @@ def machine(tmp_path: Path) -> "subprocess.Popen[bytes]":
     """A process that looks like a machine of `tmp_path`."""
     program = tmp_path / "qemu-system-test"
     program.symlink_to("/bin/sleep")
-    return subprocess.Popen([program, "60"], executable=program)
+    process = subprocess.Popen([program, "60"], executable=program)
+    # The kernel fills in name and arguments a moment after the new program has begun.
+    while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        assert process.poll() is None
+    return process
 
 
 def test_a_machine_is_seen(machine: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
