@@ -12,6 +12,7 @@ from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, make_settings, serve
 from api.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.tables import metadata
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.settings import Settings
 
@@ -46,7 +47,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def migrated(postgres: PostgresServer) -> str:
-    """The name of a database with the newest schema, to make copies of."""
+    """The name of a database with the newest schema."""
     name = postgres.make_database()
     asyncio.run(_migrate(postgres.url(name)))
     return name
@@ -60,13 +61,16 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str | None:
-    """A new empty database; `None` is SQLite in the data directory."""
+    """A database without rows; `None` is SQLite in the data directory."""
     if request.param == "sqlite":
         return None
     server = request.getfixturevalue("postgres")
-    template = request.getfixturevalue("migrated")
+    database = request.getfixturevalue("migrated")
     assert isinstance(server, PostgresServer)
-    return server.url(server.make_database(template))
+    assert isinstance(database, str)
+    tables = ", ".join(metadata.tables)
+    server.execute(database, f"TRUNCATE {tables} RESTART IDENTITY")
+    return server.url(database)
 
 
 @pytest.fixture
