@@ -23,7 +23,6 @@ from wrenn_sandbox.host.guest.connection import Connection
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command
 
@@ -81,9 +80,7 @@ async def measure(url: str, data_dir: Path, rounds: int) -> dict[str, list[float
     """Milliseconds of each round, both ways."""
     api = await Api.open(url)
     sandbox = str((await api.call("POST", "/v1/sandboxes", {}))["id"])
-    record = journal.read(Paths(data_dir).sandbox(SandboxId(sandbox)).journal)
-    assert record is not None
-    assert record.slot is not None
+    [record] = [each for each in journal.records(Paths(data_dir).run) if each.sandbox_id == sandbox]
     slot, namespaces = record.slot, NamespaceThread("bench")
     guest = GuestClient(lambda: connect_guest(namespaces, slot), record.token)
 

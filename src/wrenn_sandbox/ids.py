@@ -12,6 +12,7 @@ TeamId = NewType("TeamId", str)
 KeyId = NewType("KeyId", str)
 SandboxId = NewType("SandboxId", str)
 ImageId = NewType("ImageId", str)
+MachineId = NewType("MachineId", str)
 OperationId = NewType("OperationId", str)
 RequestId = NewType("RequestId", str)
 
@@ -49,6 +50,10 @@ def new_sandbox_id(random: Random = secrets.token_bytes) -> SandboxId:
 
 def new_image_id(random: Random = secrets.token_bytes) -> ImageId:
     return ImageId(_new("img", random))
+
+
+def new_machine_id(random: Random = secrets.token_bytes) -> MachineId:
+    return MachineId(_new("vm", random))
 
 
 def new_operation_id(random: Random = secrets.token_bytes) -> OperationId:

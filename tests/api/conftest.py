@@ -12,7 +12,6 @@ from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, make_settings, serve
 from api.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.control.store.tables import metadata
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.settings import Settings
 
@@ -47,7 +46,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def migrated(postgres: PostgresServer) -> str:
-    """The name of a database with the newest schema."""
+    """The name of a database with the newest schema, to make copies of."""
     name = postgres.make_database()
     asyncio.run(_migrate(postgres.url(name)))
     return name
@@ -61,16 +60,13 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str | None:
-    """A database without rows; `None` is SQLite in the data directory."""
+    """A new empty database; `None` is SQLite in the data directory."""
     if request.param == "sqlite":
         return None
     server = request.getfixturevalue("postgres")
-    database = request.getfixturevalue("migrated")
+    template = request.getfixturevalue("migrated")
     assert isinstance(server, PostgresServer)
-    assert isinstance(database, str)
-    tables = ", ".join(metadata.tables)
-    server.execute(database, f"TRUNCATE {tables} RESTART IDENTITY")
-    return server.url(database)
+    return server.url(server.make_database(template))
 
 
 @pytest.fixture

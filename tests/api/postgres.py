@@ -96,24 +96,19 @@ class PostgresServer:
                 return
         raise RuntimeError(b"".join(lines).decode())
 
-    def make_database(self) -> str:
-        """The name of a new empty database."""
+    def make_database(self, template: str = "template1") -> str:
+        """The name of a new database, a copy of `template`."""
         self.databases += 1
         name = f"test{self.databases}"
-        self.execute("postgres", f"CREATE DATABASE {name}")
-        return name
-
-    def execute(self, database: str, statement: str) -> None:
-        """Run one statement as the administrator."""
         subprocess.run(
             [
                 _programs() / "psql",
-                *("-h", self.directory, "-U", "wrenn", "-d", database, "-q"),
-                *("-v", "ON_ERROR_STOP=1", "-c", statement),
+                *("-h", self.directory, "-U", "wrenn", "-d", "postgres", "-q"),
+                *("-c", f"CREATE DATABASE {name} TEMPLATE {template}"),
             ],
             check=True,
-            stderr=subprocess.DEVNULL,
         )
+        return name
 
     def url(self, database: str) -> str:
         return f"postgresql://wrenn@/{database}?host={self.directory}"

@@ -2,7 +2,6 @@
 
 import asyncio
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -10,8 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
 from api.double import HostDouble
-from api.harness import Server, Team, make_settings
-from api.postgres import PostgresServer
+from api.harness import Server, Team
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
@@ -26,18 +24,8 @@ def _differences(connection: Connection) -> list[object]:
     return list(compare_metadata(context, metadata))
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Settings with a database without tables."""
-    if request.param == "sqlite":
-        return make_settings(tmp_path, None)
-    server = request.getfixturevalue("postgres")
-    assert isinstance(server, PostgresServer)
-    return make_settings(tmp_path, server.url(server.make_database()))
-
-
-async def test_migrations_make_the_tables(empty: Settings) -> None:
-    store, database = Store(empty.sql_url), Database(empty.sql_url)
+async def test_migrations_make_the_tables(settings: Settings) -> None:
+    store, database = Store(settings.sql_url), Database(settings.sql_url)
     await store.open()
     async with database.read() as connection:
         assert await connection.run_sync(_differences) == []
@@ -45,8 +33,8 @@ async def test_migrations_make_the_tables(empty: Settings) -> None:
     await store.close()
 
 
-async def test_servers_that_start_at_once_share_a_database(empty: Settings) -> None:
-    stores = [Store(empty.sql_url) for _ in range(3)]
+async def test_servers_that_start_at_once_share_a_database(settings: Settings) -> None:
+    stores = [Store(settings.sql_url) for _ in range(3)]
     await asyncio.gather(*(store.open() for store in stores))
     for store in stores:
         assert await store.all_sandboxes.count_by_status() == {}

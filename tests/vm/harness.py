@@ -12,6 +12,7 @@ import msgspec
 
 from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.cli.leftovers import machines
+from wrenn_sandbox.host.journal import Record, records
 
 _numbers = itertools.count(1)
 
@@ -138,9 +139,11 @@ class Rig:
 
     def machine_of(self, sandbox: str) -> int:
         """Process id of one sandbox's machine."""
-        found = [pid for pid in self.machines() if sandbox in _arguments(pid)]
+        found = [each for each in self._journals() if each.sandbox_id == sandbox]
         assert len(found) == 1, found
-        return found[0]
+        assert found[0].process is not None
+        assert found[0].process.pid in self.machines()
+        return found[0].process.pid
 
     def namespace_of(self, pid: int) -> Path | None:
         """The named network namespace of a process; none with user-mode networking."""
@@ -159,8 +162,11 @@ class Rig:
             return [reason or "" for (reason,) in rows]
 
     def run_directories(self) -> set[str]:
-        """Ids of the sandboxes that have files of their own."""
-        return {each.name for each in (self.data_dir / "run").glob("sb-*")}
+        """Ids of the sandboxes whose machines have files of their own, and of other machines."""
+        return {each.sandbox_id or each.machine_id for each in self._journals()}
+
+    def _journals(self) -> list[Record]:
+        return records(self.data_dir / "run")
 
 
 def _arguments(pid: int) -> str:

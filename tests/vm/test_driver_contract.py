@@ -22,7 +22,7 @@ from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
-from wrenn_sandbox.ids import new_sandbox_id
+from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command
 
@@ -48,7 +48,7 @@ class Stand:
         image = store.resolve("minimal")
         boot = store.boot_files(image)
         slot = await self.equipment.slots.acquire()
-        files = self.paths.sandbox(new_sandbox_id())
+        files = self.paths.machine(new_machine_id())
         files.directory.mkdir(mode=0o711)
         overlay.create(
             files.overlay,

@@ -84,7 +84,7 @@ def test_a_guest_that_shuts_down_is_noticed(api: Api) -> None:
 
 
 def test_a_guest_that_never_answers(new_rig: NewRig) -> None:
-    rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="0.5")
+    rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="0.02")
     answer = api.request("POST", "/v1/sandboxes", {})
     assert answer.status_code == 502
     assert error_of(answer).code == "agent_error"

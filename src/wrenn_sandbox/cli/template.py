@@ -1,5 +1,7 @@
 """`wrenn template`: build the templates of this host and list them."""
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +9,8 @@ import msgspec
 import typer
 from rich.console import Console
 
+from wrenn_sandbox.errors import Conflict
+from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.images.build import Step, build_template
 from wrenn_sandbox.host.images.recipe import check_name, load
 from wrenn_sandbox.host.images.store import ImageStore, Template
@@ -33,17 +37,34 @@ def build(
     """Build a template from its recipe; unchanged steps are not repeated."""
     path = recipe or guest_files().recipe(check_name(name))
     wanted = msgspec.structs.replace(load(path), name=check_name(name))
-    paths = Paths(Settings().data_dir)
+    settings = Settings()
+    paths = Paths(settings.data_dir)
     console = Console(highlight=False)
+
+    def tell(step: Step) -> None:
+        console.print(_line(step), markup=False)
+
     with console.status(f"building {name}"):
-        manifest = build_template(
-            wanted,
-            ImageStore(paths),
-            paths,
-            progress=lambda step: console.print(_line(step), markup=False),
-            mirror=mirror,
-        )
+        manifest = build_template(wanted, ImageStore(paths), paths, progress=tell, mirror=mirror)
+        began = time.monotonic()
+        if asyncio.run(_warm(settings, wanted.name)):
+            tell(Step("boot, warm up, snapshot", time.monotonic() - began, cached=False))
+        else:
+            console.print("a server is running: it boots the template when it is first asked for")
     console.print(f"template {name} is image {manifest.image_id}", markup=False)
+
+
+async def _warm(settings: Settings, template: str) -> bool:
+    """Make the template's snapshot here; False where a server has the data directory."""
+    try:
+        host = await HostAgent.start(settings)
+    except Conflict:
+        return False
+    try:
+        await host.warm(template)
+    finally:
+        await host.close()
+    return True
 
 
 @app.command("list")

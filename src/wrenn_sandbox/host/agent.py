@@ -4,25 +4,28 @@ import asyncio
 import itertools
 import shutil
 from collections import deque
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Self
+from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import AgentError, Conflict, NoCapacity, NotFound
-from wrenn_sandbox.host import capacity, journal
+from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
+from wrenn_sandbox.host import capacity, journal, stored
 from wrenn_sandbox.host.equipment import Equipment
+from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.machine import Machine, Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import kill_now
-from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_random
+from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.host.variants import Variants
+from wrenn_sandbox.ids import ImageId, MachineId, OperationId, SandboxId, new_random
+from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
@@ -39,13 +42,15 @@ from wrenn_sandbox.wire.messages import (
     SandboxReport,
 )
 
+T = TypeVar("T")
+
 _log = structlog.get_logger(__name__)
 
 EVENTS_KEPT: Final = 1000
 
 
 class HostAgent:
-    """Owns the machines, network slots and images of one data directory."""
+    """Owns the sandboxes, machines, network slots and images of one data directory."""
 
     def __init__(self, settings: Settings, paths: Paths, equipment: Equipment) -> None:
         self._settings = settings
@@ -60,16 +65,19 @@ class HostAgent:
             store=self._store,
             driver=equipment.driver,
             slots=equipment.slots,
+            network=equipment.network,
             connect=partial(connect_guest, equipment.namespaces),
             clock=lambda: datetime.now(UTC),
             random=new_random,
-            on_exit=self._exited,
         )
-        self._machines: dict[SandboxId, Machine] = {}
-        self._starting: dict[SandboxId, asyncio.Task[Placement]] = {}
+        self._variants = Variants(self._parts)
+        self._sandboxes: dict[SandboxId, Sandbox] = {}
+        self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
+        self._promised_mb: dict[SandboxId, int] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
         self._numbers = itertools.count(1)
         self._event_added = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._boot_id = journal.boot_id()
         self._undo = AsyncExitStack()
         self._closing = False
@@ -99,15 +107,16 @@ class HostAgent:
     async def close(self) -> None:
         """Let go of everything; machines run on and are adopted by the next start."""
         self._closing = True
-        starting = list(self._starting.values())
-        for task in starting:
+        await self._variants.close()
+        operations = list(self._operations.values())
+        for task in operations:
             task.cancel()
-        await asyncio.gather(*starting, return_exceptions=True)
+        await asyncio.gather(*operations, return_exceptions=True)
         kept = set()
-        for machine in list(self._machines.values()):
-            await machine.detach()
-            if machine.record.slot is not None:
-                kept.add(machine.record.slot.index)
+        for sandbox in self._sandboxes.values():
+            if sandbox.phase is Phase.RUNNING:
+                kept.add(sandbox.machine.record.slot.index)
+            await sandbox.detach()
         self._event_added.set()
         await self._slots.close(keep=kept)
         await self._undo.aclose()
@@ -120,7 +129,7 @@ class HostAgent:
             accelerator=capabilities.accelerator,
             network=self._network,
             vmm_version=capabilities.version,
-            sandboxes=len(self._machines),
+            sandboxes=len(self._sandboxes),
             memory_total_mb=free.memory_total_mb,
             memory_free_mb=free.memory_free_mb,
             disk_free_mb=free.disk_free_mb,
@@ -140,59 +149,105 @@ class HostAgent:
             for template in found
         ]
 
+    async def warm(self, template: str) -> None:
+        """Make the snapshot of a template for its own size, unless it is there.
+
+        Raises `NotFound` and `HostFailure`.
+        """
+        image = await asyncio.to_thread(self._store.resolve, template)
+        await self._variants.get(image, Size(image.vcpus, image.memory_mb))
+
     async def create(self, request: CreateSandbox) -> Placement:
-        known = self._machines.get(request.sandbox_id)
-        if known is not None and known.record.operation_id != request.operation_id:
+        sandbox = self._sandboxes.get(request.sandbox_id)
+        if sandbox is not None and sandbox.operation_id not in (None, request.operation_id):
             raise Conflict("The sandbox exists.")
-        task = self._starting.get(request.sandbox_id)
-        if task is None:
-            if known is not None:
-                return known.placement
+        if sandbox is None:
             await self._admit(request.memory_mb)
-            record = Record(
-                sandbox_id=request.sandbox_id,
-                operation_id=request.operation_id,
-                image_id=request.image_id,
-                vcpus=request.vcpus,
-                memory_mb=request.memory_mb,
-                phase=Phase.STARTING,
-                driver=self._driver.capabilities.name,
-                boot_id=self._boot_id,
-            )
-            machine = Machine(self._parts, record)
-            self._machines[request.sandbox_id] = machine
-            task = self._begin(machine, machine.start())
-        return await asyncio.shield(task)
+            sandbox = Sandbox(self._parts, request.sandbox_id, self._exited)
+            sandbox.operation_id = request.operation_id
+            self._sandboxes[request.sandbox_id] = sandbox
+            self._promised_mb[request.sandbox_id] = request.memory_mb
+        return await self._once(
+            request.sandbox_id, request.operation_id, lambda: self._create(sandbox, request)
+        )
+
+    async def _create(self, sandbox: Sandbox, request: CreateSandbox) -> Placement:
+        if sandbox.phase is Phase.RUNNING:
+            return sandbox.machine.placement
+        try:
+            image = await self._startable(request)
+            return await sandbox.start(request.operation_id, image)
+        except BaseException:
+            if self._sandboxes.get(request.sandbox_id) is sandbox:
+                del self._sandboxes[request.sandbox_id]
+            raise
+        finally:
+            self._promised_mb.pop(request.sandbox_id, None)
+
+    async def _startable(self, request: CreateSandbox) -> Manifest:
+        """The snapshot to continue: the image itself, or a template's for the size."""
+        image = await asyncio.to_thread(self._store.open, request.image_id)
+        if not image.is_cold:
+            return image
+        return await self._variants.get(image, Size(request.vcpus, request.memory_mb))
 
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
-        machine = self._machines.get(sandbox_id)
-        if machine is not None:
-            await machine.destroy()
-            self._machines.pop(sandbox_id, None)
-
-    async def remove_image(self, image_id: ImageId) -> None:
-        raise NotFound("There is no such image.")
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None:
+            return
+        for (owner, _), task in list(self._operations.items()):
+            if owner == sandbox_id:
+                task.cancel()
+        await sandbox.destroy()
+        self._sandboxes.pop(sandbox_id, None)
+        await self._collect()
 
     async def pause(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
-        raise AgentError("This host can not pause sandboxes.")
+        sandbox = self._sandbox(sandbox_id)
+        if sandbox.phase is Phase.PAUSED:
+            return
+        await self._once(sandbox_id, operation_id, sandbox.pause)
 
     async def resume(self, sandbox_id: SandboxId, operation_id: OperationId) -> Placement:
-        raise AgentError("This host can not resume sandboxes.")
+        sandbox = self._sandbox(sandbox_id)
+        if sandbox.phase is Phase.RUNNING:
+            return sandbox.machine.placement
+        await self._admit(sandbox.memory_mb)
+        return await self._once(sandbox_id, operation_id, lambda: sandbox.resume(operation_id))
 
     async def snapshot(
         self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
     ) -> ImageInfo:
-        raise AgentError("This host can not make snapshots.")
+        with suppress(NotFound):
+            return await self._image_info(image_id)
+        sandbox = self._sandbox(sandbox_id)
+        await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
+        self._sandboxes.pop(sandbox_id, None)
+        return await self._image_info(image_id)
+
+    async def _image_info(self, image_id: ImageId) -> ImageInfo:
+        image = await asyncio.to_thread(self._store.open, image_id)
+        return ImageInfo(
+            image_id=image_id,
+            vcpus=image.vcpus,
+            memory_mb=image.memory_mb,
+            size=await asyncio.to_thread(self._store.size, image_id),
+            created_at=image.created_at,
+        )
+
+    async def remove_image(self, image_id: ImageId) -> None:
+        await asyncio.to_thread(self._store.let_go, image_id)
+        await self._collect()
 
     async def sandboxes(self) -> list[SandboxReport]:
         return [
             SandboxReport(
                 sandbox_id=sandbox_id,
-                phase=machine.record.phase,
-                busy=machine.busy,
-                placement=machine.placement if machine.record.slot is not None else None,
+                phase=sandbox.phase,
+                busy=sandbox.busy or sandbox.phase is Phase.STARTING,
+                placement=sandbox.machine.placement if sandbox.phase is Phase.RUNNING else None,
             )
-            for sandbox_id, machine in self._machines.items()
+            for sandbox_id, sandbox in self._sandboxes.items()
         ]
 
     async def events(self, after: int) -> list[HostEvent]:
@@ -207,64 +262,82 @@ class HostAgent:
     async def exec(
         self, sandbox_id: SandboxId, command: Command, *, timeout: float, output_limit: int
     ) -> CommandResult:
-        client = self._machine(sandbox_id).client
+        client = self._sandbox(sandbox_id).client
         return await client.exec(command, timeout=timeout, output_limit=output_limit)
 
     async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
-        return await self._machine(sandbox_id).client.metrics()
+        return await self._sandbox(sandbox_id).client.metrics()
 
-    def _machine(self, sandbox_id: SandboxId) -> Machine:
-        machine = self._machines.get(sandbox_id)
-        if machine is None:
+    def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None:
             raise NotFound("The sandbox is not running.")
-        return machine
+        return sandbox
+
+    async def _once(
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        work: Callable[[], Coroutine[None, None, T]],
+    ) -> T:
+        """Do an operation in a task of its own; whoever asks for it again waits for the same.
+
+        A caller that goes away does not end it; `destroy` and `close` do.
+        """
+        key = (sandbox_id, operation_id)
+        task = self._operations.get(key)
+        if task is None:
+            task = asyncio.create_task(work(), name=f"operation {operation_id} of {sandbox_id}")
+            self._operations[key] = task
+            task.add_done_callback(partial(self._finished, key))
+        try:
+            return cast(T, await asyncio.shield(task))
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Conflict("The sandbox was deleted, or the host is stopping.") from None
+            raise
+
+    def _finished(self, key: tuple[SandboxId, OperationId], task: asyncio.Task[object]) -> None:
+        self._operations.pop(key, None)
+        if not task.cancelled():
+            task.exception()
 
     async def _admit(self, memory_mb: int) -> None:
         """Raise `NoCapacity` unless there is room for one more machine."""
         if self._closing:
             raise NoCapacity("The host is shutting down.")
-        if len(self._machines) >= self._settings.max_running:
+        running = sum(each.phase is not Phase.PAUSED for each in self._sandboxes.values())
+        if running >= self._settings.max_running:
             raise NoCapacity("The host runs as many sandboxes as it may; delete or pause one.")
         free = await asyncio.to_thread(capacity.measure, self._paths.data_dir)
-        promised = sum(
-            machine.record.memory_mb
-            for machine in self._machines.values()
-            if machine.record.phase is Phase.STARTING
-        )
-        if free.memory_free_mb - promised - memory_mb < self._settings.memory_reserve_mb:
+        left = free.memory_free_mb - sum(self._promised_mb.values()) - memory_mb
+        if left < self._settings.memory_reserve_mb:
             raise NoCapacity("The host has no memory left for this sandbox.")
         if free.disk_free_mb < self._settings.disk_reserve_mb:
             raise NoCapacity("The host has no disk space left for another sandbox.")
 
-    def _begin(
-        self, machine: Machine, work: Coroutine[None, None, Placement]
-    ) -> asyncio.Task[Placement]:
-        """Start a machine in a task of its own, which takes the machine away if it fails."""
-        sandbox_id = machine.record.sandbox_id
+    async def _collect(self) -> None:
+        """Remove the images that nobody needs any more."""
+        needed = set()
+        for sandbox in self._sandboxes.values():
+            needed |= sandbox.image_ids
+        removed = await asyncio.to_thread(self._store.collect, needed)
+        for image_id in removed:
+            self._driver.forget(self._paths.image(image_id))
 
-        async def begin() -> Placement:
-            try:
-                return await work
-            except BaseException:
-                if self._machines.get(sandbox_id) is machine:
-                    del self._machines[sandbox_id]
-                raise
-            finally:
-                del self._starting[sandbox_id]
+    def _exited(self, sandbox: Sandbox, reason: str) -> None:
+        self._tasks.add(task := asyncio.create_task(self._bury(sandbox, reason)))
+        task.add_done_callback(self._tasks.discard)
 
-        task = asyncio.create_task(begin(), name=f"start {sandbox_id}")
-        task.add_done_callback(_retrieve)
-        self._starting[sandbox_id] = task
-        return task
-
-    def _exited(self, machine: Machine, reason: str) -> None:
-        sandbox_id = machine.record.sandbox_id
-        if self._machines.get(sandbox_id) is machine:
-            del self._machines[sandbox_id]
+    async def _bury(self, sandbox: Sandbox, reason: str) -> None:
+        """Free what a machine that ended by itself has left, then tell of its end."""
+        await sandbox.destroy()
+        if self._sandboxes.get(sandbox.sandbox_id) is sandbox:
+            del self._sandboxes[sandbox.sandbox_id]
         self._events.append(
             HostEvent(
                 number=next(self._numbers),
-                sandbox_id=sandbox_id,
+                sandbox_id=sandbox.sandbox_id,
                 kind=EventKind.EXITED,
                 reason=reason,
                 at=self._parts.clock(),
@@ -273,37 +346,68 @@ class HostAgent:
         self._event_added.set()
 
     async def _take_over(self) -> None:
-        """Adopt what still runs, then remove everything that nobody owns any more."""
+        """Adopt what still runs or is stored, then remove everything that nobody owns."""
         adopted: set[int] = set()
         for directory in await asyncio.to_thread(lambda: sorted(self._paths.run.iterdir())):
-            record = journal.read(self._paths.sandbox(SandboxId(directory.name)).journal)
-            machine = None if record is None else await self._adopted(record)
-            if machine is not None and machine.record.slot is not None:
-                self._machines[machine.record.sandbox_id] = machine
+            machine = await self._adopted(MachineId(directory.name))
+            if machine is not None:
                 adopted.add(machine.record.slot.index)
                 continue
             for pid in await asyncio.to_thread(journal.processes_of, directory):
                 await asyncio.to_thread(kill_now, pid)
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-            _log.info("reclaimed a machine", sandbox=directory.name)
+            _log.info("reclaimed a machine", machine=directory.name)
         await self._slots.start(keep=adopted)
-        for sandbox_id, machine in list(self._machines.items()):
-            if not await machine.answers():
-                await machine.destroy()
-                del self._machines[sandbox_id]
-                _log.warning("an adopted machine does not answer", sandbox=sandbox_id)
+        for sandbox in list(self._sandboxes.values()):
+            if not await sandbox.machine.answers():
+                _log.warning("an adopted machine does not answer", sandbox=sandbox.sandbox_id)
+                await sandbox.destroy()
+                del self._sandboxes[sandbox.sandbox_id]
+        await asyncio.to_thread(self._store.sweep)
+        for sandbox_id in await asyncio.to_thread(stored.all_ids, self._paths):
+            await self._take_stored(sandbox_id)
+        await self._collect()
 
-    async def _adopted(self, record: Record) -> Machine | None:
-        if record.boot_id != self._boot_id or record.driver != self._driver.capabilities.name:
+    async def _adopted(self, machine_id: MachineId) -> Machine | None:
+        """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""
+        record = journal.read(self._paths.machine(machine_id).journal)
+        if (
+            record is None
+            or record.sandbox_id is None
+            or record.boot_id != self._boot_id
+            or record.driver != self._driver.capabilities.name
+        ):
             return None
-        machine = Machine(self._parts, record)
-        if not await machine.adopt():
+        with suppress(IncompatibleImage):
+            complete = await asyncio.to_thread(stored.newest, self._paths, record.sandbox_id)
+            if complete is not None and complete.generation > record.generation:
+                return None
+        machine = await Machine.adopt(self._parts, record)
+        if machine is None:
             return None
-        _log.info("adopted a machine", sandbox=record.sandbox_id)
+        sandbox = Sandbox(self._parts, record.sandbox_id, self._exited)
+        sandbox.own(machine)
+        self._sandboxes[record.sandbox_id] = sandbox
+        _log.info("adopted a machine", sandbox=record.sandbox_id, machine=machine_id)
         return machine
 
-
-def _retrieve(task: asyncio.Task[Placement]) -> None:
-    """Take note of the task's error: whoever waits for it has it too."""
-    if not task.cancelled():
-        task.exception()
+    async def _take_stored(self, sandbox_id: SandboxId) -> None:
+        """Take over what is stored of a sandbox, or tidy up behind one that runs."""
+        running = self._sandboxes.get(sandbox_id)
+        if running is not None:
+            layers = running.machine.record.layers
+            await asyncio.to_thread(stored.settle, self._paths, sandbox_id, layers)
+            return
+        try:
+            complete = await asyncio.to_thread(stored.newest, self._paths, sandbox_id)
+        except IncompatibleImage as error:
+            _log.error("a stored sandbox can not be read", sandbox=sandbox_id, detail=error.detail)
+            return
+        if complete is None:
+            await asyncio.to_thread(stored.keep, self._paths, sandbox_id, ())
+            return
+        kept = {complete.generation, *complete.layers}
+        await asyncio.to_thread(stored.keep, self._paths, sandbox_id, kept)
+        sandbox = Sandbox(self._parts, sandbox_id, self._exited)
+        sandbox.own_stored(complete)
+        self._sandboxes[sandbox_id] = sandbox

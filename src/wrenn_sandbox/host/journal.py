@@ -1,6 +1,6 @@
 """The host's own record of each machine: what is needed to find, adopt or reclaim it.
 
-One file per sandbox, replaced as a whole. It is not synced: it outlives the server, and after a
+One file per machine, replaced as a whole. It is not synced: it outlives the server, and after a
 loss of power no machine it speaks of runs any more (`boot_id` tells).
 """
 
@@ -15,30 +15,36 @@ import structlog
 
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.vmm.base import Process
-from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.ids import ImageId, MachineId, OperationId, SandboxId
 from wrenn_sandbox.wire.messages import Phase
 
 _log = structlog.get_logger(__name__)
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine as the journal knows it; memory in MiB."""
+    """One machine as the journal knows it; memory in MiB.
+
+    `image_id` is the image that it was restored or booted from. Without `sandbox_id` it waits in
+    a pool. `generation` counts how often its sandbox has been stored, and `layers` names the
+    generations whose disks its own disk builds on.
+    """
 
     format: int = FORMAT
-    sandbox_id: SandboxId
-    operation_id: OperationId
+    machine_id: MachineId
     image_id: ImageId
     vcpus: int
     memory_mb: int
-    phase: Phase
     driver: str
     boot_id: str
-    slot: Slot | None = None
+    slot: Slot
+    phase: Phase = Phase.STARTING
+    sandbox_id: SandboxId | None = None
+    operation_id: OperationId | None = None
     process: Process | None = None
     token: str = ""
     generation: int = 0
-    """How often the machine has been stored."""
+    layers: tuple[int, ...] = ()
     started_at: datetime | None = None
 
 
@@ -63,6 +69,12 @@ def read(path: Path) -> Record | None:
         _log.warning("unreadable journal", detail=str(error), path=str(path))
         return None
     return record if record.format == FORMAT else None
+
+
+def records(run: Path) -> list[Record]:
+    """All readable records below the directory of running machines."""
+    found = (read(path) for path in sorted(run.glob("*/journal.json")))
+    return [record for record in found if record is not None]
 
 
 def boot_id() -> str:

@@ -1,35 +1,40 @@
-"""One machine of one sandbox, from its start to its end, read top to bottom.
+"""One running machine, from its launch to its end.
 
-A machine does one thing at a time. Each step that takes something pushes its undo; success takes
-the undo steps away, failure and cancellation run them backwards. The journal says at each point
-what a later server has to adopt or to reclaim.
+Each step that takes something pushes its undo; success takes the undo steps away, failure and
+cancellation run them backwards. The journal says at each point what a later server has to adopt
+or to reclaim.
 """
 
 import asyncio
-import contextlib
-import errno
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from pathlib import Path
+from typing import Final, Self
 
 import msgspec
 import structlog
 
-from wrenn_sandbox.errors import AgentError, Conflict, HostFailure, NoCapacity, NotFound, WrennError
+from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.disk import overlay
-from wrenn_sandbox.host.guest import GuestClient, Initialisation, encoded_entropy
-from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.guest import (
+    GuestClient,
+    GuestUnreachable,
+    Initialisation,
+    encoded_entropy,
+)
+from wrenn_sandbox.host.images.manifest import FileEntry, Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.network.slot import Slot, SlotSource
 from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY, Paths
-from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
+from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process, Snapshot
+from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Phase, Placement
 
@@ -39,7 +44,6 @@ BOOT_ATTEMPT_SEC: Final = 0.25
 RETRY_SEC: Final = 0.01
 ENTROPY_BYTES: Final = 64
 TOKEN_BYTES: Final = 24
-NO_SPACE: Final = "The host has no disk space left for another sandbox."
 
 
 @dataclass(frozen=True)
@@ -51,33 +55,58 @@ class Parts:
     store: ImageStore
     driver: Driver
     slots: SlotSource
+    network: str
     connect: Callable[[Slot], Awaitable[socket.socket]]
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
-    on_exit: Callable[["Machine", str], None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a machine continues: an image's own snapshot, a stored one over it, or nothing.
+
+    `disk` and its format are what the machine's disk layer builds on; `token` is what the guest's
+    agent expects, if anything; memory is in MiB.
+    """
+
+    image: Manifest
+    vcpus: int
+    memory_mb: int
+    disk: Path
+    disk_format: str
+    snapshot: Snapshot | None = None
+    token: str | None = None
+    generation: int = 0
+    layers: tuple[int, ...] = ()
 
 
 class Machine:
-    """The actor. Lifecycle methods raise `WrennError` and leave nothing half done."""
+    """A machine with its directory, slot and process. `on_exit` is told when it ends by itself."""
 
-    def __init__(self, parts: Parts, record: Record) -> None:
+    def __init__(self, parts: Parts, record: Record, spec: MachineSpec, token: str | None) -> None:
         self._parts = parts
         self._record = record
-        self._files = parts.paths.sandbox(record.sandbox_id)
-        self._lock = asyncio.Lock()
-        self._operation: asyncio.Task[object] | None = None
+        self._spec = spec
+        self._token = token
         self._client: GuestClient | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._gone = False
+        self.on_exit: Callable[[str], None] | None = None
+        self.ended: str | None = None
+        """Why the machine ended by itself, once it has."""
 
     @property
     def record(self) -> Record:
         return self._record
 
     @property
-    def busy(self) -> bool:
-        """Whether an operation is under way."""
-        return self._lock.locked()
+    def spec(self) -> MachineSpec:
+        return self._spec
+
+    @property
+    def process(self) -> Process:
+        if self._record.process is None:
+            raise HostFailure("The machine is not started.")
+        return self._record.process
 
     @property
     def client(self) -> GuestClient:
@@ -88,52 +117,151 @@ class Machine:
 
     @property
     def placement(self) -> Placement:
-        slot = self._record.slot
-        if slot is None:
-            raise NotFound("The sandbox is not running.")
-        return Placement(guest_ip=slot.guest_ip, host_ip=slot.host_ip)
+        return Placement(guest_ip=self._spec.slot.guest_ip, host_ip=self._spec.slot.host_ip)
 
-    async def start(self) -> Placement:
-        """Start the machine from its image and wait until its agent has answered."""
-        with _translated():
-            return await self._start()
+    @classmethod
+    async def launch(
+        cls,
+        parts: Parts,
+        origin: Origin,
+        *,
+        record: str | None = None,
+        before: Callable[[Slot], None] | None = None,
+    ) -> Self:
+        """Boot or restore a machine; it runs afterwards, its agent has not been spoken to.
 
-    async def _start(self) -> Placement:
-        async with self._exclusive():
-            image = await asyncio.to_thread(self._parts.store.open, self._record.image_id)
-            async with AsyncExitStack() as undo:
-                slot = await self._parts.slots.acquire()
-                undo.callback(self._parts.slots.release, slot)
-                self._note(slot=slot)
-                undo.callback(self._forget)
-                spec = await asyncio.to_thread(self._prepare, image, slot)
-                process = await self._parts.driver.boot(spec)
-                undo.push_async_callback(self._parts.driver.kill, process)
-                self._note(process=process)
-                try:
-                    client = await self._greet(slot, process)
-                except WrennError as error:
-                    error.detail = await self._diagnosis(error, process)
-                    raise
-                self._client = client
-                self._note(phase=Phase.RUNNING, started_at=self._parts.clock())
-                undo.pop_all()
-            self._watch(process)
-            return self.placement
+        With `record`, a booted guest's memory is in the file of that name in the machine's
+        directory. `before` is called in a thread when the slot is known. Raises OSError and
+        `HostFailure`; nothing is left then.
+        """
+        async with AsyncExitStack() as undo:
+            machine = await cls._prepared(parts, origin, undo)
+            if before is not None:
+                await asyncio.to_thread(before, machine.spec.slot)
+            driver, spec = parts.driver, machine.spec
+            if origin.snapshot is not None:
+                process = await driver.restore(spec, origin.snapshot)
+            else:
+                memory = None if record is None else spec.files.directory / record
+                process = await driver.boot(spec, record=memory)
+            undo.push_async_callback(driver.kill, process)
+            machine.note(process=process)
+            undo.pop_all()
+        machine._watch()
+        return machine
 
-    async def adopt(self) -> bool:
-        """Take over a machine that an earlier server started; False where it is lost."""
-        async with self._exclusive():
-            record = self._record
-            if record.process is None or record.slot is None or record.phase is not Phase.RUNNING:
-                return False
-            image = await asyncio.to_thread(self._parts.store.open, record.image_id)
-            spec = self._spec(image, record.slot)
-            if not await self._parts.driver.adopt(record.process, spec):
-                return False
-            self._client = self._new_client(record.slot, record.token)
-            self._watch(record.process)
-            return True
+    @classmethod
+    async def _prepared(cls, parts: Parts, origin: Origin, undo: AsyncExitStack) -> Self:
+        slot = await parts.slots.acquire()
+        undo.callback(parts.slots.release, slot)
+        record = Record(
+            machine_id=new_machine_id(parts.random),
+            image_id=origin.image.image_id,
+            vcpus=origin.vcpus,
+            memory_mb=origin.memory_mb,
+            driver=parts.driver.capabilities.name,
+            boot_id=journal.boot_id(),
+            slot=slot,
+            generation=origin.generation,
+            layers=origin.layers,
+        )
+        spec = await asyncio.to_thread(spec_of, parts, record)
+        machine = cls(parts, record, spec, origin.token)
+        undo.callback(machine._forget)
+        await asyncio.to_thread(machine._make_directory, origin)
+        return machine
+
+    def _make_directory(self, origin: Origin) -> None:
+        """The machine's directory with its journal and disk, owned by the slot's user; blocks."""
+        files, uid = self._spec.files, self._spec.slot.uid
+        files.directory.mkdir(mode=PASSAGE_DIRECTORY)
+        self.note()
+        size = origin.image.disk_mb << 20
+        overlay.create(
+            files.overlay, backing=origin.disk, backing_format=origin.disk_format, size=size
+        )
+        if os.geteuid() == 0:
+            os.chown(files.directory, uid, uid)
+            os.chown(files.overlay, uid, uid)
+
+    @classmethod
+    async def adopt(cls, parts: Parts, record: Record) -> Self | None:
+        """Take over a machine that an earlier server launched; None where it is gone."""
+        if record.process is None or record.phase is not Phase.RUNNING:
+            return None
+        try:
+            spec = await asyncio.to_thread(spec_of, parts, record)
+        except (OSError, WrennError) as error:
+            _log.warning("machine without image", machine=record.machine_id, detail=str(error))
+            return None
+        if not await parts.driver.adopt(record.process, spec):
+            return None
+        machine = cls(parts, record, spec, record.token)
+        machine._client = machine._new_client(record.token)
+        machine._watch()
+        return machine
+
+    async def greet(self, hostname: str) -> None:
+        """Wait for the agent and give the guest its identity, clock, entropy and a new token.
+
+        Fails at once when the machine ends. Raises `HostFailure`.
+        """
+        self._client = await self._unless_ended(self._greet(hostname))
+
+    async def wait_until_healthy(self) -> None:
+        """Wait for the agent and say nothing to it about this guest's identity."""
+        self._client = await self._unless_ended(self._healthy())
+
+    async def _unless_ended(self, work: Coroutine[None, None, GuestClient]) -> GuestClient:
+        task = asyncio.create_task(work)
+        watcher = self._watcher
+        assert watcher is not None
+        try:
+            await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise HostFailure("The sandbox ended while it started.")
+            return task.result()
+        except WrennError as error:
+            error.detail = await self._diagnosis(error)
+            raise
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _greet(self, hostname: str) -> GuestClient:
+        token = self._parts.random(TOKEN_BYTES).hex()
+        client = self._new_client(self._token)
+        try:
+            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
+                if self._spec.memory is None:
+                    await _until_healthy(client)
+                self.note(token=token)
+                await self._initialise(client, hostname, token)
+        except TimeoutError as error:
+            client.close()
+            raise HostFailure("The sandbox did not answer in time.") from error
+        except BaseException:
+            client.close()
+            raise
+        self._token = token
+        return client
+
+    async def _initialise(self, client: GuestClient, hostname: str, token: str) -> None:
+        while True:
+            try:
+                return await client.init(self._initialisation(hostname, token))
+            except GuestUnreachable:
+                await asyncio.sleep(RETRY_SEC)
+
+    async def _healthy(self) -> GuestClient:
+        client = self._new_client(self._token)
+        try:
+            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
+                await _until_healthy(client)
+        except TimeoutError as error:
+            client.close()
+            raise HostFailure("The template did not start in time.") from error
+        return client
 
     async def answers(self) -> bool:
         """Whether the guest's agent answers."""
@@ -144,151 +272,87 @@ class Machine:
             return False
         return True
 
-    async def destroy(self) -> None:
-        """End the machine and free all it has, whatever it is doing; safe to repeat."""
-        if self._operation is not None:
-            self._operation.cancel()
-        async with self._lock:
-            self._gone = True
-            await self._release()
+    async def store(self, into: Path) -> dict[str, FileEntry]:
+        """Stop the machine and write its state to `into`; it stays stopped.
+
+        Returns what was written. The guest's connections are dropped. On failure it runs on.
+        """
+        self._drop_client()
+        try:
+            return await self._parts.driver.pause(self.process, self._spec, into)
+        except BaseException:
+            self._client = self._new_client(self._token)
+            raise
+
+    async def run_on(self) -> None:
+        """Let a machine that was stored run on. Raises `HostFailure` where it is gone."""
+        await self._parts.driver.unpause(self.process, self._spec)
+        self._client = self._new_client(self._token)
+
+    async def release(self) -> None:
+        """End the machine and free all it has; safe to repeat."""
+        await self._stop_watching()
+        self._drop_client()
+        if self._record.process is not None:
+            await self._parts.driver.kill(self._record.process)
+        self._parts.slots.release(self._spec.slot)
+        await asyncio.to_thread(self._forget)
 
     async def detach(self) -> None:
         """Let go of a machine that runs on without this server."""
-        if self._operation is not None:
-            self._operation.cancel()
-        async with self._lock:
-            await self._stop_watching()
-            self._drop_client()
+        await self._stop_watching()
+        self._drop_client()
 
-    # Steps
+    def note(self, **changes: object) -> None:
+        """Write the record with these changes."""
+        self._record = msgspec.structs.replace(self._record, **changes)
+        journal.write(self._spec.files.journal, self._record)
 
-    def _prepare(self, image: Manifest, slot: Slot) -> MachineSpec:
-        """Make the machine's directory and disk, owned by the slot's user; blocks."""
-        spec = self._spec(image, slot)
-        overlay.create(
-            spec.files.overlay,
-            backing=self._parts.store.disk(image),
-            backing_format=image.disk_format,
-            size=image.disk_mb << 20,
-        )
-        if os.geteuid() == 0:
-            os.chown(spec.files.directory, slot.uid, slot.uid)
-            os.chown(spec.files.overlay, slot.uid, slot.uid)
-        return spec
-
-    def _spec(self, image: Manifest, slot: Slot) -> MachineSpec:
-        boot = self._parts.store.boot_files(image)
-        return MachineSpec(
-            files=self._files,
-            slot=slot,
-            vcpus=self._record.vcpus,
-            memory_mb=self._record.memory_mb,
-            kernel=boot.kernel,
-            initrd=boot.initrd,
-            kernel_args=boot.kernel_args,
-            runtime=boot.runtime,
-        )
-
-    async def _greet(self, slot: Slot, process: Process) -> GuestClient:
-        """Wait for the agent, then give it its identity. Fails at once when the machine ends."""
-        ended = asyncio.create_task(self._parts.driver.wait(process))
-        greeting = asyncio.create_task(self._until_answered(slot))
-        try:
-            await asyncio.wait({ended, greeting}, return_when=asyncio.FIRST_COMPLETED)
-            if not greeting.done():
-                raise HostFailure("The sandbox ended while it started.", detail=ended.result())
-            return greeting.result()
-        finally:
-            for task in (ended, greeting):
-                task.cancel()
-            await asyncio.gather(ended, greeting, return_exceptions=True)
-
-    async def _until_answered(self, slot: Slot) -> GuestClient:
-        token = self._parts.random(TOKEN_BYTES).hex()
-        client = self._new_client(slot, self._record.token or None)
-        try:
-            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
-                while True:
-                    try:
-                        async with asyncio.timeout(BOOT_ATTEMPT_SEC):
-                            await client.health()
-                        break
-                    except (TimeoutError, AgentError):
-                        await asyncio.sleep(RETRY_SEC)
-                self._note(token=token)
-                await client.init(self._initialisation(token))
-        except TimeoutError as error:
-            client.close()
-            raise HostFailure("The sandbox did not answer in time.") from error
-        except BaseException:
-            client.close()
-            raise
-        return client
-
-    def _initialisation(self, token: str) -> Initialisation:
+    def _initialisation(self, hostname: str, token: str) -> Initialisation:
         random = self._parts.random
         return Initialisation(
             access_token=token,
             timestamp=self._parts.clock().isoformat(),
             entropy=encoded_entropy(random(ENTROPY_BYTES)),
-            hostname=self._record.sandbox_id,
+            hostname=hostname,
             machine_id=random(16).hex(),
             generation=random(8).hex(),
         )
 
-    def _new_client(self, slot: Slot, token: str | None) -> GuestClient:
+    def _new_client(self, token: str | None) -> GuestClient:
+        slot = self._spec.slot
         return GuestClient(lambda: self._parts.connect(slot), token)
-
-    async def _release(self) -> None:
-        """Free everything the machine has; safe to repeat."""
-        await self._stop_watching()
-        self._drop_client()
-        if self._record.process is not None:
-            await self._parts.driver.kill(self._record.process)
-        if self._record.slot is not None:
-            self._parts.slots.release(self._record.slot)
-        await asyncio.to_thread(self._forget)
-        self._record = msgspec.structs.replace(self._record, process=None, slot=None)
-
-    def _note(self, **changes: object) -> None:
-        """Write the record with these changes."""
-        self._record = msgspec.structs.replace(self._record, **changes)
-        self._files.directory.mkdir(mode=PASSAGE_DIRECTORY, exist_ok=True)
-        journal.write(self._files.journal, self._record)
-
-    def _forget(self) -> None:
-        """Remove the machine's directory and with it its record."""
-        shutil.rmtree(self._files.directory, ignore_errors=True)
-
-    async def _diagnosis(self, error: WrennError, process: Process) -> str:
-        found = await self._parts.driver.diagnosis(process)
-        return "\n".join(part for part in (error.detail, found) if part)
 
     def _drop_client(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None
 
-    # The machine's end
+    def _forget(self) -> None:
+        shutil.rmtree(self._spec.files.directory, ignore_errors=True)
 
-    def _watch(self, process: Process) -> None:
-        self._watcher = asyncio.create_task(
-            self._until_exit(process), name=f"watch {self._record.sandbox_id}"
-        )
+    async def _diagnosis(self, error: WrennError) -> str:
+        found = await self._parts.driver.diagnosis(self.process)
+        return "\n".join(part for part in (error.detail, found) if part)
 
-    async def _until_exit(self, process: Process) -> None:
-        reason = await self._parts.driver.wait(process)
-        found = await self._parts.driver.diagnosis(process)
+    def _watch(self) -> None:
+        name = f"watch {self._record.machine_id}"
+        self._watcher = asyncio.create_task(self._until_exit(), name=name)
+
+    async def _until_exit(self) -> None:
+        reason = await self._parts.driver.wait(self.process)
+        found = await self._parts.driver.diagnosis(self.process)
         _log.warning(
-            "machine ended", sandbox=self._record.sandbox_id, reason=reason, detail=found[-2000:]
+            "machine ended",
+            sandbox=self._record.sandbox_id,
+            machine=self._record.machine_id,
+            reason=reason,
+            detail=found[-2000:],
         )
-        self._watcher = None
         self._drop_client()
-        async with self._lock:
-            if not self._gone:
-                await self._release()
-                self._gone = True
-        self._parts.on_exit(self, reason)
+        self.ended = reason
+        if self.on_exit is not None:
+            self.on_exit(reason)
 
     async def _stop_watching(self) -> None:
         watcher, self._watcher = self._watcher, None
@@ -296,25 +360,28 @@ class Machine:
             watcher.cancel()
             await asyncio.wait([watcher])
 
-    @asynccontextmanager
-    async def _exclusive(self) -> AsyncIterator[None]:
-        """One operation at a time; `destroy` cancels the one under way."""
-        async with self._lock:
-            if self._gone:
-                raise Conflict("The sandbox is gone.")
-            self._operation = asyncio.current_task()
-            try:
-                yield
-            finally:
-                self._operation = None
+
+def spec_of(parts: Parts, record: Record) -> MachineSpec:
+    """What the driver needs to know of a recorded machine; blocks."""
+    image = parts.store.open(record.image_id)
+    boot = parts.store.boot_files(image)
+    return MachineSpec(
+        files=parts.paths.machine(record.machine_id),
+        slot=record.slot,
+        vcpus=record.vcpus,
+        memory_mb=record.memory_mb,
+        kernel=boot.kernel,
+        initrd=boot.initrd,
+        kernel_args=boot.kernel_args,
+        runtime=boot.runtime,
+        memory=None if image.is_cold else parts.store.memory(image),
+    )
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Failures of files and disks as the platform's own errors."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoCapacity(NO_SPACE, detail=str(error)) from error
-        raise HostFailure("The host could not prepare the sandbox.", detail=str(error)) from error
+async def _until_healthy(client: GuestClient) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(BOOT_ATTEMPT_SEC):
+                return await client.health()
+        except (TimeoutError, AgentError):
+            await asyncio.sleep(RETRY_SEC)

@@ -3,7 +3,8 @@
     DATA_DIR/                            0711: a VMM's own uid may pass through, not list
       images/<image_id>/                 0755, files 0444: manifest.json and what it names
       templates/<name>.json              which image a template name stands for
-      paused/<sandbox_id>/<generation>/  0700: a sandbox's own pages and disk
+      paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
+      held/<image_id>                    which images the control plane has given a name
       run/<sandbox_id>/                  0711: journal.json, sockets and disk layer of a live VM
       network/                           0700: journal of the network slots
       cache/                             0700: results of template build steps, KVM verdict
@@ -18,7 +19,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrenn_sandbox.ids import ImageId, SandboxId
+from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
 
 OWNER_ONLY_FILE = 0o600
 IMMUTABLE_FILE = 0o444
@@ -55,7 +56,7 @@ def guest_files() -> GuestFiles:
 
 
 @dataclass(frozen=True)
-class SandboxFiles:
+class MachineFiles:
     """Files of one live machine, in a directory that belongs to its slot's user."""
 
     directory: Path
@@ -101,7 +102,8 @@ class Paths:
             (self.images, PUBLIC_DIRECTORY),
             (self.templates, PUBLIC_DIRECTORY),
             (self.run, PASSAGE_DIRECTORY),
-            (self.paused, PRIVATE_DIRECTORY),
+            (self.paused, PASSAGE_DIRECTORY),
+            (self.held, PRIVATE_DIRECTORY),
             (self.network, PRIVATE_DIRECTORY),
             (self.cache, PRIVATE_DIRECTORY),
             (self.locks, PRIVATE_DIRECTORY),
@@ -124,6 +126,11 @@ class Paths:
     @property
     def paused(self) -> Path:
         return self.data_dir / "paused"
+
+    @property
+    def held(self) -> Path:
+        """One empty file for each image that the control plane has given a name."""
+        return self.data_dir / "held"
 
     @property
     def network(self) -> Path:
@@ -161,8 +168,12 @@ class Paths:
     def build_lock(self, name: str) -> Path:
         return self.locks / f"build-{name}"
 
-    def sandbox(self, sandbox_id: SandboxId) -> SandboxFiles:
-        return SandboxFiles(self.run / sandbox_id)
+    def machine(self, machine_id: MachineId) -> MachineFiles:
+        return MachineFiles(self.run / machine_id)
+
+    def stored(self, sandbox_id: SandboxId) -> Path:
+        """Everything that is kept of a stored sandbox."""
+        return self.paused / sandbox_id
 
     def generation(self, sandbox_id: SandboxId, generation: int) -> Path:
         """Where one pause of a sandbox is kept."""

@@ -16,9 +16,9 @@ def test_permissions_do_not_depend_on_the_umask_or_the_past(tmp_path: Path) -> N
     paths.prepare()
     paths.data_dir.chmod(0o777)
     paths.prepare()
-    assert mode(paths.data_dir) == mode(paths.run) == 0o711
+    assert {mode(p) for p in (paths.data_dir, paths.run, paths.paused)} == {0o711}
     assert mode(paths.images) == mode(paths.templates) == 0o755
-    assert {mode(p) for p in (paths.paused, paths.network, paths.cache, paths.locks)} == {0o700}
+    assert {mode(p) for p in (paths.held, paths.network, paths.cache, paths.locks)} == {0o700}
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

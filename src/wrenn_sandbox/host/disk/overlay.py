@@ -62,3 +62,20 @@ def create(path: Path, *, backing: Path, backing_format: str, size: int) -> None
         os.pwrite(fd, struct.pack(f">{clusters}H", *[1] * clusters), 2 * _CLUSTER)
     finally:
         os.close(fd)
+
+
+def set_backing(path: Path, backing: str) -> None:
+    """Name another path for the same backing image; raises OSError.
+
+    A relative path is taken from the layer's own directory.
+    """
+    name = os.fsencode(backing)
+    with path.open("r+b") as file:
+        head = file.read(_HEADER_LENGTH)
+        offset, length = struct.unpack_from(">QI", head, 8)
+        if head[:4] != b"QFI\xfb" or not offset or offset + len(name) > _CLUSTER:
+            raise OSError("the disk layer has no place for the path of its backing image")
+        file.seek(offset)
+        file.write(name.ljust(length, b"\0") if len(name) < length else name)
+        file.seek(16)
+        file.write(struct.pack(">I", len(name)))

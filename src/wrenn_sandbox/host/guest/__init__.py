@@ -1,6 +1,6 @@
 """The client of the agent inside a guest. Whatever a guest answers is hostile until parsed."""
 
 from .client import GuestClient, Initialisation, encoded_entropy
-from .connection import GuestGone
+from .connection import GuestGone, GuestUnreachable
 
-__all__ = ["GuestClient", "GuestGone", "Initialisation", "encoded_entropy"]
+__all__ = ["GuestClient", "GuestGone", "GuestUnreachable", "Initialisation", "encoded_entropy"]

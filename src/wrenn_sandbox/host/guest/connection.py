@@ -28,6 +28,10 @@ class GuestGone(AgentError):
     """The agent closed the connection, can not be reached or does not speak HTTP."""
 
 
+class GuestUnreachable(GuestGone):
+    """No connection came to be, so nothing was asked."""
+
+
 class Connection(asyncio.Protocol):
     """A connection that carries one request at a time."""
 
@@ -49,11 +53,11 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, connect: Connect) -> "Connection":
-        """Connect; raises `GuestGone`."""
+        """Connect; raises `GuestUnreachable`."""
         try:
             sock = await connect()
         except OSError as error:
-            raise GuestGone(
+            raise GuestUnreachable(
                 "The sandbox did not answer; try again.", detail=f"connect: {error}"
             ) from error
         loop = asyncio.get_running_loop()

@@ -53,6 +53,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     firmware: str = ""
     kernel_sha256: str = ""
+    tsc_khz: int = 0
+    """Rate of the time-stamp counter that an emulated guest has seen."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +71,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: int
     disk_mb: int
     base_image_id: ImageId | None = None
+    variant: bool = False
+    """Made from its base for a size that somebody asked for; goes with the base's name."""
     machine: Machine | None = None
+    token: str = ""
+    """What the agent in a snapshot expects before it takes a new identity; none in a variant."""
 
     @property
     def is_cold(self) -> bool:

@@ -105,6 +105,14 @@ class ImageStore:
         """The disk to put a sandbox's layer on; `manifest.disk_format` says what it is."""
         return self.file(manifest, form.DISK)
 
+    def memory(self, manifest: Manifest) -> Path:
+        """The memory that machines of a snapshot map privately."""
+        return self.file(manifest, form.MEMORY)
+
+    def vmstate(self, manifest: Manifest) -> Path:
+        """The device state of a snapshot."""
+        return self.file(manifest, form.VMSTATE)
+
     def boot_files(self, manifest: Manifest) -> BootFiles:
         """Kernel, first file system and runtime: of the image itself or of its base."""
         base = manifest if manifest.base_image_id is None else self.open(manifest.base_image_id)
@@ -161,22 +169,49 @@ class ImageStore:
                 raise NotFound(f"there is no template {name}") from None
             sync_directory(self._paths.templates)
 
-    def collect(self, in_use: Collection[ImageId]) -> set[ImageId]:
-        """Removes the images that neither `in_use`, nor a template, nor a kept image needs.
+    def hold(self, image_id: ImageId) -> None:
+        """Keep an image that the control plane has given a name; raises NotFound."""
+        with exclusive(self._paths.images_lock):
+            self.open(image_id)
+            write_durably(self._paths.held / image_id, b"")
 
-        Removes nothing while one of the needed images cannot be read: it may need another one.
+    def let_go(self, image_id: ImageId) -> None:
+        """No longer keep an image for the control plane; harmless when it was not kept."""
+        with exclusive(self._paths.images_lock):
+            (self._paths.held / image_id).unlink(missing_ok=True)
+            sync_directory(self._paths.held)
+
+    def held(self) -> set[ImageId]:
+        """The images that the control plane has given a name."""
+        return {ImageId(path.name) for path in self._paths.held.iterdir()}
+
+    def collect(self, in_use: Collection[ImageId]) -> set[ImageId]:
+        """Removes the images that neither `in_use`, a name nor a kept image needs.
+
+        A variant is needed as long as a template name stands for its base. Removes nothing while
+        one of the needed images cannot be read: it may need another one.
         """
         with exclusive(self._paths.images_lock):
             present = {
                 ImageId(p.name) for p in self._paths.images.iterdir() if is_id("img", p.name)
             }
+            pointed = self._pointed_at()
             try:
-                needed = self._with_bases({*in_use, *self._pointed_at()} & present)
+                variants = {each for each in present if self._is_variant_of(each, pointed)}
+                wanted = {*in_use, *pointed, *self.held(), *variants}
+                needed = self._with_bases(wanted & present)
             except IncompatibleImage:
                 return set()
             for image_id in present - needed:
                 discard(self.directory(image_id))
             return present - needed
+
+    def _is_variant_of(self, image_id: ImageId, bases: Collection[ImageId]) -> bool:
+        try:
+            manifest = self.open(image_id)
+        except (NotFound, IncompatibleImage):
+            return False
+        return manifest.variant and manifest.base_image_id in bases
 
     def sweep(self) -> int:
         """Removes what killed builds left behind; harmless while others build."""

@@ -14,11 +14,11 @@ import struct
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host.images.manifest import FileEntry
 
 from .pages import PAGE, Mapping, Run, own_pages, read, split, write
 
@@ -26,17 +26,9 @@ _HEAD: Final = struct.Struct("<4sIIII")
 _MAGIC: Final = b"WRMI"
 _VERSION: Final = 1
 _BATCH_PAGES: Final = 1024
+INDEX: Final = "memory.idx"
+PAGES: Final = "memory.diff"
 _DAMAGED: Final = "The stored memory of the sandbox is damaged."
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What was written: SHA-256 digests in hex and sizes in bytes."""
-
-    diff_sha256: str
-    diff_size: int
-    index_sha256: str
-    index_size: int
 
 
 def encode_index(runs: Sequence[Run], pages: int) -> bytes:
@@ -71,20 +63,19 @@ def decode_index(data: bytes, pages: int) -> list[Run]:
     return runs
 
 
-def capture(mapping: Mapping, directory: Path) -> Stored:
+def capture(mapping: Mapping, directory: Path) -> dict[str, FileEntry]:
     """Store the process's own pages in `directory`; blocks. The machine must be stopped.
 
-    Reading and writing go on in one thread, digests in another. Nothing is synced here.
+    Returns the two files with plain digests. Reading and writing go on in one thread, digests in
+    another. Nothing is synced here.
     """
     runs = own_pages(mapping)
     index = encode_index(runs, (mapping.high - mapping.low) // PAGE)
-    (directory / "memory.idx").write_bytes(index)
+    (directory / INDEX).write_bytes(index)
     digest = hashlib.sha256()
     buffers = [mmap.mmap(-1, _BATCH_PAGES * PAGE) for _ in range(2)]
     total = 0
-    fd = os.open(
-        directory / "memory.diff", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
-    )
+    fd = os.open(directory / PAGES, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as hashing:
             pending = hashing.submit(digest.update, b"")
@@ -99,7 +90,10 @@ def capture(mapping: Mapping, directory: Path) -> Stored:
             pending.result()
     finally:
         os.close(fd)
-    return Stored(digest.hexdigest(), total, hashlib.sha256(index).hexdigest(), len(index))
+    return {
+        PAGES: FileEntry(total, digest.hexdigest()),
+        INDEX: FileEntry(len(index), hashlib.sha256(index).hexdigest()),
+    }
 
 
 def inject(mapping: Mapping, directory: Path) -> None:
@@ -108,8 +102,8 @@ def inject(mapping: Mapping, directory: Path) -> None:
     Raises `IncompatibleImage` where index and pages do not fit together.
     """
     pages = (mapping.high - mapping.low) // PAGE
-    runs = decode_index((directory / "memory.idx").read_bytes(), pages)
-    fd = os.open(directory / "memory.diff", os.O_RDONLY | os.O_CLOEXEC)
+    runs = decode_index((directory / INDEX).read_bytes(), pages)
+    fd = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if os.fstat(fd).st_size != sum(run.size for run in runs):
             raise IncompatibleImage(_DAMAGED, detail="diff does not fit its index")
@@ -131,6 +125,25 @@ def inject(mapping: Mapping, directory: Path) -> None:
                 view.release()
     finally:
         os.close(fd)
+
+
+def merge(directory: Path, image: Path) -> None:
+    """Write stored pages into a copy of the image that they are over; blocks."""
+    pages = image.stat().st_size // PAGE
+    runs = decode_index((directory / INDEX).read_bytes(), pages)
+    source = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
+    target = os.open(image, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        offset = 0
+        for batch in split(runs, _BATCH_PAGES):
+            for run in batch:
+                data = os.pread(source, run.size, offset)
+                if len(data) != run.size or os.pwrite(target, data, run.first * PAGE) != run.size:
+                    raise IncompatibleImage(_DAMAGED, detail="diff ended early")
+                offset += run.size
+    finally:
+        os.close(source)
+        os.close(target)
 
 
 def _write_all(fd: int, data: memoryview) -> None:

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import msgspec
 
-from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.manifest import FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.network.slot import Slot
-from wrenn_sandbox.host.paths import SandboxFiles
+from wrenn_sandbox.host.paths import MachineFiles
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Capabilities:
 class MachineSpec:
     """One machine to be: its files, its network slot and its size (memory in MiB)."""
 
-    files: SandboxFiles
+    files: MachineFiles
     """The machine's own directory, which exists."""
     slot: Slot
     vcpus: int
@@ -72,8 +72,8 @@ class Driver(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def machine(self, spec: MachineSpec, kernel_sha256: str) -> Machine:
-        """What a snapshot of this machine would need to be restored here."""
+    def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
+        """What a snapshot of such a machine needs to be restored here."""
         ...
 
     def prepare(self, store: ImageStore) -> None:
@@ -88,10 +88,11 @@ class Driver(Protocol):
         """Continue a stored machine; nothing of the snapshot is changed."""
         ...
 
-    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> None:
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         """Stop the machine and store `vmstate` and, of a restored one, its own pages in `into`.
 
-        The machine stays stopped. On failure it runs on. Nothing is synced.
+        Returns the files with plain digests. The machine stays stopped; on failure it runs on.
+        Nothing is synced.
         """
         ...
 

@@ -5,24 +5,23 @@ For tests of everything around a VM. It isolates nothing, and a restored machine
 """
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.manifest import FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import guest_files
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
 from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
-VMSTATE: Final = "vmstate"
 _HOME: Final = "home"
 _TEMPLATE: Final = "minimal"
 _DISK_MB: Final = 64
@@ -39,15 +38,15 @@ class FakeDriver:
     def capabilities(self) -> Capabilities:
         return Capabilities(name="fake", version="1", accelerator="none")
 
-    def machine(self, spec: MachineSpec, kernel_sha256: str) -> Machine:
+    def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
         return Machine(
-            vcpus=spec.vcpus,
-            memory_mb=spec.memory_mb,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
             cpu_model="none",
             accelerator="none",
             vmm="fake",
             vmm_version="1",
-            network="user",
+            network=network,
             kernel_sha256=kernel_sha256,
         )
 
@@ -80,12 +79,10 @@ class FakeDriver:
         await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
         return await asyncio.to_thread(self._spawn, spec)
 
-    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> None:
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         self._handles[process].signal(signal.SIGSTOP)
         try:
-            await asyncio.to_thread(_pack, _home(spec), into / VMSTATE)
-            if spec.memory is not None:
-                await asyncio.to_thread(_no_pages, into, spec.memory_mb << 20)
+            return await asyncio.to_thread(_store, spec, into)
         except OSError as error:
             self._handles[process].signal(signal.SIGCONT)
             raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
@@ -160,22 +157,33 @@ def _sparse(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _pack(home: Path, archive: Path) -> None:
-    with tarfile.open(archive, "x") as tar:
-        tar.add(home, arcname=".")
+def _store(spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
+    _tar(["-c", "-f", str(into / form.VMSTATE), "-C", str(_home(spec)), "."])
+    names = [form.VMSTATE]
+    if spec.memory is not None:
+        pages = (spec.memory_mb << 20) // os.sysconf("SC_PAGESIZE")
+        (into / diff.INDEX).write_bytes(diff.encode_index([], pages))
+        (into / diff.PAGES).touch()
+        names += [diff.INDEX, diff.PAGES]
+    return {
+        name: form.FileEntry((into / name).stat().st_size, _digest(into / name)) for name in names
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(archive: Path, home: Path) -> None:
     home.mkdir(exist_ok=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(home, filter="tar")
+    _tar(["-x", "-p", "-f", str(archive), "-C", str(home)])
 
 
-def _no_pages(directory: Path, memory: int) -> None:
-    (directory / "memory.idx").write_bytes(
-        diff.encode_index([], memory // os.sysconf("SC_PAGESIZE"))
-    )
-    (directory / "memory.diff").touch()
+def _tar(arguments: list[str]) -> None:
+    done = subprocess.run(["tar", *arguments], capture_output=True, check=False)
+    if done.returncode != 0:
+        raise OSError(done.stderr.decode("utf-8", "replace")[:500])
 
 
 def _kill_descendants(pid: int) -> None:

@@ -2,22 +2,23 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
-from wrenn_sandbox.host.paths import SandboxFiles
+from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot
@@ -31,7 +32,6 @@ from .tsc import host_tsc_khz
 T = TypeVar("T")
 
 BINARY: Final = "qemu-system-x86_64"
-VMSTATE: Final = "vmstate"
 _ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error", "io-error"})
 _READ_ONLY_BASE_SINCE: Final = (8, 2)
 _QBOOT_SINCE: Final = (8, 0)
@@ -42,7 +42,7 @@ _VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
 class _Running:
     handle: ProcessHandle
     monitor: Monitor
-    files: SandboxFiles
+    files: MachineFiles
 
 
 class QemuDriver:
@@ -79,16 +79,18 @@ class QemuDriver:
             accelerator=self._variant.accelerator,
         )
 
-    def machine(self, spec: MachineSpec, kernel_sha256: str) -> Machine:
+    def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
         return Machine(
-            vcpus=spec.vcpus,
-            memory_mb=spec.memory_mb,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
             cpu_model=_host_cpu() if self._variant.cpu == "host" else self._variant.cpu,
             accelerator=self._variant.accelerator,
             vmm="qemu",
             vmm_version=self.capabilities.version,
-            network="user" if spec.slot.netns is None else "tap",
+            network=network,
             kernel_sha256=kernel_sha256,
+            firmware=self._variant.firmware or "",
+            tsc_khz=self._variant.tsc_khz or 0,
         )
 
     def prepare(self, store: ImageStore) -> None:
@@ -97,35 +99,43 @@ class QemuDriver:
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         memory = None
         if record is not None:
+            await asyncio.to_thread(_make_memory, record, spec)
             memory = Memory(str(record), shared=True, read_only_file=False)
-        running = await self._spawn(spec, memory, None, restore=False)
+        running = await self._spawn(spec, memory, [], restore=False)
         return self._register(running)
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
-        assert spec.memory is not None
-        if self._version[:2] >= _READ_ONLY_BASE_SINCE:
-            memory = Memory(str(spec.memory), shared=False, read_only_file=True)
-            running = await self._spawn(spec, memory, None, restore=True)
-        else:
-            sealed = await asyncio.to_thread(self._sealed.get, spec.memory)
-            running = await self._spawn(spec, None, sealed.fd, restore=True)
+        vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            memory, passed = await self._base(spec)
+            running = await self._spawn(spec, memory, [vmstate, *passed], restore=True)
+        finally:
+            os.close(vmstate)
         try:
             if snapshot.diff is not None:
                 await asyncio.to_thread(self._inject, running.handle.pid, spec, snapshot.diff)
-            await _unless_ended(running, running.monitor.load(snapshot.vmstate))
+            await _unless_ended(running, running.monitor.load(vmstate))
         except BaseException:
             await asyncio.shield(_end(running))
             raise
         return self._register(running)
 
-    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> None:
+    async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
+        """The immutable memory to map privately, and the descriptors that go with it."""
+        assert spec.memory is not None
+        if self._version[:2] >= _READ_ONLY_BASE_SINCE:
+            return Memory(str(spec.memory), shared=False, read_only_file=True), []
+        fd = (await asyncio.to_thread(self._sealed.get, spec.memory)).fd
+        return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False), [fd]
+
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         running = self._running[process]
         state = spec.files.vmstate
         state.unlink(missing_ok=True)
         try:
             await _unless_ended(running, running.monitor.stop())
             await _unless_ended(running, running.monitor.save(state))
-            await asyncio.to_thread(self._capture, process.pid, spec, state, into)
+            return await asyncio.to_thread(self._capture, process.pid, spec, state, into)
         except OSError as error:
             await asyncio.shield(self.unpause(process, spec))
             raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
@@ -215,20 +225,17 @@ class QemuDriver:
         return process
 
     async def _spawn(
-        self, spec: MachineSpec, memory: Memory | None, memory_fd: int | None, *, restore: bool
+        self, spec: MachineSpec, memory: Memory | None, fds: Sequence[int], *, restore: bool
     ) -> _Running:
         async with AsyncExitStack() as stack:
             socket_path = spec.files.control_socket
             listener = stack.enter_context(await asyncio.to_thread(listen, socket_path))
-            passed = [listener.fileno()]
+            passed = [listener.fileno(), *fds]
             tap: int | None = None
             if spec.slot.netns is not None:
                 tap = await open_tap(self._namespaces, spec.slot)
                 stack.callback(os.close, tap)
                 passed.append(tap)
-            if memory_fd is not None:
-                memory = Memory(f"/proc/self/fd/{memory_fd}", shared=False, read_only_file=False)
-                passed.append(memory_fd)
             log = stack.enter_context(spec.files.vmm_log.open("ab"))
             argv = command(
                 self._variant,
@@ -271,14 +278,19 @@ class QemuDriver:
         except (OSError, LookupError) as error:
             raise HostFailure("The sandbox could not be loaded.", detail=str(error)) from error
 
-    def _capture(self, pid: int, spec: MachineSpec, state: Path, into: Path) -> None:
-        shutil.copyfile(state, into / VMSTATE)
+    def _capture(
+        self, pid: int, spec: MachineSpec, state: Path, into: Path
+    ) -> dict[str, FileEntry]:
+        data = state.read_bytes()
+        (into / VMSTATE).write_bytes(data)
         state.unlink()
+        files = {VMSTATE: FileEntry(len(data), hashlib.sha256(data).hexdigest())}
         if spec.memory is not None:
             try:
-                diff.capture(self._mapping(pid, spec), into)
+                files |= diff.capture(self._mapping(pid, spec), into)
             except LookupError as error:
                 raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+        return files
 
     async def _keep_console(self, running: _Running) -> None:
         with contextlib.suppress(HostFailure):
@@ -351,12 +363,23 @@ def _host_cpu() -> str:
     return match.group(1) if match else "unknown"
 
 
+def _make_memory(path: Path, spec: MachineSpec) -> None:
+    """The sparse file that a machine's memory is recorded in, the machine's user's own."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, spec.memory_mb << 20)
+        if os.geteuid() == 0:
+            os.fchown(fd, spec.slot.uid, spec.slot.uid)
+    finally:
+        os.close(fd)
+
+
 def _append(path: Path, text: bytes) -> None:
     with open(path, "ab") as file:
         file.write(text)
 
 
-def _tails(files: SandboxFiles) -> str:
+def _tails(files: MachineFiles) -> str:
     parts = []
     for path in (files.vmm_log, files.console):
         with contextlib.suppress(OSError):

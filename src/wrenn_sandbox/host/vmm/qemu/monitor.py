@@ -16,7 +16,6 @@ from wrenn_sandbox.errors import HostFailure
 from .command import CONSOLE, CONSOLE_BYTES
 
 LISTEN_BACKLOG: Final = 4
-_STATE_FD: Final = "vmstate"
 
 
 def listen(path: Path) -> socket.socket:
@@ -72,19 +71,13 @@ class Monitor:
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._client.disconnect()
 
-    async def load(self, vmstate: Path) -> None:
-        """Load device state into a machine that waits for it, and let it run."""
-        fd = os.open(vmstate, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._client.send_fd_scm(fd)
-            await self._execute("getfd", {"fdname": _STATE_FD})
-        finally:
-            os.close(fd)
+    async def load(self, vmstate_fd: int) -> None:
+        """Load device state from a descriptor that QEMU was started with, and let it run."""
         with self._client.listener(("RESUME", "SHUTDOWN")) as events:
-            await self._execute("migrate-incoming", {"uri": f"fd:{_STATE_FD}"})
+            await self._execute("migrate-incoming", {"uri": f"fd:{vmstate_fd}"})
             event = await events.get()
-            if event.get("event") != "RESUME":
-                raise HostFailure("The stored machine did not start.", detail=str(event))
+        if event.get("event") != "RESUME":
+            raise HostFailure("The stored machine did not start.", detail=str(event))
 
     async def save(self, vmstate: Path) -> None:
         """Write the device state of a stopped machine to a new file."""

@@ -1,0 +1,291 @@
+"""The actor of one sandbox: running as a machine, or stored on disk.
+
+One operation at a time. An operation that fails leaves the sandbox as it was before; `destroy`
+cancels whatever is under way. What is acknowledged is on disk first.
+"""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.errors import (
+    Conflict,
+    HostFailure,
+    IncompatibleImage,
+    NoCapacity,
+    NotFound,
+)
+from wrenn_sandbox.host import snapshots, stored
+from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.images import manifest as form
+from wrenn_sandbox.host.images.compatibility import require
+from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.machine import Machine, Origin, Parts
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.host.vmm.base import Snapshot
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.wire.messages import Phase, Placement
+
+_log = structlog.get_logger(__name__)
+
+NO_SPACE: Final = "The host has no disk space left for another sandbox."
+
+
+class Sandbox:
+    """`on_exit` is called with the reason when a running machine ends by itself."""
+
+    def __init__(
+        self, parts: Parts, sandbox_id: SandboxId, on_exit: Callable[["Sandbox", str], None]
+    ) -> None:
+        self.sandbox_id = sandbox_id
+        self.operation_id: OperationId | None = None
+        self._parts = parts
+        self._on_exit = on_exit
+        self._lock = asyncio.Lock()
+        self._operation: asyncio.Task[object] | None = None
+        self._machine: Machine | None = None
+        self._stored: StoredSandbox | None = None
+        self._gone = False
+
+    @property
+    def phase(self) -> Phase:
+        if self._machine is not None:
+            return Phase.RUNNING
+        return Phase.PAUSED if self._stored is not None else Phase.STARTING
+
+    @property
+    def busy(self) -> bool:
+        """Whether an operation is under way."""
+        return self._lock.locked()
+
+    @property
+    def machine(self) -> Machine:
+        """The running machine; raises `NotFound` while there is none."""
+        if self._machine is None:
+            raise NotFound("The sandbox is not running.")
+        return self._machine
+
+    @property
+    def client(self) -> GuestClient:
+        """Calls to the guest; raises `NotFound` while it does not run."""
+        return self.machine.client
+
+    @property
+    def memory_mb(self) -> int:
+        """The guest's memory in MiB; raises `NotFound` before it was ever started."""
+        if self._stored is not None:
+            return self._stored.machine.memory_mb
+        return self.machine.record.memory_mb
+
+    @property
+    def image_ids(self) -> set[ImageId]:
+        """The images that the sandbox needs."""
+        needed = set()
+        if self._machine is not None:
+            needed.add(self._machine.record.image_id)
+        if self._stored is not None:
+            needed.add(self._stored.image_id)
+        return needed
+
+    def own(self, machine: Machine) -> None:
+        """Become the owner of a machine that runs, such as an adopted one."""
+        self._machine = machine
+        self.operation_id = machine.record.operation_id
+        machine.on_exit = self._exited
+        if machine.ended is not None:
+            self._exited(machine.ended)
+
+    def own_stored(self, manifest: StoredSandbox) -> None:
+        """Become the owner of what is stored."""
+        self._stored = manifest
+
+    async def start(self, operation_id: OperationId, image: Manifest) -> Placement:
+        """Continue an image's snapshot as this sandbox's machine."""
+        self.operation_id = operation_id
+        async with self._exclusive():
+            self._require_fit(image)
+            store = self._parts.store
+            origin = Origin(
+                image=image,
+                vcpus=image.vcpus,
+                memory_mb=image.memory_mb,
+                disk=store.disk(image),
+                disk_format=image.disk_format,
+                snapshot=Snapshot(store.vmstate(image)),
+                token=image.token or None,
+            )
+            return await self._launch(origin)
+
+    async def resume(self, operation_id: OperationId) -> Placement:
+        """Continue the stored machine; on failure it stays stored, untouched."""
+        async with self._exclusive():
+            manifest = self._stored
+            if manifest is None:
+                raise NotFound("The sandbox is not stored.")
+            self.operation_id = operation_id
+            paths = self._parts.paths
+            image = await asyncio.to_thread(self._parts.store.open, manifest.image_id)
+            require(manifest.machine, self._hardware_of(manifest, image))
+            await asyncio.to_thread(stored.check, paths, manifest)
+            directory = paths.generation(self.sandbox_id, manifest.generation)
+            origin = Origin(
+                image=image,
+                vcpus=manifest.machine.vcpus,
+                memory_mb=manifest.machine.memory_mb,
+                disk=directory / form.DISK,
+                disk_format="qcow2",
+                snapshot=Snapshot(directory / form.VMSTATE, directory),
+                token=manifest.token,
+                generation=manifest.generation,
+                layers=(*manifest.layers, manifest.generation),
+            )
+            share = partial(stored.share_disks, paths, manifest)
+            placement = await self._launch(origin, lambda slot: share(slot.uid))
+            self._stored = None
+            await asyncio.to_thread(stored.consume, paths, manifest)
+            return placement
+
+    async def _launch(
+        self, origin: Origin, share: Callable[[Slot], None] | None = None
+    ) -> Placement:
+        async with AsyncExitStack() as undo:
+            machine = await Machine.launch(self._parts, origin, before=share)
+            undo.push_async_callback(machine.release)
+            await machine.greet(self.sandbox_id)
+            machine.note(
+                phase=Phase.RUNNING,
+                sandbox_id=self.sandbox_id,
+                operation_id=self.operation_id,
+                started_at=self._parts.clock(),
+            )
+            undo.pop_all()
+        self.own(machine)
+        return machine.placement
+
+    async def pause(self) -> None:
+        """Store the machine and free all it has; on failure it runs on."""
+        async with self._exclusive():
+            machine, paths = self.machine, self._parts.paths
+            record = machine.record
+            generation = record.generation + 1
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(
+                    asyncio.to_thread, stored.unstage, paths, self.sandbox_id, generation
+                )
+                staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
+                image = await asyncio.to_thread(self._parts.store.open, record.image_id)
+                files = await machine.store(staged)
+                undo.push_async_callback(machine.run_on)
+                files[form.DISK] = await asyncio.to_thread(
+                    stored.take_disk, staged, machine.spec.files.overlay
+                )
+                manifest = StoredSandbox(
+                    sandbox_id=self.sandbox_id,
+                    generation=generation,
+                    created_at=self._parts.clock(),
+                    image_id=record.image_id,
+                    machine=self._hardware(record.vcpus, record.memory_mb, image),
+                    token=record.token,
+                    disk_mb=image.disk_mb,
+                    files=files,
+                    layers=record.layers,
+                )
+                await asyncio.shield(asyncio.to_thread(stored.commit, paths, manifest))
+                undo.pop_all()
+            self._machine, self._stored = None, manifest
+            await asyncio.shield(machine.release())
+
+    async def snapshot(self, image_id: ImageId) -> Manifest:
+        """Make an image of the machine, which is gone afterwards; on failure it runs on."""
+        async with self._exclusive():
+            machine = self.machine
+            record = machine.record
+            base = await asyncio.to_thread(self._parts.store.open, record.image_id)
+            async with AsyncExitStack() as undo:
+                made = undo.enter_context(self._parts.store.staging())
+                async with AsyncExitStack() as stopped:
+                    await machine.store(made)
+                    stopped.push_async_callback(machine.run_on)
+                    hardware = self._hardware(record.vcpus, record.memory_mb, base)
+                    image = await asyncio.to_thread(
+                        snapshots.publish,
+                        self._parts,
+                        snapshots.Source(made, machine.spec, base, hardware, record.token),
+                        image_id,
+                    )
+                    stopped.pop_all()
+            self._machine = None
+            await asyncio.shield(machine.release())
+            return image
+
+    async def destroy(self) -> None:
+        """End the sandbox and free all it has, whatever it is doing; safe to repeat."""
+        self._gone = True
+        if self._operation is not None:
+            self._operation.cancel()
+        async with self._lock:
+            machine, self._machine = self._machine, None
+            if machine is not None:
+                await machine.release()
+            self._stored = None
+            await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
+
+    async def detach(self) -> None:
+        """Let go of a sandbox that runs on without this server."""
+        if self._operation is not None:
+            self._operation.cancel()
+        async with self._lock:
+            if self._machine is not None:
+                await self._machine.detach()
+
+    def _exited(self, reason: str) -> None:
+        if not self._gone:
+            self._on_exit(self, reason)
+
+    def _require_fit(self, image: Manifest) -> None:
+        if image.machine is None:
+            raise IncompatibleImage("The image was never started.")
+        require(image.machine, self._hardware(image.vcpus, image.memory_mb, image))
+
+    def _hardware_of(self, manifest: StoredSandbox, image: Manifest) -> form.Machine:
+        return self._hardware(manifest.machine.vcpus, manifest.machine.memory_mb, image)
+
+    def _hardware(self, vcpus: int, memory_mb: int, image: Manifest) -> form.Machine:
+        """The machine as this host would make it now."""
+        assert image.machine is not None
+        return self._parts.driver.machine(
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            network=self._parts.network,
+            kernel_sha256=image.machine.kernel_sha256,
+        )
+
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        async with self._lock:
+            if self._gone:
+                raise Conflict("The sandbox is gone.")
+            self._operation = asyncio.current_task()
+            try:
+                with _translated():
+                    yield
+            finally:
+                self._operation = None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Failures of files and disks as the platform's own errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoCapacity(NO_SPACE, detail=str(error)) from error
+        raise HostFailure("The host could not do that.", detail=str(error)) from error

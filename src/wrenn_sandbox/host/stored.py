@@ -1,0 +1,221 @@
+"""Stored sandboxes on disk: `paused/<sandbox_id>/<generation>/`.
+
+A generation is complete when its `manifest.json` is there: it is written last, after everything
+else is synced, and the whole directory is renamed into place. A generation without one is only
+the disk that a later layer builds on. All functions block.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, FileEntry, Machine
+from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY, Paths, sync_directory
+from wrenn_sandbox.ids import ImageId, SandboxId
+
+FORMAT_VERSION: Final = 1
+_STAGED: Final = ".new"
+_DIGEST_LIMIT: Final = 256 * 1024 * 1024
+_DAMAGED: Final = "The stored sandbox is damaged: "
+
+
+class StoredSandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """The manifest of one generation. Its pages are over the memory of image `image_id`.
+
+    `files` have plain SHA-256 digests; an empty digest means that only the size is known (disks
+    above 256 MiB). `layers` are the older generations whose disks its disk builds on.
+    """
+
+    format_version: int = FORMAT_VERSION
+    sandbox_id: SandboxId
+    generation: int
+    created_at: datetime
+    image_id: ImageId
+    machine: Machine
+    token: str
+    disk_mb: int
+    files: dict[str, FileEntry]
+    layers: tuple[int, ...] = ()
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def stage(paths: Paths, sandbox_id: SandboxId, generation: int) -> Path:
+    """An empty directory to write a generation into; raises OSError."""
+    paths.stored(sandbox_id).mkdir(mode=PASSAGE_DIRECTORY, exist_ok=True)
+    staged = _staged(paths, sandbox_id, generation)
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(mode=PASSAGE_DIRECTORY)
+    return staged
+
+
+def unstage(paths: Paths, sandbox_id: SandboxId, generation: int) -> None:
+    """Remove what was written of a generation that did not come to be."""
+    shutil.rmtree(_staged(paths, sandbox_id, generation), ignore_errors=True)
+    if not any(paths.stored(sandbox_id).iterdir()):
+        paths.stored(sandbox_id).rmdir()
+
+
+def take_disk(staged: Path, overlay: Path) -> FileEntry:
+    """Give the disk layer of a stopped machine to the staged generation, and describe it."""
+    os.link(overlay, staged / DISK)
+    return describe(staged / DISK)
+
+
+def commit(paths: Paths, manifest: StoredSandbox) -> None:
+    """Make a staged generation durable and complete, then drop the memory of older ones."""
+    staged = _staged(paths, manifest.sandbox_id, manifest.generation)
+    for name in manifest.files:
+        _sync(staged / name)
+    with open(staged / FILE_NAME, "xb", opener=_private) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(staged)
+    final = paths.generation(manifest.sandbox_id, manifest.generation)
+    if final.exists():
+        shutil.rmtree(final)
+    staged.rename(final)
+    sync_directory(final.parent)
+    sync_directory(paths.paused)
+    keep(paths, manifest.sandbox_id, {manifest.generation, *manifest.layers})
+
+
+def newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
+    """The newest complete generation, or None.
+
+    Raises `IncompatibleImage` where there is one that can not be read.
+    """
+    for generation in sorted(_generations(paths, sandbox_id), reverse=True):
+        path = paths.generation(sandbox_id, generation) / FILE_NAME
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        return _decoded(data)
+    return None
+
+
+def check(paths: Paths, manifest: StoredSandbox) -> None:
+    """Raise `IncompatibleImage` unless every file is as it was written."""
+    directory = paths.generation(manifest.sandbox_id, manifest.generation)
+    for name, entry in manifest.files.items():
+        try:
+            found = (directory / name).stat().st_size
+        except OSError as error:
+            raise IncompatibleImage(f"{_DAMAGED}{name} is missing.", detail=str(error)) from error
+        if found != entry.size:
+            raise IncompatibleImage(
+                f"{_DAMAGED}{name} has the wrong size.", detail=f"{found} != {entry.size}"
+            )
+        if entry.sha256 and digest(directory / name) != entry.sha256:
+            raise IncompatibleImage(f"{_DAMAGED}{name} has changed.")
+    for generation in manifest.layers:
+        if not (paths.generation(manifest.sandbox_id, generation) / DISK).is_file():
+            raise IncompatibleImage(f"{_DAMAGED}an older disk layer is missing.")
+
+
+def consume(paths: Paths, manifest: StoredSandbox) -> None:
+    """After a resume: what was stored is no state to go back to, only its disk is needed."""
+    directory = paths.generation(manifest.sandbox_id, manifest.generation)
+    (directory / FILE_NAME).unlink(missing_ok=True)
+    sync_directory(directory)
+    for name in manifest.files:
+        if name != DISK:
+            (directory / name).unlink(missing_ok=True)
+
+
+def settle(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
+    """Behind a sandbox that runs: nothing stored but the disks that its own builds on."""
+    for generation in layers:
+        directory = paths.generation(sandbox_id, generation)
+        for path in directory.iterdir():
+            if path.name != DISK:
+                path.unlink()
+    keep(paths, sandbox_id, layers)
+
+
+def keep(paths: Paths, sandbox_id: SandboxId, generations: Collection[int]) -> None:
+    """Remove every other generation, and the sandbox's directory when none is kept."""
+    directory = paths.stored(sandbox_id)
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if not (path.name.isdigit() and int(path.name) in generations):
+            shutil.rmtree(path, ignore_errors=True)
+    if not generations:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def all_ids(paths: Paths) -> list[SandboxId]:
+    """Every sandbox of which something is stored."""
+    return [SandboxId(path.name) for path in sorted(paths.paused.iterdir()) if path.is_dir()]
+
+
+def share_disks(paths: Paths, manifest: StoredSandbox, uid: int) -> None:
+    """Let a monitor's group read, and only read, the disks that its new layer builds on."""
+    if os.geteuid() != 0:
+        return
+    for generation in (manifest.generation, *manifest.layers):
+        disk = paths.generation(manifest.sandbox_id, generation) / DISK
+        os.chown(disk, 0, uid)
+        disk.chmod(0o440)
+
+
+def describe(path: Path) -> FileEntry:
+    """Size and plain digest of a file; no digest for a big one."""
+    size = path.stat().st_size
+    return FileEntry(size=size, sha256=digest(path) if size <= _DIGEST_LIMIT else "")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def entries(directory: Path, names: Collection[str]) -> Mapping[str, FileEntry]:
+    """The descriptions of some files of a directory."""
+    return {name: describe(directory / name) for name in names}
+
+
+def _decoded(data: bytes) -> StoredSandbox:
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            raise IncompatibleImage(f"The stored sandbox has format version {version}.")
+        return msgspec.json.decode(data, type=StoredSandbox)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
+
+
+def _generations(paths: Paths, sandbox_id: SandboxId) -> list[int]:
+    directory = paths.stored(sandbox_id)
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+
+
+def _staged(paths: Paths, sandbox_id: SandboxId, generation: int) -> Path:
+    return paths.stored(sandbox_id) / f"{generation}{_STAGED}"
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,155 @@
+"""Snapshots of templates, one for each size of machine that somebody asked for.
+
+A variant is made by booting the template once: the guest is warmed up, stopped and stored. Its
+id follows from what it depends on, so it is found again, and made anew where that has changed.
+"""
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.errors import HostFailure, IncompatibleImage, NotFound, WrennError
+from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.images import manifest as form
+from wrenn_sandbox.host.images.compatibility import differences
+from wrenn_sandbox.host.images.manifest import Machine as Hardware
+from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.machine import Machine, Origin, Parts
+from wrenn_sandbox.ids import ImageId
+from wrenn_sandbox.model.template import Size
+from wrenn_sandbox.wire.messages import Command
+
+_log = structlog.get_logger(__name__)
+
+_MEMORY: Final = "memory"
+_WARM_UP_SEC: Final = 120.0
+_WARM_UP: Final = (
+    Command(cmd="/bin/true"),
+    Command(cmd="/bin/sh", args=("-c", "ls / >/dev/null; sync")),
+    Command(cmd="python3", args=("-c", "import json, os, sys, time")),
+    Command(cmd="/bin/sh", args=("-c", "true")),
+)
+
+
+class Variants:
+    """Finds or makes the snapshot of a template for a size; one maker at a time for each."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._making: dict[ImageId, asyncio.Task[Manifest]] = {}
+
+    async def get(self, cold: Manifest, size: Size) -> Manifest:
+        """The variant of a template for a size; whoever comes while it is made waits for it.
+
+        Raises `HostFailure` where it can not be made.
+        """
+        hardware = self._hardware(cold, size)
+        image_id = _variant_id(cold, hardware)
+        try:
+            found = await asyncio.to_thread(self._parts.store.open, image_id)
+            if found.machine is not None and not differences(found.machine, hardware):
+                return found
+        except (NotFound, IncompatibleImage):
+            pass
+        task = self._making.get(image_id)
+        if task is None:
+            name = f"variant {cold.name} {size.vcpus}x{size.memory_mb}"
+            task = asyncio.create_task(self._make(cold, hardware, image_id), name=name)
+            self._making[image_id] = task
+            task.add_done_callback(lambda _: self._making.pop(image_id, None))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Give up what is being made."""
+        tasks = list(self._making.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _hardware(self, cold: Manifest, size: Size) -> Hardware:
+        return self._parts.driver.machine(
+            vcpus=size.vcpus,
+            memory_mb=size.memory_mb,
+            network=self._parts.network,
+            kernel_sha256=cold.files[form.KERNEL].sha256,
+        )
+
+    async def _make(self, cold: Manifest, hardware: Hardware, image_id: ImageId) -> Manifest:
+        store = self._parts.store
+        log = _log.bind(template=cold.name, vcpus=hardware.vcpus, memory_mb=hardware.memory_mb)
+        log.info("making a template variant")
+        async with AsyncExitStack() as stack:
+            made = stack.enter_context(store.staging())
+            origin = Origin(
+                image=cold,
+                vcpus=hardware.vcpus,
+                memory_mb=hardware.memory_mb,
+                disk=store.disk(cold),
+                disk_format=cold.disk_format,
+            )
+            machine = await Machine.launch(self._parts, origin, record=_MEMORY)
+            stack.push_async_callback(machine.release)
+            await self._warm_up(machine)
+            await machine.store(made)
+            files = machine.spec.files
+            await asyncio.to_thread(_move, files.directory / _MEMORY, made / form.MEMORY)
+            await asyncio.to_thread(_move, files.overlay, made / form.DISK)
+            await machine.release()
+            await asyncio.to_thread(_refer_to_base, made / form.DISK, cold)
+            manifest = await asyncio.to_thread(_describe, made, cold, hardware, image_id)
+            published = await asyncio.to_thread(store.publish, made, manifest)
+        log.info("made a template variant", image=image_id)
+        return published
+
+    async def _warm_up(self, machine: Machine) -> None:
+        """Let the guest do once what every sandbox does first, so that nobody waits for it."""
+        await machine.wait_until_healthy()
+        for command in _WARM_UP:
+            try:
+                await machine.client.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)
+            except WrennError as error:
+                raise HostFailure(
+                    "The template could not be prepared.", detail=f"{command.cmd}: {error}"
+                ) from error
+
+
+def _refer_to_base(disk: Path, cold: Manifest) -> None:
+    """Let an image's disk layer find its base wherever the data directory is."""
+    overlay.set_backing(disk, f"../{cold.image_id}/{form.DISK}")
+
+
+def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:
+    facts = [
+        f"{field}={getattr(hardware, field)}"
+        for field in hardware.__struct_fields__
+        if field != "tsc_khz"
+    ]
+    return form.derived_id({}, "variant", cold.image_id, *facts)
+
+
+def _move(source: Path, target: Path) -> None:
+    source.rename(target)
+    if os.geteuid() == 0:
+        os.chown(target, 0, 0)
+
+
+def _describe(made: Path, cold: Manifest, hardware: Hardware, image_id: ImageId) -> Manifest:
+    names = (form.VMSTATE, form.MEMORY, form.DISK)
+    return Manifest(
+        image_id=image_id,
+        created_at=form.now(),
+        name=cold.name,
+        recipe_sha256=cold.recipe_sha256,
+        files={name: form.describe(made / name) for name in names},
+        kernel_args=cold.kernel_args,
+        vcpus=hardware.vcpus,
+        memory_mb=hardware.memory_mb,
+        disk_mb=cold.disk_mb,
+        base_image_id=cold.image_id,
+        variant=True,
+        machine=hardware,
+    )
