@@ -132,6 +132,7 @@ def make_settings(data_dir: Path, database_url: str | None, **others: object) ->
         "data_dir": data_dir,
         "database_url": database_url,
         "driver": "fake",
+        "hot_pool_size": 0,
         "auth_attempts": "1000/minute",
         "auth_attempts_per_address": "100000/minute",
         "reconcile_interval_sec": 3600.0,

@@ -33,9 +33,10 @@ def images() -> Path:
 
 @contextlib.contextmanager
 def _rig(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
-    """A server of its own, of which nothing may be left in the end."""
+    """A server of its own, of which nothing may be left in the end; it keeps no machines ready."""
     with working_directory(images, "test") as data_dir:
-        rig = Rig(ServerProcess(data_dir, data_dir / "server.log", overrides), data_dir)
+        variables = {"WRENN_HOT_POOL_SIZE": "0", **overrides}
+        rig = Rig(ServerProcess(data_dir, data_dir / "server.log", variables), data_dir)
         try:
             with rig.server:
                 yield rig

@@ -20,6 +20,7 @@ from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.machine import Machine, Parts
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import kill_now
 from wrenn_sandbox.host.sandbox import Sandbox
@@ -71,6 +72,13 @@ class HostAgent:
             random=new_random,
         )
         self._variants = Variants(self._parts)
+        self._pool = Pool(
+            self._parts,
+            hot=settings.hot_pool_size,
+            blank=settings.blank_pool_size,
+            wanted=self._pooled_image,
+            room=self._has_room,
+        )
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
         self._promised_mb: dict[SandboxId, int] = {}
@@ -101,12 +109,14 @@ class HostAgent:
             agent = cls(settings, paths, equipment)
             await asyncio.to_thread(equipment.driver.prepare, agent._store)
             await agent._take_over()
+            agent._pool.start()
             agent._undo = undo.pop_all()
         return agent
 
     async def close(self) -> None:
         """Let go of everything; machines run on and are adopted by the next start."""
         self._closing = True
+        await self._pool.close()
         await self._variants.close()
         operations = list(self._operations.values())
         for task in operations:
@@ -176,7 +186,7 @@ class HostAgent:
             return sandbox.machine.placement
         try:
             image = await self._startable(request)
-            return await sandbox.start(request.operation_id, image)
+            return await sandbox.start(request.operation_id, image, self._pool)
         except BaseException:
             if self._sandboxes.get(request.sandbox_id) is sandbox:
                 del self._sandboxes[request.sandbox_id]
@@ -302,6 +312,18 @@ class HostAgent:
         if not task.cancelled():
             task.exception()
 
+    async def _pooled_image(self) -> Manifest | None:
+        """The snapshot that the pool's machines continue: the default template's, or none."""
+        try:
+            image = await asyncio.to_thread(self._store.resolve, self._settings.default_template)
+        except NotFound:
+            return None
+        size = Size(self._settings.default_vcpus, self._settings.default_memory_mb)
+        return await self._variants.get(image, size)
+
+    async def _has_room(self, memory_mb: int) -> bool:
+        return not self._closing and await self._shortage(memory_mb) is None
+
     async def _admit(self, memory_mb: int) -> None:
         """Raise `NoCapacity` unless there is room for one more machine."""
         if self._closing:
@@ -309,12 +331,19 @@ class HostAgent:
         running = sum(each.phase is not Phase.PAUSED for each in self._sandboxes.values())
         if running >= self._settings.max_running:
             raise NoCapacity("The host runs as many sandboxes as it may; delete or pause one.")
+        if await self._shortage(memory_mb) is not None:
+            await self._pool.shrink()
+        shortage = await self._shortage(memory_mb)
+        if shortage is not None:
+            raise NoCapacity(f"The host has no {shortage} left for another sandbox.")
+
+    async def _shortage(self, memory_mb: int) -> str | None:
+        """What is missing for one more machine of this size; None where nothing is."""
         free = await asyncio.to_thread(capacity.measure, self._paths.data_dir)
         left = free.memory_free_mb - sum(self._promised_mb.values()) - memory_mb
         if left < self._settings.memory_reserve_mb:
-            raise NoCapacity("The host has no memory left for this sandbox.")
-        if free.disk_free_mb < self._settings.disk_reserve_mb:
-            raise NoCapacity("The host has no disk space left for another sandbox.")
+            return "memory"
+        return "disk space" if free.disk_free_mb < self._settings.disk_reserve_mb else None
 
     async def _collect(self) -> None:
         """Remove the images that nobody needs any more."""

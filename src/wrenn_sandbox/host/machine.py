@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ _log = structlog.get_logger(__name__)
 
 BOOT_ATTEMPT_SEC: Final = 0.25
 RETRY_SEC: Final = 0.01
+CLOCK_PRECISION_SEC: Final = 0.03
 ENTROPY_BYTES: Final = 64
 TOKEN_BYTES: Final = 24
 
@@ -90,6 +92,7 @@ class Machine:
         self._token = token
         self._client: GuestClient | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._clock_setter: asyncio.Task[None] | None = None
         self.on_exit: Callable[[str], None] | None = None
         self.ended: str | None = None
         """Why the machine ended by itself, once it has."""
@@ -120,35 +123,49 @@ class Machine:
         return Placement(guest_ip=self._spec.slot.guest_ip, host_ip=self._spec.slot.host_ip)
 
     @classmethod
-    async def launch(
-        cls,
-        parts: Parts,
-        origin: Origin,
-        *,
-        record: str | None = None,
-        before: Callable[[Slot], None] | None = None,
-    ) -> Self:
-        """Boot or restore a machine; it runs afterwards, its agent has not been spoken to.
+    async def boot(cls, parts: Parts, origin: Origin, record: str) -> Self:
+        """Boot a machine whose memory is in the file `record` of its directory.
 
-        With `record`, a booted guest's memory is in the file of that name in the machine's
-        directory. `before` is called in a thread when the slot is known. Raises OSError and
-        `HostFailure`; nothing is left then.
+        Raises OSError and `HostFailure`; nothing is left then.
         """
+        async with AsyncExitStack() as undo:
+            machine = await cls._prepared(parts, origin, undo)
+            memory = machine.spec.files.directory / record
+            process = await parts.driver.boot(machine.spec, record=memory)
+            machine._begin(process, undo)
+        return machine
+
+    @classmethod
+    async def spawn(
+        cls, parts: Parts, origin: Origin, before: Callable[[Slot], None] | None = None
+    ) -> Self:
+        """A machine with slot, disk and monitor, ready to `load` the origin's snapshot.
+
+        `before` is called in a thread when the slot is known. Raises OSError and `HostFailure`;
+        nothing is left then.
+        """
+        assert origin.snapshot is not None
         async with AsyncExitStack() as undo:
             machine = await cls._prepared(parts, origin, undo)
             if before is not None:
                 await asyncio.to_thread(before, machine.spec.slot)
-            driver, spec = parts.driver, machine.spec
-            if origin.snapshot is not None:
-                process = await driver.restore(spec, origin.snapshot)
-            else:
-                memory = None if record is None else spec.files.directory / record
-                process = await driver.boot(spec, record=memory)
-            undo.push_async_callback(driver.kill, process)
-            machine.note(process=process)
-            undo.pop_all()
-        machine._watch()
+            process = await parts.driver.spawn(machine.spec, origin.snapshot)
+            machine._begin(process, undo)
         return machine
+
+    def _begin(self, process: Process, undo: AsyncExitStack) -> None:
+        undo.push_async_callback(self._parts.driver.kill, process)
+        self.note(process=process)
+        self._watch()
+        undo.pop_all()
+
+    async def load(self, snapshot: Snapshot) -> None:
+        """Let a spawned machine continue the snapshot that it was spawned for."""
+        try:
+            await self._parts.driver.load(self.process, self._spec, snapshot)
+        except WrennError as error:
+            error.detail = await self._diagnosis(error)
+            raise
 
     @classmethod
     async def _prepared(cls, parts: Parts, origin: Origin, undo: AsyncExitStack) -> Self:
@@ -204,9 +221,22 @@ class Machine:
     async def greet(self, hostname: str) -> None:
         """Wait for the agent and give the guest its identity, clock, entropy and a new token.
 
-        Fails at once when the machine ends. Raises `HostFailure`.
+        May be repeated: the guest then is somebody else's. Fails at once when the machine ends.
+        Raises `HostFailure`.
         """
+        began = time.monotonic()
+        self._drop_client()
         self._client = await self._unless_ended(self._greet(hostname))
+        if time.monotonic() - began > CLOCK_PRECISION_SEC:
+            self._clock_setter = asyncio.create_task(self._set_clock(self._client))
+
+    async def _set_clock(self, client: GuestClient) -> None:
+        """Tell the guest the time again, now that an answer takes no longer than it should."""
+        try:
+            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
+                await client.set_clock(self._token or "", self._parts.clock().isoformat())
+        except (TimeoutError, WrennError) as error:
+            _log.warning("the guest's clock may be late", detail=str(error))
 
     async def wait_until_healthy(self) -> None:
         """Wait for the agent and say nothing to it about this guest's identity."""
@@ -324,6 +354,9 @@ class Machine:
         return GuestClient(lambda: self._parts.connect(slot), token)
 
     def _drop_client(self) -> None:
+        if self._clock_setter is not None:
+            self._clock_setter.cancel()
+            self._clock_setter = None
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -359,6 +392,19 @@ class Machine:
         if watcher is not None and watcher is not asyncio.current_task():
             watcher.cancel()
             await asyncio.wait([watcher])
+
+
+def origin_of(parts: Parts, image: Manifest) -> Origin:
+    """What a machine that continues an image's own snapshot starts from."""
+    return Origin(
+        image=image,
+        vcpus=image.vcpus,
+        memory_mb=image.memory_mb,
+        disk=parts.store.disk(image),
+        disk_format=image.disk_format,
+        snapshot=Snapshot(parts.store.vmstate(image)),
+        token=image.token or None,
+    )
 
 
 def spec_of(parts: Parts, record: Record) -> MachineSpec:

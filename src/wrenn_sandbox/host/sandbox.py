@@ -20,14 +20,16 @@ from wrenn_sandbox.errors import (
     IncompatibleImage,
     NoCapacity,
     NotFound,
+    WrennError,
 )
 from wrenn_sandbox.host import snapshots, stored
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import require
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Machine, Origin, Parts
+from wrenn_sandbox.host.machine import Machine, Origin, Parts, origin_of
 from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.host.vmm.base import Snapshot
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
@@ -106,22 +108,25 @@ class Sandbox:
         """Become the owner of what is stored."""
         self._stored = manifest
 
-    async def start(self, operation_id: OperationId, image: Manifest) -> Placement:
-        """Continue an image's snapshot as this sandbox's machine."""
+    async def start(
+        self, operation_id: OperationId, image: Manifest, pool: Pool | None = None
+    ) -> Placement:
+        """Continue an image's snapshot as this sandbox's machine, one of the pool's if it can."""
         self.operation_id = operation_id
         async with self._exclusive():
             self._require_fit(image)
-            store = self._parts.store
-            origin = Origin(
-                image=image,
-                vcpus=image.vcpus,
-                memory_mb=image.memory_mb,
-                disk=store.disk(image),
-                disk_format=image.disk_format,
-                snapshot=Snapshot(store.vmstate(image)),
-                token=image.token or None,
-            )
-            return await self._launch(origin)
+            while pool is not None and (machine := pool.take(image.image_id)) is not None:
+                async with AsyncExitStack() as undo:
+                    undo.push_async_callback(machine.release)
+                    try:
+                        await self._take(machine)
+                    except WrennError as error:
+                        _log.warning("a machine of the pool failed", detail=error.detail)
+                        continue
+                    undo.pop_all()
+                return machine.placement
+            blank = None if pool is None else pool.take_blank(image.image_id)
+            return await self._launch(origin_of(self._parts, image), spawned=blank)
 
     async def resume(self, operation_id: OperationId) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
@@ -153,21 +158,30 @@ class Sandbox:
             return placement
 
     async def _launch(
-        self, origin: Origin, share: Callable[[Slot], None] | None = None
+        self,
+        origin: Origin,
+        share: Callable[[Slot], None] | None = None,
+        spawned: Machine | None = None,
     ) -> Placement:
         async with AsyncExitStack() as undo:
-            machine = await Machine.launch(self._parts, origin, before=share)
+            assert origin.snapshot is not None
+            machine = spawned or await Machine.spawn(self._parts, origin, share)
             undo.push_async_callback(machine.release)
-            await machine.greet(self.sandbox_id)
-            machine.note(
-                phase=Phase.RUNNING,
-                sandbox_id=self.sandbox_id,
-                operation_id=self.operation_id,
-                started_at=self._parts.clock(),
-            )
+            await machine.load(origin.snapshot)
+            await self._take(machine)
             undo.pop_all()
-        self.own(machine)
         return machine.placement
+
+    async def _take(self, machine: Machine) -> None:
+        """Make a machine that runs this sandbox's own."""
+        await machine.greet(self.sandbox_id)
+        machine.note(
+            phase=Phase.RUNNING,
+            sandbox_id=self.sandbox_id,
+            operation_id=self.operation_id,
+            started_at=self._parts.clock(),
+        )
+        self.own(machine)
 
     async def pause(self) -> None:
         """Store the machine and free all it has; on failure it runs on."""

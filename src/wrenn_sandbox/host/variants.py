@@ -91,7 +91,7 @@ class Variants:
                 disk=store.disk(cold),
                 disk_format=cold.disk_format,
             )
-            machine = await Machine.launch(self._parts, origin, record=_MEMORY)
+            machine = await Machine.boot(self._parts, origin, _MEMORY)
             stack.push_async_callback(machine.release)
             await self._warm_up(machine)
             await machine.store(made)

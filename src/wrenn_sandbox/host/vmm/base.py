@@ -84,8 +84,15 @@ class Driver(Protocol):
         """Start a machine from its kernel. With `record`, guest memory is that new file."""
         ...
 
-    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
-        """Continue a stored machine; nothing of the snapshot is changed."""
+    async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        """Start a monitor that waits to load a stored machine; no guest code runs yet."""
+        ...
+
+    async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
+        """Load the snapshot that the monitor was spawned for and let the guest run on.
+
+        Nothing of the snapshot is changed. After a failure the machine is good for nothing.
+        """
         ...
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:

@@ -75,9 +75,12 @@ class FakeDriver:
             await asyncio.to_thread(_sparse, record, spec.memory_mb << 20)
         return await asyncio.to_thread(self._spawn, spec)
 
-    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+    async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
         return await asyncio.to_thread(self._spawn, spec)
+
+    async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
+        """The agent runs already."""
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         self._handles[process].signal(signal.SIGSTOP)

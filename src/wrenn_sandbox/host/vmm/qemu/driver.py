@@ -43,6 +43,8 @@ class _Running:
     handle: ProcessHandle
     monitor: Monitor
     files: MachineFiles
+    vmstate_fd: int = -1
+    """In the monitor: the device state that it was spawned to load."""
 
 
 class QemuDriver:
@@ -104,21 +106,21 @@ class QemuDriver:
         running = await self._spawn(spec, memory, [], restore=False)
         return self._register(running)
 
-    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+    async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         try:
             memory, passed = await self._base(spec)
             running = await self._spawn(spec, memory, [vmstate, *passed], restore=True)
         finally:
             os.close(vmstate)
-        try:
-            if snapshot.diff is not None:
-                await asyncio.to_thread(self._inject, running.handle.pid, spec, snapshot.diff)
-            await _unless_ended(running, running.monitor.load(vmstate))
-        except BaseException:
-            await asyncio.shield(_end(running))
-            raise
+        running.vmstate_fd = vmstate
         return self._register(running)
+
+    async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
+        running = self._running[process]
+        if snapshot.diff is not None:
+            await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
+        await _unless_ended(running, running.monitor.load(running.vmstate_fd))
 
     async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors that go with it."""

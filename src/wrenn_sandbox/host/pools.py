@@ -1,0 +1,155 @@
+"""Machines made in advance, so that a create finds one ready.
+
+Two levels for one image: `hot` machines are restored and their agent has answered, `blank` ones
+are a monitor with slot and disk that waits to load. A blank machine becomes hot when a hot one is
+taken. Both are refilled in the background as long as memory allows. An empty pool is no error:
+whoever finds nothing starts a machine of its own.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.machine import Machine, Parts, origin_of
+from wrenn_sandbox.ids import ImageId
+
+_log = structlog.get_logger(__name__)
+
+_RETRY_SEC: Final = 1.0
+_MAX_RETRY_SEC: Final = 60.0
+_NAME: Final = "pool"
+
+
+class Pool:
+    """The machines in waiting of one host, all of the image that `wanted` gives."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        hot: int,
+        blank: int,
+        wanted: Callable[[], Awaitable[Manifest | None]],
+        room: Callable[[int], Awaitable[bool]],
+    ) -> None:
+        self._parts = parts
+        self._hot_size = hot
+        self._blank_size = blank
+        self._wanted = wanted
+        self._room = room
+        self._hot: deque[Machine] = deque()
+        self._blank: deque[Machine] = deque()
+        self._releasing: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._filled = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to fill the pool."""
+        if self._hot_size or self._blank_size:
+            self._wake.set()
+            self._worker = asyncio.create_task(self._work(), name="pool")
+
+    def take(self, image_id: ImageId) -> Machine | None:
+        """A hot machine of this image, or None. It is the caller's from now on."""
+        if self._hot and self._hot[0].record.image_id == image_id:
+            machine = self._hot.popleft()
+            machine.on_exit = None
+            self._filled.clear()
+            self._wake.set()
+            return machine
+        return None
+
+    def take_blank(self, image_id: ImageId) -> Machine | None:
+        """A machine of this image that has yet to load its snapshot, or None."""
+        if self._blank and self._blank[0].record.image_id == image_id:
+            machine = self._blank.popleft()
+            machine.on_exit = None
+            self._filled.clear()
+            self._wake.set()
+            return machine
+        return None
+
+    async def filled(self) -> None:
+        """Wait until the pool is as full as its sizes and memory allow."""
+        await self._filled.wait()
+
+    async def shrink(self) -> None:
+        """Give all machines up, to make room."""
+        machines = [*self._hot, *self._blank]
+        self._hot.clear()
+        self._blank.clear()
+        for machine in machines:
+            await machine.release()
+
+    async def close(self) -> None:
+        """End the pool and its machines."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        await self.shrink()
+        await asyncio.gather(*self._releasing, return_exceptions=True)
+
+    async def _work(self) -> None:
+        pause = _RETRY_SEC
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._fill()
+                self._filled.set()
+                pause = _RETRY_SEC
+            except (WrennError, OSError) as error:
+                detail = getattr(error, "detail", None)
+                _log.warning("the pool could not be filled", error=str(error), detail=detail)
+                asyncio.get_running_loop().call_later(pause, self._wake.set)
+                pause = min(2 * pause, _MAX_RETRY_SEC)
+
+    async def _fill(self) -> None:
+        image = await self._wanted()
+        if image is None:
+            return
+        await self._drop_others(image.image_id)
+        while len(self._hot) < self._hot_size and await self._room(image.memory_mb):
+            await self._add_hot(image)
+        while len(self._blank) < self._blank_size and await self._room(image.memory_mb):
+            self._keep(self._blank, await Machine.spawn(self._parts, origin_of(self._parts, image)))
+
+    async def _add_hot(self, image: Manifest) -> None:
+        origin = origin_of(self._parts, image)
+        assert origin.snapshot is not None
+        async with AsyncExitStack() as undo:
+            machine = self.take_blank(image.image_id)
+            if machine is None:
+                machine = await Machine.spawn(self._parts, origin)
+            undo.push_async_callback(machine.release)
+            await machine.load(origin.snapshot)
+            await machine.greet(_NAME)
+            undo.pop_all()
+        self._keep(self._hot, machine)
+
+    def _keep(self, machines: deque[Machine], machine: Machine) -> None:
+        def lost(_reason: str) -> None:
+            if machine in machines:
+                machines.remove(machine)
+            task = asyncio.create_task(machine.release())
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+            self._wake.set()
+
+        machines.append(machine)
+        machine.on_exit = lost
+        if machine.ended is not None:
+            lost(machine.ended)
+
+    async def _drop_others(self, image_id: ImageId) -> None:
+        for machines in (self._hot, self._blank):
+            for machine in [each for each in machines if each.record.image_id != image_id]:
+                machines.remove(machine)
+                await machine.release()
