@@ -70,10 +70,10 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 
 def flatten(layer: Path, base: Path, base_format: str, target: Path) -> None:
-    """One qcow2 layer over `base` with all that the chain below `layer` holds."""
-    argv = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "qcow2"]
-    argv += ["-B", str(base), "-F", base_format, str(layer), str(target)]
-    _run(argv)
+    """One qcow2 layer over `base`, which `layer` ends on, with all that the chain above it holds."""
+    copy_sparse(layer, target)
+    argv = ["qemu-img", "rebase", "-U", "-f", "qcow2", "-b", str(base), "-F", base_format]
+    _run([*argv, str(target)])
 
 
 def _run(argv: list[str]) -> None:

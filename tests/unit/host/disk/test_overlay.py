@@ -1,0 +1,155 @@
+"""Disk layers as QEMU's own tools see them."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wrenn_sandbox.host import snapshots
+from wrenn_sandbox.host.disk import overlay
+
+_MB = 1 << 20
+_CLUSTER = 64 * 1024
+
+
+def qemu_io(path: Path, *commands: str) -> None:
+    """Run qemu-io commands on a layer; a pattern that is not there fails."""
+    argv = ["qemu-io", "-f", "qcow2"]
+    for command in commands:
+        argv += ["-c", command]
+    done = subprocess.run([*argv, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout, done.stdout
+
+
+def info(path: Path) -> dict[str, object]:
+    output = subprocess.check_output(["qemu-img", "info", "-U", "--output=json", str(path)])
+    found = json.loads(output)
+    assert isinstance(found, dict)
+    return found
+
+
+def is_clean(path: Path) -> bool:
+    """Whether `qemu-img check` finds neither errors nor leaks."""
+    argv = ["qemu-img", "check", "-q", str(path)]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A raw disk of 4 MiB whose second half is full of 0x77."""
+    path = tmp_path / "cold" / "disk"
+    path.parent.mkdir()
+    path.write_bytes(bytes(2 * _MB) + b"\x77" * 2 * _MB)
+    return path
+
+
+@pytest.mark.parametrize("size_mb", [4, 512, 10 * 1024, 2 * 1024 * 1024])
+def test_an_empty_layer(tmp_path: Path, base: Path, size_mb: int) -> None:
+    layer = tmp_path / "layer"
+    overlay.create(layer, backing=base, backing_format="raw", size=size_mb * _MB)
+    assert is_clean(layer)
+    found = info(layer)
+    assert found["virtual-size"] == size_mb * _MB
+    assert found["backing-filename"] == str(base)
+    assert found["backing-filename-format"] == "raw"
+    assert layer.stat().st_mode & 0o777 == 0o600
+    assert layer.stat().st_blocks * 512 < _MB
+    qemu_io(layer, "read -P 0 0 2M", "read -P 0x77 2M 2M")
+
+
+def test_what_is_written_to_a_layer_stays_in_it(tmp_path: Path, base: Path) -> None:
+    before = base.read_bytes()
+    layer, top = tmp_path / "layer", tmp_path / "top"
+    overlay.create(layer, backing=base, backing_format="raw", size=4 * _MB)
+    qemu_io(layer, "write -P 0x11 1M 1M")
+    overlay.create(top, backing=layer, backing_format="qcow2", size=4 * _MB)
+    qemu_io(top, "write -P 0x22 3M 64k", "write -z 2M 64k")
+    qemu_io(
+        top,
+        "read -P 0 0 1M",
+        "read -P 0x11 1M 1M",
+        "read -P 0 2M 64k",
+        "read -P 0x22 3M 64k",
+        "read -P 0x77 3136k 960k",
+    )
+    qemu_io(layer, "read -P 0x77 2M 2M")
+    assert base.read_bytes() == before
+    assert is_clean(layer)
+    assert is_clean(top)
+
+
+def test_a_layer_is_never_written_over(tmp_path: Path, base: Path) -> None:
+    layer = tmp_path / "layer"
+    layer.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        overlay.create(layer, backing=base, backing_format="raw", size=4 * _MB)
+    assert layer.read_bytes() == b"mine"
+
+
+def test_paths_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long"):
+        overlay.create(
+            tmp_path / "layer", backing=Path("/" + "x" * 1023), backing_format="raw", size=_MB
+        )
+    assert not (tmp_path / "layer").exists()
+
+
+@pytest.mark.parametrize("name", ["../cold/disk", "../cold/" + "./" * 200 + "disk"])
+def test_another_path_to_the_same_base(tmp_path: Path, base: Path, name: str) -> None:
+    """Shorter than before or longer: the layer's directory can move with its base."""
+    made = tmp_path / "made"
+    made.mkdir()
+    layer = made / "disk"
+    overlay.create(layer, backing=base, backing_format="raw", size=4 * _MB)
+    qemu_io(layer, "write -P 0x11 0 64k")
+    overlay.set_backing(layer, name)
+    assert info(layer)["backing-filename"] == name
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "cold").rename(moved / "cold")
+    made.rename(moved / "made")
+    assert is_clean(moved / "made" / "disk")
+    qemu_io(moved / "made" / "disk", "read -P 0x11 0 64k", "read -P 0x77 2M 2M")
+
+
+def test_no_place_for_another_path(tmp_path: Path, base: Path) -> None:
+    raw, layer = tmp_path / "raw", tmp_path / "layer"
+    raw.write_bytes(bytes(_CLUSTER))
+    overlay.create(layer, backing=base, backing_format="raw", size=4 * _MB)
+    before = layer.read_bytes()
+    with pytest.raises(OSError, match="no place"):
+        overlay.set_backing(raw, "other")
+    with pytest.raises(OSError, match="no place"):
+        overlay.set_backing(layer, "x" * _CLUSTER)
+    assert raw.read_bytes() == bytes(_CLUSTER)
+    assert layer.read_bytes() == before
+
+
+def test_a_chain_becomes_one_layer_with_all_it_holds(tmp_path: Path, base: Path) -> None:
+    """Also what only an older layer of a sandbox that was paused before holds."""
+    layers = [tmp_path / name for name in ("variant", "first", "second")]
+    below, form = base, "raw"
+    for number, layer in enumerate(layers):
+        overlay.create(layer, backing=below, backing_format=form, size=4 * _MB)
+        qemu_io(layer, f"write -P {number + 1} {number}M 64k")
+        below, form = layer, "qcow2"
+    qemu_io(layers[1], "write -z 3M 64k")
+    target = tmp_path / "flat"
+    snapshots.flatten(layers[-1], base, "raw", target)
+    assert info(target)["backing-filename"] == str(base)
+    for layer in layers:
+        os.unlink(layer)
+    assert is_clean(target)
+    qemu_io(
+        target,
+        "read -P 1 0 64k",
+        "read -P 2 1M 64k",
+        "read -P 3 2M 64k",
+        "read -P 0 3M 64k",
+        "read -P 0x77 3136k 960k",
+        "read -P 0 64k 960k",
+    )
+    assert target.stat().st_blocks * 512 < _MB
