@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,7 +141,7 @@ class Rig:
 
     def machine_of(self, sandbox: str) -> int:
         """Process id of one sandbox's machine."""
-        found = [each for each in self._journals() if each.sandbox_id == sandbox]
+        found = [each for each in self.journals() if each.sandbox_id == sandbox]
         assert len(found) == 1, found
         assert found[0].process is not None
         assert found[0].process.pid in self.machines()
@@ -163,10 +165,21 @@ class Rig:
 
     def run_directories(self) -> set[str]:
         """Ids of the sandboxes whose machines have files of their own, and of other machines."""
-        return {each.sandbox_id or each.machine_id for each in self._journals()}
+        return {each.sandbox_id or each.machine_id for each in self.journals()}
 
-    def _journals(self) -> list[Record]:
+    def journals(self) -> list[Record]:
+        """What the server has written down of its machines."""
         return records(self.data_dir / "run")
+
+
+def eventually(condition: Callable[[], bool], within: float) -> bool:
+    """Whether the condition becomes true in time; for what another process does."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _arguments(pid: int) -> str:

@@ -2,27 +2,15 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
 from vm.conftest import NewRig
-from vm.harness import Api, Rig, error_of, is_alive
+from vm.harness import Api, Rig, error_of, eventually, is_alive
 
 pytestmark = pytest.mark.vm
-
-
-def eventually(condition: Callable[[], bool], within: float) -> bool:
-    """Whether the condition becomes true in time; for what another process does."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def _statuses(api: Api) -> dict[str, str]:

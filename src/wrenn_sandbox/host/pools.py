@@ -18,12 +18,16 @@ from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.machine import Machine, Parts, origin_of
 from wrenn_sandbox.ids import ImageId
+from wrenn_sandbox.wire.messages import Command
 
 _log = structlog.get_logger(__name__)
 
 _RETRY_SEC: Final = 1.0
 _MAX_RETRY_SEC: Final = 60.0
 _NAME: Final = "pool"
+_WARM_UP: Final = Command(cmd="/bin/true")
+"""An emulated processor translates code anew in each machine: the way of a command, here."""
+_WARM_UP_SEC: Final = 30.0
 
 
 class Pool:
@@ -131,6 +135,7 @@ class Pool:
             undo.push_async_callback(machine.release)
             await machine.load(origin.snapshot)
             await machine.greet(_NAME)
+            await machine.client.exec(_WARM_UP, timeout=_WARM_UP_SEC, output_limit=0)
             undo.pop_all()
         self._keep(self._hot, machine)
 
