@@ -393,6 +393,7 @@ class HostAgent:
                 await sandbox.destroy()
                 del self._sandboxes[sandbox.sandbox_id]
         await asyncio.to_thread(self._store.sweep)
+        await asyncio.to_thread(self._store.forget_missing)
         for sandbox_id in await asyncio.to_thread(stored.all_ids, self._paths):
             await self._take_stored(sandbox_id)
         await self._collect()

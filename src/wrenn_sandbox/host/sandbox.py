@@ -7,10 +7,10 @@ cancels whatever is under way. What is acknowledged is on disk first.
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -35,6 +35,8 @@ from wrenn_sandbox.host.vmm.base import Snapshot
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.wire.messages import Phase, Placement
 
+T = TypeVar("T")
+
 _log = structlog.get_logger(__name__)
 
 NO_SPACE: Final = "The host has no disk space left for another sandbox."
@@ -54,6 +56,7 @@ class Sandbox:
         self._operation: asyncio.Task[object] | None = None
         self._machine: Machine | None = None
         self._stored: StoredSandbox | None = None
+        self._starting_from: ImageId | None = None
         self._gone = False
 
     @property
@@ -89,7 +92,7 @@ class Sandbox:
     @property
     def image_ids(self) -> set[ImageId]:
         """The images that the sandbox needs."""
-        needed = set()
+        needed = {self._starting_from} if self._starting_from is not None else set()
         if self._machine is not None:
             needed.add(self._machine.record.image_id)
         if self._stored is not None:
@@ -113,6 +116,7 @@ class Sandbox:
     ) -> Placement:
         """Continue an image's snapshot as this sandbox's machine, one of the pool's if it can."""
         self.operation_id = operation_id
+        self._starting_from = image.image_id
         async with self._exclusive():
             self._require_fit(image)
             while pool is not None and (machine := pool.take(image.image_id)) is not None:
@@ -211,10 +215,10 @@ class Sandbox:
                     files=files,
                     layers=record.layers,
                 )
-                await asyncio.shield(asyncio.to_thread(stored.commit, paths, manifest))
+                await _to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
                 undo.pop_all()
             self._machine, self._stored = None, manifest
-            await asyncio.shield(machine.release())
+            await _to_the_end(machine.release())
 
     async def snapshot(self, image_id: ImageId) -> Manifest:
         """Make an image of the machine, which is gone afterwards; on failure it runs on."""
@@ -228,15 +232,13 @@ class Sandbox:
                     await machine.store(made)
                     stopped.push_async_callback(machine.run_on)
                     hardware = self._hardware(record.vcpus, record.memory_mb, base)
-                    image = await asyncio.to_thread(
-                        snapshots.publish,
-                        self._parts,
-                        snapshots.Source(made, machine.spec, base, hardware, record.token),
-                        image_id,
+                    source = snapshots.Source(made, machine.spec, base, hardware, record.token)
+                    image = await _to_the_end(
+                        asyncio.to_thread(snapshots.publish, self._parts, source, image_id)
                     )
                     stopped.pop_all()
             self._machine = None
-            await asyncio.shield(machine.release())
+            await _to_the_end(machine.release())
             return image
 
     async def destroy(self) -> None:
@@ -292,6 +294,20 @@ class Sandbox:
                     yield
             finally:
                 self._operation = None
+
+
+async def _to_the_end(work: Coroutine[None, None, T]) -> T:
+    """The result of work that, once begun, is carried through even if its task is cancelled."""
+    task = asyncio.ensure_future(work)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.disk import layers, overlay
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
@@ -32,16 +32,26 @@ class Source:
 def publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
     """Complete the image in the source's directory, make it durable and keep it.
 
-    Raises OSError and `HostFailure`; the machine is not touched.
+    Raises OSError and `HostFailure`; no image is left then. The machine is not touched.
     """
+    parts.store.hold(image_id)
+    try:
+        return _publish(parts, source, image_id)
+    except BaseException:
+        parts.store.let_go(image_id)
+        raise
+
+
+def _publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
     made, base = source.directory, source.base
     store = parts.store
     copy_sparse(store.memory(base), made / form.MEMORY)
     diff.merge(made, made / form.MEMORY)
     for name in (diff.PAGES, diff.INDEX):
         (made / name).unlink()
-    cold = store.open(base.base_image_id) if base.base_image_id else base
-    flatten(source.spec.files.overlay, store.disk(cold), cold.disk_format, made / form.DISK)
+    cold = store.cold(base)
+    copy_sparse(source.spec.files.overlay, made / form.DISK)
+    layers.absorb(made / form.DISK, store.disk(cold), cold.disk_format)
     overlay.set_backing(made / form.DISK, f"../{cold.image_id}/{form.DISK}")
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     manifest = Manifest(
@@ -58,22 +68,13 @@ def publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
         token=source.token,
         machine=source.hardware,
     )
-    published = store.publish(made, manifest)
-    store.hold(image_id)
-    return published
+    return store.publish(made, manifest)
 
 
 def copy_sparse(source: Path, target: Path) -> None:
     """A copy that shares blocks where the file system can, and has holes where it can not."""
     _run(["cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target)])
     target.chmod(0o600)
-
-
-def flatten(layer: Path, base: Path, base_format: str, target: Path) -> None:
-    """One qcow2 layer over `base`, which `layer` ends on, with all that the chain above it holds."""
-    copy_sparse(layer, target)
-    argv = ["qemu-img", "rebase", "-U", "-f", "qcow2", "-b", str(base), "-F", base_format]
-    _run([*argv, str(target)])
 
 
 def _run(argv: list[str]) -> None:

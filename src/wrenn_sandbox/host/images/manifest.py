@@ -1,8 +1,10 @@
 """Manifest of a stored image: what it consists of and which machine it fits.
 
-Two kinds share the form. A *cold* image was never booted: `kernel`, `initrd`, `runtime` and `disk`
-(raw), no `machine`. A *snapshot* has `base_image_id` and `machine`, and holds `vmstate`, `memory`
-and `disk` (a layer over the base's disk); kernel and runtime are the base's.
+Three kinds share the form. A *cold* image was never booted: `kernel`, `initrd`, `runtime` and
+`disk` (raw), no `machine`. A *snapshot* has `base_image_id` and `machine`, and holds `vmstate`,
+`memory` and `disk` (a layer over the base's disk); kernel and runtime are the base's. A *private*
+image is what one stored sandbox's pages are over: `memory` alone; its base is the snapshot on
+whose disk that sandbox's layers build.
 """
 
 import base64
@@ -30,6 +32,7 @@ MEMORY: Final = "memory"
 
 _COLD_FILES = frozenset({KERNEL, INITRD, RUNTIME, DISK})
 _SNAPSHOT_FILES = frozenset({VMSTATE, MEMORY, DISK})
+_PRIVATE_FILES = frozenset({MEMORY})
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
@@ -73,6 +76,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     base_image_id: ImageId | None = None
     variant: bool = False
     """Made from its base for a size that somebody asked for; goes with the base's name."""
+    private: bool = False
+    """Memory that one stored sandbox refers to; nothing that a machine could be started from."""
     machine: Machine | None = None
     token: str = ""
     """What the agent in a snapshot expects before it takes a new identity; none in a variant."""
@@ -119,7 +124,10 @@ class _Version(msgspec.Struct):
 
 
 def _check(manifest: Manifest) -> None:
-    wanted = _COLD_FILES if manifest.is_cold else _SNAPSHOT_FILES
+    if manifest.is_cold:
+        wanted = _COLD_FILES
+    else:
+        wanted = _PRIVATE_FILES if manifest.private else _SNAPSHOT_FILES
     missing = wanted - manifest.files.keys()
     if missing:
         raise IncompatibleImage(f"the image's manifest lacks {', '.join(sorted(missing))}")

@@ -103,6 +103,8 @@ class ImageStore:
 
     def disk(self, manifest: Manifest) -> Path:
         """The disk to put a sandbox's layer on; `manifest.disk_format` says what it is."""
+        while manifest.private and manifest.base_image_id is not None:
+            manifest = self.open(manifest.base_image_id)
         return self.file(manifest, form.DISK)
 
     def memory(self, manifest: Manifest) -> Path:
@@ -113,9 +115,15 @@ class ImageStore:
         """The device state of a snapshot."""
         return self.file(manifest, form.VMSTATE)
 
+    def cold(self, manifest: Manifest) -> Manifest:
+        """The image that was never booted from which this one was made; it may be itself."""
+        while manifest.base_image_id is not None:
+            manifest = self.open(manifest.base_image_id)
+        return manifest
+
     def boot_files(self, manifest: Manifest) -> BootFiles:
-        """Kernel, first file system and runtime: of the image itself or of its base."""
-        base = manifest if manifest.base_image_id is None else self.open(manifest.base_image_id)
+        """Kernel, first file system and runtime, which the cold image of the chain has."""
+        base = self.cold(manifest)
         return BootFiles(
             kernel=self.file(base, form.KERNEL),
             initrd=self.file(base, form.INITRD),
@@ -170,9 +178,8 @@ class ImageStore:
             sync_directory(self._paths.templates)
 
     def hold(self, image_id: ImageId) -> None:
-        """Keep an image that the control plane has given a name; raises NotFound."""
+        """Keep an image, made or yet to be, that the control plane gives a name."""
         with exclusive(self._paths.images_lock):
-            self.open(image_id)
             write_durably(self._paths.held / image_id, b"")
 
     def let_go(self, image_id: ImageId) -> None:
@@ -180,6 +187,12 @@ class ImageStore:
         with exclusive(self._paths.images_lock):
             (self._paths.held / image_id).unlink(missing_ok=True)
             sync_directory(self._paths.held)
+
+    def forget_missing(self) -> None:
+        """Drop what was to be kept and never made; only while nobody makes snapshots."""
+        for image_id in self.held():
+            if not self.directory(image_id).is_dir():
+                self.let_go(image_id)
 
     def held(self) -> set[ImageId]:
         """The images that the control plane has given a name."""

@@ -173,8 +173,11 @@ class QemuDriver:
             try:
                 monitor = await Monitor.connect(spec.files.control_socket)
                 undo.push_async_callback(monitor.close)
-                if await monitor.status() in _ENDED:
+                status = await monitor.status()
+                if status in _ENDED:
                     return False
+                if status != "running":
+                    await monitor.cont()
             except HostFailure:
                 return False
             undo.pop_all()
