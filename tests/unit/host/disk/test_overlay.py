@@ -1,13 +1,11 @@
 """Disk layers as QEMU's own tools see them."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host import snapshots
 from wrenn_sandbox.host.disk import overlay
 
 _MB = 1 << 20
@@ -126,30 +124,3 @@ def test_no_place_for_another_path(tmp_path: Path, base: Path) -> None:
         overlay.set_backing(layer, "x" * _CLUSTER)
     assert raw.read_bytes() == bytes(_CLUSTER)
     assert layer.read_bytes() == before
-
-
-def test_a_chain_becomes_one_layer_with_all_it_holds(tmp_path: Path, base: Path) -> None:
-    """Also what only an older layer of a sandbox that was paused before holds."""
-    layers = [tmp_path / name for name in ("variant", "first", "second")]
-    below, form = base, "raw"
-    for number, layer in enumerate(layers):
-        overlay.create(layer, backing=below, backing_format=form, size=4 * _MB)
-        qemu_io(layer, f"write -P {number + 1} {number}M 64k")
-        below, form = layer, "qcow2"
-    qemu_io(layers[1], "write -z 3M 64k")
-    target = tmp_path / "flat"
-    snapshots.flatten(layers[-1], base, "raw", target)
-    assert info(target)["backing-filename"] == str(base)
-    for layer in layers:
-        os.unlink(layer)
-    assert is_clean(target)
-    qemu_io(
-        target,
-        "read -P 1 0 64k",
-        "read -P 2 1M 64k",
-        "read -P 3 2M 64k",
-        "read -P 0 3M 64k",
-        "read -P 0x77 3136k 960k",
-        "read -P 0 64k 960k",
-    )
-    assert target.stat().st_blocks * 512 < _MB
