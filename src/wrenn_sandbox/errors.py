@@ -5,7 +5,8 @@
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
     ├── NotFound                404 not_found
-    │   └── ProviderNotFound    404 provider_not_found
+    │   ├── ProviderNotFound    404 provider_not_found
+    │   └── NotInGuest          404 not_found       the guest has no such file or command
     ├── MethodNotAllowed        405 method_not_allowed
     ├── Conflict                409 conflict
     │   ├── InvalidState        409 invalid_state
@@ -68,6 +69,10 @@ class NotFound(WrennError):
 
 class ProviderNotFound(NotFound):
     code = "provider_not_found"
+
+
+class NotInGuest(NotFound):
+    """The sandbox is there, what was asked for inside it is not."""
 
 
 class MethodNotAllowed(WrennError):

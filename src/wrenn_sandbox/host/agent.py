@@ -15,6 +15,8 @@ import structlog
 from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
 from wrenn_sandbox.host import capacity, journal, stored
 from wrenn_sandbox.host.equipment import Equipment
+from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.guest_calls import GuestCalls
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.lock import DirectoryLock
@@ -30,11 +32,8 @@ from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
-    Command,
-    CommandResult,
     CreateSandbox,
     EventKind,
-    GuestMetrics,
     HostEvent,
     HostInfo,
     ImageInfo,
@@ -50,7 +49,7 @@ _log = structlog.get_logger(__name__)
 EVENTS_KEPT: Final = 1000
 
 
-class HostAgent:
+class HostAgent(GuestCalls):
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
     def __init__(self, settings: Settings, paths: Paths, equipment: Equipment) -> None:
@@ -269,14 +268,8 @@ class HostAgent:
             await self._event_added.wait()
         return []
 
-    async def exec(
-        self, sandbox_id: SandboxId, command: Command, *, timeout: float, output_limit: int
-    ) -> CommandResult:
-        client = self._sandbox(sandbox_id).client
-        return await client.exec(command, timeout=timeout, output_limit=output_limit)
-
-    async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
-        return await self._sandbox(sandbox_id).client.metrics()
+    def _client(self, sandbox_id: SandboxId) -> GuestClient:
+        return self._sandbox(sandbox_id).client
 
     def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
         sandbox = self._sandboxes.get(sandbox_id)

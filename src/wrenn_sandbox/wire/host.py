@@ -5,6 +5,8 @@ same operation gives the first one's answer. Calls raise `errors.WrennError` onl
 over open files, callbacks or objects of the caller's.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
@@ -14,13 +16,19 @@ from .messages import (
     Command,
     CommandResult,
     CreateSandbox,
+    FileEntry,
     GuestMetrics,
     HostEvent,
     HostInfo,
     ImageInfo,
     Placement,
+    ProcessInfo,
+    ProcessRef,
+    ProcessSignal,
     SandboxReport,
+    TerminalSize,
 )
+from .streams import FileContent, ProcessStream
 
 
 class Host(Protocol):
@@ -96,4 +104,88 @@ class Host(Protocol):
 
     async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
         """Use of resources inside the guest now."""
+        ...
+
+    def read_file(
+        self, sandbox_id: SandboxId, path: str
+    ) -> AbstractAsyncContextManager[FileContent]:
+        """The content of a regular file, as long as the block lasts.
+
+        `NotInGuest`: there is no such file. `InvalidRequest`: it is a directory or a device, or
+        the path is not acceptable.
+        """
+        ...
+
+    async def write_file(
+        self, sandbox_id: SandboxId, path: str, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Replace or make a file, parents too, with all of `chunks` or not at all.
+
+        What `chunks` raises is raised here, and the file is as it was. `InvalidRequest`: the
+        target is a directory or a device. `NoSpace`: the guest's disk is full.
+        """
+        ...
+
+    async def list_directory(self, sandbox_id: SandboxId, path: str, depth: int) -> list[FileEntry]:
+        """What is in a directory, `depth` levels down. `NotInGuest`, `InvalidRequest`."""
+        ...
+
+    async def make_directory(self, sandbox_id: SandboxId, path: str) -> FileEntry:
+        """Make a directory and its parents. `Conflict`: something is there already."""
+        ...
+
+    async def remove_path(self, sandbox_id: SandboxId, path: str) -> None:
+        """Remove a file or a directory with all that is in it. `NotInGuest`."""
+        ...
+
+    async def processes(self, sandbox_id: SandboxId) -> list[ProcessInfo]:
+        """The commands that run in the guest."""
+        ...
+
+    def start_process(
+        self,
+        sandbox_id: SandboxId,
+        command: Command,
+        *,
+        tag: str | None = None,
+        stdin: bool = False,
+        terminal: TerminalSize | None = None,
+    ) -> AbstractAsyncContextManager[ProcessStream]:
+        """Start a command and follow it; leaving the block does not end it.
+
+        Without `stdin` its input is empty; on a terminal its input is the terminal. Errors as in
+        `exec`; a command that does not exist ends with 127, one that can not be executed with 126.
+        """
+        ...
+
+    def attach_process(
+        self, sandbox_id: SandboxId, process: ProcessRef, *, replay: bool
+    ) -> AbstractAsyncContextManager[ProcessStream]:
+        """Follow a running command; with `replay` first what it said before, as far as it is kept.
+
+        `NotInGuest`: there is no such command.
+        """
+        ...
+
+    async def send_input(
+        self, sandbox_id: SandboxId, pid: int, data: bytes, *, terminal: bool
+    ) -> None:
+        """Write to a command's stdin or terminal; returns when it has taken all of it.
+
+        `NotInGuest`: it has ended. `Conflict`: its stdin is closed.
+        """
+        ...
+
+    async def close_input(self, sandbox_id: SandboxId, pid: int) -> None:
+        """Close a command's stdin after all that was sent. `NotInGuest`."""
+        ...
+
+    async def resize_terminal(self, sandbox_id: SandboxId, pid: int, size: TerminalSize) -> None:
+        """Tell a command of its terminal's new size. `NotInGuest`, `Conflict`."""
+        ...
+
+    async def signal_process(
+        self, sandbox_id: SandboxId, process: ProcessRef, signal: ProcessSignal
+    ) -> None:
+        """Signal a command's process group. `NotInGuest`."""
         ...

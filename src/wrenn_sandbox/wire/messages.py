@@ -125,3 +125,79 @@ class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     mem_cache: int
     disk_used: int
     disk_total: int
+
+
+class FileType(StrEnum):
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a guest, a symlink itself and not what it points at.
+
+    `mode` holds the permission bits. Bytes of names that are no UTF-8 are replaced; `raw_path` is
+    base64 of such a path then.
+    """
+
+    name: str
+    path: str
+    type: FileType
+    size: int
+    mode: int
+    permissions: str
+    owner: str
+    group: str
+    modified_at: datetime
+    symlink_target: str | None = None
+    raw_path: str | None = None
+
+
+class TerminalSize(msgspec.Struct, frozen=True, kw_only=True):
+    """In characters."""
+
+    cols: int
+    rows: int
+
+
+class ProcessRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A command of a guest by its pid or, without one, the newest with this tag."""
+
+    pid: int | None = None
+    tag: str | None = None
+
+
+class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that runs in a guest."""
+
+    pid: int
+    cmd: str
+    args: tuple[str, ...] = ()
+    tag: str | None = None
+
+
+class ProcessSignal(StrEnum):
+    TERM = "SIGTERM"
+    KILL = "SIGKILL"
+
+
+class Channel(StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    TERMINAL = "pty"
+
+
+class Output(msgspec.Struct, frozen=True):
+    """A piece of what a command wrote."""
+
+    channel: Channel
+    data: bytes
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The end of a command: its exit code, 128+n when signal n killed it."""
+
+    exit_code: int
+
+
+ProcessEvent = Output | Ended

@@ -98,13 +98,13 @@ class GuestClient:
 
     async def health(self) -> None:
         """Raise `AgentError` unless the agent answers."""
-        status, _ = await self._call("GET", "/health")
+        status, _ = await self.call("GET", "/health")
         if status != 204:
             raise AgentError("The sandbox did not answer.", detail=f"health status {status}")
 
     async def init(self, values: Initialisation) -> None:
         """Give the guest its identity, clock, entropy and token; later calls use the new token."""
-        status, body = await self._call("POST", "/init", msgspec.json.encode(values))
+        status, body = await self.call("POST", "/init", msgspec.json.encode(values))
         if status != 204:
             raise AgentError(
                 "The sandbox refused its identity.", detail=f"init status {status}: {body[:200]!r}"
@@ -117,7 +117,7 @@ class GuestClient:
 
     async def metrics(self) -> GuestMetrics:
         """Use of resources inside the guest."""
-        status, body = await self._call("GET", "/metrics")
+        status, body = await self.call("GET", "/metrics")
         try:
             if status != 200:
                 raise AgentError("The sandbox gave no metrics.", detail=f"status {status}")
@@ -153,7 +153,7 @@ class GuestClient:
         pid = 0
         timed_out = False
         end: _End | None = None
-        async with self._stream("/process.Process/Start", _start_request(command)) as events:
+        async with self.stream("/process.Process/Start", _start_request(command)) as events:
             try:
                 async with asyncio.timeout(timeout) as limit:
                     while (message := await anext(events, None)) is not None:
@@ -193,7 +193,7 @@ class GuestClient:
         body = msgspec.json.encode({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
         try:
             async with asyncio.timeout(_KILL_GRACE):
-                await self._call("POST", "/process.Process/SendSignal", body)
+                await self.call("POST", "/process.Process/SendSignal", body)
         except (TimeoutError, AgentError):
             return
 
@@ -205,15 +205,16 @@ class GuestClient:
         self._idle.clear()
 
     @asynccontextmanager
-    async def _stream(self, target: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with self._connection() as connection:
+    async def stream(self, target: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The JSON messages that answer a streaming call with one JSON message."""
+        async with self.connection() as connection:
             await connection.request(
                 "POST",
                 target,
                 {
                     "Content-Type": "application/connect+json",
                     "Connect-Protocol-Version": "1",
-                    **self._credentials(),
+                    **self.credentials(),
                 },
                 envelope(body),
             )
@@ -221,16 +222,18 @@ class GuestClient:
                 raise unary_error(connection.status, await connection.body())
             yield messages(connection.chunks())
 
-    async def _call(self, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
-        async with self._connection() as connection:
-            headers = self._credentials()
+    async def call(self, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and whole body of the answer to one request with a JSON body."""
+        async with self.connection() as connection:
+            headers = self.credentials()
             if body:
                 headers["Content-Type"] = "application/json"
             await connection.request(method, target, headers, body)
             return connection.status, await connection.body()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for one exchange; it is kept afterwards when the exchange is complete."""
         if self._closed:
             raise GuestGone("The sandbox is not running any more.")
         connection = self._take_idle()
@@ -254,7 +257,8 @@ class GuestClient:
             connection.close()
         return None
 
-    def _credentials(self) -> dict[str, str]:
+    def credentials(self) -> dict[str, str]:
+        """The headers that every request needs."""
         return {} if self._token is None else {"X-Access-Token": self._token}
 
 
@@ -263,7 +267,8 @@ def encoded_entropy(entropy: bytes) -> str:
     return base64.b64encode(entropy).decode("ascii")
 
 
-def _start_request(command: Command) -> bytes:
+def process_config(command: Command) -> dict[str, object]:
+    """A command in the form that Start takes."""
     process: dict[str, object] = {
         "cmd": command.cmd,
         "args": command.args,
@@ -273,7 +278,11 @@ def _start_request(command: Command) -> bytes:
         process["cwd"] = command.cwd
     if command.user is not None:
         process["user"] = command.user
-    return msgspec.json.encode({"process": process, "stdin": False})
+    return process
+
+
+def _start_request(command: Command) -> bytes:
+    return msgspec.json.encode({"process": process_config(command), "stdin": False})
 
 
 def _decode(message: bytes) -> _Message:

@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._failure: GuestGone | None = None
         self._paused = False
+        self._cut = False
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -70,8 +71,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent: the last answer is complete and it is open."""
-        return self._failure is None and self._complete and self._parser.should_keep_alive()
+        """Whether another request may be sent: the last exchange is complete and it is open."""
+        return (
+            self._failure is None
+            and self._complete
+            and not self._cut
+            and self._parser.should_keep_alive()
+        )
 
     def close(self) -> None:
         """Close at once; safe to repeat."""
@@ -84,12 +90,41 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Send a request whole and wait for the head of its answer; raises `GuestGone`."""
         self._begin()
-        head = [f"{method} {target} HTTP/1.1", "Host: guest"]
-        head += [f"{name}: {value}" for name, value in headers.items()]
         if body or method in ("POST", "PUT"):
-            head.append(f"Content-Length: {len(body)}")
-        await self._send("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+            headers = {**headers, "Content-Length": str(len(body))}
+        await self._send(_request_head(method, target, headers) + body)
         await self.head()
+
+    async def upload(
+        self, method: str, target: str, headers: Mapping[str, str], chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Send a request with `chunks` as its body and wait for the head of its answer.
+
+        Nothing more is sent once the guest has answered. When `chunks` raises, the connection is
+        cut, so that the guest sees a body that is not complete, and the error is raised here.
+        """
+        self._begin()
+        self._cut = True
+        headers = {**headers, "Transfer-Encoding": "chunked"}
+        await self._send(_request_head(method, target, headers))
+        answered = asyncio.create_task(self.head())
+        sent = asyncio.create_task(self._send_chunks(chunks))
+        try:
+            await asyncio.wait({answered, sent}, return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done() and not isinstance(sent.exception(), GuestGone):
+                sent.result()
+                self._cut = False
+            await answered
+        finally:
+            answered.cancel()
+            sent.cancel()
+            await asyncio.gather(answered, sent, return_exceptions=True)
+
+    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
+        async for chunk in chunks:
+            if chunk:
+                await self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        await self._send(b"0\r\n\r\n")
 
     async def head(self) -> None:
         """Wait for the status line and headers of the answer."""
@@ -128,7 +163,7 @@ class Connection(asyncio.Protocol):
             self._parser = httptools.HttpResponseParser(self)
         self._chunks.clear()
         self._buffered = 0
-        self._headers_done = self._complete = False
+        self._headers_done = self._complete = self._cut = False
         self._header_bytes = 0
         self.status = 0
         self.headers = {}
@@ -214,3 +249,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._complete = True
         self._wake.set()
+
+
+def _request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
+    head = [f"{method} {target} HTTP/1.1", "Host: guest"]
+    head += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*head, "", ""]).encode("latin-1")

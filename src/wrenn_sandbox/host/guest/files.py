@@ -1,0 +1,119 @@
+"""Files of one guest, through its agent."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.wire.messages import FileEntry, FileType
+from wrenn_sandbox.wire.streams import FileContent
+
+from .client import GuestClient
+from .connect_rpc import unary_error
+from .refusals import refusal
+
+Answer = TypeVar("Answer")
+
+_SIZE_DIGITS = 18
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    name: str
+    path: str
+    type: str
+    size: str
+    mode: int
+    permissions: str
+    owner: str
+    group: str
+    modified_time: datetime
+    symlink_target: str | None = None
+    raw_path: str | None = None
+
+    def plain(self) -> FileEntry:
+        kind = FileType.DIRECTORY if self.type == "FILE_TYPE_DIRECTORY" else FileType.FILE
+        return FileEntry(
+            name=self.name,
+            path=self.path,
+            type=kind if self.symlink_target is None else FileType.SYMLINK,
+            size=_size(self.size),
+            mode=self.mode,
+            permissions=self.permissions,
+            owner=self.owner,
+            group=self.group,
+            modified_at=self.modified_time,
+            symlink_target=self.symlink_target,
+            raw_path=self.raw_path,
+        )
+
+
+class _Entries(msgspec.Struct):
+    entries: list[_Entry] = []
+
+
+class _OneEntry(msgspec.Struct):
+    entry: _Entry
+
+
+class GuestFiles:
+    """Calls raise what `Host` says of them."""
+
+    def __init__(self, client: GuestClient) -> None:
+        self._client = client
+
+    @asynccontextmanager
+    async def read(self, path: str) -> AsyncIterator[FileContent]:
+        async with self._client.connection() as connection:
+            await connection.request("GET", _target(path), self._client.credentials())
+            if connection.status != 200:
+                error = unary_error(connection.status, await connection.body())
+                raise refusal(error, connection.status)
+            length = connection.headers.get("content-length")
+            size = None if length is None else _size(length)
+            yield FileContent(size, connection.chunks())
+
+    async def write(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        headers = {"Content-Type": "application/octet-stream", **self._client.credentials()}
+        async with self._client.connection() as connection:
+            await connection.upload("POST", _target(path), headers, chunks)
+            body = await connection.body()
+            if connection.status != 200:
+                raise refusal(unary_error(connection.status, body), connection.status)
+
+    async def list(self, path: str, depth: int) -> list[FileEntry]:
+        answer = await self._call("ListDir", {"path": path, "depth": depth})
+        return [entry.plain() for entry in _decode(answer, _Entries).entries]
+
+    async def make_directory(self, path: str) -> FileEntry:
+        return _decode(await self._call("MakeDir", {"path": path}), _OneEntry).entry.plain()
+
+    async def remove(self, path: str) -> None:
+        await self._call("Remove", {"path": path})
+
+    async def _call(self, method: str, message: dict[str, object]) -> bytes:
+        target = f"/filesystem.Filesystem/{method}"
+        status, body = await self._client.call("POST", target, msgspec.json.encode(message))
+        if status != 200:
+            raise refusal(unary_error(status, body), status)
+        return body
+
+
+def _target(path: str) -> str:
+    return "/files?path=" + quote(path, safe="/", errors="surrogateescape")
+
+
+def _size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _SIZE_DIGITS):
+        raise AgentError("The sandbox sent a malformed answer.", detail="size of a file")
+    return int(text)
+
+
+def _decode(body: bytes, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error

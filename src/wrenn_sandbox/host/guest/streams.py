@@ -1,0 +1,199 @@
+"""Commands of one guest that are followed while they run, through its agent."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.wire.messages import (
+    Channel,
+    Command,
+    Ended,
+    Output,
+    ProcessEvent,
+    ProcessInfo,
+    ProcessRef,
+    ProcessSignal,
+    TerminalSize,
+)
+from wrenn_sandbox.wire.streams import ProcessStream
+
+from .client import NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
+from .connect_rpc import RpcError, unary_error
+from .refusals import refusal
+
+INPUT_PIECE: Final = 256 * 1024
+"""Bytes of input that one call carries."""
+
+_SERVICE: Final = "/process.Process/"
+_NOT_STARTED: Final = {"not_found": NOT_FOUND, "permission_denied": NOT_EXECUTABLE}
+
+
+class _Start(msgspec.Struct):
+    pid: int = 0
+
+
+class _Data(msgspec.Struct):
+    stdout: bytes = b""
+    stderr: bytes = b""
+    pty: bytes = b""
+
+
+class _End(msgspec.Struct, rename="camel"):
+    exit_code: int = 0
+
+
+class _Event(msgspec.Struct):
+    start: _Start | None = None
+    data: _Data | None = None
+    end: _End | None = None
+
+
+class _Message(msgspec.Struct):
+    event: _Event = msgspec.field(default_factory=_Event)
+
+
+class _Config(msgspec.Struct):
+    cmd: str
+    args: list[str] = []
+
+
+class _Process(msgspec.Struct):
+    config: _Config
+    pid: int
+    tag: str = ""
+
+
+class _Processes(msgspec.Struct):
+    processes: list[_Process] = []
+
+
+_DECODE: Final = msgspec.json.Decoder(_Message)
+
+
+class GuestProcesses:
+    """Calls raise what `Host` says of them."""
+
+    def __init__(self, client: GuestClient) -> None:
+        self._client = client
+
+    @asynccontextmanager
+    async def start(
+        self, command: Command, *, tag: str | None, stdin: bool, terminal: TerminalSize | None
+    ) -> AsyncIterator[ProcessStream]:
+        message: dict[str, object] = {"process": process_config(command), "stdin": stdin}
+        if tag is not None:
+            message["tag"] = tag
+        if terminal is not None:
+            message["pty"] = {"size": terminal}
+        async with self._client.stream(_SERVICE + "Start", msgspec.json.encode(message)) as answer:
+            try:
+                stream = await _followed(answer)
+            except RpcError as error:
+                code = _NOT_STARTED.get(error.rpc_code)
+                if code is None:
+                    raise refusal(error) from error
+                stream = ProcessStream(None, _not_started(error, code))
+            yield stream
+
+    @asynccontextmanager
+    async def attach(self, process: ProcessRef, *, replay: bool) -> AsyncIterator[ProcessStream]:
+        message = msgspec.json.encode({"process": _selector(process), "replay": replay})
+        async with self._client.stream(_SERVICE + "Connect", message) as answer:
+            try:
+                stream = await _followed(answer)
+            except RpcError as error:
+                raise refusal(error) from error
+            yield stream
+
+    async def list(self) -> list[ProcessInfo]:
+        answer = await self._call("List", {})
+        try:
+            found = msgspec.json.decode(answer, type=_Processes).processes
+        except msgspec.MsgspecError as error:
+            raise _malformed(str(error)) from error
+        return [
+            ProcessInfo(
+                pid=each.pid,
+                cmd=each.config.cmd,
+                args=tuple(each.config.args),
+                tag=each.tag or None,
+            )
+            for each in found
+        ]
+
+    async def send_input(self, pid: int, data: bytes, *, terminal: bool) -> None:
+        kind = "pty" if terminal else "stdin"
+        for start in range(0, len(data), INPUT_PIECE):
+            piece = data[start : start + INPUT_PIECE]
+            await self._call("SendInput", {"process": {"pid": pid}, "input": {kind: piece}})
+
+    async def close_input(self, pid: int) -> None:
+        await self._call("CloseStdin", {"process": {"pid": pid}})
+
+    async def resize(self, pid: int, size: TerminalSize) -> None:
+        await self._call("Update", {"process": {"pid": pid}, "pty": {"size": size}})
+
+    async def signal(self, process: ProcessRef, signal: ProcessSignal) -> None:
+        name = f"SIGNAL_{signal.value}"
+        await self._call("SendSignal", {"process": _selector(process), "signal": name})
+
+    async def _call(self, method: str, message: dict[str, object]) -> bytes:
+        status, body = await self._client.call(
+            "POST", _SERVICE + method, msgspec.json.encode(message)
+        )
+        if status != 200:
+            raise refusal(unary_error(status, body), status)
+        return body
+
+
+def _selector(process: ProcessRef) -> dict[str, object]:
+    return {"tag": process.tag} if process.pid is None else {"pid": process.pid}
+
+
+async def _followed(answer: AsyncIterator[bytes]) -> ProcessStream:
+    async for message in answer:
+        start = _decode(message).start
+        if start is not None:
+            return ProcessStream(start.pid, _events(answer))
+    raise _malformed("no start event")
+
+
+async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
+    ended = False
+    try:
+        async for message in answer:
+            event = _decode(message)
+            if event.data is not None:
+                for channel, data in (
+                    (Channel.STDOUT, event.data.stdout),
+                    (Channel.STDERR, event.data.stderr),
+                    (Channel.TERMINAL, event.data.pty),
+                ):
+                    if data:
+                        yield Output(channel, data)
+            elif event.end is not None and not ended:
+                ended = True
+                yield Ended(event.end.exit_code)
+    except RpcError as error:
+        raise refusal(error) from error
+    if not ended:
+        raise _malformed("no end event")
+
+
+async def _not_started(error: RpcError, code: int) -> AsyncIterator[ProcessEvent]:
+    yield Output(Channel.STDERR, (error.message + "\n").encode())
+    yield Ended(code)
+
+
+def _decode(message: bytes) -> _Event:
+    try:
+        return _DECODE.decode(message).event
+    except msgspec.DecodeError as error:
+        raise _malformed(str(error)) from error
+
+
+def _malformed(detail: str) -> AgentError:
+    return AgentError("The sandbox sent a malformed answer.", detail=detail)

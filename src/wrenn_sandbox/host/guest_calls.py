@@ -1,0 +1,103 @@
+"""The calls of the Host interface that go straight to a guest."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.guest.files import GuestFiles
+from wrenn_sandbox.host.guest.streams import GuestProcesses
+from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.wire.messages import (
+    Command,
+    CommandResult,
+    FileEntry,
+    GuestMetrics,
+    ProcessInfo,
+    ProcessRef,
+    ProcessSignal,
+    TerminalSize,
+)
+from wrenn_sandbox.wire.streams import FileContent, ProcessStream
+
+
+class GuestCalls(ABC):
+    """Every call raises `NotFound` where the sandbox does not run here."""
+
+    @abstractmethod
+    def _client(self, sandbox_id: SandboxId) -> GuestClient:
+        """Calls to a running guest."""
+
+    async def exec(
+        self, sandbox_id: SandboxId, command: Command, *, timeout: float, output_limit: int
+    ) -> CommandResult:
+        client = self._client(sandbox_id)
+        return await client.exec(command, timeout=timeout, output_limit=output_limit)
+
+    async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
+        return await self._client(sandbox_id).metrics()
+
+    @asynccontextmanager
+    async def read_file(self, sandbox_id: SandboxId, path: str) -> AsyncIterator[FileContent]:
+        async with self._files(sandbox_id).read(path) as content:
+            yield content
+
+    async def write_file(
+        self, sandbox_id: SandboxId, path: str, chunks: AsyncIterator[bytes]
+    ) -> None:
+        await self._files(sandbox_id).write(path, chunks)
+
+    async def list_directory(self, sandbox_id: SandboxId, path: str, depth: int) -> list[FileEntry]:
+        return await self._files(sandbox_id).list(path, depth)
+
+    async def make_directory(self, sandbox_id: SandboxId, path: str) -> FileEntry:
+        return await self._files(sandbox_id).make_directory(path)
+
+    async def remove_path(self, sandbox_id: SandboxId, path: str) -> None:
+        await self._files(sandbox_id).remove(path)
+
+    async def processes(self, sandbox_id: SandboxId) -> list[ProcessInfo]:
+        return await self._processes(sandbox_id).list()
+
+    @asynccontextmanager
+    async def start_process(
+        self,
+        sandbox_id: SandboxId,
+        command: Command,
+        *,
+        tag: str | None = None,
+        stdin: bool = False,
+        terminal: TerminalSize | None = None,
+    ) -> AsyncIterator[ProcessStream]:
+        processes = self._processes(sandbox_id)
+        async with processes.start(command, tag=tag, stdin=stdin, terminal=terminal) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def attach_process(
+        self, sandbox_id: SandboxId, process: ProcessRef, *, replay: bool
+    ) -> AsyncIterator[ProcessStream]:
+        async with self._processes(sandbox_id).attach(process, replay=replay) as stream:
+            yield stream
+
+    async def send_input(
+        self, sandbox_id: SandboxId, pid: int, data: bytes, *, terminal: bool
+    ) -> None:
+        await self._processes(sandbox_id).send_input(pid, data, terminal=terminal)
+
+    async def close_input(self, sandbox_id: SandboxId, pid: int) -> None:
+        await self._processes(sandbox_id).close_input(pid)
+
+    async def resize_terminal(self, sandbox_id: SandboxId, pid: int, size: TerminalSize) -> None:
+        await self._processes(sandbox_id).resize(pid, size)
+
+    async def signal_process(
+        self, sandbox_id: SandboxId, process: ProcessRef, signal: ProcessSignal
+    ) -> None:
+        await self._processes(sandbox_id).signal(process, signal)
+
+    def _files(self, sandbox_id: SandboxId) -> GuestFiles:
+        return GuestFiles(self._client(sandbox_id))
+
+    def _processes(self, sandbox_id: SandboxId) -> GuestProcesses:
+        return GuestProcesses(self._client(sandbox_id))
