@@ -203,6 +203,7 @@ class HostAgent(GuestCalls):
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None:
+            await asyncio.to_thread(stored.keep, self._paths, sandbox_id, ())
             return
         for (owner, _), task in list(self._operations.items()):
             if owner == sandbox_id:
@@ -232,6 +233,7 @@ class HostAgent(GuestCalls):
         sandbox = self._sandbox(sandbox_id)
         await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
         self._sandboxes.pop(sandbox_id, None)
+        await sandbox.destroy()
         return await self._image_info(image_id)
 
     async def _image_info(self, image_id: ImageId) -> ImageInfo:
@@ -425,6 +427,9 @@ class HostAgent(GuestCalls):
             complete = await asyncio.to_thread(stored.newest, self._paths, sandbox_id)
         except IncompatibleImage as error:
             _log.error("a stored sandbox can not be read", sandbox=sandbox_id, detail=error.detail)
+            damaged = Sandbox(self._parts, sandbox_id, self._exited)
+            damaged.own_damaged(error)
+            self._sandboxes[sandbox_id] = damaged
             return
         if complete is None:
             await asyncio.to_thread(stored.keep, self._paths, sandbox_id, ())

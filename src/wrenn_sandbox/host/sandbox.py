@@ -56,6 +56,7 @@ class Sandbox:
         self._operation: asyncio.Task[object] | None = None
         self._machine: Machine | None = None
         self._stored: StoredSandbox | None = None
+        self._damage: IncompatibleImage | None = None
         self._starting_from: ImageId | None = None
         self._gone = False
 
@@ -63,7 +64,8 @@ class Sandbox:
     def phase(self) -> Phase:
         if self._machine is not None:
             return Phase.RUNNING
-        return Phase.PAUSED if self._stored is not None else Phase.STARTING
+        is_stored = self._stored is not None or self._damage is not None
+        return Phase.PAUSED if is_stored else Phase.STARTING
 
     @property
     def busy(self) -> bool:
@@ -84,10 +86,10 @@ class Sandbox:
 
     @property
     def memory_mb(self) -> int:
-        """The guest's memory in MiB; raises `NotFound` before it was ever started."""
+        """The guest's memory in MiB, 0 where that is not known."""
         if self._stored is not None:
             return self._stored.machine.memory_mb
-        return self.machine.record.memory_mb
+        return 0 if self._machine is None else self._machine.record.memory_mb
 
     @property
     def image_ids(self) -> set[ImageId]:
@@ -110,6 +112,10 @@ class Sandbox:
     def own_stored(self, manifest: StoredSandbox) -> None:
         """Become the owner of what is stored."""
         self._stored = manifest
+
+    def own_damaged(self, damage: IncompatibleImage) -> None:
+        """Become the owner of something stored that can not be read; it is kept as it is."""
+        self._damage = damage
 
     async def start(
         self, operation_id: OperationId, image: Manifest, pool: Pool | None = None
@@ -136,6 +142,8 @@ class Sandbox:
         """Continue the stored machine; on failure it stays stored, untouched."""
         async with self._exclusive():
             manifest = self._stored
+            if self._damage is not None:
+                raise self._damage
             if manifest is None:
                 raise NotFound("The sandbox is not stored.")
             self.operation_id = operation_id
@@ -250,7 +258,7 @@ class Sandbox:
             machine, self._machine = self._machine, None
             if machine is not None:
                 await machine.release()
-            self._stored = None
+            self._stored = self._damage = None
             await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
 
     async def detach(self) -> None:
