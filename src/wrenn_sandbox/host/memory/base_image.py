@@ -9,39 +9,58 @@ read-only and gets the file.
 import fcntl
 import os
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from .sparse import copy_data
+
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-_PIECE: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class BaseMemory:
-    """An open memory image and its size in bytes."""
+    """A descriptor of a memory image and its size in bytes."""
 
     fd: int
     size: int
 
 
-class SealedMemories:
-    """The sealed copies of this server, one for each image, made on first use."""
+@dataclass
+class _Copy:
+    """The copy of one image, made by whoever comes first while the others wait."""
 
-    def __init__(self) -> None:
-        self._open: dict[Path, BaseMemory] = {}
-        self._locks: dict[Path, threading.Lock] = {}
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    memory: BaseMemory | None = None
+    used_at: float = 0.0
+    dropped: bool = False
+
+
+class SealedMemories:
+    """The sealed copies of this server, one for each image, made on first use. Calls block."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._copies: dict[Path, _Copy] = {}
         self._guard = threading.Lock()
 
     def get(self, image: Path) -> BaseMemory:
-        """The sealed copy of an image; blocks while it is made. Raises OSError."""
-        with self._guard:
-            lock = self._locks.setdefault(image, threading.Lock())
-        with lock:
-            memory = self._open.get(image)
-            if memory is None:
-                memory = self._open[image] = _sealed_copy(image)
-            return memory
+        """The sealed copy of an image, made first if need be; the caller closes the descriptor.
+
+        Raises OSError.
+        """
+        while True:
+            with self._guard:
+                copy = self._copies.setdefault(image, _Copy())
+            with copy.lock:
+                if copy.dropped:
+                    continue
+                if copy.memory is None:
+                    copy.memory = _sealed_copy(image)
+                copy.used_at = self._clock()
+                return BaseMemory(os.dup(copy.memory.fd), copy.memory.size)
 
     @staticmethod
     def name(image: Path) -> str:
@@ -51,14 +70,31 @@ class SealedMemories:
     def forget(self, image: Path) -> None:
         """Close the copy of an image that no new machine will use; machines keep theirs."""
         with self._guard:
-            memory = self._open.pop(image, None)
-            self._locks.pop(image, None)
-        if memory is not None:
-            os.close(memory.fd)
+            copy = self._copies.pop(image, None)
+        if copy is None:
+            return
+        with copy.lock:
+            copy.dropped = True
+            if copy.memory is not None:
+                os.close(copy.memory.fd)
+
+    def trim(self, idle: float, in_use: Collection[Path]) -> None:
+        """Close the copies that none of `in_use` is and nobody asked for in `idle` seconds."""
+        before = self._clock() - idle
+        with self._guard:
+            found = [
+                image
+                for image, copy in self._copies.items()
+                if image not in in_use and copy.memory is not None and copy.used_at <= before
+            ]
+        for image in found:
+            self.forget(image)
 
     def close(self) -> None:
         """Close all copies."""
-        for image in list(self._open):
+        with self._guard:
+            images = list(self._copies)
+        for image in images:
             self.forget(image)
 
 
@@ -69,7 +105,7 @@ def _sealed_copy(image: Path) -> BaseMemory:
         target = os.memfd_create(_memfd_name(image), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(target, size)
-            _copy_data(source, target, size)
+            copy_data(source, target, size)
             os.fchmod(target, 0o666)
             fcntl.fcntl(target, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
@@ -82,20 +118,3 @@ def _sealed_copy(image: Path) -> BaseMemory:
 
 def _memfd_name(image: Path) -> str:
     return f"wrenn-{image.parent.name}"
-
-
-def _copy_data(source: int, target: int, size: int) -> None:
-    """Copy the parts of a sparse file that hold data."""
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError:
-            return
-        end = os.lseek(source, offset, os.SEEK_HOLE)
-        while offset < end:
-            data = os.pread(source, min(_PIECE, end - offset), offset)
-            if not data:
-                raise OSError("memory image ended early")
-            os.pwrite(target, data, offset)
-            offset += len(data)

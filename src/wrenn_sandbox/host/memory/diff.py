@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host.images.manifest import FileEntry
 
 from .pages import PAGE, Mapping, Run, own_pages, read, split, write
+from .sparse import go_on
 
 _HEAD: Final = struct.Struct("<4sIIII")
 _MAGIC: Final = b"WRMI"
@@ -127,8 +128,11 @@ def inject(mapping: Mapping, directory: Path) -> None:
         os.close(fd)
 
 
-def merge(directory: Path, image: Path) -> None:
-    """Write stored pages into a copy of the image that they are over; blocks."""
+def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> None:
+    """Write stored pages into a copy of the image that they are over; blocks.
+
+    Raises OSError, `IncompatibleImage`, and what `check` raises, which is called now and then.
+    """
     pages = image.stat().st_size // PAGE
     runs = decode_index((directory / INDEX).read_bytes(), pages)
     source = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
@@ -136,6 +140,7 @@ def merge(directory: Path, image: Path) -> None:
     try:
         offset = 0
         for batch in split(runs, _BATCH_PAGES):
+            check()
             for run in batch:
                 data = os.pread(source, run.size, offset)
                 if len(data) != run.size or os.pwrite(target, data, run.first * PAGE) != run.size:

@@ -128,7 +128,14 @@ class Driver(Protocol):
         ...
 
     def forget(self, memory: Path) -> None:
-        """Free what is kept for a memory image that is about to go."""
+        """Free what is kept for a memory image that no new machine will use; blocks."""
+        ...
+
+    def trim(self, idle: float) -> None:
+        """Free what is kept for memory images unused for `idle` seconds; blocks.
+
+        It is made anew when a machine needs it.
+        """
         ...
 
     async def usage(self, process: Process) -> Usage:

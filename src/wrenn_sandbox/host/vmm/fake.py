@@ -130,6 +130,9 @@ class FakeDriver:
     def forget(self, memory: Path) -> None:
         """Nothing is kept of memory images."""
 
+    def trim(self, idle: float) -> None:
+        """Nothing is kept of memory images."""
+
     def _spawn(self, spec: MachineSpec) -> Process:
         home = _home(spec)
         home.mkdir(exist_ok=True)

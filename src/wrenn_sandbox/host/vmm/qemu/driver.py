@@ -17,7 +17,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
-from wrenn_sandbox.host.memory.base_image import SealedMemories
+from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -45,6 +45,8 @@ class _Running:
     files: MachineFiles
     vmstate_fd: int = -1
     """In the monitor: the device state that it was spawned to load."""
+    memory: Path | None = None
+    """The image that its memory is a private mapping of."""
 
 
 class QemuDriver:
@@ -108,11 +110,13 @@ class QemuDriver:
 
     async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
+        passed = [vmstate]
         try:
-            memory, passed = await self._base(spec)
-            running = await self._spawn(spec, memory, [vmstate, *passed], restore=True)
+            memory = await self._base(spec, passed)
+            running = await self._spawn(spec, memory, passed, restore=True)
         finally:
-            os.close(vmstate)
+            for fd in passed:
+                os.close(fd)
         running.vmstate_fd = vmstate
         return self._register(running)
 
@@ -122,13 +126,19 @@ class QemuDriver:
             await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
         await _unless_ended(running, running.monitor.load(running.vmstate_fd))
 
-    async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
-        """The immutable memory to map privately, and the descriptors that go with it."""
+    async def _base(self, spec: MachineSpec, passed: list[int]) -> Memory:
+        """The immutable memory to map privately; its descriptor, if any, is added to `passed`."""
         assert spec.memory is not None
         if self._version[:2] >= _READ_ONLY_BASE_SINCE:
-            return Memory(str(spec.memory), shared=False, read_only_file=True), []
-        fd = (await asyncio.to_thread(self._sealed.get, spec.memory)).fd
-        return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False), [fd]
+            return Memory(str(spec.memory), shared=False, read_only_file=True)
+        getting = asyncio.ensure_future(asyncio.to_thread(self._sealed.get, spec.memory))
+        try:
+            fd = (await asyncio.shield(getting)).fd
+        except asyncio.CancelledError:
+            getting.add_done_callback(_close_unwanted)
+            raise
+        passed.append(fd)
+        return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False)
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         running = self._running[process]
@@ -181,7 +191,7 @@ class QemuDriver:
             except HostFailure:
                 return False
             undo.pop_all()
-        self._running[process] = _Running(handle, monitor, spec.files)
+        self._running[process] = _Running(handle, monitor, spec.files, memory=spec.memory)
         return True
 
     async def wait(self, process: Process) -> str:
@@ -221,8 +231,13 @@ class QemuDriver:
         self._sealed.close()
 
     def forget(self, memory: Path) -> None:
-        """Free what is kept for a memory image that is about to go."""
+        """Close the sealed copy of a memory image; machines keep theirs."""
         self._sealed.forget(memory)
+
+    def trim(self, idle: float) -> None:
+        """Close the sealed copies that no machine uses and none has for `idle` seconds."""
+        used = {each.memory for each in list(self._running.values()) if each.memory is not None}
+        self._sealed.trim(idle, used)
 
     def _register(self, running: _Running) -> Process:
         process = Process(running.handle.pid, running.handle.start_time)
@@ -267,7 +282,7 @@ class QemuDriver:
             if isinstance(error, HostFailure):
                 error.detail = await asyncio.to_thread(_tails, spec.files)
             raise
-        return _Running(handle, monitor, spec.files)
+        return _Running(handle, monitor, spec.files, memory=spec.memory)
 
     def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
         assert spec.memory is not None
@@ -348,6 +363,11 @@ async def _end(running: _Running) -> None:
     finally:
         running.handle.close()
         await running.monitor.close()
+
+
+def _close_unwanted(memory: "asyncio.Future[BaseMemory]") -> None:
+    if not memory.cancelled() and memory.exception() is None:
+        os.close(memory.result().fd)
 
 
 def _version(binary: str) -> tuple[int, int, int]:

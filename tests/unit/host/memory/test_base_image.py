@@ -1,0 +1,139 @@
+"""Sealed copies of memory images: made once, closed when nobody needs them, never early."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wrenn_sandbox.host.memory import base_image
+from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
+
+_MB = 1 << 20
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sealed(clock: Clock) -> Iterator[SealedMemories]:
+    memories = SealedMemories(clock)
+    yield memories
+    memories.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "img-a" / "memory"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.truncate(4 * _MB)
+        os.pwrite(file.fileno(), b"data", 2 * _MB)
+    return path
+
+
+def copies() -> int:
+    """How many descriptors of sealed copies this process has."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:wrenn-")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def used(memories: SealedMemories, image: Path) -> int:
+    """The inode of the copy that a machine would get."""
+    memory = memories.get(image)
+    inode = os.fstat(memory.fd).st_ino
+    os.close(memory.fd)
+    return inode
+
+
+def test_a_copy_is_equal_sparse_and_can_not_be_changed(sealed: SealedMemories, image: Path) -> None:
+    memory = sealed.get(image)
+    assert memory.size == 4 * _MB
+    assert os.pread(memory.fd, 5 * _MB, 0) == image.read_bytes()
+    assert os.fstat(memory.fd).st_blocks * 512 < _MB
+    with pytest.raises(PermissionError):
+        os.pwrite(memory.fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 0)
+    os.close(memory.fd)
+
+
+def test_all_machines_share_one_copy(sealed: SealedMemories, image: Path) -> None:
+    assert used(sealed, image) == used(sealed, image)
+    assert copies() == 1
+
+
+def test_a_copy_that_is_forgotten_is_closed(sealed: SealedMemories, image: Path) -> None:
+    before = used(sealed, image)
+    memory = sealed.get(image)
+    sealed.forget(image)
+    sealed.forget(image)
+    assert copies() == 1
+    assert os.pread(memory.fd, 4, 2 * _MB) == b"data", "whoever got it has it still"
+    assert used(sealed, image) != before
+    os.close(memory.fd)
+    sealed.forget(image)
+    assert copies() == 0
+
+
+def test_the_directory_is_no_name_of_the_image(sealed: SealedMemories, image: Path) -> None:
+    used(sealed, image)
+    sealed.forget(image.parent)
+    assert copies() == 1
+
+
+def test_idle_copies_go(sealed: SealedMemories, image: Path, clock: Clock) -> None:
+    used(sealed, image)
+    clock.now = 9.0
+    sealed.trim(10, ())
+    assert copies() == 1
+    clock.now = 10.0
+    sealed.trim(10, {image})
+    assert copies() == 1
+    sealed.trim(10, {image.parent})
+    assert copies() == 0
+
+
+def test_forgetting_waits_for_a_copy_that_is_being_made(
+    sealed: SealedMemories, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, make = threading.Event(), threading.Event()
+    real = base_image._sealed_copy
+
+    def slowly(path: Path) -> BaseMemory:
+        making.set()
+        assert make.wait(10)
+        return real(path)
+
+    monkeypatch.setattr(base_image, "_sealed_copy", slowly)
+    user = threading.Thread(target=used, args=(sealed, image))
+    user.start()
+    assert making.wait(10)
+    forgetting = threading.Thread(target=sealed.forget, args=(image,))
+    forgetting.start()
+    make.set()
+    user.join()
+    forgetting.join()
+    assert copies() == 0
+
+
+def test_an_image_that_can_not_be_read(sealed: SealedMemories, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sealed.get(tmp_path / "missing")
+    assert copies() == 0
