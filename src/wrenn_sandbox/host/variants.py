@@ -18,6 +18,7 @@ from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import differences
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.machine import Machine, Origin, Parts
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.model.template import Size
@@ -26,13 +27,27 @@ from wrenn_sandbox.wire.messages import Command
 _log = structlog.get_logger(__name__)
 
 _MEMORY: Final = "memory"
+_HOSTNAME: Final = "template"
 _WARM_UP_SEC: Final = 120.0
 _WARM_UP: Final = (
     Command(cmd="/bin/true"),
     Command(cmd="/bin/sh", args=("-c", "ls / >/dev/null; sync")),
     Command(cmd="python3", args=("-c", "import json, os, sys, time")),
-    Command(cmd="/bin/sh", args=("-c", "true")),
+    Command(
+        cmd="/bin/sh",
+        args=(
+            "-c",
+            "i=0; while [ $i -lt 150 ] && grep -qs ext4lazyinit /proc/[0-9]*/comm; do"
+            " sleep 0.1; i=$((i+1)); done; sync",
+        ),
+    ),
+    Command(cmd="/bin/true"),
 )
+"""Besides what sandboxes do first: the file system's own work after a boot, some five seconds."""
+_SETTLE_SEC: Final = 1.0
+"""For connections to close and timers to run: what is pending, every restored guest does first."""
+_PREPARATION: Final = "2"
+"""Changes with the preparation, so that variants are made anew."""
 
 
 class Variants:
@@ -100,14 +115,19 @@ class Variants:
             await asyncio.to_thread(_move, files.overlay, made / form.DISK)
             await machine.release()
             await asyncio.to_thread(_refer_to_base, made / form.DISK, cold)
-            manifest = await asyncio.to_thread(_describe, made, cold, hardware, image_id)
+            manifest = await asyncio.to_thread(
+                _describe, made, cold, machine.record, hardware, image_id
+            )
             published = await asyncio.to_thread(store.publish, made, manifest)
         log.info("made a template variant", image=image_id)
         return published
 
     async def _warm_up(self, machine: Machine) -> None:
-        """Let the guest do once what every sandbox does first, so that nobody waits for it."""
-        await machine.wait_until_healthy()
+        """Let the guest do once what every sandbox does first, so that nobody waits for it.
+
+        That includes an identity, with a token which the next one replaces.
+        """
+        await machine.greet(_HOSTNAME)
         for command in _WARM_UP:
             try:
                 await machine.client.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)
@@ -115,6 +135,8 @@ class Variants:
                 raise HostFailure(
                     "The template could not be prepared.", detail=f"{command.cmd}: {error}"
                 ) from error
+        machine.client.close()
+        await asyncio.sleep(_SETTLE_SEC)
 
 
 def _refer_to_base(disk: Path, cold: Manifest) -> None:
@@ -128,7 +150,7 @@ def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:
         for field in hardware.__struct_fields__
         if field != "tsc_khz"
     ]
-    return form.derived_id({}, "variant", cold.image_id, *facts)
+    return form.derived_id({}, "variant", _PREPARATION, cold.image_id, *facts)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -137,7 +159,9 @@ def _move(source: Path, target: Path) -> None:
         os.chown(target, 0, 0)
 
 
-def _describe(made: Path, cold: Manifest, hardware: Hardware, image_id: ImageId) -> Manifest:
+def _describe(
+    made: Path, cold: Manifest, record: Record, hardware: Hardware, image_id: ImageId
+) -> Manifest:
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     return Manifest(
         image_id=image_id,
@@ -151,5 +175,6 @@ def _describe(made: Path, cold: Manifest, hardware: Hardware, image_id: ImageId)
         disk_mb=cold.disk_mb,
         base_image_id=cold.image_id,
         variant=True,
+        token=record.token,
         machine=hardware,
     )
