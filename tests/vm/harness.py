@@ -110,6 +110,17 @@ class Api:
         assert result.exit_code == 0, result
         return result.stdout.strip()
 
+    def pause(self, sandbox: str) -> Sandbox:
+        return self._change(sandbox, "pause")
+
+    def resume(self, sandbox: str) -> Sandbox:
+        return self._change(sandbox, "resume")
+
+    def _change(self, sandbox: str, verb: str) -> Sandbox:
+        answer = self.request("POST", f"/v1/sandboxes/{sandbox}/{verb}")
+        assert answer.status_code == 200, f"{answer.text}\n{self.server.tail()}"
+        return msgspec.json.decode(answer.content, type=Sandbox)
+
     def delete(self, sandbox: str) -> None:
         answer = self.request("DELETE", f"/v1/sandboxes/{sandbox}")
         assert answer.status_code == 204, answer.text
@@ -154,6 +165,15 @@ class Rig:
             if each.stat().st_ino == wanted:
                 return each
         return None
+
+    def token_of(self, sandbox: str) -> str:
+        """What the agent in a running sandbox expects of its callers."""
+        [token] = [each.token for each in self.journals() if each.sandbox_id == sandbox]
+        return token
+
+    def stored_of(self, sandbox: str) -> set[Path]:
+        """The manifests of what is stored of a sandbox and can be resumed."""
+        return set((self.data_dir / "paused" / sandbox).glob("*/manifest.json"))
 
     def reasons_of(self, sandbox: str) -> list[str]:
         """The reasons in a sandbox's event log, oldest first."""

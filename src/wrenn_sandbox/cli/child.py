@@ -66,6 +66,10 @@ class ServerProcess:
             raise HostFailure("the server is not running")
         return self._process.pid
 
+    def set(self, **variables: str) -> None:
+        """Change environment variables of its next life."""
+        self._environment |= variables
+
     def start(self, timeout: float = 60.0) -> None:
         """Start it and wait until it says where it answers.
 
