@@ -1,0 +1,98 @@
+"""The Python client of the API, for threads (`Client`) and for asyncio (`AsyncClient`).
+
+    with Client("http://127.0.0.1:8080", api_key="wrn_...") as client:
+        with client.sandboxes.create() as sandbox:
+            print(sandbox.exec("uname", "-a").check().stdout)
+
+Both have the same methods: `_sync` is generated from `_async` by `tools/make_sync_client.py`.
+"""
+
+from ._async.client import AsyncClient
+from ._async.files import AsyncDownload
+from ._async.sandboxes import AsyncSandbox
+from ._async.streams import AsyncStream, AsyncTerminal
+from ._sync.client import Client
+from ._sync.files import Download
+from ._sync.sandboxes import Sandbox
+from ._sync.streams import Stream, Terminal
+from .errors import (
+    AgentError,
+    AlreadyExists,
+    ApiError,
+    ClientError,
+    CommandFailed,
+    Conflict,
+    ConnectionFailed,
+    ExecTimeout,
+    Forbidden,
+    InvalidRequest,
+    InvalidState,
+    NoCapacity,
+    NoSpace,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    StreamFailed,
+    TooLarge,
+    Unauthorized,
+    UnexpectedAnswer,
+)
+from .frames import Exit, Frame, Size, Stderr, Stdout
+from .models import (
+    ApiKey,
+    Event,
+    FileEntry,
+    Metrics,
+    Process,
+    Result,
+    SandboxInfo,
+    Session,
+    Template,
+)
+
+__all__ = [
+    "AgentError",
+    "AlreadyExists",
+    "ApiError",
+    "ApiKey",
+    "AsyncClient",
+    "AsyncDownload",
+    "AsyncSandbox",
+    "AsyncStream",
+    "AsyncTerminal",
+    "Client",
+    "ClientError",
+    "CommandFailed",
+    "Conflict",
+    "ConnectionFailed",
+    "Download",
+    "Event",
+    "ExecTimeout",
+    "Exit",
+    "FileEntry",
+    "Forbidden",
+    "Frame",
+    "InvalidRequest",
+    "InvalidState",
+    "Metrics",
+    "NoCapacity",
+    "NoSpace",
+    "NotFound",
+    "Process",
+    "QuotaExceeded",
+    "RateLimited",
+    "Result",
+    "Sandbox",
+    "SandboxInfo",
+    "Session",
+    "Size",
+    "Stderr",
+    "Stdout",
+    "Stream",
+    "StreamFailed",
+    "Template",
+    "Terminal",
+    "TooLarge",
+    "Unauthorized",
+    "UnexpectedAnswer",
+]

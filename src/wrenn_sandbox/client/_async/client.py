@@ -1,0 +1,125 @@
+"""The client: one server, one caller."""
+
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+from wrenn_sandbox.client.models import ApiKey, Session, Template
+from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, path_of
+
+from .api import AsyncApi
+from .sandboxes import AsyncSandboxes
+
+
+class AsyncApiKeys:
+    """The team's keys; a token is needed (`AsyncClient.login`)."""
+
+    def __init__(self, api: AsyncApi) -> None:
+        self._api = api
+
+    async def create(self, name: str | None = None) -> ApiKey:
+        """Make a key. `key` of the answer is the only place where it is ever shown."""
+        body = {} if name is None else {"name": name}
+        return await self._api.call("POST", "/v1/api-keys", ApiKey, body)
+
+    async def list(self) -> tuple[ApiKey, ...]:
+        """All of them, newest first."""
+        return await self._api.call("GET", "/v1/api-keys", tuple[ApiKey, ...])
+
+    async def delete(self, id: str) -> None:
+        """Delete a key, which stops working at once."""
+        await self._api.tell("DELETE", path_of("v1", "api-keys", id))
+
+
+class AsyncSnapshots:
+    """Templates: the host's, and those that the team made of sandboxes."""
+
+    def __init__(self, api: AsyncApi) -> None:
+        self._api = api
+
+    async def create(
+        self, sandbox_id: str, name: str | None = None, *, overwrite: bool = False
+    ) -> Template:
+        """Make a template of a running sandbox, which ends with it.
+
+        `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
+        """
+        body = {"sandbox_id": sandbox_id} | ({} if name is None else {"name": name})
+        return await self._api.call(
+            "POST",
+            "/v1/snapshots",
+            Template,
+            body,
+            params={"overwrite": "true"} if overwrite else None,
+        )
+
+    async def list(self, type: str | None = None) -> tuple[Template, ...]:
+        """Newest first; only those of a `type`, `base` or `snapshot`, when it is given."""
+        return await self._api.call(
+            "GET",
+            "/v1/snapshots",
+            tuple[Template, ...],
+            params=None if type is None else {"type": type},
+        )
+
+    async def delete(self, name: str) -> None:
+        """Give up a template; sandboxes made from it keep working."""
+        await self._api.tell("DELETE", path_of("v1", "snapshots", name))
+
+
+class AsyncClient:
+    """Talks to the server at `url` with an API key, a token, or both.
+
+    `timeout` is how many seconds an answer may take. Every error is a `ClientError`. Use it as
+    the context of a `with` block, or close it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        token: str | None = None,
+        timeout: float = ANSWER_TIMEOUT_SEC,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._api = AsyncApi(
+            url, api_key=api_key, token=token, timeout=timeout, transport=transport
+        )
+        self.api_keys = AsyncApiKeys(self._api)
+        self.sandboxes = AsyncSandboxes(self._api)
+        self.snapshots = AsyncSnapshots(self._api)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        await self._api.close()
+
+    async def signup(self, email: str, password: str) -> Session:
+        """Make a user with a team of their own; the client acts as that user from now on."""
+        return await self._enter("/v1/auth/signup", email, password)
+
+    async def login(self, email: str, password: str) -> Session:
+        """Log in; the client acts as that user from now on."""
+        return await self._enter("/v1/auth/login", email, password)
+
+    def use_key(self, key: str) -> None:
+        """Send this API key from now on."""
+        self._api.credentials["X-API-Key"] = key
+
+    async def _enter(self, path: str, email: str, password: str) -> Session:
+        body = {"email": email, "password": password}
+        session = await self._api.call("POST", path, Session, body)
+        self._api.credentials["Authorization"] = f"Bearer {session.token}"
+        return session

@@ -1,0 +1,143 @@
+"""A command being followed while it runs, and a terminal."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosedOK
+
+from wrenn_sandbox.client import frames
+from wrenn_sandbox.client.errors import ClientError, ConnectionFailed
+from wrenn_sandbox.client.frames import Exit, Frame, Size, Started
+from wrenn_sandbox.client.transport import websocket_failures
+
+from .api import AsyncApi
+
+
+class _AsyncChannel:
+    """Messages both ways, until the server has sent the last one."""
+
+    _encoding = "utf-8"
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._early: Frame | None = None
+        self.pid: int | None = None
+        """Process id in the sandbox; None for a command that could not be started."""
+        self.tag: str | None = None
+        self.exit_code: int | None = None
+        """Set when all that the command wrote has been read."""
+
+    async def resize(self, cols: int, rows: int) -> None:
+        """Tell the command of its terminal's new size in characters."""
+        await self._send(frames.resize(Size(cols, rows)))
+
+    async def _begin(self, message: str) -> None:
+        await self._send(message)
+        first = await self._next()
+        if isinstance(first, Started):
+            self.pid, self.tag = first.pid, first.tag
+        else:
+            self._early = first
+
+    async def _send(self, message: str) -> None:
+        """What is sent after the end is lost, as it is with a process that has ended."""
+        with websocket_failures():
+            try:
+                await self._connection.send(message)
+            except ConnectionClosedOK:
+                return
+
+    async def _frames(self) -> AsyncIterator[Frame]:
+        while self.exit_code is None:
+            frame = self._early or await self._next()
+            self._early = None
+            if isinstance(frame, Exit):
+                self.exit_code = frame.exit_code
+            if not isinstance(frame, Started):
+                yield frame
+
+    async def _next(self) -> Frame | Started:
+        while True:
+            try:
+                with websocket_failures():
+                    message = await self._connection.recv()
+            except ConnectionFailed as error:
+                raise ConnectionFailed(f"the stream ended before the command: {error}") from error
+            frame = frames.parse(message, self._encoding)
+            if isinstance(frame, ClientError):
+                raise frame
+            if frame is not None:
+                return frame
+
+
+class AsyncStream(_AsyncChannel):
+    """A running command: iterate for what it writes, in order; the last frame is `Exit`.
+
+    A reader that is slow slows the command down. Leaving the block before the end ends the
+    command, unless the stream was attached to it.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        return self._frames()
+
+    async def send(self, data: bytes | str) -> None:
+        """Write to the command's standard input."""
+        for message in frames.stdin(data.encode() if isinstance(data, str) else data):
+            await self._send(message)
+
+    async def close_stdin(self) -> None:
+        """Say that no more input comes."""
+        await self._send(frames.signal("stdin_close"))
+
+    async def stop(self) -> None:
+        """End the command: SIGTERM, after five seconds SIGKILL. Its last output still comes."""
+        await self._send(frames.signal("stop"))
+
+    async def wait(self) -> int:
+        """Read to the end, give up the output, and return the exit code."""
+        async for _ in self:
+            continue
+        assert self.exit_code is not None
+        return self.exit_code
+
+
+class AsyncTerminal(_AsyncChannel):
+    """A terminal in a sandbox: iterate for the bytes it shows; then `exit_code` is set.
+
+    It outlives its connection: connect to it again by its `tag`.
+    """
+
+    _encoding = "base64"
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for frame in self._frames():
+            if not isinstance(frame, Exit):
+                yield frame.data
+
+    async def send(self, data: bytes | str) -> None:
+        """Type."""
+        for message in frames.terminal_input(data.encode() if isinstance(data, str) else data):
+            await self._send(message)
+
+    async def kill(self) -> None:
+        """End what runs in it."""
+        await self._send(frames.signal("kill"))
+
+
+@contextlib.asynccontextmanager
+async def open_stream(api: AsyncApi, path: str, start: str) -> AsyncIterator[AsyncStream]:
+    """A stream that was begun with the message `start`, open while the block lasts."""
+    async with api.websocket(path) as connection:
+        stream = AsyncStream(connection)
+        await stream._begin(start)
+        yield stream
+
+
+@contextlib.asynccontextmanager
+async def open_terminal(api: AsyncApi, path: str, start: str) -> AsyncIterator[AsyncTerminal]:
+    """A terminal that was begun or found with the message `start`, open as long as the block."""
+    async with api.websocket(path) as connection:
+        terminal = AsyncTerminal(connection)
+        await terminal._begin(start)
+        yield terminal

@@ -1,0 +1,1 @@
+# Made by tools/make_sync_client.py from _async/__init__.py: change that file.

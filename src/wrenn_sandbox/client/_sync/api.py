@@ -1,0 +1,155 @@
+# Made by tools/make_sync_client.py from _async/api.py: change that file.
+"""Requests, streams and WebSockets to one server with one caller's credentials."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import httpx2
+from websockets.sync.client import ClientConnection, connect
+
+from wrenn_sandbox.client.transport import (
+    CONNECT_TIMEOUT_SEC,
+    MESSAGE_LIMIT_BYTES,
+    checked_url,
+    decode,
+    encode,
+    http_failures,
+    refusal,
+    websocket_failures,
+)
+
+_Answer = TypeVar("_Answer")
+
+
+class Api:
+    """All errors that its methods raise are `ClientError`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        token: str | None,
+        timeout: float,
+        transport: httpx2.BaseTransport | None,
+    ) -> None:
+        self.url = checked_url(url)
+        self.timeout = timeout
+        self._http = httpx2.Client(
+            timeout=self._limits(timeout),
+            transport=transport,
+            verify=self.url.startswith("https:"),
+        )
+        self.credentials: dict[str, str] = {}
+        if api_key is not None:
+            self.credentials["X-API-Key"] = api_key
+        if token is not None:
+            self.credentials["Authorization"] = f"Bearer {token}"
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        kind: type[_Answer],
+        body: object = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> _Answer:
+        """What the server answers to a JSON request; `timeout` in seconds replaces the usual."""
+        return decode(self._request(method, path, body, params, timeout), kind)
+
+    def tell(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """A JSON request whose answer says nothing but that it was done."""
+        self._request(method, path, body, params, None)
+
+    def fetch(self, path: str, body: object) -> bytes:
+        """The whole answer to a POST, as it is."""
+        return self._request("POST", path, body, None, None)
+
+    def send(self, path: str, content: Iterable[bytes], headers: Mapping[str, str]) -> None:
+        """POST a body in pieces."""
+        with http_failures():
+            response = self._http.post(
+                self.url + path, content=content, headers={**self.credentials, **headers}
+            )
+        if not response.is_success:
+            raise refusal(response)
+
+    @contextlib.contextmanager
+    def receive(self, path: str, body: object) -> Iterator[httpx2.Response]:
+        """POST, and read the answer in pieces while the block lasts."""
+        request = self._http.build_request(
+            "POST",
+            self.url + path,
+            content=encode(body),
+            headers={
+                **self.credentials,
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+            },
+        )
+        with http_failures():
+            response = self._http.send(request, stream=True)
+        try:
+            if not response.is_success:
+                with http_failures():
+                    response.read()
+                raise refusal(response)
+            yield response
+        finally:
+            response.close()
+
+    @contextlib.contextmanager
+    def websocket(self, path: str) -> Iterator[ClientConnection]:
+        """An open WebSocket while the block lasts."""
+        with contextlib.ExitStack() as stack:
+            with websocket_failures():
+                connection = stack.enter_context(
+                    connect(
+                        "ws" + self.url.removeprefix("http") + path,
+                        additional_headers=self.credentials,
+                        compression=None,
+                        max_size=MESSAGE_LIMIT_BYTES,
+                        open_timeout=self.timeout,
+                    )
+                )
+            yield connection
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        params: Mapping[str, str] | None,
+        timeout: float | None,
+    ) -> bytes:
+        headers = dict(self.credentials)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        with http_failures():
+            response = self._http.request(
+                method,
+                self.url + path,
+                content=None if body is None else encode(body),
+                params=params,
+                headers=headers,
+                timeout=self._limits(self.timeout if timeout is None else timeout),
+            )
+        if not response.is_success:
+            raise refusal(response)
+        return response.content
+
+    def _limits(self, timeout: float) -> httpx2.Timeout:
+        return httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SEC))

@@ -1,0 +1,124 @@
+# Made by tools/make_sync_client.py from _async/client.py: change that file.
+"""The client: one server, one caller."""
+
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+from wrenn_sandbox.client.models import ApiKey, Session, Template
+from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, path_of
+
+from .api import Api
+from .sandboxes import Sandboxes
+
+
+class ApiKeys:
+    """The team's keys; a token is needed (`Client.login`)."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(self, name: str | None = None) -> ApiKey:
+        """Make a key. `key` of the answer is the only place where it is ever shown."""
+        body = {} if name is None else {"name": name}
+        return self._api.call("POST", "/v1/api-keys", ApiKey, body)
+
+    def list(self) -> tuple[ApiKey, ...]:
+        """All of them, newest first."""
+        return self._api.call("GET", "/v1/api-keys", tuple[ApiKey, ...])
+
+    def delete(self, id: str) -> None:
+        """Delete a key, which stops working at once."""
+        self._api.tell("DELETE", path_of("v1", "api-keys", id))
+
+
+class Snapshots:
+    """Templates: the host's, and those that the team made of sandboxes."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(
+        self, sandbox_id: str, name: str | None = None, *, overwrite: bool = False
+    ) -> Template:
+        """Make a template of a running sandbox, which ends with it.
+
+        `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
+        """
+        body = {"sandbox_id": sandbox_id} | ({} if name is None else {"name": name})
+        return self._api.call(
+            "POST",
+            "/v1/snapshots",
+            Template,
+            body,
+            params={"overwrite": "true"} if overwrite else None,
+        )
+
+    def list(self, type: str | None = None) -> tuple[Template, ...]:
+        """Newest first; only those of a `type`, `base` or `snapshot`, when it is given."""
+        return self._api.call(
+            "GET",
+            "/v1/snapshots",
+            tuple[Template, ...],
+            params=None if type is None else {"type": type},
+        )
+
+    def delete(self, name: str) -> None:
+        """Give up a template; sandboxes made from it keep working."""
+        self._api.tell("DELETE", path_of("v1", "snapshots", name))
+
+
+class Client:
+    """Talks to the server at `url` with an API key, a token, or both.
+
+    `timeout` is how many seconds an answer may take. Every error is a `ClientError`. Use it as
+    the context of a `with` block, or close it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        token: str | None = None,
+        timeout: float = ANSWER_TIMEOUT_SEC,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self._api = Api(url, api_key=api_key, token=token, timeout=timeout, transport=transport)
+        self.api_keys = ApiKeys(self._api)
+        self.sandboxes = Sandboxes(self._api)
+        self.snapshots = Snapshots(self._api)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the connections."""
+        self._api.close()
+
+    def signup(self, email: str, password: str) -> Session:
+        """Make a user with a team of their own; the client acts as that user from now on."""
+        return self._enter("/v1/auth/signup", email, password)
+
+    def login(self, email: str, password: str) -> Session:
+        """Log in; the client acts as that user from now on."""
+        return self._enter("/v1/auth/login", email, password)
+
+    def use_key(self, key: str) -> None:
+        """Send this API key from now on."""
+        self._api.credentials["X-API-Key"] = key
+
+    def _enter(self, path: str, email: str, password: str) -> Session:
+        body = {"email": email, "password": password}
+        session = self._api.call("POST", path, Session, body)
+        self._api.credentials["Authorization"] = f"Bearer {session.token}"
+        return session

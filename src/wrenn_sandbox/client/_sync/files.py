@@ -1,0 +1,87 @@
+# Made by tools/make_sync_client.py from _async/files.py: change that file.
+"""Files of one sandbox. Paths are absolute or relative to /root."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import httpx2
+
+from wrenn_sandbox.client.models import FileEntry, FileList, MadeDirectory
+from wrenn_sandbox.client.multipart import Form
+from wrenn_sandbox.client.transport import http_failures
+
+from .api import Api
+
+
+class Download:
+    """A file being read: iterate for its bytes. `size` is in bytes, where the server knows it."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+        length = response.headers.get("content-length")
+        self.size = int(length) if length is not None else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        with http_failures():
+            yield from self._response.iter_raw()
+
+
+class Files:
+    """`NotFound`: there is no such file. `InvalidRequest`: it is of another kind than needed."""
+
+    def __init__(self, api: Api, path: str) -> None:
+        self._api = api
+        self._path = path
+
+    def read(self, path: str) -> bytes:
+        """The whole content of a file."""
+        return self._api.fetch(f"{self._path}/read", {"path": path})
+
+    @contextlib.contextmanager
+    def read_stream(self, path: str) -> Iterator[Download]:
+        """The content of a file in pieces, as long as the block lasts.
+
+        A transfer that breaks off raises `ConnectionFailed` and never ends like a shorter file.
+        """
+        with self._api.receive(f"{self._path}/stream/read", {"path": path}) as response:
+            yield Download(response)
+
+    def write(self, path: str, data: bytes | str) -> None:
+        """Make or replace a file, and the directories above it. `NoSpace`: the disk is full."""
+        content = data.encode() if isinstance(data, str) else data
+        form = Form.of(path)
+        self._api.send(
+            f"{self._path}/write", _pieces(form, _once(content)), form.headers(len(content))
+        )
+
+    def write_stream(self, path: str, chunks: Iterable[bytes], size: int | None = None) -> None:
+        """Make or replace a file with all of `chunks`, or leave it as it was.
+
+        `size` is what the chunks come to in bytes, where that is known.
+        """
+        form = Form.of(path)
+        self._api.send(f"{self._path}/stream/write", _pieces(form, chunks), form.headers(size))
+
+    def list(self, path: str, depth: int = 1) -> tuple[FileEntry, ...]:
+        """What is in a directory, `depth` levels down."""
+        body = {"path": path, "depth": depth}
+        return (self._api.call("POST", f"{self._path}/list", FileList, body)).entries
+
+    def mkdir(self, path: str) -> FileEntry:
+        """Make a directory and those above it. `Conflict`: something is there already."""
+        answer = self._api.call("POST", f"{self._path}/mkdir", MadeDirectory, {"path": path})
+        return answer.entry
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all that is in it."""
+        self._api.tell("POST", f"{self._path}/remove", {"path": path})
+
+
+def _pieces(form: Form, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    yield form.head
+    yield from chunks
+    yield form.tail
+
+
+def _once(content: bytes) -> Iterator[bytes]:
+    yield content

@@ -1,0 +1,57 @@
+# Made by tools/make_sync_client.py from _async/processes.py: change that file.
+"""Commands of one sandbox that run in the background."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from wrenn_sandbox.client import frames
+from wrenn_sandbox.client.models import Process, ProcessList
+from wrenn_sandbox.client.transport import path_of
+
+from .api import Api
+from .streams import Stream, open_stream
+
+
+class Processes:
+    """A process is named by its pid or by its tag. `NotFound`: there is none."""
+
+    def __init__(self, api: Api, path: str) -> None:
+        self._api = api
+        self._path = path
+
+    def start(
+        self,
+        cmd: str,
+        *args: str,
+        tag: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> Process:
+        """Start a command and leave it alone; without a `tag` the server makes one."""
+        body = {
+            "cmd": cmd,
+            "args": args,
+            "background": True,
+            "tag": tag,
+            "envs": envs,
+            "cwd": cwd,
+            "user": user,
+        }
+        given = {name: value for name, value in body.items() if value is not None}
+        return self._api.call("POST", f"{self._path}/exec", Process, given)
+
+    def list(self) -> tuple[Process, ...]:
+        """What runs."""
+        answer = self._api.call("GET", f"{self._path}/processes", ProcessList)
+        return answer.processes
+
+    def signal(self, process: int | str, signal: str = "SIGKILL") -> None:
+        """Signal a process group: SIGKILL or SIGTERM."""
+        path = self._path + path_of("processes", str(process))
+        self._api.tell("DELETE", path, params={"signal": signal})
+
+    def attach(self, process: int | str) -> AbstractContextManager[Stream]:
+        """Follow a process, what it has written so far first. Leaving does not end it."""
+        path = self._path + path_of("processes", str(process), "stream")
+        return open_stream(self._api, path, frames.attach())

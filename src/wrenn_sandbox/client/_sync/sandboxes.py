@@ -1,0 +1,201 @@
+# Made by tools/make_sync_client.py from _async/sandboxes.py: change that file.
+"""Sandboxes: their life, and what is done in one."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+from wrenn_sandbox.client import frames
+from wrenn_sandbox.client.frames import Command, Size
+from wrenn_sandbox.client.models import Event, ExecAnswer, Metrics, Result, SandboxInfo
+from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, path_of
+
+from .api import Api
+from .files import Files
+from .processes import Processes
+from .streams import Stream, Terminal, open_stream, open_terminal
+
+
+class Sandboxes:
+    """The team's sandboxes, by id. `NotFound`: there is none of that id."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(
+        self,
+        template: str | None = None,
+        *,
+        vcpus: int | None = None,
+        memory_mb: int | None = None,
+        timeout_sec: int | None = None,
+    ) -> "Sandbox":
+        """Start a machine; what is not given is the server's choice.
+
+        After `timeout_sec` without activity it is paused. As the context of a `with` block it is
+        deleted in the end. `NoCapacity`: the host is full.
+        """
+        wanted = {
+            "template": template,
+            "vcpus": vcpus,
+            "memory_mb": memory_mb,
+            "timeout_sec": timeout_sec,
+        }
+        body = {name: value for name, value in wanted.items() if value is not None}
+        info = self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
+        return Sandbox(self._api, self, info)
+
+    def get(self, id: str) -> "Sandbox":
+        """A sandbox that is there already, in whatever state."""
+        return Sandbox(self._api, self, self.info(id))
+
+    def info(self, id: str) -> SandboxInfo:
+        """How it is now."""
+        return self._api.call("GET", _path(id), SandboxInfo)
+
+    def list(self) -> tuple[SandboxInfo, ...]:
+        """All of them, newest first; ended ones for a while too."""
+        return self._api.call("GET", "/v1/sandboxes", tuple[SandboxInfo, ...])
+
+    def delete(self, id: str) -> None:
+        """End it, whatever its state, and free all that it has."""
+        self._api.tell("DELETE", _path(id))
+
+    def ping(self, id: str) -> None:
+        """Count as activity. `InvalidState`: it is not running."""
+        self._api.tell("POST", _path(id) + "/ping")
+
+    def pause(self, id: str) -> SandboxInfo:
+        """Store it on disk and free everything else. `InvalidState`: it is not running."""
+        return self._api.call("POST", _path(id) + "/pause", SandboxInfo)
+
+    def resume(self, id: str) -> SandboxInfo:
+        """Continue it where it was. `InvalidState`: it is not paused."""
+        return self._api.call("POST", _path(id) + "/resume", SandboxInfo)
+
+    def events(self, id: str) -> tuple[Event, ...]:
+        """Its transitions, newest first."""
+        return self._api.call("GET", _path(id) + "/events", tuple[Event, ...])
+
+
+class Sandbox:
+    """One sandbox. `info` is how it was when the server last said so."""
+
+    def __init__(self, api: Api, sandboxes: Sandboxes, info: SandboxInfo) -> None:
+        self._api = api
+        self._sandboxes = sandboxes
+        self._path = _path(info.id)
+        self.id = info.id
+        self.info = info
+        self.files = Files(api, self._path + "/files")
+        self.processes = Processes(api, self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.delete()
+
+    def refresh(self) -> SandboxInfo:
+        """Ask how it is now."""
+        self.info = self._sandboxes.info(self.id)
+        return self.info
+
+    def ping(self) -> None:
+        """Count as activity."""
+        self._sandboxes.ping(self.id)
+
+    def pause(self) -> SandboxInfo:
+        """Store it on disk and free everything else."""
+        self.info = self._sandboxes.pause(self.id)
+        return self.info
+
+    def resume(self) -> SandboxInfo:
+        """Continue it where it was."""
+        self.info = self._sandboxes.resume(self.id)
+        return self.info
+
+    def delete(self) -> None:
+        """End it; may be repeated."""
+        self._sandboxes.delete(self.id)
+
+    def events(self) -> tuple[Event, ...]:
+        """Its transitions, newest first."""
+        return self._sandboxes.events(self.id)
+
+    def metrics(self) -> Metrics:
+        """Its use of processor, memory and disk now."""
+        return self._api.call("GET", self._path + "/metrics", Metrics)
+
+    def exec(
+        self,
+        cmd: str,
+        *args: str,
+        timeout_sec: int = 30,
+        envs: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> Result:
+        """Run a command to its end, directly and without a shell, as root in /root.
+
+        `ExecTimeout`: it was killed after `timeout_sec` (1 to 3600).
+        """
+        body = {
+            "cmd": cmd,
+            "args": args,
+            "timeout_sec": timeout_sec,
+            "envs": envs,
+            "cwd": cwd,
+            "user": user,
+        }
+        answer = self._api.call(
+            "POST",
+            self._path + "/exec",
+            ExecAnswer,
+            {name: value for name, value in body.items() if value is not None},
+            timeout=max(self._api.timeout, timeout_sec + EXEC_SLACK_SEC),
+        )
+        return answer.result()
+
+    def exec_stream(
+        self,
+        cmd: str,
+        *args: str,
+        envs: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        terminal: Size | None = None,
+    ) -> AbstractContextManager[Stream]:
+        """Run a command and follow it, without a time limit, as long as the block lasts.
+
+        On a `terminal` of that size its output is one stream.
+        """
+        command = Command(cmd=cmd, args=args, envs=dict(envs or {}), cwd=cwd, user=user)
+        start = frames.start(command, terminal, tty=terminal is not None)
+        return open_stream(self._api, self._path + "/exec/stream", start)
+
+    def pty(
+        self,
+        cmd: str | None = None,
+        *args: str,
+        size: Size = Size(80, 24),  # noqa: B008 - immutable
+        envs: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> AbstractContextManager[Terminal]:
+        """Open a terminal; without a `cmd` with a login shell in it."""
+        command = Command(cmd=cmd, args=args, envs=dict(envs or {}), cwd=cwd)
+        return open_terminal(self._api, self._path + "/pty", frames.start(command, size))
+
+    def pty_connect(self, tag: str, size: Size | None = None) -> AbstractContextManager[Terminal]:
+        """Come back to a terminal whose connection was lost or left."""
+        return open_terminal(self._api, self._path + "/pty", frames.connect(tag, size))
+
+
+def _path(id: str) -> str:
+    return path_of("v1", "sandboxes", id)

@@ -1,0 +1,144 @@
+# Made by tools/make_sync_client.py from _async/streams.py: change that file.
+"""A command being followed while it runs, and a terminal."""
+
+import contextlib
+from collections.abc import Iterator
+
+from websockets.exceptions import ConnectionClosedOK
+from websockets.sync.client import ClientConnection
+
+from wrenn_sandbox.client import frames
+from wrenn_sandbox.client.errors import ClientError, ConnectionFailed
+from wrenn_sandbox.client.frames import Exit, Frame, Size, Started
+from wrenn_sandbox.client.transport import websocket_failures
+
+from .api import Api
+
+
+class _Channel:
+    """Messages both ways, until the server has sent the last one."""
+
+    _encoding = "utf-8"
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._early: Frame | None = None
+        self.pid: int | None = None
+        """Process id in the sandbox; None for a command that could not be started."""
+        self.tag: str | None = None
+        self.exit_code: int | None = None
+        """Set when all that the command wrote has been read."""
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Tell the command of its terminal's new size in characters."""
+        self._send(frames.resize(Size(cols, rows)))
+
+    def _begin(self, message: str) -> None:
+        self._send(message)
+        first = self._next()
+        if isinstance(first, Started):
+            self.pid, self.tag = first.pid, first.tag
+        else:
+            self._early = first
+
+    def _send(self, message: str) -> None:
+        """What is sent after the end is lost, as it is with a process that has ended."""
+        with websocket_failures():
+            try:
+                self._connection.send(message)
+            except ConnectionClosedOK:
+                return
+
+    def _frames(self) -> Iterator[Frame]:
+        while self.exit_code is None:
+            frame = self._early or self._next()
+            self._early = None
+            if isinstance(frame, Exit):
+                self.exit_code = frame.exit_code
+            if not isinstance(frame, Started):
+                yield frame
+
+    def _next(self) -> Frame | Started:
+        while True:
+            try:
+                with websocket_failures():
+                    message = self._connection.recv()
+            except ConnectionFailed as error:
+                raise ConnectionFailed(f"the stream ended before the command: {error}") from error
+            frame = frames.parse(message, self._encoding)
+            if isinstance(frame, ClientError):
+                raise frame
+            if frame is not None:
+                return frame
+
+
+class Stream(_Channel):
+    """A running command: iterate for what it writes, in order; the last frame is `Exit`.
+
+    A reader that is slow slows the command down. Leaving the block before the end ends the
+    command, unless the stream was attached to it.
+    """
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self._frames()
+
+    def send(self, data: bytes | str) -> None:
+        """Write to the command's standard input."""
+        for message in frames.stdin(data.encode() if isinstance(data, str) else data):
+            self._send(message)
+
+    def close_stdin(self) -> None:
+        """Say that no more input comes."""
+        self._send(frames.signal("stdin_close"))
+
+    def stop(self) -> None:
+        """End the command: SIGTERM, after five seconds SIGKILL. Its last output still comes."""
+        self._send(frames.signal("stop"))
+
+    def wait(self) -> int:
+        """Read to the end, give up the output, and return the exit code."""
+        for _ in self:
+            continue
+        assert self.exit_code is not None
+        return self.exit_code
+
+
+class Terminal(_Channel):
+    """A terminal in a sandbox: iterate for the bytes it shows; then `exit_code` is set.
+
+    It outlives its connection: connect to it again by its `tag`.
+    """
+
+    _encoding = "base64"
+
+    def __iter__(self) -> Iterator[bytes]:
+        for frame in self._frames():
+            if not isinstance(frame, Exit):
+                yield frame.data
+
+    def send(self, data: bytes | str) -> None:
+        """Type."""
+        for message in frames.terminal_input(data.encode() if isinstance(data, str) else data):
+            self._send(message)
+
+    def kill(self) -> None:
+        """End what runs in it."""
+        self._send(frames.signal("kill"))
+
+
+@contextlib.contextmanager
+def open_stream(api: Api, path: str, start: str) -> Iterator[Stream]:
+    """A stream that was begun with the message `start`, open while the block lasts."""
+    with api.websocket(path) as connection:
+        stream = Stream(connection)
+        stream._begin(start)
+        yield stream
+
+
+@contextlib.contextmanager
+def open_terminal(api: Api, path: str, start: str) -> Iterator[Terminal]:
+    """A terminal that was begun or found with the message `start`, open as long as the block."""
+    with api.websocket(path) as connection:
+        terminal = Terminal(connection)
+        terminal._begin(start)
+        yield terminal

@@ -1,0 +1,200 @@
+"""What can go wrong for a caller of the API, as one exception tree.
+
+ClientError
+├── ConnectionFailed      the server was not reached, took too long, or the answer broke off
+├── UnexpectedAnswer      what answered does not speak this API
+├── StreamFailed          the server ended a stream with an error frame without a known code
+├── CommandFailed         `Result.check`: the command ended with another code than 0
+└── ApiError              the server said no: `code`, `message`, `status`, `retry_after`
+    ├── InvalidRequest    400 invalid_request
+    ├── Unauthorized      401 unauthorized
+    ├── Forbidden         403 forbidden
+    ├── NotFound          404 not_found, provider_not_found
+    ├── Conflict          409 conflict
+    │   ├── InvalidState  409 invalid_state
+    │   └── AlreadyExists 409 already_exists, email_taken
+    ├── TooLarge          413 too_large
+    ├── RateLimited       429 rate_limited
+    ├── QuotaExceeded     429 quota_exceeded
+    ├── AgentError        502 agent_error
+    ├── NoCapacity        503 no_capacity
+    ├── ExecTimeout       504 exec_timeout: `stdout`, `stderr` hold what was written so far
+    └── NoSpace           507 no_space
+"""
+
+import base64
+import binascii
+from typing import Final
+
+import msgspec
+
+
+class ClientError(Exception):
+    """Base of all that the client raises on purpose. `str(error)` is for people."""
+
+
+class ConnectionFailed(ClientError):
+    """The server was not reached, took too long, or the connection broke in the middle."""
+
+
+class UnexpectedAnswer(ClientError):
+    """What answered is no Wrenn server, or a much newer one."""
+
+
+class StreamFailed(ClientError):
+    """A stream ended because the server could not go on with it."""
+
+
+class CommandFailed(ClientError):
+    """A command that had to succeed ended with `exit_code`; `stderr` is what it said."""
+
+    def __init__(self, cmd: str, exit_code: int, stderr: str) -> None:
+        super().__init__(f"{cmd} ended with {exit_code}: {stderr.strip()}".rstrip(": "))
+        self.cmd = cmd
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+
+class ApiError(ClientError):
+    """The server refused. `status` is 0 when it did so in an open stream; `retry_after` is in
+    seconds and there where waiting helps."""
+
+    def __init__(
+        self, code: str, message: str, *, status: int, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ApiError):
+    pass
+
+
+class Unauthorized(ApiError):
+    pass
+
+
+class Forbidden(ApiError):
+    pass
+
+
+class NotFound(ApiError):
+    pass
+
+
+class Conflict(ApiError):
+    pass
+
+
+class InvalidState(Conflict):
+    pass
+
+
+class AlreadyExists(Conflict):
+    pass
+
+
+class TooLarge(ApiError):
+    pass
+
+
+class RateLimited(ApiError):
+    pass
+
+
+class QuotaExceeded(ApiError):
+    pass
+
+
+class AgentError(ApiError):
+    pass
+
+
+class NoCapacity(ApiError):
+    pass
+
+
+class ExecTimeout(ApiError):
+    """The command was killed at its time limit."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class NoSpace(ApiError):
+    pass
+
+
+_BY_CODE: Final[dict[str, type[ApiError]]] = {
+    "invalid_request": InvalidRequest,
+    "unauthorized": Unauthorized,
+    "forbidden": Forbidden,
+    "not_found": NotFound,
+    "provider_not_found": NotFound,
+    "conflict": Conflict,
+    "invalid_state": InvalidState,
+    "already_exists": AlreadyExists,
+    "email_taken": AlreadyExists,
+    "too_large": TooLarge,
+    "rate_limited": RateLimited,
+    "quota_exceeded": QuotaExceeded,
+    "agent_error": AgentError,
+    "no_capacity": NoCapacity,
+    "exec_timeout": ExecTimeout,
+    "no_space": NoSpace,
+}
+
+
+class _Detail(msgspec.Struct):
+    code: str
+    message: str
+    stdout: str = ""
+    stderr: str = ""
+    encoding: str = "utf-8"
+
+
+class _Body(msgspec.Struct):
+    error: _Detail
+
+
+def error_of_code(
+    code: str, message: str, *, status: int = 0, retry_after: float | None = None
+) -> ApiError:
+    """The error that stands for `code`, `ApiError` itself for a code that is not known here."""
+    return _BY_CODE.get(code, ApiError)(code, message, status=status, retry_after=retry_after)
+
+
+def error_of_answer(status: int, body: bytes, retry_after: str | None) -> ClientError:
+    """The error of an HTTP answer that is no success.
+
+    `body` is the answer's, `retry_after` its `Retry-After` header; a form of that header that is
+    no number of seconds is left out.
+    """
+    try:
+        detail = msgspec.json.decode(body, type=_Body).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return UnexpectedAnswer(f"the server answered {status} without saying why")
+    error = error_of_code(
+        detail.code, detail.message, status=status, retry_after=_seconds(retry_after)
+    )
+    if isinstance(error, ExecTimeout):
+        error.stdout = decoded(detail.stdout, detail.encoding)
+        error.stderr = decoded(detail.stderr, detail.encoding)
+    return error
+
+
+def decoded(data: str, encoding: str) -> bytes:
+    """The bytes behind text of the API; `encoding` is `utf-8` or `base64`."""
+    if encoding != "base64":
+        return data.encode("utf-8", "surrogatepass")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise UnexpectedAnswer("the server sent text that is not base64") from error
+
+
+def _seconds(header: str | None) -> float | None:
+    return float(header) if header is not None and header.isdecimal() else None

@@ -1,0 +1,208 @@
+"""The messages of streams and terminals, without any I/O: text in and out, bytes for callers."""
+
+import base64
+from typing import Final, Literal
+
+import msgspec
+
+from .errors import ApiError, ClientError, StreamFailed, UnexpectedAnswer, decoded, error_of_code
+
+
+class Stdout(msgspec.Struct, frozen=True):
+    """What a command wrote to its standard output."""
+
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """Characters are never split over two frames; what is no UTF-8 is replaced."""
+        return self.data.decode("utf-8", "replace")
+
+
+class Stderr(msgspec.Struct, frozen=True):
+    """What a command wrote to its standard error."""
+
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """Characters are never split over two frames; what is no UTF-8 is replaced."""
+        return self.data.decode("utf-8", "replace")
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """The end of a command, and of its stream; 128+n when signal n killed it."""
+
+    exit_code: int
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The command runs, or could not be started: then there is no `pid`.
+
+    A terminal can be found again by its `tag`.
+    """
+
+    pid: int | None = None
+    tag: str | None = None
+
+
+Frame = Stdout | Stderr | Exit
+"""What a stream yields, in the order in which it was written; `Exit` is the last."""
+
+
+class _Message(msgspec.Struct):
+    type: str
+    data: str = ""
+    encoding: str = "utf-8"
+    pid: int | None = None
+    tag: str | None = None
+    exit_code: int = 0
+    code: str = ""
+    message: str = ""
+    fatal: bool = True
+
+
+def parse(message: str | bytes, encoding: str = "utf-8") -> Frame | Started | ClientError | None:
+    """What the server said; None for a frame that says nothing to a caller.
+
+    `encoding` is what data is in where the frame does not say: `base64` in terminals. A
+    `ClientError` is returned, not raised, when it is the server that reports an error;
+    `UnexpectedAnswer` is raised for what is no frame at all.
+    """
+    try:
+        frame = msgspec.json.decode(message, type=_Message)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnexpectedAnswer("the server sent something that is no frame") from error
+    data_encoding = "base64" if encoding == "base64" else frame.encoding
+    match frame.type:
+        case "stdout" | "output":
+            return Stdout(decoded(frame.data, data_encoding))
+        case "stderr":
+            return Stderr(decoded(frame.data, data_encoding))
+        case "start" | "started":
+            return Started(frame.pid, frame.tag)
+        case "exit":
+            return Exit(frame.exit_code)
+        case "error" if frame.fatal:
+            return _failure(frame)
+    return None
+
+
+def _failure(frame: _Message) -> ClientError:
+    message = frame.message or frame.data or "the stream failed"
+    error = error_of_code(frame.code, message)
+    return error if type(error) is not ApiError else StreamFailed(message)
+
+
+class _Start(msgspec.Struct, omit_defaults=True):
+    type: str
+    cmd: str | None = None
+    args: tuple[str, ...] = ()
+    envs: dict[str, str] = {}
+    cwd: str | None = None
+    user: str | None = None
+    tty: bool = False
+    cols: int | None = None
+    rows: int | None = None
+    tag: str | None = None
+
+
+class _Data(msgspec.Struct, omit_defaults=True):
+    type: str
+    data: str
+    encoding: str = "utf-8"
+
+
+class _Size(msgspec.Struct):
+    cols: int
+    rows: int
+    type: str = "resize"
+
+
+class _Plain(msgspec.Struct):
+    type: str
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run, directly and without a shell. No `cmd` is the login shell of a terminal."""
+
+    cmd: str | None = None
+    args: tuple[str, ...] = ()
+    envs: dict[str, str] = {}
+    cwd: str | None = None
+    user: str | None = None
+
+
+class Size(msgspec.Struct, frozen=True):
+    """A terminal's, in characters."""
+
+    cols: int
+    rows: int
+
+
+def start(command: Command, size: Size | None = None, *, tty: bool = False) -> str:
+    """The first message of a stream or a terminal."""
+    return _text(
+        _Start(
+            type="start",
+            cmd=command.cmd,
+            args=command.args,
+            envs=command.envs,
+            cwd=command.cwd,
+            user=command.user,
+            tty=tty,
+            cols=None if size is None else size.cols,
+            rows=None if size is None else size.rows,
+        )
+    )
+
+
+def attach() -> str:
+    """The first message of a stream of a command that runs already."""
+    return _text(_Plain("start"))
+
+
+def connect(tag: str, size: Size | None = None) -> str:
+    """The first message of a terminal that is there already."""
+    return _text(
+        _Start(
+            type="connect",
+            tag=tag,
+            cols=None if size is None else size.cols,
+            rows=None if size is None else size.rows,
+        )
+    )
+
+
+_STDIN_PIECE: Final = 128 * 1024
+
+
+def stdin(data: bytes) -> tuple[str, ...]:
+    """`data` for a command's standard input, in messages of a size that servers take."""
+    pieces = (data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE))
+    return tuple(_text(_stdin(piece)) for piece in pieces)
+
+
+def _stdin(piece: bytes) -> _Data:
+    try:
+        return _Data("stdin", piece.decode())
+    except UnicodeDecodeError:
+        return _Data("stdin", base64.b64encode(piece).decode("ascii"), "base64")
+
+
+def terminal_input(data: bytes) -> tuple[str, ...]:
+    """Keystrokes, in messages of a size that servers take."""
+    pieces = (data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE))
+    return tuple(_text(_Data("input", base64.b64encode(each).decode("ascii"))) for each in pieces)
+
+
+def resize(size: Size) -> str:
+    return _text(_Size(size.cols, size.rows))
+
+
+def signal(kind: Literal["stop", "kill", "stdin_close"]) -> str:
+    return _text(_Plain(kind))
+
+
+def _text(message: msgspec.Struct) -> str:
+    return msgspec.json.encode(message).decode()

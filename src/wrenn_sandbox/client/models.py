@@ -1,0 +1,173 @@
+"""What the API says, as frozen values. Memory is MiB, sizes are bytes, times carry a zone."""
+
+from datetime import datetime
+from typing import Literal, Self
+
+import msgspec
+
+from .errors import CommandFailed, decoded
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A logged-in user; `token` is valid for some hours."""
+
+    token: str
+    user_id: str
+    team_id: str
+    email: str
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of the team. `key`, the secret, is there only when it was just created."""
+
+    id: str
+    team_id: str
+    name: str
+    key_prefix: str
+    created_at: datetime
+    last_used: datetime | None = None
+    key: str | None = None
+
+
+class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox as it was when the server answered. `reason` says why it is in its state."""
+
+    id: str
+    status: Literal["pending", "running", "paused", "stopped", "error"]
+    template: str
+    vcpus: int
+    memory_mb: int
+    timeout_sec: int
+    created_at: datetime
+    last_updated: datetime
+    guest_ip: str | None = None
+    host_ip: str | None = None
+    reason: str | None = None
+    started_at: datetime | None = None
+    last_active_at: datetime | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One transition of a sandbox; `from_state` is absent for its creation."""
+
+    event: str
+    actor: str
+    time: datetime
+    to_state: str = msgspec.field(name="to")
+    from_state: str | None = msgspec.field(name="from", default=None)
+    reason: str | None = None
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """What sandboxes start from. A snapshot fixes `vcpus` and `memory_mb`."""
+
+    name: str
+    type: Literal["base", "snapshot"]
+    size_bytes: int
+    created_at: datetime
+    vcpus: int | None = None
+    memory_mb: int | None = None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that has ended; 128+n is the `exit_code` of one that signal n killed.
+
+    `truncated`: the server kept only the beginning of what was written.
+    """
+
+    cmd: str
+    exit_code: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    duration_ms: int
+    truncated: bool = False
+
+    @property
+    def stdout(self) -> str:
+        """As text; bytes that are no UTF-8 are replaced."""
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """As text; bytes that are no UTF-8 are replaced."""
+        return self.stderr_bytes.decode("utf-8", "replace")
+
+    def check(self) -> Self:
+        """Itself when the command succeeded, else `CommandFailed`."""
+        if self.exit_code != 0:
+            raise CommandFailed(self.cmd, self.exit_code, self.stderr)
+        return self
+
+
+class ExecAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a command as it is on the wire."""
+
+    cmd: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration_ms: int
+    encoding: Literal["utf-8", "base64"]
+    truncated: bool = False
+
+    def result(self) -> Result:
+        return Result(
+            cmd=self.cmd,
+            exit_code=self.exit_code,
+            stdout_bytes=decoded(self.stdout, self.encoding),
+            stderr_bytes=decoded(self.stderr, self.encoding),
+            duration_ms=self.duration_ms,
+            truncated=self.truncated,
+        )
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that runs in a sandbox."""
+
+    pid: int
+    cmd: str
+    tag: str | None = None
+    args: tuple[str, ...] = ()
+
+
+class ProcessList(msgspec.Struct, frozen=True, kw_only=True):
+    processes: tuple[Process, ...]
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file, directory or symlink of a sandbox, a link itself and not what it points at.
+
+    `mode` holds the permission bits, `permissions` the same as `ls` shows them.
+    """
+
+    name: str
+    path: str
+    type: Literal["file", "directory", "symlink"]
+    size: int
+    mode: int
+    permissions: str
+    owner: str
+    group: str
+    modified_at: datetime
+    symlink_target: str | None = None
+
+
+class FileList(msgspec.Struct, frozen=True, kw_only=True):
+    entries: tuple[FileEntry, ...]
+
+
+class MadeDirectory(msgspec.Struct, frozen=True, kw_only=True):
+    entry: FileEntry
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Use of resources inside a sandbox now; memory and disk are bytes, `ts` a Unix time."""
+
+    ts: float
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int
+    mem_used: int
+    disk_used: int
+    disk_total: int
+    mem_cache: int = 0

@@ -1,0 +1,107 @@
+"""What both clients share of the way to the server: addresses, limits, foreign errors."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import msgspec
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+
+from .errors import (
+    ClientError,
+    ConnectionFailed,
+    UnexpectedAnswer,
+    error_of_answer,
+    error_of_code,
+)
+
+CONNECT_TIMEOUT_SEC: Final = 10.0
+ANSWER_TIMEOUT_SEC: Final = 180.0
+"""How long an answer may take: longer than any sandbox takes to start, pause or resume."""
+
+EXEC_SLACK_SEC: Final = 30.0
+"""How much later than a command's time limit the answer may come."""
+
+MESSAGE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+
+_Answer = TypeVar("_Answer")
+
+
+def checked_url(url: str) -> str:
+    """The server's URL without a slash at its end; `ClientError` for what is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise ClientError(f"{url!r} is not the URL of a server; one looks like http://HOST:PORT")
+    return url.rstrip("/")
+
+
+def path_of(*parts: str) -> str:
+    """An absolute path of these segments, whatever characters they have."""
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def encode(body: object) -> bytes:
+    """As JSON; `InvalidRequest` for text that is no Unicode."""
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
+        raise error_of_code("invalid_request", "Names and arguments must be UTF-8") from error
+
+
+def decode(body: bytes, kind: type[_Answer]) -> _Answer:
+    """From JSON; `UnexpectedAnswer` for anything else."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnexpectedAnswer(f"the server's answer can not be read: {error}") from error
+
+
+def refusal(response: httpx2.Response) -> ClientError:
+    """The error of an answer that was read to its end and is no success."""
+    return error_of_answer(
+        response.status_code, response.content, response.headers.get("retry-after")
+    )
+
+
+@contextlib.contextmanager
+def http_failures() -> Iterator[None]:
+    """Turns the HTTP library's errors into `ClientError`."""
+    try:
+        yield
+    except httpx2.TimeoutException as error:
+        raise ConnectionFailed("the server did not answer in time") from error
+    except httpx2.ConnectError as error:
+        raise ConnectionFailed(f"the server can not be reached: {error}") from error
+    except (httpx2.TransportError, httpx2.StreamError) as error:
+        raise ConnectionFailed(f"the connection to the server broke: {error}") from error
+    except (httpx2.InvalidURL, httpx2.DecodingError) as error:
+        raise UnexpectedAnswer(str(error)) from error
+
+
+@contextlib.contextmanager
+def websocket_failures() -> Iterator[None]:
+    """Turns the WebSocket library's errors into `ClientError`."""
+    try:
+        yield
+    except InvalidStatus as error:
+        answer = error.response
+        raise error_of_answer(
+            answer.status_code, bytes(answer.body or b""), answer.headers.get("Retry-After")
+        ) from error
+    except ConnectionClosed as error:
+        close = error.rcvd
+        why = close.reason or f"code {close.code}" if close is not None else "no reason given"
+        raise ConnectionFailed(f"the server closed the stream: {why}") from error
+    except InvalidURI as error:
+        raise ClientError(str(error)) from error
+    except TimeoutError as error:
+        raise ConnectionFailed("the server did not answer in time") from error
+    except (WebSocketException, OSError) as error:
+        raise ConnectionFailed(f"the server can not be reached: {error}") from error
