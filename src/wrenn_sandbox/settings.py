@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     disk_reserve_mb: int = Field(default=1024, ge=0)
     boot_timeout_sec: float = 120.0
     max_running: int = Field(default=200, ge=1)
+    merge_diff_mb: int = Field(default=256, ge=1)
+    max_disk_layers: int = Field(default=4, ge=1)
+    idle_memory_sec: float = Field(default=600.0, ge=0)
 
     body_limit_bytes: int = 1024 * 1024
     output_limit_bytes: int = 10 * 1024 * 1024

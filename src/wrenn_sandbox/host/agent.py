@@ -14,9 +14,11 @@ import structlog
 
 from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
 from wrenn_sandbox.host import capacity, journal, stored
+from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.guest_calls import GuestCalls
+from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.lock import DirectoryLock
@@ -78,7 +80,12 @@ class HostAgent(GuestCalls):
             wanted=self._pooled_image,
             room=self._has_room,
         )
+        self._collection = ImageCollection(
+            paths, self._store, equipment.driver, self._needed_images
+        )
+        self._housekeeper = Housekeeper(self._parts, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
+        self._unreadable: set[SandboxId] = set()
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
         self._promised_mb: dict[SandboxId, int] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
@@ -109,12 +116,14 @@ class HostAgent(GuestCalls):
             await asyncio.to_thread(equipment.driver.prepare, agent._store)
             await agent._take_over()
             agent._pool.start()
+            agent._housekeeper.start(agent._sandboxes.values())
             agent._undo = undo.pop_all()
         return agent
 
     async def close(self) -> None:
         """Let go of everything; machines run on and are adopted by the next start."""
         self._closing = True
+        await self._housekeeper.close()
         await self._pool.close()
         await self._variants.close()
         operations = list(self._operations.values())
@@ -210,7 +219,7 @@ class HostAgent(GuestCalls):
                 task.cancel()
         await sandbox.destroy()
         self._sandboxes.pop(sandbox_id, None)
-        await self._collect()
+        await self._collection.run()
 
     async def pause(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
         sandbox = self._sandbox(sandbox_id)
@@ -248,7 +257,7 @@ class HostAgent(GuestCalls):
 
     async def remove_image(self, image_id: ImageId) -> None:
         await asyncio.to_thread(self._store.let_go, image_id)
-        await self._collect()
+        await self._collection.run()
 
     async def sandboxes(self) -> list[SandboxReport]:
         return [
@@ -304,6 +313,9 @@ class HostAgent(GuestCalls):
 
     def _finished(self, key: tuple[SandboxId, OperationId], task: asyncio.Task[object]) -> None:
         self._operations.pop(key, None)
+        sandbox = self._sandboxes.get(key[0])
+        if sandbox is not None:
+            self._housekeeper.consider(sandbox)
         if not task.cancelled():
             task.exception()
 
@@ -340,14 +352,11 @@ class HostAgent(GuestCalls):
             return "memory"
         return "disk space" if free.disk_free_mb < self._settings.disk_reserve_mb else None
 
-    async def _collect(self) -> None:
-        """Remove the images that nobody needs any more."""
-        needed = set()
-        for sandbox in self._sandboxes.values():
-            needed |= sandbox.image_ids
-        removed = await asyncio.to_thread(self._store.collect, needed)
-        for image_id in removed:
-            self._driver.forget(self._paths.image(image_id))
+    def _needed_images(self) -> set[ImageId] | None:
+        """The images of all sandboxes; None while there is one of which they are not known."""
+        if self._unreadable:
+            return None
+        return {each for sandbox in self._sandboxes.values() for each in sandbox.image_ids}
 
     def _exited(self, sandbox: Sandbox, reason: str) -> None:
         self._tasks.add(task := asyncio.create_task(self._bury(sandbox, reason)))
@@ -368,6 +377,7 @@ class HostAgent(GuestCalls):
             )
         )
         self._event_added.set()
+        await self._collection.run()
 
     async def _take_over(self) -> None:
         """Adopt what still runs or is stored, then remove everything that nobody owns."""
@@ -391,7 +401,7 @@ class HostAgent(GuestCalls):
         await asyncio.to_thread(self._store.forget_missing)
         for sandbox_id in await asyncio.to_thread(stored.all_ids, self._paths):
             await self._take_stored(sandbox_id)
-        await self._collect()
+        await self._collection.run()
 
     async def _adopted(self, machine_id: MachineId) -> Machine | None:
         """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""

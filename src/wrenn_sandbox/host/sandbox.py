@@ -10,6 +10,7 @@ import errno
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
@@ -90,6 +91,25 @@ class Sandbox:
         if self._stored is not None:
             return self._stored.machine.memory_mb
         return 0 if self._machine is None else self._machine.record.memory_mb
+
+    @property
+    def stored(self) -> StoredSandbox | None:
+        """What is stored and may be resumed."""
+        return self._stored
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The generations whose disks its own builds on, oldest first; nothing writes to them."""
+        if self._stored is not None:
+            return self._stored.layers
+        return self._machine.record.layers if self._machine is not None else ()
+
+    @property
+    def image_id(self) -> ImageId | None:
+        """The image that its memory is over; none before it was ever started."""
+        if self._stored is not None:
+            return self._stored.image_id
+        return self._machine.record.image_id if self._machine is not None else None
 
     @property
     def image_ids(self) -> set[ImageId]:
@@ -249,6 +269,34 @@ class Sandbox:
             await _to_the_end(machine.release())
             return image
 
+    async def refer_to(self, image_id: ImageId, *, instead_of: StoredSandbox) -> bool:
+        """Take an image that holds all stored pages as the base, unless they are others by now."""
+        async with self._lock:
+            if self._gone or self._stored is not instead_of:
+                return False
+            self._stored = await _to_the_end(
+                asyncio.to_thread(stored.refer, self._parts.paths, instead_of, image_id)
+            )
+            return True
+
+    async def replace_layers(self, chain: tuple[int, ...], disk: Path) -> bool:
+        """Put one disk in the place of the oldest layers, unless they are others by now."""
+        async with self._lock:
+            if self._gone or not chain or self.layers[: len(chain)] != chain:
+                return False
+            await _to_the_end(self._replace_layers(chain, disk))
+            return True
+
+    async def _replace_layers(self, chain: tuple[int, ...], disk: Path) -> None:
+        paths = self._parts.paths
+        kept = self.layers[len(chain) - 1 :]
+        await asyncio.to_thread(stored.replace_disk, paths, self.sandbox_id, chain[-1], disk)
+        if self._stored is not None:
+            self._stored = await asyncio.to_thread(stored.note_layers, paths, self._stored, kept)
+        else:
+            self.machine.note(layers=kept)
+        await asyncio.to_thread(stored.drop, paths, self.sandbox_id, chain[:-1])
+
     async def destroy(self) -> None:
         """End the sandbox and free all it has, whatever it is doing; safe to repeat."""
         self._gone = True
@@ -274,8 +322,8 @@ class Sandbox:
             self._on_exit(self, reason)
 
     def _require_fit(self, image: Manifest) -> None:
-        if image.machine is None:
-            raise IncompatibleImage("The image was never started.")
+        if image.machine is None or image.private:
+            raise IncompatibleImage("The image is none that a machine can be started from.")
         require(image.machine, self._hardware(image.vcpus, image.memory_mb, image))
 
     def _hardware_of(self, manifest: StoredSandbox, image: Manifest) -> form.Machine:

@@ -16,8 +16,10 @@ from typing import Final
 import msgspec
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, FileEntry, Machine
-from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY, Paths, sync_directory
+from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, VMSTATE, FileEntry, Machine
+from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.memory.pages import PAGE
+from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY, Paths, sync_directory, write_durably
 from wrenn_sandbox.ids import ImageId, SandboxId
 
 FORMAT_VERSION: Final = 1
@@ -77,7 +79,7 @@ def commit(paths: Paths, manifest: StoredSandbox) -> None:
     for name in manifest.files:
         _sync(staged / name)
     with open(staged / FILE_NAME, "xb", opener=_private) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+        file.write(_encoded(manifest))
         file.flush()
         os.fsync(file.fileno())
     sync_directory(staged)
@@ -88,6 +90,58 @@ def commit(paths: Paths, manifest: StoredSandbox) -> None:
     sync_directory(final.parent)
     sync_directory(paths.paused)
     keep(paths, manifest.sandbox_id, {manifest.generation, *manifest.layers})
+
+
+def refer(paths: Paths, manifest: StoredSandbox, image_id: ImageId) -> StoredSandbox:
+    """The next generation: the same state, over an image that holds all its pages.
+
+    Raises OSError, after which the old one is as it was.
+    """
+    generation = manifest.generation + 1
+    staged = stage(paths, manifest.sandbox_id, generation)
+    old = paths.generation(manifest.sandbox_id, manifest.generation)
+    try:
+        for name in (VMSTATE, DISK):
+            os.link(old / name, staged / name)
+        empty = diff.encode_index([], (manifest.machine.memory_mb << 20) // PAGE)
+        (staged / diff.INDEX).write_bytes(empty)
+        (staged / diff.PAGES).touch()
+        new = msgspec.structs.replace(
+            manifest,
+            generation=generation,
+            image_id=image_id,
+            files={**manifest.files, **entries(staged, (diff.INDEX, diff.PAGES))},
+        )
+        commit(paths, new)
+    except BaseException:
+        shutil.rmtree(paths.generation(manifest.sandbox_id, generation), ignore_errors=True)
+        unstage(paths, manifest.sandbox_id, generation)
+        raise
+    return new
+
+
+def replace_disk(paths: Paths, sandbox_id: SandboxId, generation: int, disk: Path) -> None:
+    """Put a layer in the place of one that shows the guest the very same. Raises OSError.
+
+    A machine that has the old one open goes on with it.
+    """
+    _sync(disk)
+    disk.rename(paths.generation(sandbox_id, generation) / DISK)
+    sync_directory(paths.generation(sandbox_id, generation))
+
+
+def note_layers(paths: Paths, manifest: StoredSandbox, layers: tuple[int, ...]) -> StoredSandbox:
+    """Write down that the disk builds on these generations only; raises OSError."""
+    new = msgspec.structs.replace(manifest, layers=layers)
+    path = paths.generation(manifest.sandbox_id, manifest.generation) / FILE_NAME
+    write_durably(path, _encoded(new))
+    return new
+
+
+def drop(paths: Paths, sandbox_id: SandboxId, generations: Collection[int]) -> None:
+    """Remove generations that nothing refers to."""
+    for generation in generations:
+        shutil.rmtree(paths.generation(sandbox_id, generation), ignore_errors=True)
 
 
 def newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
@@ -186,6 +240,10 @@ def digest(path: Path) -> str:
 def entries(directory: Path, names: Collection[str]) -> Mapping[str, FileEntry]:
     """The descriptions of some files of a directory."""
     return {name: describe(directory / name) for name in names}
+
+
+def _encoded(manifest: StoredSandbox) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest))
 
 
 def _decoded(data: bytes) -> StoredSandbox:

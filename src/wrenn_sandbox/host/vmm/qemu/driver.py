@@ -112,7 +112,8 @@ class QemuDriver:
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         passed = [vmstate]
         try:
-            memory = await self._base(spec, passed)
+            memory, fds = await self._base(spec)
+            passed += fds
             running = await self._spawn(spec, memory, passed, restore=True)
         finally:
             for fd in passed:
@@ -126,19 +127,18 @@ class QemuDriver:
             await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
         await _unless_ended(running, running.monitor.load(running.vmstate_fd))
 
-    async def _base(self, spec: MachineSpec, passed: list[int]) -> Memory:
-        """The immutable memory to map privately; its descriptor, if any, is added to `passed`."""
+    async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
+        """The immutable memory to map privately, and the descriptors to pass on and close."""
         assert spec.memory is not None
         if self._version[:2] >= _READ_ONLY_BASE_SINCE:
-            return Memory(str(spec.memory), shared=False, read_only_file=True)
+            return Memory(str(spec.memory), shared=False, read_only_file=True), []
         getting = asyncio.ensure_future(asyncio.to_thread(self._sealed.get, spec.memory))
         try:
             fd = (await asyncio.shield(getting)).fd
         except asyncio.CancelledError:
             getting.add_done_callback(_close_unwanted)
             raise
-        passed.append(fd)
-        return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False)
+        return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False), [fd]
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         running = self._running[process]

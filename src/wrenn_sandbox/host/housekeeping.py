@@ -1,0 +1,160 @@
+"""What is done in the background so that stored sandboxes stay cheap.
+
+Pages: a sandbox whose own pages outgrow a threshold gets a memory image of its own that holds
+them, and its next pause writes what has changed since. Disks: layers that nothing writes to any
+more are put together, while the sandbox runs or is stored. Both are made aside and take the
+sandbox's lock only to be switched to; a sandbox that is resumed meanwhile does not wait.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.errors import Conflict, WrennError
+from wrenn_sandbox.host import capacity, merging
+from wrenn_sandbox.host.collection import ImageCollection
+from wrenn_sandbox.host.disk import layers, overlay
+from wrenn_sandbox.host.images import manifest as form
+from wrenn_sandbox.host.machine import Parts
+from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.ids import SandboxId, new_image_id
+
+_log = structlog.get_logger(__name__)
+
+_TRIM_SEC: Final = 30.0
+_LEAST_SHARE: Final = 8
+"""Pages are merged when they are at least one part in so many of the guest's memory."""
+
+
+class Housekeeper:
+    """One worker for all sandboxes of a host, which does one thing at a time."""
+
+    def __init__(self, parts: Parts, collection: ImageCollection) -> None:
+        self._parts = parts
+        self._settings = parts.settings
+        self._collection = collection
+        self._waiting: dict[SandboxId, Sandbox] = {}
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._closing = False
+
+    def start(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Begin to work, first on what there is."""
+        for sandbox in sandboxes:
+            self.consider(sandbox)
+        self._worker = asyncio.create_task(self._work(), name="housekeeping")
+
+    def consider(self, sandbox: Sandbox) -> None:
+        """See soon whether there is something to do for a sandbox; harmless if there is not."""
+        self._waiting[sandbox.sandbox_id] = sandbox
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Give up what is being done."""
+        self._closing = True
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def _work(self) -> None:
+        while not self._closing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TRIM_SEC):
+                    await self._wake.wait()
+            self._wake.clear()
+            await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
+            while self._waiting and not self._closing:
+                await self._tidy(self._waiting.pop(next(iter(self._waiting))))
+
+    async def _tidy(self, sandbox: Sandbox) -> None:
+        log = _log.bind(sandbox=sandbox.sandbox_id)
+        for chore in (self._free_memory, self._merge, self._collapse):
+            try:
+                await chore(sandbox)
+            except Conflict as reason:
+                log.info("housekeeping put off", reason=reason.message)
+            except WrennError as error:
+                log.warning("housekeeping failed", error=error.message, detail=error.detail)
+            except OSError as error:
+                log.warning("housekeeping failed", detail=str(error))
+            except Exception:
+                log.exception("housekeeping failed")
+
+    async def _free_memory(self, sandbox: Sandbox) -> None:
+        """Behind a stored sandbox: only its own machines used the memory of a private image."""
+        manifest, store = sandbox.stored, self._parts.store
+        if manifest is not None:
+            image = await asyncio.to_thread(store.open, manifest.image_id)
+            if image.private:
+                await asyncio.to_thread(self._parts.driver.forget, store.memory(image))
+
+    async def _merge(self, sandbox: Sandbox) -> None:
+        manifest = sandbox.stored
+        if manifest is None or not self._is_outgrown(manifest):
+            return
+        await self._require_space(manifest.machine.memory_mb)
+        image_id = new_image_id(self._parts.random)
+        given_up = threading.Event()
+
+        def check() -> None:
+            if given_up.is_set() or sandbox.busy or sandbox.stored is not manifest:
+                raise Conflict("The sandbox is wanted.")
+
+        def make() -> None:
+            merging.make(self._parts, manifest, image_id, check)
+
+        async with self._collection.sparing(image_id):
+            await _in_thread(make, given_up)
+            if await sandbox.refer_to(image_id, instead_of=manifest):
+                _log.info("merged own pages", sandbox=sandbox.sandbox_id, image=image_id)
+
+    def _is_outgrown(self, manifest: StoredSandbox) -> bool:
+        least_mb = max(self._settings.merge_diff_mb, manifest.machine.memory_mb // _LEAST_SHARE)
+        return manifest.files[diff.PAGES].size >= least_mb << 20
+
+    async def _collapse(self, sandbox: Sandbox) -> None:
+        """Put one layer in the place of all that no machine writes to."""
+        chain, image_id = sandbox.layers, sandbox.image_id
+        if image_id is None or len(chain) <= self._settings.max_disk_layers:
+            return
+        paths, store = self._parts.paths, self._parts.store
+        disks = [paths.generation(sandbox.sandbox_id, each) / form.DISK for each in chain]
+        await self._require_space(await asyncio.to_thread(_allocated_mb, disks))
+        image = await asyncio.to_thread(store.open, image_id)
+        with store.staging() as directory:
+            made = directory / form.DISK
+            await asyncio.to_thread(_empty_layer, made, disks[-1], image.disk_mb)
+            await layers.absorb_gently(made, store.disk(image), image.disk_format)
+            if await sandbox.replace_layers(chain, made):
+                _log.info("collapsed disk layers", sandbox=sandbox.sandbox_id, count=len(chain))
+
+    async def _require_space(self, needed_mb: int) -> None:
+        free = await asyncio.to_thread(capacity.measure, self._parts.paths.data_dir)
+        if free.disk_free_mb - needed_mb < self._settings.disk_reserve_mb:
+            raise Conflict("There is no disk space to spare.")
+
+
+async def _in_thread(work: Callable[[], None], given_up: threading.Event) -> None:
+    """Do work in a thread; on cancellation tell it and wait for its end."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        given_up.set()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+def _empty_layer(path: Path, backing: Path, size_mb: int) -> None:
+    overlay.create(path, backing=backing, backing_format="qcow2", size=size_mb << 20)
+
+
+def _allocated_mb(paths: list[Path]) -> int:
+    return sum(path.stat().st_blocks * 512 for path in paths) >> 20

@@ -1,0 +1,64 @@
+"""A memory image of one stored sandbox's own: its base with its pages put in. Blocks."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from wrenn_sandbox.host import stored
+from wrenn_sandbox.host.images import manifest as form
+from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.machine import Parts
+from wrenn_sandbox.host.memory import diff, sparse
+from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.ids import ImageId
+
+
+def make(
+    parts: Parts, manifest: StoredSandbox, image_id: ImageId, check: Callable[[], None]
+) -> Manifest:
+    """Publish the private image of a stored sandbox, to which nothing refers yet.
+
+    What is stored is verified first: a damaged byte must not get a new digest. `check` is called
+    now and then and gives up by raising. Raises OSError and `IncompatibleImage`.
+    """
+    store = parts.store
+    base = store.open(manifest.image_id)
+    stored.check(parts.paths, manifest)
+    pages = parts.paths.generation(manifest.sandbox_id, manifest.generation)
+    with store.staging() as made:
+        memory = made / form.MEMORY
+        _clone(store.memory(base), memory, check)
+        diff.merge(pages, memory, check)
+        check()
+        files = {form.MEMORY: form.describe(memory)}
+        check()
+        return store.publish(
+            made,
+            Manifest(
+                image_id=image_id,
+                created_at=form.now(),
+                name=base.name,
+                recipe_sha256=base.recipe_sha256,
+                files=files,
+                kernel_args=base.kernel_args,
+                vcpus=base.vcpus,
+                memory_mb=base.memory_mb,
+                disk_mb=base.disk_mb,
+                base_image_id=base.base_image_id if base.private else base.image_id,
+                private=True,
+                machine=manifest.machine,
+            ),
+        )
+
+
+def _clone(source: Path, target: Path, check: Callable[[], None]) -> None:
+    size = source.stat().st_size
+    read = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        write = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            sparse.clone(read, write, size, check)
+        finally:
+            os.close(write)
+    finally:
+        os.close(read)
