@@ -1,6 +1,7 @@
 """The one reader of the environment.
 
-Every setting is a field here and is documented in `docs/settings.md` (a test compares the two).
+Every setting is a field here and is documented in `docs/settings.md` (a test compares the two):
+the server's in `Settings`, those of commands that call a server in `ClientSettings`.
 Names are `WRENN_` and the field in capitals, except those that the contract or custom fixes
 (`DATABASE_URL`, `CP_PUBLIC_URL`, `OAUTH_*`).
 """
@@ -98,3 +99,23 @@ class Settings(BaseSettings):
             if self.database_url.startswith(plain):
                 return driver + self.database_url[len(plain) :]
         return self.database_url
+
+
+class ClientSettings(BaseSettings):
+    """What commands that call a server take from the environment, frozen once read."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WRENN_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    url: str | None = None
+    api_key: SecretStr | None = None
+    config_home: Path = Field(
+        default_factory=lambda: Path.home() / ".config", validation_alias=_named("xdg_config_home")
+    )
+    terminal: str = Field(default="xterm-256color", validation_alias=_named("term"))
+
+    @property
+    def config_file(self) -> Path:
+        """Where `wrenn login` keeps the server and the key."""
+        return self.config_home / "wrenn" / "config.toml"

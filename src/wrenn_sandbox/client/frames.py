@@ -140,7 +140,9 @@ class Size(msgspec.Struct, frozen=True):
     rows: int
 
 
-def start(command: Command, size: Size | None = None, *, tty: bool = False) -> str:
+def start(
+    command: Command, size: Size | None = None, *, tty: bool = False, tag: str | None = None
+) -> str:
     """The first message of a stream or a terminal."""
     return _text(
         _Start(
@@ -153,6 +155,7 @@ def start(command: Command, size: Size | None = None, *, tty: bool = False) -> s
             tty=tty,
             cols=None if size is None else size.cols,
             rows=None if size is None else size.rows,
+            tag=tag,
         )
     )
 
@@ -162,16 +165,9 @@ def attach() -> str:
     return _text(_Plain("start"))
 
 
-def connect(tag: str, size: Size | None = None) -> str:
+def connect(tag: str) -> str:
     """The first message of a terminal that is there already."""
-    return _text(
-        _Start(
-            type="connect",
-            tag=tag,
-            cols=None if size is None else size.cols,
-            rows=None if size is None else size.rows,
-        )
-    )
+    return _text(_Start(type="connect", tag=tag))
 
 
 _STDIN_PIECE: Final = 128 * 1024

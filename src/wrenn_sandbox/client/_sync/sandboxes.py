@@ -185,16 +185,19 @@ class Sandbox:
         cmd: str | None = None,
         *args: str,
         size: Size = Size(80, 24),  # noqa: B008 - immutable
+        tag: str | None = None,
         envs: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        user: str | None = None,
     ) -> AbstractContextManager[Terminal]:
         """Open a terminal; without a `cmd` with a login shell in it."""
-        command = Command(cmd=cmd, args=args, envs=dict(envs or {}), cwd=cwd)
-        return open_terminal(self._api, self._path + "/pty", frames.start(command, size))
+        command = Command(cmd=cmd, args=args, envs=dict(envs or {}), cwd=cwd, user=user)
+        start = frames.start(command, size, tag=tag)
+        return open_terminal(self._api, self._path + "/pty", start)
 
-    def pty_connect(self, tag: str, size: Size | None = None) -> AbstractContextManager[Terminal]:
+    def pty_connect(self, tag: str) -> AbstractContextManager[Terminal]:
         """Come back to a terminal whose connection was lost or left."""
-        return open_terminal(self._api, self._path + "/pty", frames.connect(tag, size))
+        return open_terminal(self._api, self._path + "/pty", frames.connect(tag))
 
 
 def _path(id: str) -> str:
