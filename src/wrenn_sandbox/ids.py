@@ -64,6 +64,11 @@ def new_request_id(random: Random = secrets.token_bytes) -> RequestId:
     return RequestId(_new("req", random))
 
 
+def new_tag(random: Random = secrets.token_bytes) -> str:
+    """A name for a command in a guest: `proc-` and eight letters or digits."""
+    return "proc-" + base64.b32encode(random(5)).decode("ascii").lower()
+
+
 def is_id(prefix: str, value: str) -> bool:
     """Whether `value` has the form of an id with this prefix."""
     return value.startswith(prefix + "-") and _ID.fullmatch(value) is not None

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from wrenn_sandbox.errors import HostFailure, NotFound, WrennError
+from api.guest_double import GuestDouble
+from wrenn_sandbox.errors import HostFailure, NotFound
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
@@ -41,14 +42,14 @@ class Gate:
         await self.opened.wait()
 
 
-class HostDouble:
+class HostDouble(GuestDouble):
     """Implements `Host`. `fail[call]` makes a call raise, `gates[call]` makes it wait first."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.phases: dict[SandboxId, Phase] = {}
         self.busy: set[SandboxId] = set()
         self.images: dict[ImageId, ImageInfo] = {}
-        self.fail: dict[str, WrennError | Exception] = {}
         self.gates: dict[str, Gate] = {}
         self.calls: list[tuple[str, str]] = []
         self.called: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -90,6 +91,11 @@ class HostDouble:
             await gate.pass_through()
         if call in self.fail:
             raise self.fail[call]
+
+    async def enter_guest(self, call: str, sandbox_id: SandboxId) -> None:
+        self._require(sandbox_id, Phase.RUNNING)
+        await self._enter(call, sandbox_id)
+        self._require(sandbox_id, Phase.RUNNING)
 
     async def info(self) -> HostInfo:
         return HostInfo(

@@ -13,7 +13,7 @@ import yaml
 Json = dict[str, object]
 
 CONTRACT = cast("Json", yaml.safe_load((Path(__file__).parent / "openapi.yaml").read_text()))
-GENERAL_STATUSES = frozenset({400, 401, 403, 404, 409, 413, 429, 502, 503, 504})
+GENERAL_STATUSES = frozenset({400, 401, 403, 404, 409, 413, 429, 502, 503, 504, 507})
 """What any operation may answer although the contract does not list it."""
 
 _ERROR: Json = {

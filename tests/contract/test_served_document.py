@@ -16,11 +16,6 @@ _LATER = frozenset(
     {
         "oauthRedirect",
         "oauthCallback",
-        "uploadFile",
-        "downloadFile",
-        "execStream",
-        "streamUploadFile",
-        "streamDownloadFile",
     }
 )
 """Operations of the contract that are not served yet."""

@@ -11,6 +11,7 @@ from typing import Self
 import structlog
 import uvicorn
 
+from wrenn_sandbox.cli.sockets import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.errors import Conflict, InvalidRequest
 from wrenn_sandbox.host.agent import HostAgent
@@ -39,7 +40,11 @@ async def run(settings: Settings) -> None:
                 app,
                 loop="none",
                 http="httptools",
-                ws="none",
+                ws=WebSocketProtocol,
+                ws_max_size=MESSAGE_LIMIT,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=None,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

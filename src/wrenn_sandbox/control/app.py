@@ -6,13 +6,19 @@ from contextlib import asynccontextmanager
 
 from argon2 import PasswordHasher
 from fastapi import FastAPI
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 
 from wrenn_sandbox.control.api import (
     api_keys,
     auth,
     events,
     exec,
+    exec_stream,
+    files,
     health,
+    processes,
+    pty,
     sandboxes,
     snapshots,
 )
@@ -21,6 +27,7 @@ from wrenn_sandbox.control.api.errors import add_error_handlers
 from wrenn_sandbox.control.api.metrics import metrics_router
 from wrenn_sandbox.control.api.middleware import BodyLimit, RequestContext
 from wrenn_sandbox.control.plane import ControlPlane
+from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.ids import Random
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
@@ -33,10 +40,18 @@ _ROUTERS = (
     sandboxes.router,
     exec.router,
     events.router,
+    files.router,
+    exec_stream.router,
+    processes.router,
+    pty.router,
     snapshots.router,
     health.router,
 )
 _LOCAL_URL = "http://localhost:8080"
+
+
+async def _no_such_socket(websocket: WebSocket) -> None:
+    raise NotFound("There is no such route; see /docs")
 
 
 def create_app(
@@ -72,7 +87,8 @@ def create_app(
         app.include_router(router)
     app.include_router(metrics_router(plane.metrics, plane.store, settings.metrics_token))
     add_docs(app, settings.public_url or _LOCAL_URL)
+    app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)
-    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes)
+    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=files.BODY_LIMITS)
     app.add_middleware(RequestContext, metrics=plane.metrics, random=random)
     return app

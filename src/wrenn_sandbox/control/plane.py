@@ -20,6 +20,7 @@ from .service.accounts import AccountService
 from .service.activity import Activity
 from .service.api_keys import ApiKeyService
 from .service.autopause import AutoPause
+from .service.guests import GuestService
 from .service.host_events import HostEvents
 from .service.images import DiscardedImages
 from .service.lazy_writes import LazyWrites
@@ -90,6 +91,7 @@ class ControlPlane:
             clock=clock,
             random=random,
         )
+        self.guests = GuestService(self.store, host, self.activity, wakeups, random=random)
         self.snapshots = SnapshotService(
             self.store,
             host,
@@ -166,7 +168,7 @@ class ControlPlane:
             clock=self._clock,
             random=self._random,
         )
-        return Services(accounts, self.api_keys, self.sandboxes, self.snapshots)
+        return Services(accounts, self.api_keys, self.sandboxes, self.snapshots, self.guests)
 
     async def _secret(self) -> str:
         if self._settings.jwt_secret is not None:

@@ -8,19 +8,20 @@ from typing import Annotated
 
 from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from wrenn_sandbox.errors import Unauthorized
 from wrenn_sandbox.ids import TeamId
 
-from .services import ServicesDependency
+from .services import Services, ServicesDependency
 
+_KEY_PREFIX = "wrn_"
 _api_key = APIKeyHeader(name="X-API-Key", scheme_name="apiKeyAuth", auto_error=False)
 _bearer = HTTPBearer(bearerFormat="JWT", scheme_name="bearerAuth", auto_error=False)
 
 
-def _bearer_token(request: Request) -> str | None:
-    header = request.headers.get("authorization")
+def _bearer_token(connection: HTTPConnection) -> str | None:
+    header = connection.headers.get("authorization")
     if header is None:
         return None
     scheme, _, token = header.strip().partition(" ")
@@ -29,21 +30,38 @@ def _bearer_token(request: Request) -> str | None:
     return token.strip()
 
 
-async def _team_of_token(request: Request, services: ServicesDependency) -> TeamId:
-    token = _bearer_token(request)
+async def _team_of_token(connection: HTTPConnection, services: ServicesDependency) -> TeamId:
+    token = _bearer_token(connection)
     if token is None:
         raise Unauthorized("Log in and send the token as Authorization: Bearer TOKEN")
     return await services.accounts.team_of_token(token)
 
 
-async def _team_of_either(request: Request, services: ServicesDependency) -> TeamId:
-    key = request.headers.get("x-api-key")
+async def team_of_connection(connection: HTTPConnection, services: Services) -> TeamId:
+    """The team behind the headers of a request; raises `Unauthorized`."""
+    key = connection.headers.get("x-api-key")
     if key is not None:
         return await services.api_keys.team_of_key(key.strip())
-    token = _bearer_token(request)
+    token = _bearer_token(connection)
     if token is None:
         raise Unauthorized("Send an API key as X-API-Key, or a token as Authorization: Bearer")
     return await services.accounts.team_of_token(token)
+
+
+async def _team_of_either(connection: HTTPConnection, services: ServicesDependency) -> TeamId:
+    return await team_of_connection(connection, services)
+
+
+def has_credentials(connection: HTTPConnection) -> bool:
+    """Whether the headers of a request carry a credential, good or bad."""
+    return "x-api-key" in connection.headers or "authorization" in connection.headers
+
+
+async def team_of_secret(secret: str, services: Services) -> TeamId:
+    """The team behind an API key or a token; raises `Unauthorized`."""
+    if secret.startswith(_KEY_PREFIX):
+        return await services.api_keys.team_of_key(secret)
+    return await services.accounts.team_of_token(secret)
 
 
 TokenTeam = Annotated[TeamId, Depends(_team_of_token)]

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Mapping, Sequence
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,9 @@ from wrenn_sandbox.ids import Random, new_request_id
 from .errors import INTERNAL, error_response
 
 _log = structlog.get_logger("wrenn_sandbox.access")
+_HEADS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
+"""The messages of ASGI that begin an answer."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -30,7 +34,7 @@ class RequestContext:
         self._random = random
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
@@ -40,8 +44,8 @@ class RequestContext:
 
         async def named(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in _HEADS:
+                status = message.get("status", 101)
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
@@ -56,10 +60,11 @@ class RequestContext:
             finally:
                 seconds = time.perf_counter() - begin
                 route = getattr(scope.get("route"), "path", "none")
-                self._metrics.request(scope["method"], route, status, seconds)
+                method = scope.get("method", "WEBSOCKET")
+                self._metrics.request(method, route, status, seconds)
                 _log.info(
                     "request",
-                    method=scope["method"],
+                    method=method,
                     path=scope["path"],
                     status=status,
                     ms=round(seconds * 1000, 2),
@@ -71,19 +76,43 @@ class _TooMuch(Exception):
 
 
 class BodyLimit:
-    """Refuses bodies beyond `limit` bytes, announced or not, before they are kept in memory."""
+    """Refuses bodies beyond `limit` bytes, announced or not, before they are kept in memory.
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+    `exceptions` gives other limits to paths that match whole, None for none. What is sent beyond
+    those is read and dropped, so that a client in the middle of its upload sees the answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limit: int,
+        exceptions: Sequence[tuple[re.Pattern[str], int | None]] = (),
+    ) -> None:
         self._app = app
         self._limit = limit
+        self._exceptions = exceptions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        for pattern, limit in self._exceptions:
+            if pattern.fullmatch(scope["path"]):
+                if limit is None:
+                    await self._app(scope, receive, send)
+                else:
+                    await self._limited(scope, receive, send, limit, {})
+                return
+        await self._limited(scope, receive, send, self._limit, {"Connection": "close"})
+
+    async def _limited(
+        self, scope: Scope, receive: Receive, send: Send, limit: int, headers: Mapping[str, str]
+    ) -> None:
+        refusal = error_response(TooLarge(f"The body is larger than {limit} bytes"), headers)
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._limit:
-            await self._refuse(scope, receive, send)
+        if announced.isdecimal() and int(announced) > limit:
+            await refusal(scope, receive, send)
             return
         received = 0
         started = False
@@ -93,7 +122,7 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._limit:
+                if received > limit:
                     raise _TooMuch
             return message
 
@@ -107,8 +136,4 @@ class BodyLimit:
         except _TooMuch:
             if started:
                 raise
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = TooLarge(f"The body is larger than {self._limit} bytes")
-        await error_response(error, {"Connection": "close"})(scope, receive, send)
+            await refusal(scope, receive, send)

@@ -7,6 +7,7 @@ from wrenn_sandbox.errors import (
     Forbidden,
     InvalidRequest,
     NoCapacity,
+    NoSpace,
     NotFound,
     RateLimited,
     TooLarge,
@@ -26,6 +27,7 @@ _MEANING: dict[type[WrennError], str] = {
     RateLimited: "Too many attempts",
     AgentError: "The host or the agent in the guest failed",
     NoCapacity: "The host is full or shutting down",
+    NoSpace: "The disk of the sandbox is full",
     ExecTimeout: "The command hit its time limit; error.stdout and error.stderr hold its output",
 }
 

@@ -1,5 +1,6 @@
 """The public shapes, named as in the contract. Absent values are left out of responses."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -20,6 +21,10 @@ from wrenn_sandbox.control.store import records
 from wrenn_sandbox.model.limits import EXEC_TIMEOUT_DEFAULT, EXEC_TIMEOUT_MAX, PASSWORD_MIN
 from wrenn_sandbox.model.sandbox import Status
 from wrenn_sandbox.model.template import TemplateType
+from wrenn_sandbox.wire import messages
+from wrenn_sandbox.wire.messages import FileType
+
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def _whole(value: object) -> object:
@@ -39,6 +44,12 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _tag(value: str) -> str:
+    if not _TAG.fullmatch(value) or value.isdigit():
+        raise ValueError("must be 1 to 64 letters, digits, '.', '_' or '-', and not digits only")
+    return value
+
+
 Integer = Annotated[int, BeforeValidator(_whole)]
 """A JSON number without a fraction, whether written 1 or 1.0."""
 
@@ -51,10 +62,18 @@ NullableTime = Annotated[
 ]
 NullableText = Annotated[str | None, WithJsonSchema({"type": "string", "nullable": True})]
 NullableInteger = Annotated[int | None, WithJsonSchema({"type": "integer", "nullable": True})]
+Environment = Annotated[dict[str, str], AfterValidator(_environment)]
+"""Environment variables that a program can be given."""
+
+Tag = Annotated[str, AfterValidator(_tag)]
+"""A caller's name for a command."""
+
 OptionalArgument = Annotated[Argument | None, WithJsonSchema({"type": "string"})]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """What callers send; unknown fields are ignored."""
+
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
@@ -62,12 +81,12 @@ class _Response(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class SignupRequest(_Request):
+class SignupRequest(Request):
     email: Annotated[str, Field(json_schema_extra={"format": "email"})]
     password: Annotated[str, Field(min_length=PASSWORD_MIN)]
 
 
-class LoginRequest(_Request):
+class LoginRequest(Request):
     email: Annotated[str, Field(json_schema_extra={"format": "email"})]
     password: str
 
@@ -89,7 +108,7 @@ class AuthResponse(_Response):
         )
 
 
-class CreateAPIKeyRequest(_Request):
+class CreateAPIKeyRequest(Request):
     name: Annotated[Argument, StringConstraints(max_length=200)] = "Unnamed API Key"
 
 
@@ -117,7 +136,7 @@ class APIKeyResponse(_Response):
         )
 
 
-class CreateSandboxRequest(_Request):
+class CreateSandboxRequest(Request):
     """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does."""
 
     template: str = "minimal"
@@ -188,15 +207,70 @@ class SandboxEvent(_Response):
         )
 
 
-class ExecRequest(_Request):
+class ExecRequest(Request):
     """A command to run directly, without a shell; `timeout_sec` is 1 to 3600."""
 
     cmd: Annotated[Argument, StringConstraints(min_length=1)]
     args: list[Argument] = []
     timeout_sec: Annotated[Integer, Field(ge=1, le=EXEC_TIMEOUT_MAX)] = EXEC_TIMEOUT_DEFAULT
-    envs: Annotated[dict[str, str], AfterValidator(_environment)] = {}
+    envs: Environment = {}
     cwd: OptionalArgument = None
     user: OptionalArgument = None
+    background: bool = False
+    tag: Annotated[Tag | None, WithJsonSchema({"type": "string"})] = None
+
+
+class BackgroundExecResponse(_Response):
+    """A command that runs on; `tag` names it as well as `pid` does."""
+
+    sandbox_id: str
+    cmd: str
+    pid: int
+    tag: str
+
+
+class Process(_Response):
+    pid: int
+    tag: NullableText = None
+    cmd: str
+    args: list[str]
+
+
+class ProcessList(_Response):
+    processes: list[Process]
+
+    @classmethod
+    def of(cls, processes: list[messages.ProcessInfo]) -> Self:
+        return cls(
+            processes=[
+                Process(pid=each.pid, tag=each.tag, cmd=each.cmd, args=list(each.args))
+                for each in processes
+            ]
+        )
+
+
+class SandboxMetrics(_Response):
+    """Use of resources inside a sandbox now; sizes in bytes."""
+
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int
+    mem_used: int
+    mem_cache: int
+    disk_used: int
+    disk_total: int
+
+    @classmethod
+    def of(cls, metrics: messages.GuestMetrics) -> Self:
+        return cls(
+            cpu_count=metrics.cpu_count,
+            cpu_used_pct=metrics.cpu_used_pct,
+            mem_total=metrics.mem_total,
+            mem_used=metrics.mem_used,
+            mem_cache=metrics.mem_cache,
+            disk_used=metrics.disk_used,
+            disk_total=metrics.disk_total,
+        )
 
 
 class ExecResponse(_Response):
@@ -224,7 +298,7 @@ class ExecResponse(_Response):
         )
 
 
-class CreateSnapshotRequest(_Request):
+class CreateSnapshotRequest(Request):
     sandbox_id: str
     name: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
 
@@ -250,6 +324,75 @@ class Template(_Response):
             size_bytes=template.size_bytes,
             created_at=template.created_at,
         )
+
+
+class ReadFileRequest(Request):
+    path: str
+
+
+class ListFilesRequest(Request):
+    """`depth` levels of directories are shown."""
+
+    path: str
+    depth: Annotated[Integer, Field(ge=1, le=64)] = 1
+
+
+class MakeDirectoryRequest(Request):
+    path: str
+
+
+class RemoveFileRequest(Request):
+    path: str
+
+
+class FileEntry(_Response):
+    """A symlink is described itself. `raw_path` is base64 of a path that is no UTF-8."""
+
+    name: str
+    path: str
+    type: Annotated[
+        FileType, WithJsonSchema({"type": "string", "enum": [each.value for each in FileType]})
+    ]
+    size: int
+    mode: int
+    permissions: str
+    owner: str
+    group: str
+    modified_at: datetime
+    symlink_target: NullableText = None
+    raw_path: NullableText = None
+
+    @classmethod
+    def of(cls, entry: messages.FileEntry) -> Self:
+        return cls(
+            name=entry.name,
+            path=entry.path,
+            type=entry.type,
+            size=entry.size,
+            mode=entry.mode,
+            permissions=entry.permissions,
+            owner=entry.owner,
+            group=entry.group,
+            modified_at=entry.modified_at,
+            symlink_target=entry.symlink_target,
+            raw_path=entry.raw_path,
+        )
+
+
+class DirectoryListing(_Response):
+    entries: list[FileEntry]
+
+    @classmethod
+    def of(cls, entries: list[messages.FileEntry]) -> Self:
+        return cls(entries=[FileEntry.of(entry) for entry in entries])
+
+
+class MakeDirectoryResponse(_Response):
+    entry: FileEntry
+
+    @classmethod
+    def of(cls, entry: messages.FileEntry) -> Self:
+        return cls(entry=FileEntry.of(entry))
 
 
 class ErrorDetail(BaseModel):

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from wrenn_sandbox.control.service.accounts import AccountService
 from wrenn_sandbox.control.service.api_keys import ApiKeyService
+from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
 
@@ -18,12 +19,18 @@ class Services:
     api_keys: ApiKeyService
     sandboxes: SandboxService
     snapshots: SnapshotService
+    guests: GuestService
 
 
-async def _services(request: Request) -> Services:
-    services = request.app.state.services
+def services_of(connection: HTTPConnection) -> Services:
+    """The services of the application that answers this request."""
+    services = connection.app.state.services
     assert isinstance(services, Services)
     return services
+
+
+async def _services(connection: HTTPConnection) -> Services:
+    return services_of(connection)
 
 
 ServicesDependency = Annotated[Services, Depends(_services)]

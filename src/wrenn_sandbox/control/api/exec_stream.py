@@ -1,0 +1,111 @@
+"""`WS /v1/sandboxes/{id}/exec/stream`: one command, followed while it runs."""
+
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.websockets import WebSocket
+
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.wire.messages import TerminalSize
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .frames import Started, TextFrames
+from .responses import failures
+from .services import services_of
+from .session import Session
+from .sockets import START_SECONDS, Malformed, Socket
+from .stream_messages import (
+    Action,
+    CloseInput,
+    End,
+    Input,
+    Nothing,
+    Resize,
+    ResizeMessage,
+    StartMessage,
+    StdinCloseMessage,
+    StdinMessage,
+    StopMessage,
+)
+
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
+
+_START: TypeAdapter[StartMessage] = TypeAdapter(StartMessage)
+MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
+    Annotated[
+        StdinMessage | StdinCloseMessage | ResizeMessage | StopMessage | StartMessage,
+        Field(discriminator="type"),
+    ]
+)
+
+
+def action_of(message: BaseModel) -> Action:
+    """What a message to a running command asks for."""
+    match message:
+        case StdinMessage(encoding="base64"):
+            try:
+                return Input(base64.b64decode(message.data, validate=True))
+            except binascii.Error as error:
+                raise Malformed("data: must be base64") from error
+        case StdinMessage():
+            return Input(message.data.encode("utf-8"))
+        case StdinCloseMessage():
+            return CloseInput()
+        case ResizeMessage():
+            return Resize(TerminalSize(cols=message.cols, rows=message.rows))
+        case StopMessage():
+            return End(grace=True)
+    raise Malformed("type: start comes once, as the first message")
+
+
+def attached_action_of(message: BaseModel) -> Action:
+    """The same for a command that runs already: `start` has nothing to say there."""
+    return Nothing() if isinstance(message, StartMessage) else action_of(message)
+
+
+@router.websocket("/{id}/exec/stream")
+async def exec_stream(websocket: WebSocket, id: str) -> None:
+    """Run the command of the first message; it ends with the connection."""
+    socket = Socket(websocket)
+    async with socket.reporting():
+        team_id = await socket.authenticate()
+        async with services_of(websocket).guests.using(team_id, id) as guest:
+            await socket.accept()
+            start = await socket.receive(_START, START_SECONDS, "start")
+            socket.begun = True
+            async with guest.start(
+                start.command, stdin=not start.tty, terminal=start.terminal
+            ) as stream:
+                if stream.pid is not None:
+                    await socket.send(Started(stream.pid))
+                session = Session(
+                    socket,
+                    guest,
+                    stream,
+                    TextFrames(),
+                    MESSAGES,
+                    action_of,
+                    terminal=start.tty,
+                    ends_with_client=True,
+                )
+                await session.run()
+
+
+@router.get(
+    "/{id}/exec/stream",
+    operation_id="execStream",
+    status_code=101,
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    responses=failures(400, 401, 404, 409),
+)
+async def describe_exec_stream(id: str, team_id: CallerTeam) -> None:
+    """A WebSocket: run a command and follow it, as docs/websockets.md says."""
+    raise not_a_websocket()
+
+
+def not_a_websocket() -> InvalidRequest:
+    """The answer to an ordinary request for a WebSocket."""
+    return InvalidRequest("This route is a WebSocket: connect with Upgrade: websocket")

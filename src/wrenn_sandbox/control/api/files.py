@@ -1,0 +1,288 @@
+"""`/v1/sandboxes/{id}/files`: what is in a sandbox's file system."""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import IO, Annotated, Final
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from wrenn_sandbox.control.service.guests import GuestService, checked_path
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.wire.streams import FileContent
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .body import described, json_body
+from .multipart import FormStream
+from .responses import failures
+from .schemas import (
+    DirectoryListing,
+    ListFilesRequest,
+    MakeDirectoryRequest,
+    MakeDirectoryResponse,
+    ReadFileRequest,
+    RemoveFileRequest,
+)
+from .services import ServicesDependency
+
+router = APIRouter(
+    prefix="/v1/sandboxes/{id}/files", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN
+)
+
+BUFFERED_LIMIT: Final = 100 * 1024 * 1024
+"""Bytes of the whole body of a buffered upload."""
+
+BODY_LIMITS: Final = (
+    (re.compile(r"/v1/sandboxes/[^/]+/files/write"), BUFFERED_LIMIT),
+    (re.compile(r"/v1/sandboxes/[^/]+/files/stream/write"), None),
+)
+"""Which paths take more than an ordinary body, and how much; None is without a limit."""
+
+_COPY_BYTES: Final = 1024 * 1024
+
+_FORM: Final[dict[str, object]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["path", "file"],
+                    "properties": {
+                        "path": {"type": "string"},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            }
+        },
+    }
+}
+_CONTENT: Final[dict[int | str, dict[str, object]]] = {
+    200: {
+        "description": "The content",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post(
+    "/write",
+    operation_id="uploadFile",
+    status_code=204,
+    responses=failures(400, 401, 404, 409, 413, 502, 507),
+    openapi_extra=_FORM,
+)
+async def upload_file(
+    id: str, request: Request, team_id: CallerTeam, services: ServicesDependency
+) -> None:
+    """Write a file of up to 100 MiB; the parts of the form may come in any order."""
+    async with services.guests.using(team_id, id) as guest:
+        form = FormStream(request)
+        path: str | None = None
+        while (name := await form.next_part()) is not None:
+            if name == "path":
+                path = checked_path(await form.text())
+            elif name == "file" and path is not None:
+                await guest.write_file(path, _last_part(form))
+                return
+            elif name == "file":
+                async with _spooled(form) as (path, chunks):
+                    await guest.write_file(path, chunks)
+                return
+        raise InvalidRequest("file: the form has no such part")
+
+
+@router.post(
+    "/stream/write",
+    operation_id="streamUploadFile",
+    status_code=204,
+    responses=failures(400, 401, 404, 409, 502, 507),
+    openapi_extra=_FORM,
+)
+async def stream_upload_file(
+    id: str,
+    request: Request,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    path: str | None = None,
+) -> None:
+    """Write a file of any size: `path` comes before `file`, or as a query parameter."""
+    async with services.guests.using(team_id, id) as guest:
+        if path is not None:
+            checked_path(path)
+        form = FormStream(request)
+        while (name := await form.next_part()) is not None:
+            if name == "path":
+                given = checked_path(await form.text())
+                if path is not None and given != path:
+                    raise InvalidRequest("path: the form and the query name different files")
+                path = given
+            elif name == "file":
+                if path is None:
+                    raise InvalidRequest("path: must come before file, or as a query parameter")
+                await guest.write_file(path, _last_part(form))
+                return
+        raise InvalidRequest("file: the form has no such part")
+
+
+@router.post(
+    "/read",
+    operation_id="downloadFile",
+    response_class=Response,
+    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 502)},
+    openapi_extra=described(ReadFileRequest),
+)
+async def download_file(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[ReadFileRequest, Depends(json_body(ReadFileRequest))],
+) -> Response:
+    """The content of a file."""
+    return _Download(services.guests, team_id, id, body.path)
+
+
+@router.post(
+    "/stream/read",
+    operation_id="streamDownloadFile",
+    response_class=Response,
+    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 502)},
+    openapi_extra=described(ReadFileRequest),
+)
+async def stream_download_file(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[ReadFileRequest, Depends(json_body(ReadFileRequest))],
+) -> Response:
+    """The content of a file of any size."""
+    return _Download(services.guests, team_id, id, body.path)
+
+
+@router.post(
+    "/list",
+    operation_id="listFiles",
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 404, 409, 413, 502),
+    openapi_extra=described(ListFilesRequest),
+)
+async def list_files(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[ListFilesRequest, Depends(json_body(ListFilesRequest))],
+) -> DirectoryListing:
+    """What is in a directory, `depth` levels down."""
+    async with services.guests.using(team_id, id) as guest:
+        return DirectoryListing.of(await guest.list_directory(body.path, body.depth))
+
+
+@router.post(
+    "/mkdir",
+    operation_id="makeDirectory",
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 404, 409, 413, 502),
+    openapi_extra=described(MakeDirectoryRequest),
+)
+async def make_directory(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[MakeDirectoryRequest, Depends(json_body(MakeDirectoryRequest))],
+) -> MakeDirectoryResponse:
+    """Make a directory and its parents."""
+    async with services.guests.using(team_id, id) as guest:
+        return MakeDirectoryResponse.of(await guest.make_directory(body.path))
+
+
+@router.post(
+    "/remove",
+    operation_id="removeFile",
+    status_code=204,
+    responses=failures(400, 401, 404, 409, 413, 502),
+    openapi_extra=described(RemoveFileRequest),
+)
+async def remove_file(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[RemoveFileRequest, Depends(json_body(RemoveFileRequest))],
+) -> None:
+    """Remove a file, or a directory with all that is in it."""
+    async with services.guests.using(team_id, id) as guest:
+        await guest.remove_path(body.path)
+
+
+class _Download(Response):
+    """A file on its way. One that breaks off ends the connection, never the body."""
+
+    def __init__(self, guests: GuestService, team_id: TeamId, sandbox_id: str, path: str) -> None:
+        super().__init__()
+        self._guests = guests
+        self._team_id = team_id
+        self._sandbox_id = sandbox_id
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with (
+            self._guests.using(self._team_id, self._sandbox_id) as guest,
+            guest.read_file(self._path) as content,
+        ):
+            await _response(content)(scope, receive, send)
+
+
+def _response(content: FileContent) -> StreamingResponse:
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if content.size is not None:
+        headers["Content-Length"] = str(content.size)
+    return StreamingResponse(content.chunks, headers=headers, media_type="application/octet-stream")
+
+
+async def _last_part(form: FormStream) -> AsyncIterator[bytes]:
+    """The pieces of the current part; it ends only when the rest of the form is acceptable."""
+    async for piece in form.pieces():
+        yield piece
+    while (name := await form.next_part()) is not None:
+        if name in ("path", "file"):
+            raise InvalidRequest(f"{name}: the form has more than one such part")
+
+
+@asynccontextmanager
+async def _spooled(form: FormStream) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+    """The path and the pieces of a form whose file comes first: it waits in a nameless file."""
+    spool = await asyncio.to_thread(tempfile.TemporaryFile)
+    try:
+        await _spool(form, spool.write)
+        path: str | None = None
+        while (name := await form.next_part()) is not None:
+            if name == "file" or (name == "path" and path is not None):
+                raise InvalidRequest(f"{name}: the form has more than one such part")
+            if name == "path":
+                path = checked_path(await form.text())
+        if path is None:
+            raise InvalidRequest("path: the form has no such part")
+        await asyncio.to_thread(spool.seek, 0)
+        yield path, _pieces_of(spool)
+    finally:
+        await asyncio.to_thread(spool.close)
+
+
+async def _spool(form: FormStream, write: Callable[[bytes], int]) -> None:
+    waiting = bytearray()
+    async for piece in form.pieces():
+        waiting += piece
+        if len(waiting) >= _COPY_BYTES:
+            await asyncio.to_thread(write, bytes(waiting))
+            waiting.clear()
+    await asyncio.to_thread(write, bytes(waiting))
+
+
+async def _pieces_of(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(file.read, _COPY_BYTES):
+        yield piece

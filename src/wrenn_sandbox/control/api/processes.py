@@ -1,0 +1,102 @@
+"""`/v1/sandboxes/{id}/processes`: the commands that run in a sandbox."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.websockets import WebSocket
+
+from wrenn_sandbox.control.service.guests import process_of
+from wrenn_sandbox.wire.messages import ProcessSignal
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .exec_stream import MESSAGES, attached_action_of, not_a_websocket
+from .frames import Started, TextFrames
+from .responses import failures
+from .schemas import ProcessList, SandboxMetrics
+from .services import ServicesDependency, services_of
+from .session import Session
+from .sockets import Socket
+
+router = APIRouter(prefix="/v1/sandboxes/{id}", tags=["sandboxes"])
+
+
+@router.get(
+    "/processes",
+    operation_id="listProcesses",
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    response_model_exclude_none=True,
+    responses=failures(401, 404, 409, 502),
+)
+async def list_processes(id: str, team_id: CallerTeam, services: ServicesDependency) -> ProcessList:
+    """The commands that were started through this API and still run."""
+    async with services.guests.using(team_id, id) as guest:
+        return ProcessList.of(await guest.processes())
+
+
+@router.delete(
+    "/processes/{process}",
+    operation_id="signalProcess",
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    status_code=204,
+    responses=failures(400, 401, 404, 409, 502),
+)
+async def signal_process(
+    id: str,
+    process: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    signal: Annotated[ProcessSignal, Query()] = ProcessSignal.KILL,
+) -> None:
+    """Send a signal to the process group of a command, named by pid or tag."""
+    async with services.guests.using(team_id, id) as guest:
+        await guest.signal(process_of(process), signal)
+
+
+@router.get(
+    "/metrics",
+    operation_id="getSandboxMetrics",
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    responses=failures(401, 404, 409, 502),
+)
+async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency) -> SandboxMetrics:
+    """What the sandbox uses of its CPUs, memory and disk now."""
+    async with services.guests.using(team_id, id) as guest:
+        return SandboxMetrics.of(await guest.metrics())
+
+
+@router.websocket("/processes/{process}/stream")
+async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
+    """Follow a running command, from what it said first; it runs on without the client."""
+    socket = Socket(websocket)
+    async with socket.reporting():
+        team_id = await socket.authenticate()
+        async with (
+            services_of(websocket).guests.using(team_id, id) as guest,
+            guest.attach(process_of(process), replay=True) as stream,
+        ):
+            await socket.accept()
+            socket.begun = True
+            await socket.send(Started(stream.pid))
+            session = Session(
+                socket,
+                guest,
+                stream,
+                TextFrames(),
+                MESSAGES,
+                attached_action_of,
+                terminal=False,
+                ends_with_client=False,
+            )
+            await session.run()
+
+
+@router.get(
+    "/processes/{process}/stream",
+    operation_id="processStream",
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    status_code=101,
+    responses=failures(400, 401, 404, 409),
+)
+async def describe_process_stream(id: str, process: str, team_id: CallerTeam) -> None:
+    """A WebSocket: follow a running command, as docs/websockets.md says."""
+    raise not_a_websocket()

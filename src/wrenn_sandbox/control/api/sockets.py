@@ -1,0 +1,138 @@
+"""WebSockets that carry JSON messages: credentials, limits of time, errors, closing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import msgspec
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from wrenn_sandbox.errors import InvalidRequest, WrennError
+from wrenn_sandbox.ids import TeamId
+
+from .authentication import has_credentials, team_of_connection, team_of_secret
+from .errors import INTERNAL, invalid
+from .frames import Failure, Frame
+from .services import services_of
+from .stream_messages import AuthMessage
+
+Model = TypeVar("Model", bound=BaseModel)
+
+AUTH_SECONDS: Final = 5.0
+START_SECONDS: Final = 10.0
+NORMAL: Final = 1000
+_REFUSED: Final = 4000
+"""Plus an HTTP status: why a connection was refused after the upgrade."""
+
+LOST_EVENT: Final = "wrenn.lost"
+"""Key of the scope's state where the server keeps an event that is set when a client is gone."""
+
+
+class Lost(Exception):
+    """The client has gone."""
+
+
+class Malformed(InvalidRequest):
+    """A message that is not acceptable, or that did not come in time."""
+
+
+class Socket:
+    """One connection, from its upgrade to its close."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._accepted = False
+        self._closed = False
+        self.begun = False
+        """The client has said what it wants: from here on an error closes normally."""
+        lost = websocket.scope.get("state", {}).get(LOST_EVENT)
+        self.lost = lost if isinstance(lost, asyncio.Event) else asyncio.Event()
+        """Set when the connection breaks, where the server can tell without a read."""
+
+    @asynccontextmanager
+    async def reporting(self) -> AsyncIterator[None]:
+        """Errors of the block as the last frame, or as an HTTP answer before the upgrade."""
+        try:
+            yield
+        except Lost:
+            self._closed = True
+        except WrennError as error:
+            if not self._accepted:
+                raise
+            await self.fail(error)
+        except Exception:
+            if self._accepted:
+                await self.fail(INTERNAL)
+            raise
+
+    async def authenticate(self) -> TeamId:
+        """The caller's team, by the headers of the upgrade or by the first message."""
+        services = services_of(self._websocket)
+        if has_credentials(self._websocket):
+            return await team_of_connection(self._websocket, services)
+        await self.accept()
+        message = await self.receive(TypeAdapter(AuthMessage), AUTH_SECONDS, "auth")
+        return await team_of_secret(message.token, services)
+
+    async def accept(self) -> None:
+        """Complete the upgrade, unless that is done."""
+        if self._accepted:
+            return
+        connect = await self._websocket.receive()
+        if connect["type"] != "websocket.connect":
+            raise Lost
+        await self._websocket.accept()
+        self._accepted = True
+
+    async def receive(
+        self, kind: TypeAdapter[Model], seconds: float | None = None, wanted: str = ""
+    ) -> Model:
+        """The next message; raises `Malformed` for another one or after `seconds`, and `Lost`."""
+        try:
+            async with asyncio.timeout(seconds):
+                message = await self._websocket.receive()
+        except TimeoutError as error:
+            raise Malformed(f"Send {wanted} within {seconds:.0f} s") from error
+        if message["type"] != "websocket.receive":
+            raise Lost
+        content = message.get("text")
+        if content is None:
+            content = message.get("bytes") or b""
+        try:
+            return kind.validate_json(content)
+        except ValidationError as error:
+            raise Malformed(
+                invalid(error.errors(include_url=False, include_input=False)).message
+            ) from error
+
+    async def send(self, frame: Frame) -> None:
+        """Send a frame, waiting for a slow reader; raises `Lost`."""
+        if self._closed:
+            raise Lost
+        try:
+            await self._websocket.send_text(msgspec.json.encode(frame).decode("utf-8"))
+        except (WebSocketDisconnect, RuntimeError) as error:
+            raise Lost from error
+
+    async def fail(self, error: WrennError) -> None:
+        """Send `error` as the last frame and close."""
+        refused = isinstance(error, Malformed) or not self.begun
+        code = _REFUSED + error.status if refused else NORMAL
+        try:
+            await self.send(Failure.of(error))
+            await self.close(code, error.message)
+        except Lost:
+            return
+
+    async def close(self, code: int = NORMAL, reason: str = "") -> None:
+        """Close, once; a close frame has room for 123 bytes of reason."""
+        if self._closed:
+            return
+        self._closed = True
+        short = reason.encode("utf-8")[:120].decode("utf-8", "ignore")
+        try:
+            await self._websocket.close(code, short)
+        except (WebSocketDisconnect, RuntimeError) as error:
+            raise Lost from error

@@ -1,0 +1,185 @@
+"""What a team can do inside its running sandboxes: files, commands, terminals."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.errors import AgentError, Conflict, InvalidRequest, NotFound, NotInGuest
+from wrenn_sandbox.ids import Random, SandboxId, TeamId, new_tag
+from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.wire.host import Host
+from wrenn_sandbox.wire.messages import (
+    Channel,
+    Command,
+    FileEntry,
+    GuestMetrics,
+    Output,
+    ProcessInfo,
+    ProcessRef,
+    ProcessSignal,
+    TerminalSize,
+)
+from wrenn_sandbox.wire.streams import FileContent, ProcessStream
+
+from .activity import Activity
+from .lifecycle import Wakeups, not_possible
+from .sandboxes import sandbox_id_of
+
+PATH_LIMIT = 4096
+"""Bytes of a path, as in Linux."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One running sandbox; calls raise what `Host` says of them."""
+
+    host: Host
+    id: SandboxId
+
+    def read_file(self, path: str) -> AbstractAsyncContextManager[FileContent]:
+        return self.host.read_file(self.id, checked_path(path))
+
+    async def write_file(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        await self.host.write_file(self.id, checked_path(path), chunks)
+
+    async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
+        return await self.host.list_directory(self.id, checked_path(path), depth)
+
+    async def make_directory(self, path: str) -> FileEntry:
+        return await self.host.make_directory(self.id, checked_path(path))
+
+    async def remove_path(self, path: str) -> None:
+        await self.host.remove_path(self.id, checked_path(path))
+
+    async def metrics(self) -> GuestMetrics:
+        return await self.host.metrics(self.id)
+
+    async def processes(self) -> list[ProcessInfo]:
+        return await self.host.processes(self.id)
+
+    def start(
+        self,
+        command: Command,
+        *,
+        tag: str | None = None,
+        stdin: bool = False,
+        terminal: TerminalSize | None = None,
+    ) -> AbstractAsyncContextManager[ProcessStream]:
+        return self.host.start_process(self.id, command, tag=tag, stdin=stdin, terminal=terminal)
+
+    def attach(
+        self, process: ProcessRef, *, replay: bool
+    ) -> AbstractAsyncContextManager[ProcessStream]:
+        return self.host.attach_process(self.id, process, replay=replay)
+
+    async def send_input(self, pid: int, data: bytes, *, terminal: bool) -> None:
+        await self.host.send_input(self.id, pid, data, terminal=terminal)
+
+    async def close_input(self, pid: int) -> None:
+        await self.host.close_input(self.id, pid)
+
+    async def resize(self, pid: int, size: TerminalSize) -> None:
+        await self.host.resize_terminal(self.id, pid, size)
+
+    async def signal(self, process: ProcessRef, signal: ProcessSignal) -> None:
+        await self.host.signal_process(self.id, process, signal)
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A command that was started."""
+
+    pid: int
+    tag: str
+
+
+class GuestService:
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        activity: Activity,
+        wakeups: Wakeups,
+        *,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._activity = activity
+        self._wakeups = wakeups
+        self._random = random
+
+    @asynccontextmanager
+    async def using(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
+        """A running sandbox, in use until the end of the block.
+
+        Raises `NotFound` and `InvalidState`, also when the sandbox is paused or deleted during the
+        block; `AgentError` when the guest fails.
+        """
+        known = sandbox_id_of(sandbox_id)
+        with self._activity.using(known):
+            await self._require_running(team_id, known)
+            self._activity.touch(known)
+            try:
+                yield Guest(self._host, known)
+            except NotInGuest:
+                raise
+            except (NotFound, AgentError) as error:
+                await self._require_running(team_id, known)
+                self._wakeups.reconciler.set()
+                if isinstance(error, AgentError):
+                    raise
+                raise AgentError(
+                    "The sandbox does not answer; its state is being checked"
+                ) from error
+            finally:
+                self._activity.touch(known)
+
+    async def start_in_background(self, guest: Guest, command: Command, tag: str | None) -> Tagged:
+        """Start a command that runs on; raises `InvalidRequest` where it can not be started."""
+        tag = await self.tag_for(guest, tag)
+        async with guest.start(command, tag=tag) as stream:
+            if stream.pid is None:
+                raise InvalidRequest(await self.reason_of(stream))
+            return Tagged(stream.pid, tag)
+
+    async def tag_for(self, guest: Guest, wanted: str | None) -> str:
+        """A tag for a new command; raises `Conflict` where a running one has `wanted`."""
+        if wanted is None:
+            return new_tag(self._random)
+        if any(process.tag == wanted for process in await guest.processes()):
+            raise Conflict(f"A command with the tag {wanted} is running")
+        return wanted
+
+    async def reason_of(self, stream: ProcessStream) -> str:
+        """Why a command could not be started."""
+        async for event in stream.events:
+            if isinstance(event, Output) and event.channel is Channel.STDERR:
+                return event.data.decode("utf-8", "replace").strip()
+        return "The command could not be started"
+
+    async def _require_running(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
+        state = await self._store.team(team_id).sandboxes.state(sandbox_id)
+        if state is None:
+            raise NotFound("There is no such sandbox")
+        if state is not State.RUNNING:
+            raise not_possible(state, "only a running sandbox can be used")
+
+
+def checked_path(path: str) -> str:
+    """`path` when a guest can have such a one; raises `InvalidRequest`."""
+    if not path or "\0" in path:
+        raise InvalidRequest("path: must not be empty and not contain a NUL character")
+    if len(path.encode("utf-8", "surrogateescape")) > PATH_LIMIT:
+        raise InvalidRequest(f"path: must not be longer than {PATH_LIMIT} bytes")
+    return path
+
+
+def process_of(text: str) -> ProcessRef:
+    """The process that a caller names by its pid or its tag."""
+    if text.isascii() and text.isdigit():
+        if len(text) > 9 or int(text) == 0:
+            raise NotInGuest("There is no such process")
+        return ProcessRef(pid=int(text))
+    return ProcessRef(tag=text)
