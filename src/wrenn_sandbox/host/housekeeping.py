@@ -29,7 +29,7 @@ from wrenn_sandbox.ids import SandboxId, new_image_id
 _log = structlog.get_logger(__name__)
 
 _TRIM_SEC: Final = 30.0
-_LEAST_SHARE: Final = 8
+_LEAST_SHARE: Final = 16
 """Pages are merged when they are at least one part in so many of the guest's memory."""
 
 
