@@ -173,6 +173,9 @@ class HostDouble(GuestDouble):
         await self._enter("remove_image", image_id)
         self.images.pop(image_id, None)
 
+    async def held_images(self) -> list[ImageInfo]:
+        return list(self.images.values())
+
     async def sandboxes(self) -> list[SandboxReport]:
         await self._enter("sandboxes", "")
         return [

@@ -8,11 +8,12 @@ import pytest
 from api.double import HostDouble
 from api.harness import Server, Team
 from wrenn_sandbox.control.service.corrections import CORRECTIONS
+from wrenn_sandbox.control.service.images import GRACE
 from wrenn_sandbox.control.store.sandboxes import Change
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import ImageId, SandboxId
 from wrenn_sandbox.model.sandbox import TRANSITIONS, Event, State
-from wrenn_sandbox.wire.messages import Phase
+from wrenn_sandbox.wire.messages import ImageInfo, Phase
 
 _PATHS = {
     State.RUNNING: (),
@@ -192,6 +193,38 @@ async def test_discarded_images_are_tried_again(
     del host.fail["remove_image"]
     await faulty.plane.reconciler.sweep()
     assert host.images == {}
+
+
+async def test_images_that_nobody_knows_are_given_up(
+    faulty: Server, host: HostDouble, user: Team
+) -> None:
+    """Not those of templates, of snapshots under way, or of a moment ago."""
+    id, busy = await _sandbox(user), await _sandbox(user)
+    await user.client.post("/v1/snapshots", json={"sandbox_id": id, "name": "mine"})
+    (named,) = host.images
+    gate = host.hold("snapshot")
+    making = faulty.start(user.client.post("/v1/snapshots", json={"sandbox_id": busy}))
+    await gate.arrived.wait()
+    (intent,) = await faulty.plane.store.snapshots.intents()
+    now = datetime.now(UTC)
+    for image_id, age in (
+        (intent.image_id, 2 * GRACE),
+        (ImageId("img-old"), 2 * GRACE),
+        (ImageId("img-new"), GRACE / 2),
+    ):
+        host.images[image_id] = ImageInfo(
+            image_id=image_id, vcpus=1, memory_mb=256, size=1, created_at=now - age
+        )
+    host.fail["remove_image"] = HostFailure("The disk is busy")
+    await faulty.plane.reconciler.sweep()
+    assert "img-old" in host.images
+    del host.fail["remove_image"]
+    await faulty.plane.reconciler.sweep()
+    assert host.images.keys() == {named, intent.image_id, "img-new"}
+    gate.opened.set()
+    assert (await making).status_code == 201
+    await faulty.plane.reconciler.sweep()
+    assert host.images.keys() == {named, intent.image_id, "img-new"}
 
 
 def test_the_table_uses_legal_transitions_only() -> None:

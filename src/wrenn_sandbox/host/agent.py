@@ -259,6 +259,13 @@ class HostAgent(GuestCalls):
         await asyncio.to_thread(self._store.let_go, image_id)
         await self._collection.run()
 
+    async def held_images(self) -> list[ImageInfo]:
+        found = []
+        for image_id in await asyncio.to_thread(self._store.held):
+            with suppress(NotFound, IncompatibleImage):
+                found.append(await self._image_info(image_id))
+        return found
+
     async def sandboxes(self) -> list[SandboxReport]:
         return [
             SandboxReport(

@@ -79,6 +79,10 @@ class Host(Protocol):
         """Give up an image; its files go when the last sandbox made from it goes."""
         ...
 
+    async def held_images(self) -> list[ImageInfo]:
+        """The images made by `snapshot` that were not given up."""
+        ...
+
     async def sandboxes(self) -> list[SandboxReport]:
         """Every sandbox that runs or is stored here."""
         ...

@@ -93,6 +93,7 @@ class Reconciler:
                 if sandbox_id not in touched and not self._is_being_made(live.get(sandbox_id)):
                     await self._store.snapshots.abandon(intent, None, self._clock())
         await self._images.remove()
+        await self._images.remove_unknown(self._clock())
         await self._store.all_sandboxes.remove_ended(self._clock() - self._retention)
 
     @staticmethod

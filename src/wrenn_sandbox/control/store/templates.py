@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import Row, delete, insert, select, union
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -174,6 +174,16 @@ class Snapshots:
                 ImageId(image_id)
                 for image_id in await connection.scalars(select(discarded_images.c.image_id))
             ]
+
+    async def known_images(self) -> set[ImageId]:
+        """Every image that a template, a snapshot under way or a note to remove it names."""
+        query = union(
+            select(templates.c.image_id),
+            select(snapshot_intents.c.image_id),
+            select(discarded_images.c.image_id),
+        )
+        async with self._database.read() as connection:
+            return {ImageId(image_id) for image_id in await connection.scalars(query)}
 
     async def forget_discarded(self, images: Sequence[ImageId]) -> None:
         async with self._database.write() as connection:
