@@ -1,19 +1,19 @@
 """The `wrenn` command: one sub-command a module, one place where errors become one line."""
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import demo, doctor, serve, template
+from . import copy, demo, doctor, login, sandbox, serve, template
 
 app = typer.Typer(
     name="wrenn",
-    help="Virtual machines on demand: the server and the tools for its host.",
+    help="Virtual machines on demand: use them, serve them, look after their host.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,6 +23,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"wrenn {version('wrenn-sandbox')}")
         raise typer.Exit
 
@@ -36,9 +38,12 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Virtual machines on demand: the server and the tools for its host."""
+    """Virtual machines on demand: use them, serve them, look after their host."""
 
 
+app.command("login")(login.command)
+app.add_typer(sandbox.app, name="sandbox")
+app.command("cp")(copy.command)
 app.command("serve")(serve.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
@@ -59,5 +64,7 @@ def main() -> None:
     except WrennError as error:
         detail = f" ({error.detail})" if error.detail else ""
         sys.exit(f"wrenn: {error}{detail}")
+    except ClientError as error:
+        sys.exit(f"wrenn: {error}")
     except ValidationError as error:
         sys.exit(f"wrenn: a setting is not acceptable: {_complaints(error)}")

@@ -17,9 +17,13 @@ from wrenn_sandbox.host.images.store import ImageStore, Template
 from wrenn_sandbox.host.paths import Paths, guest_files
 from wrenn_sandbox.settings import Settings
 
+from . import snapshot
+from .output import print_json, print_table
+
 app = typer.Typer(
     help="Build and list the templates that sandboxes start from.", no_args_is_help=True
 )
+app.command("snapshot")(snapshot.command)
 
 _MB = 1024 * 1024
 
@@ -74,14 +78,10 @@ def show(
     """List the templates of this host."""
     templates = ImageStore(Paths(Settings().data_dir)).templates()
     if json:
-        typer.echo(msgspec.json.encode([_row(each) for each in templates]))
+        print_json([_row(each) for each in templates])
         return
-    rows = [("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED")]
-    rows += [_cells(_row(each)) for each in templates]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        typer.echo("  ".join(padded).rstrip())
+    head = ("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED")
+    print_table(head, [_cells(_row(each)) for each in templates])
 
 
 class _Row(msgspec.Struct):

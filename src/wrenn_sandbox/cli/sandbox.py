@@ -1,0 +1,118 @@
+"""`wrenn sandbox`: the life of sandboxes."""
+
+from typing import Annotated
+
+import typer
+
+from wrenn_sandbox.client import SandboxInfo
+
+from . import sandbox_exec, sandbox_shell
+from .account import open_client
+from .output import print_json, print_table, when
+
+app = typer.Typer(help="Make sandboxes, work in them and end them.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of sandboxes.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
+
+# From the id on, everything is the command's.
+_COMMAND_LINE = {"allow_interspersed_args": False}
+app.command("exec", context_settings=_COMMAND_LINE)(sandbox_exec.command)
+app.command("shell", context_settings=_COMMAND_LINE)(sandbox_shell.command)
+
+
+@app.command("create")
+def create(
+    template: Annotated[
+        str | None, typer.Option("--template", "-t", help="What to start from.")
+    ] = None,
+    vcpus: Annotated[int | None, typer.Option(help="Virtual processors.")] = None,
+    memory: Annotated[int | None, typer.Option(help="Memory in MB.", metavar="MB")] = None,
+    timeout: Annotated[
+        int | None, typer.Option(help="Pause it after so long without activity.", metavar="SEC")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Start a sandbox and print its id. What is not given is the server's choice."""
+    with open_client() as client:
+        sandbox = client.sandboxes.create(
+            template, vcpus=vcpus, memory_mb=memory, timeout_sec=timeout
+        )
+    if json:
+        print_json(sandbox.info)
+    else:
+        typer.echo(sandbox.id)
+
+
+@app.command("list")
+def show(
+    all: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    json: Json = False,
+) -> None:
+    """List the team's sandboxes, newest first."""
+    with open_client() as client:
+        found = client.sandboxes.list()
+    shown = [each for each in found if all or each.status not in ("stopped", "error")]
+    if json:
+        print_json(shown)
+        return
+    head = ("ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", "LAST ACTIVE")
+    print_table(head, [_cells(each) for each in shown])
+
+
+def _cells(info: SandboxInfo) -> tuple[str, ...]:
+    return (
+        info.id,
+        info.status,
+        info.template,
+        str(info.vcpus),
+        f"{info.memory_mb} MB",
+        when(info.created_at),
+        when(info.last_active_at),
+    )
+
+
+@app.command("pause")
+def pause(ids: Ids, json: Json = False) -> None:
+    """Store running sandboxes on disk and free everything else."""
+    with open_client() as client:
+        _tell([client.sandboxes.pause(each) for each in ids], json)
+
+
+@app.command("resume")
+def resume(ids: Ids, json: Json = False) -> None:
+    """Continue paused sandboxes where they were."""
+    with open_client() as client:
+        _tell([client.sandboxes.resume(each) for each in ids], json)
+
+
+def _tell(infos: list[SandboxInfo], json: bool) -> None:
+    if json:
+        print_json(infos)
+        return
+    for info in infos:
+        typer.echo(f"{info.id} {info.status}")
+
+
+@app.command("delete")
+def delete(ids: Ids) -> None:
+    """End sandboxes, whatever their state; may be repeated."""
+    with open_client() as client:
+        for each in ids:
+            client.sandboxes.delete(each)
+
+
+@app.command("events")
+def events(id: Id, json: Json = False) -> None:
+    """What happened to a sandbox and why, newest first."""
+    with open_client() as client:
+        found = client.sandboxes.events(id)
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (when(each.time), each.from_state or "", each.to_state, each.actor, each.reason or "")
+        for each in found
+    ]
+    print_table(("TIME", "FROM", "TO", "BY", "REASON"), rows)

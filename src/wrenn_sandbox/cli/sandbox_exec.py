@@ -1,0 +1,182 @@
+"""`wrenn sandbox exec`: a command in a sandbox, as if it ran here."""
+
+import base64
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from wrenn_sandbox.client import (
+    ClientError,
+    ExecTimeout,
+    Exit,
+    Sandbox,
+    Stderr,
+    Stream,
+)
+
+from .account import open_client
+from .output import print_json
+from .pump import InputPump, write_all
+
+TIMED_OUT: Final = 124
+FAILED: Final = 125
+"""The command did not run, or what became of it is not known."""
+
+_INTERRUPTED: Final = 130
+_BROKEN_PIPE: Final = 141
+_LONGEST_SEC: Final = 3600
+
+
+def command(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")],
+    argv: Annotated[
+        list[str], typer.Argument(metavar="CMD [ARG...]", help="What to run, without a shell.")
+    ],
+    stdin: Annotated[
+        bool, typer.Option("--stdin", "-i", help="Pass standard input on; else it is empty.")
+    ] = False,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="May be repeated.")
+    ] = None,
+    cwd: Annotated[str | None, typer.Option(help="Directory to run it in; /root.")] = None,
+    user: Annotated[str | None, typer.Option(help="User to run it as; root.")] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(metavar="SEC", min=1, help="Kill it after so long, exit with 124."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="All of it as one JSON object, when it has ended.")
+    ] = False,
+) -> None:
+    """Run a command in a sandbox. Exits with its exit code; options come before the id.
+
+    124: it took too long. 125: it did not run, or the connection was lost. 130: interrupted.
+    """
+    argv = without_dashes(argv)
+    if not argv:
+        raise typer.BadParameter("there is nothing to run", param_hint="CMD")
+    with own_failures():
+        envs = _environment(env or [])
+        with open_client() as client:
+            sandbox = client.sandboxes.get(id)
+            if json:
+                code = _whole(sandbox, argv, envs, cwd, user, timeout or _LONGEST_SEC)
+            else:
+                stream = sandbox.exec_stream(*argv, envs=envs, cwd=cwd, user=user)
+                with stream as running, _limited(running, timeout) as overdue:
+                    code = _follow(running, stdin)
+                code = TIMED_OUT if overdue.is_set() else code
+    raise typer.Exit(code)
+
+
+@contextmanager
+def own_failures() -> Iterator[None]:
+    """Errors of ours as one line and exit codes that few commands use."""
+    try:
+        yield
+    except ClientError as error:
+        typer.echo(f"wrenn: {error}", err=True)
+        raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        raise typer.Exit(_BROKEN_PIPE) from None
+
+
+def without_dashes(argv: list[str]) -> list[str]:
+    """Without the `--` that may stand between the id and the command."""
+    return argv[1:] if argv[:1] == ["--"] else argv
+
+
+def _environment(given: list[str]) -> dict[str, str]:
+    envs = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{each!r} is not NAME=VALUE", param_hint="--env")
+        envs[name] = value
+    return envs
+
+
+class _Summary(msgspec.Struct, kw_only=True):
+    """A command as one JSON object, like the API's; both streams are base64 when one is no text."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    encoding: str
+    timed_out: bool = False
+    truncated: bool = False
+    duration_ms: int | None = None
+
+
+def _whole(
+    sandbox: Sandbox,
+    argv: list[str],
+    envs: dict[str, str],
+    cwd: str | None,
+    user: str | None,
+    timeout: int,
+) -> int:
+    try:
+        result = sandbox.exec(*argv, timeout_sec=timeout, envs=envs, cwd=cwd, user=user)
+    except ExecTimeout as error:
+        summary = _summary(TIMED_OUT, error.stdout, error.stderr)
+        summary.timed_out = True
+    else:
+        summary = _summary(result.exit_code, result.stdout_bytes, result.stderr_bytes)
+        summary.truncated = result.truncated
+        summary.duration_ms = result.duration_ms
+    print_json(summary)
+    return summary.exit_code
+
+
+def _summary(exit_code: int, stdout: bytes, stderr: bytes) -> _Summary:
+    try:
+        texts, encoding = (stdout.decode(), stderr.decode()), "utf-8"
+    except UnicodeDecodeError:
+        encoded = (base64.b64encode(each).decode("ascii") for each in (stdout, stderr))
+        texts, encoding = (next(encoded), next(encoded)), "base64"
+    return _Summary(exit_code=exit_code, stdout=texts[0], stderr=texts[1], encoding=encoding)
+
+
+@contextmanager
+def _limited(stream: Stream, seconds: int | None) -> Iterator[threading.Event]:
+    """Stops the command after so many seconds, and sets the event when it did."""
+    overdue = threading.Event()
+    if seconds is None:
+        yield overdue
+        return
+
+    def stop() -> None:
+        overdue.set()
+        with suppress(ClientError):
+            stream.stop()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield overdue
+    finally:
+        timer.cancel()
+
+
+def _follow(stream: Stream, stdin: bool) -> int:
+    code = FAILED
+    with ExitStack() as stack:
+        if stdin:
+            stack.enter_context(InputPump(sys.stdin.fileno(), stream.send, stream.close_stdin))
+        else:
+            stream.close_stdin()
+        for frame in stream:
+            if isinstance(frame, Exit):
+                code = frame.exit_code
+            else:
+                write_all(2 if isinstance(frame, Stderr) else 1, frame.data)
+    return code

@@ -1,0 +1,75 @@
+"""`wrenn sandbox shell`: this terminal becomes one of the sandbox's."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from wrenn_sandbox.client import ClientError, ConnectionFailed, Sandbox, Terminal
+from wrenn_sandbox.settings import ClientSettings
+
+from .account import open_client
+from .pump import InputPump, raw_mode, size_of, write_all
+from .sandbox_exec import FAILED, own_failures, without_dashes
+
+
+def command(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")],
+    argv: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CMD [ARG...]]", help="What to run; a login shell."),
+    ] = None,
+    cwd: Annotated[str | None, typer.Option(help="Directory to start in; /root.")] = None,
+    user: Annotated[str | None, typer.Option(help="User to be; root.")] = None,
+    connect: Annotated[
+        str | None,
+        typer.Option(metavar="TAG", help="Come back to a terminal whose connection was lost."),
+    ] = None,
+) -> None:
+    """Open a terminal in a sandbox. Exits with the shell's exit code; options come before the id.
+
+    125: it could not be opened, or the connection was lost.
+    """
+    with own_failures():
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise ClientError("shell needs a terminal; without one use wrenn sandbox exec")
+        with open_client() as client:
+            code = _run(client.sandboxes.get(id), without_dashes(argv or []), cwd, user, connect)
+    raise typer.Exit(code)
+
+
+def _run(
+    sandbox: Sandbox, argv: list[str], cwd: str | None, user: str | None, tag: str | None
+) -> int:
+    screen = sys.stdin.fileno()
+    opening = (
+        sandbox.pty_connect(tag)
+        if tag is not None
+        else sandbox.pty(
+            *argv,
+            size=size_of(screen),
+            envs={"TERM": ClientSettings().terminal},
+            cwd=cwd,
+            user=user,
+        )
+    )
+    with opening as terminal:
+        try:
+            with raw_mode(screen):
+                return _talk(terminal, screen)
+        except ConnectionFailed as error:
+            way_back = f"wrenn sandbox shell --connect {terminal.tag} {sandbox.id}"
+            raise ConnectionFailed(f"{error}; come back with: {way_back}") from error
+
+
+def _talk(terminal: Terminal, screen: int) -> int:
+    def resize() -> None:
+        size = size_of(screen)
+        terminal.resize(size.cols, size.rows)
+
+    with InputPump(screen, terminal.send, on_resize=resize):
+        # It may have changed before there was anyone to tell.
+        resize()
+        for shown in terminal:
+            write_all(sys.stdout.fileno(), shown)
+    return FAILED if terminal.exit_code is None else terminal.exit_code
