@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     auth_attempts: str = "20/minute"
     auth_attempts_per_address: str = "120/minute"
     shutdown_grace_sec: float = 10.0
+    fault_point: str = ""
 
     @field_validator("dns_servers", mode="before")
     @classmethod

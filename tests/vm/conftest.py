@@ -32,7 +32,7 @@ def images() -> Path:
 
 
 @contextlib.contextmanager
-def _rig(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
+def rig_of(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
     """A server of its own, of which nothing may be left in the end; it keeps no machines ready."""
     with working_directory(images, "test") as data_dir:
         variables = {"WRENN_HOT_POOL_SIZE": "0", **overrides}
@@ -49,7 +49,7 @@ def _rig(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
 @pytest.fixture(scope="session")
 def rig(images: Path) -> Iterator[Rig]:
     """The server that most tests share. It compares books rarely, so that events must do."""
-    with _rig(images, {"WRENN_RECONCILE_INTERVAL_SEC": "60"}) as rig:
+    with rig_of(images, {"WRENN_RECONCILE_INTERVAL_SEC": "60"}) as rig:
         yield rig
 
 
@@ -59,7 +59,7 @@ def new_rig(images: Path) -> Iterator[NewRig]:
     with contextlib.ExitStack() as stack:
 
         def start(**overrides: str) -> tuple[Rig, Api]:
-            rig = stack.enter_context(_rig(images, overrides))
+            rig = stack.enter_context(rig_of(images, overrides))
             return rig, stack.enter_context(contextlib.closing(Api(rig.server)))
 
         yield start

@@ -13,7 +13,7 @@ from typing import Final, Self, TypeVar, cast
 import structlog
 
 from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
-from wrenn_sandbox.host import capacity, journal, stored
+from wrenn_sandbox.host import capacity, faults, journal, stored
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
@@ -103,6 +103,7 @@ class HostAgent(GuestCalls):
         Raises `Conflict` where another server uses the data directory and `HostFailure` where
         this machine can not run sandboxes.
         """
+        faults.arm(settings.fault_point)
         paths = Paths(settings.data_dir)
         async with AsyncExitStack() as undo:
             await asyncio.to_thread(paths.prepare)

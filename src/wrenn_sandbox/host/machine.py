@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
-from wrenn_sandbox.host import journal
+from wrenn_sandbox.host import faults, journal
 from wrenn_sandbox.host.disk import overlay
 from wrenn_sandbox.host.guest import (
     GuestClient,
@@ -150,12 +150,14 @@ class Machine:
             if before is not None:
                 await asyncio.to_thread(before, machine.spec.slot)
             process = await parts.driver.spawn(machine.spec, origin.snapshot)
+            faults.reach("machine.spawned")
             machine._begin(process, undo)
         return machine
 
     def _begin(self, process: Process, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._parts.driver.kill, process)
         self.note(process=process)
+        faults.reach("machine.noted")
         self._watch()
         undo.pop_all()
 
@@ -163,6 +165,7 @@ class Machine:
         """Let a spawned machine continue the snapshot that it was spawned for."""
         try:
             await self._parts.driver.load(self.process, self._spec, snapshot)
+            faults.reach("machine.loaded")
         except WrennError as error:
             error.detail = await self._diagnosis(error)
             raise
@@ -171,6 +174,7 @@ class Machine:
     async def _prepared(cls, parts: Parts, origin: Origin, undo: AsyncExitStack) -> Self:
         slot = await parts.slots.acquire()
         undo.callback(parts.slots.release, slot)
+        faults.reach("machine.slot")
         record = Record(
             machine_id=new_machine_id(parts.random),
             image_id=origin.image.image_id,
@@ -186,6 +190,7 @@ class Machine:
         machine = cls(parts, record, spec, origin.token)
         undo.callback(machine._forget)
         await asyncio.to_thread(machine._make_directory, origin)
+        faults.reach("machine.directory")
         return machine
 
     def _make_directory(self, origin: Origin) -> None:

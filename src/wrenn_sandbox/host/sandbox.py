@@ -23,7 +23,7 @@ from wrenn_sandbox.errors import (
     NotFound,
     WrennError,
 )
-from wrenn_sandbox.host import snapshots, stored
+from wrenn_sandbox.host import faults, snapshots, stored
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import require
@@ -171,6 +171,7 @@ class Sandbox:
             image = await asyncio.to_thread(self._parts.store.open, manifest.image_id)
             require(manifest.machine, self._hardware_of(manifest, image))
             await asyncio.to_thread(stored.check, paths, manifest)
+            faults.reach("resume.checked")
             directory = paths.generation(self.sandbox_id, manifest.generation)
             origin = Origin(
                 image=image,
@@ -187,6 +188,7 @@ class Sandbox:
             placement = await self._launch(origin, lambda slot: share(slot.uid))
             self._stored = None
             await asyncio.to_thread(stored.consume, paths, manifest)
+            faults.reach("resume.consumed")
             return placement
 
     async def _launch(
@@ -207,12 +209,14 @@ class Sandbox:
     async def _take(self, machine: Machine) -> None:
         """Make a machine that runs this sandbox's own."""
         await machine.greet(self.sandbox_id)
+        faults.reach("machine.greeted")
         machine.note(
             phase=Phase.RUNNING,
             sandbox_id=self.sandbox_id,
             operation_id=self.operation_id,
             started_at=self._parts.clock(),
         )
+        faults.reach("machine.running")
         self.own(machine)
 
     async def pause(self) -> None:
@@ -226,12 +230,15 @@ class Sandbox:
                     asyncio.to_thread, stored.unstage, paths, self.sandbox_id, generation
                 )
                 staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
+                faults.reach("pause.staged")
                 image = await asyncio.to_thread(self._parts.store.open, record.image_id)
                 files = await machine.store(staged)
                 undo.push_async_callback(machine.run_on)
+                faults.reach("pause.stored")
                 files[form.DISK] = await asyncio.to_thread(
                     stored.take_disk, staged, machine.spec.files.overlay
                 )
+                faults.reach("pause.disk")
                 manifest = StoredSandbox(
                     sandbox_id=self.sandbox_id,
                     generation=generation,
@@ -245,8 +252,10 @@ class Sandbox:
                 )
                 await _to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
                 undo.pop_all()
+            faults.reach("pause.committed")
             self._machine, self._stored = None, manifest
             await _to_the_end(machine.release())
+            faults.reach("pause.released")
 
     async def snapshot(self, image_id: ImageId) -> Manifest:
         """Make an image of the machine, which is gone afterwards; on failure it runs on."""
@@ -259,14 +268,17 @@ class Sandbox:
                 async with AsyncExitStack() as stopped:
                     await machine.store(made)
                     stopped.push_async_callback(machine.run_on)
+                    faults.reach("snapshot.stored")
                     hardware = self._hardware(record.vcpus, record.memory_mb, base)
                     source = snapshots.Source(made, machine.spec, base, hardware, record.token)
                     image = await _to_the_end(
                         asyncio.to_thread(snapshots.publish, self._parts, source, image_id)
                     )
                     stopped.pop_all()
+            faults.reach("snapshot.published")
             self._machine = None
             await _to_the_end(machine.release())
+            faults.reach("snapshot.released")
             return image
 
     async def refer_to(self, image_id: ImageId, *, instead_of: StoredSandbox) -> bool:
@@ -306,8 +318,10 @@ class Sandbox:
             machine, self._machine = self._machine, None
             if machine is not None:
                 await machine.release()
+            faults.reach("destroy.released")
             self._stored = self._damage = None
             await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
+            faults.reach("destroy.done")
 
     async def detach(self) -> None:
         """Let go of a sandbox that runs on without this server."""

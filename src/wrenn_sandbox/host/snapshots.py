@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host import faults
 from wrenn_sandbox.host.disk import layers, overlay
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
@@ -35,6 +36,7 @@ def publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
     Raises OSError and `HostFailure`; no image is left then. The machine is not touched.
     """
     parts.store.hold(image_id)
+    faults.reach("snapshot.held")
     try:
         return _publish(parts, source, image_id)
     except BaseException:
@@ -49,10 +51,12 @@ def _publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
     diff.merge(made, made / form.MEMORY)
     for name in (diff.PAGES, diff.INDEX):
         (made / name).unlink()
+    faults.reach("snapshot.memory")
     cold = store.cold(base)
     copy_sparse(source.spec.files.overlay, made / form.DISK)
     layers.absorb(made / form.DISK, store.disk(cold), cold.disk_format)
     overlay.set_backing(made / form.DISK, f"../{cold.image_id}/{form.DISK}")
+    faults.reach("snapshot.disk")
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     manifest = Manifest(
         image_id=image_id,

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host import faults
 from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.pages import PAGE
@@ -83,10 +84,12 @@ def commit(paths: Paths, manifest: StoredSandbox) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync_directory(staged)
+    faults.reach("pause.manifest")
     final = paths.generation(manifest.sandbox_id, manifest.generation)
     if final.exists():
         shutil.rmtree(final)
     staged.rename(final)
+    faults.reach("pause.renamed")
     sync_directory(final.parent)
     sync_directory(paths.paused)
     keep(paths, manifest.sandbox_id, {manifest.generation, *manifest.layers})

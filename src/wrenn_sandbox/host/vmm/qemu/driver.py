@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host import faults
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
@@ -146,7 +147,9 @@ class QemuDriver:
         state.unlink(missing_ok=True)
         try:
             await _unless_ended(running, running.monitor.stop())
+            faults.reach("machine.stopped")
             await _unless_ended(running, running.monitor.save(state))
+            faults.reach("machine.saved")
             return await asyncio.to_thread(self._capture, process.pid, spec, state, into)
         except OSError as error:
             await asyncio.shield(self.unpause(process, spec))

@@ -1,0 +1,62 @@
+"""Points at which a test can have the server die, to see what the next start makes of it.
+
+With the setting `fault_point` the server kills itself, as `kill -9` would, when it comes to the
+point of that name; without it the points do nothing.
+"""
+
+import os
+import signal
+from typing import Final
+
+from wrenn_sandbox.errors import InvalidRequest
+
+_MACHINE: Final = (
+    "machine.slot",
+    "machine.directory",
+    "machine.spawned",
+    "machine.noted",
+    "machine.loaded",
+    "machine.greeted",
+    "machine.running",
+)
+CREATE: Final = _MACHINE
+RESUME: Final = ("resume.checked", *_MACHINE, "resume.consumed")
+PAUSE: Final = (
+    "pause.staged",
+    "machine.stopped",
+    "machine.saved",
+    "pause.stored",
+    "pause.disk",
+    "pause.manifest",
+    "pause.renamed",
+    "pause.committed",
+    "pause.released",
+)
+SNAPSHOT: Final = (
+    "machine.stopped",
+    "snapshot.stored",
+    "snapshot.held",
+    "snapshot.memory",
+    "snapshot.disk",
+    "snapshot.published",
+    "snapshot.released",
+)
+DESTROY: Final = ("destroy.released", "destroy.done")
+POINTS: Final = frozenset({*CREATE, *RESUME, *PAUSE, *SNAPSHOT, *DESTROY})
+
+_armed = ""
+
+
+def arm(point: str) -> None:
+    """Die at this point; at none when it is empty. Raises `InvalidRequest` for an unknown one."""
+    global _armed
+    if point and point not in POINTS:
+        raise InvalidRequest(f"WRENN_FAULT_POINT: there is no point {point}")
+    _armed = point
+
+
+def reach(point: str) -> None:
+    """Say that the work has come to this point."""
+    assert point in POINTS
+    if point == _armed:
+        os.kill(os.getpid(), signal.SIGKILL)
