@@ -1,7 +1,7 @@
 """A running application with clients whose every answer is held against the contract."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -124,6 +124,15 @@ class Server:
             key=key.json()["key"],
             client=client,
         )
+
+
+async def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for something that nothing tells of."""
+    for _ in range(round(seconds / 0.01)):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to pass")
 
 
 def make_settings(data_dir: Path, database_url: str | None, **others: object) -> Settings:
