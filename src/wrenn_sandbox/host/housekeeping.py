@@ -42,6 +42,7 @@ class Housekeeper:
         self._collection = collection
         self._waiting: dict[SandboxId, Sandbox] = {}
         self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -54,7 +55,12 @@ class Housekeeper:
     def consider(self, sandbox: Sandbox) -> None:
         """See soon whether there is something to do for a sandbox; harmless if there is not."""
         self._waiting[sandbox.sandbox_id] = sandbox
+        self._settled.clear()
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until all that was asked for is done or put off."""
+        await self._settled.wait()
 
     async def close(self) -> None:
         """Give up what is being done."""
@@ -72,6 +78,7 @@ class Housekeeper:
             await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
             while self._waiting and not self._closing:
                 await self._tidy(self._waiting.pop(next(iter(self._waiting))))
+            self._settled.set()
 
     async def _tidy(self, sandbox: Sandbox) -> None:
         log = _log.bind(sandbox=sandbox.sandbox_id)
