@@ -4,7 +4,12 @@ Whatever it was doing: no sandbox is lost but one that was being created, none i
 nothing is left when all are deleted.
 """
 
+import contextlib
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,6 +184,32 @@ def test_delete(victim: Victim, point: str, state: str) -> None:
     assert eventually(lambda: victim.outcome(sandbox) == "stopped", _SETTLED_SEC)
     api.delete(sandbox)
     assert eventually(victim.is_clean, _SETTLED_SEC)
+
+
+def test_a_machine_that_dies_while_it_is_paused(new_rig: NewRig) -> None:
+    """It is paused, with all it had, or gone and said to be: never acknowledged and lost."""
+    rig, api = new_rig()
+    for _ in range(3):
+        sandbox = api.create().id
+        work = _Work.begin(api, sandbox)
+        machine = rig.machine_of(sandbox)
+        staged = rig.data_dir / "paused" / sandbox / "1.new" / "disk"
+        with ThreadPoolExecutor(1) as pool:
+            pause = pool.submit(api.request, "POST", f"/v1/sandboxes/{sandbox}/pause")
+            while not staged.exists() and not pause.done():
+                time.sleep(0.0005)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(machine, signal.SIGKILL)
+            answer = pause.result(timeout=30)
+        if answer.status_code == 200:
+            assert api.get(sandbox).status == "paused"
+            api.resume(sandbox)
+            assert work.is_there(api)
+        else:
+            assert answer.status_code == 502
+            assert eventually(lambda each=sandbox: api.get(each).status == "error", 5)  # type: ignore[misc]
+        api.delete(sandbox)
+    assert rig.run_directories() == set()
 
 
 def test_an_unknown_point(new_rig: NewRig) -> None:

@@ -372,7 +372,8 @@ class HostAgent(GuestCalls):
 
     async def _bury(self, sandbox: Sandbox, reason: str) -> None:
         """Free what a machine that ended by itself has left, then tell of its end."""
-        await sandbox.destroy()
+        if not await sandbox.bury():
+            return
         if self._sandboxes.get(sandbox.sandbox_id) is sandbox:
             del self._sandboxes[sandbox.sandbox_id]
         self._events.append(

@@ -323,6 +323,18 @@ class Sandbox:
             await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
             faults.reach("destroy.done")
 
+    async def bury(self) -> bool:
+        """Free what a machine that ended by itself has left; False where it is stored by now."""
+        async with self._lock:
+            machine = self._machine
+            if machine is None or machine.ended is None:
+                return False
+            self._gone = True
+            self._machine = None
+            await machine.release()
+            await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
+        return True
+
     async def detach(self) -> None:
         """Let go of a sandbox that runs on without this server."""
         if self._operation is not None:
