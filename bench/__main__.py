@@ -1,0 +1,61 @@
+"""`./dev bench [FIGURE...]`: measure, print tables, keep the samples; fails beyond a limit.
+
+Sides that are compared are measured turn by turn in one run, so that a busy machine slows both.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+
+from wrenn_sandbox.settings import Settings
+
+from . import interactive, memory, overhead, pause, start, steps
+from .machine import describe
+from .report import Report, save
+
+RESULTS: Final = Path(__file__).parent / "results"
+Figure = Callable[[Settings, argparse.Namespace], Coroutine[None, None, Report]]
+
+FIGURES: Final[dict[str, Figure]] = {
+    "start": lambda settings, options: start.measure(settings, options.rounds, options.cold),
+    "pause": lambda settings, options: pause.measure(settings, options.rounds, options.cycles),
+    "memory": lambda settings, _: memory.measure(settings),
+    "interactive": lambda settings, _: interactive.measure(settings),
+    "exec": lambda settings, options: overhead.measure(settings, options.commands),
+    "steps": lambda settings, options: steps.measure(settings, options.rounds),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    parser.add_argument("--rounds", type=int, default=15, help="of most figures")
+    parser.add_argument("--cold", type=int, default=5, help="cold boots")
+    parser.add_argument("--cycles", type=int, default=3, help="sandboxes paused ten times")
+    parser.add_argument("--commands", type=int, default=50, help="commands of the exec figure")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if unknown := set(options.figures) - FIGURES.keys():
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    settings = Settings()
+    machine = describe()
+    print(machine)
+    ok = True
+    for name in options.figures or FIGURES:
+        report = uvloop.run(FIGURES[name](settings, options))
+        print(f"{report.text()}\n  samples: {save(options.results, name, report, machine)}")
+        ok = ok and all(check.ok for check in report.checks)
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What idle sandboxes take: guest memory that they do not share, and their share of all memory."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from wrenn_sandbox.cli.workdir import working_directory
+from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.settings import Settings
+
+from .report import Check, Report
+from .rig import Rig
+
+COUNTS = (1, 5, 10)
+LIMIT_MB = 10
+_IDLE_SEC = 5.0
+_MB = 1 << 20
+
+
+async def measure(settings: Settings) -> Report:
+    """Restored sandboxes that were never asked for anything, some seconds old."""
+    report = Report("memory of idle sandboxes")
+    totals: dict[int, float] = {}
+    own: list[float] = []
+    with working_directory(settings.data_dir, "bench") as data_dir:
+        changes = {"data_dir": data_dir, "hot_pool_size": 0, "blank_pool_size": 0}
+        async with Rig.open(settings.model_copy(update=changes)) as rig:
+            sandboxes: list[SandboxId] = []
+            for count in COUNTS:
+                while len(sandboxes) < count:
+                    sandboxes.append(await rig.create())
+                await asyncio.sleep(_IDLE_SEC)
+                shares = [_pss_mb(rig.machine(each).process.pid) for each in sandboxes]
+                totals[count] = sum(shares)
+                report.add(f"PSS of each of {count}", shares, "MB")
+            own = [rig.own_bytes(each) / _MB for each in sandboxes]
+    report.add("guest memory of its own", own, "MB")
+    first, last = COUNTS[0], COUNTS[-1]
+    marginal = (totals[last] - totals[first]) / (last - first)
+    report.notes = [f"each sandbox after the first adds {marginal:.1f} MB of PSS"]
+    report.checks = [Check("guest memory of its own, worst, MB", max(own), at_most=LIMIT_MB)]
+    return report
+
+
+def _pss_mb(pid: int) -> float:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert found is not None
+    return int(found.group(1)) / 1024
