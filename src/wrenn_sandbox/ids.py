@@ -15,6 +15,7 @@ ImageId = NewType("ImageId", str)
 MachineId = NewType("MachineId", str)
 OperationId = NewType("OperationId", str)
 RequestId = NewType("RequestId", str)
+InstallationId = NewType("InstallationId", str)
 
 Random = Callable[[int], bytes]
 """Given a count, returns that many random bytes."""
@@ -67,6 +68,10 @@ def new_request_id(random: Random = secrets.token_bytes) -> RequestId:
 def new_tag(random: Random = secrets.token_bytes) -> str:
     """A name for a command in a guest: `proc-` and eight letters or digits."""
     return "proc-" + base64.b32encode(random(5)).decode("ascii").lower()
+
+
+def new_installation_id(random: Random = secrets.token_bytes) -> InstallationId:
+    return InstallationId(_new("inst", random))
 
 
 def is_id(prefix: str, value: str) -> bool:

@@ -9,7 +9,7 @@ import structlog
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from api.double import HostDouble
-from api.harness import FakeClock, Server, Team, make_settings, serve
+from api.harness import FakeClock, Server, Team, destroy_all, make_settings, serve
 from api.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.host.agent import HostAgent
@@ -85,6 +85,13 @@ async def server(settings: Settings) -> AsyncIterator[Server]:
         for report in await host.sandboxes():
             await host.destroy(report.sandbox_id, server.operation())
         await host.close()
+
+
+@pytest.fixture
+async def restartable(settings: Settings) -> AsyncIterator[Settings]:
+    """Settings for servers that a test starts and stops; their sandboxes end with the test."""
+    yield settings
+    await destroy_all(settings)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from api.guest_double import GuestDouble
-from wrenn_sandbox.errors import HostFailure, NotFound
+from wrenn_sandbox.errors import Conflict, HostFailure, NotFound
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
@@ -58,6 +58,7 @@ class HostDouble(GuestDouble):
         self._snapshots: dict[OperationId, ImageInfo] = {}
         self._events: list[HostEvent] = []
         self._asked_after = 0
+        self.owner: str | None = None
         self._news = asyncio.Condition()
 
     def hold(self, call: str) -> Gate:
@@ -96,6 +97,11 @@ class HostDouble(GuestDouble):
         self._require(sandbox_id, Phase.RUNNING)
         await self._enter(call, sandbox_id)
         self._require(sandbox_id, Phase.RUNNING)
+
+    async def claim(self, owner: str) -> None:
+        if self.owner not in (None, owner) and self.phases:
+            raise Conflict("These sandboxes belong to another database")
+        self.owner = owner
 
     async def info(self) -> HostInfo:
         return HostInfo(

@@ -18,6 +18,7 @@ from contract.checking import check_response
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.control.plane import ControlPlane
+from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import OperationId, new_operation_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
@@ -167,3 +168,26 @@ async def serve(
             await asyncio.gather(*server.tasks, return_exceptions=True)
             for client in server.clients:
                 await client.aclose()
+
+
+@asynccontextmanager
+async def serve_processes(
+    settings: Settings, clock: FakeClock | None = None
+) -> AsyncIterator[tuple[Server, HostAgent]]:
+    """A server whose machines are processes; like a stopped one it leaves them running."""
+    host = await HostAgent.start(settings)
+    try:
+        async with serve(settings, host, clock) as server:
+            yield server, host
+    finally:
+        await host.close()
+
+
+async def destroy_all(settings: Settings) -> None:
+    """End every sandbox in a data directory that no server uses."""
+    host = await HostAgent.start(settings)
+    try:
+        for report in await host.sandboxes():
+            await host.destroy(report.sandbox_id, new_operation_id())
+    finally:
+        await host.close()

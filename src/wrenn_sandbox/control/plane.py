@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from argon2 import PasswordHasher
 
-from wrenn_sandbox.ids import Random
+from wrenn_sandbox.ids import Random, new_installation_id
 from wrenn_sandbox.model.limits import Bounds
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
@@ -49,6 +49,7 @@ class ControlPlane:
         hasher: PasswordHasher | None,
     ) -> None:
         self._settings = settings
+        self._host = host
         self._clock = clock
         self._random = random
         wakeups = Wakeups(autopause=asyncio.Event(), reconciler=asyncio.Event())
@@ -130,10 +131,13 @@ class ControlPlane:
         """The services, as long as the block lasts.
 
         At its end what is under way gets `shutdown_grace_sec` seconds, then the background tasks
-        end and what is kept in memory is written.
+        end and what is kept in memory is written. Raises `Conflict` where the host's sandboxes
+        are another database's.
         """
         await self.store.open()
         try:
+            candidate = new_installation_id(self._random)
+            await self._host.claim(await self.store.installation.identity(candidate))
             services = await self._services()
             async with asyncio.TaskGroup() as background:
                 tasks = [

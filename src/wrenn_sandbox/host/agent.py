@@ -13,7 +13,7 @@ from typing import Final, Self, TypeVar, cast
 import structlog
 
 from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
-from wrenn_sandbox.host import capacity, faults, journal, stored
+from wrenn_sandbox.host import capacity, faults, journal, ownership, stored
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
@@ -139,6 +139,10 @@ class HostAgent(GuestCalls):
         self._event_added.set()
         await self._slots.close(keep=kept)
         await self._undo.aclose()
+
+    async def claim(self, owner: str) -> None:
+        in_use = bool(self._sandboxes)
+        await asyncio.to_thread(ownership.claim, self._paths, owner, in_use=in_use)
 
     async def info(self) -> HostInfo:
         free = await asyncio.to_thread(capacity.measure, self._paths.data_dir)

@@ -5,6 +5,7 @@
       templates/<name>.json              which image a template name stands for
       paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
       held/<image_id>                    which images the control plane has given a name
+      owner                              0600: which installation the sandboxes here belong to
       run/<sandbox_id>/                  0711: journal.json, sockets and disk layer of a live VM
       network/                           0700: journal of the network slots
       cache/                             0700: results of template build steps, KVM verdict
@@ -118,6 +119,11 @@ class Paths:
     @property
     def templates(self) -> Path:
         return self.data_dir / "templates"
+
+    @property
+    def owner(self) -> Path:
+        """The id of the installation that the sandboxes here belong to."""
+        return self.data_dir / "owner"
 
     @property
     def run(self) -> Path:

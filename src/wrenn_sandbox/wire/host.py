@@ -32,6 +32,14 @@ from .streams import FileContent, ProcessStream
 
 
 class Host(Protocol):
+    async def claim(self, owner: str) -> None:
+        """Take the host for the installation `owner`; to be called before anything else.
+
+        The host remembers its owner for good. `Conflict`: its sandboxes belong to another one,
+        which would be taken for sandboxes that nobody wants. A host without any changes hands.
+        """
+        ...
+
     async def info(self) -> HostInfo:
         """What the machine is and has left."""
         ...

@@ -36,6 +36,12 @@ def _refused(done: "subprocess.CompletedProcess[str]") -> str:
     return lines[0]
 
 
+def _new_key(url: str) -> dict[str, str]:
+    account = {"email": "owner@example.com", "password": "correct horse"}
+    token = httpx2.post(f"{url}/v1/auth/signup", json=account).json()["token"]
+    return {"Authorization": f"Bearer {token}"}
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> ServerProcess:
     return ServerProcess(tmp_path / "data", tmp_path / "log", _FAKE)
@@ -76,6 +82,27 @@ def test_the_data_directory_is_in_use(server: ServerProcess, tmp_path: Path) -> 
         done = _wrenn("serve", "--port", "0", WRENN_DATA_DIR=str(tmp_path / "data"))
         assert httpx2.get(f"{server.url}/health").status_code == 200
     assert "data directory" in _refused(done)
+
+
+def test_the_database_is_another_ones(server: ServerProcess, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with server:
+        key = _new_key(server.url)
+        made = httpx2.post(f"{server.url}/v1/sandboxes", headers=key, timeout=60)
+        assert made.status_code == 201
+        id = made.json()["id"]
+    done = _wrenn(
+        "serve",
+        "--port",
+        "0",
+        WRENN_DATA_DIR=str(data_dir),
+        DATABASE_URL=f"sqlite:///{tmp_path}/other.db",
+    )
+    assert "DATABASE_URL" in _refused(done)
+    with server:
+        path = f"{server.url}/v1/sandboxes/{id}"
+        assert httpx2.get(path, headers=key).json()["status"] == "running"
+        assert httpx2.delete(path, headers=key).status_code == 204
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from wrenn_sandbox.ids import TeamId
 from .accounts import Accounts
 from .api_keys import ApiKeyDirectory, TeamApiKeys
 from .database import Database
+from .installation import Installation
 from .migrate import migrate
 from .sandboxes import AllSandboxes, TeamSandboxes
 from .templates import Snapshots, TeamTemplates
@@ -32,6 +33,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
+        self.installation = Installation(self._database)
         self.accounts = Accounts(self._database)
         self.keys = ApiKeyDirectory(self._database)
         self.all_sandboxes = AllSandboxes(self._database)

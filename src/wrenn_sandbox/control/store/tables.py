@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     BigInteger,
+    CheckConstraint,
     Column,
     DateTime,
     Dialect,
@@ -149,4 +150,12 @@ discarded_images = Table(
     metadata,
     Column("image_id", String(80), primary_key=True),
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("id", String(40), nullable=False),
+    CheckConstraint("number = 1", name="installation_is_one"),
 )

@@ -1,0 +1,33 @@
+"""The identity of the database: made once, never changed."""
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from wrenn_sandbox.ids import InstallationId
+
+from .database import Database
+from .tables import installation
+
+
+class Installation:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def identity(self, candidate: InstallationId) -> InstallationId:
+        """The identity; `candidate` becomes it where there is none yet."""
+        known = await self._known()
+        if known is not None:
+            return known
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(insert(installation).values(number=1, id=candidate))
+        except IntegrityError:
+            known = await self._known()
+            assert known is not None
+            return known
+        return candidate
+
+    async def _known(self) -> InstallationId | None:
+        async with self._database.read() as connection:
+            found = await connection.scalar(select(installation.c.id))
+        return None if found is None else InstallationId(found)
