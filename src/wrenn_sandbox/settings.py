@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     auth_attempts_per_address: str = "120/minute"
     shutdown_grace_sec: float = 10.0
     fault_point: str = ""
+    on_stop: Literal["keep", "pause"] = "keep"
+    stop_pause_timeout_sec: float = Field(default=60.0, gt=0)
 
     @field_validator("dns_servers", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ def command(
         typer.Option(help="Port to listen on, 0 for any free one (WRENN_PORT).", min=0, max=65535),
     ] = None,
 ) -> None:
-    """Serve the API until interrupted. Machines keep running and the next start adopts them."""
+    """Serve the API until interrupted. Machines keep running (or are paused: WRENN_ON_STOP)."""
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     settings = Settings(**given)  # type: ignore[arg-type]
     logs.configure(settings)

@@ -5,7 +5,7 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import structlog
@@ -13,6 +13,7 @@ import uvicorn
 
 from wrenn_sandbox.cli.sockets import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
 from wrenn_sandbox.control.app import create_app
+from wrenn_sandbox.control.plane import ControlPlane
 from wrenn_sandbox.errors import Conflict, InvalidRequest
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.settings import Settings
@@ -25,8 +26,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 async def run(settings: Settings) -> None:
     """Start everything, serve until SIGINT or SIGTERM, stop everything.
 
-    `Conflict`: the port or the data directory is in use. A second signal does not wait for
-    requests that are still under way, a third one kills.
+    `Conflict`: the port or the data directory is in use, or the data directory's sandboxes belong
+    to another database. A second signal does not wait for requests that are still under way nor
+    for sandboxes that are to be paused, a third one kills.
     """
     async with contextlib.AsyncExitStack() as stack:
         stopper = stack.enter_context(_Stopper(asyncio.current_task()))
@@ -34,6 +36,8 @@ async def run(settings: Settings) -> None:
         host = await HostAgent.start(settings)
         stack.push_async_callback(host.close)
         app = create_app(settings, host)
+        plane: ControlPlane = app.state.plane
+        stopper.on_hurry = plane.pause_at_stop.skip
         await stack.enter_async_context(app.router.lifespan_context(app))
         stopper.server = _Server(
             uvicorn.Config(
@@ -78,6 +82,7 @@ class _Stopper:
         self._task = task
         self._signals = 0
         self.server: _Server | None = None
+        self.on_hurry: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -96,6 +101,8 @@ class _Stopper:
         if self._signals > 1:
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
+            if self.on_hurry is not None:
+                self.on_hurry()
         if self.server is None:
             if self._task is not None:
                 self._task.cancel()

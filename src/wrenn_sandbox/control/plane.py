@@ -31,6 +31,7 @@ from .service.rate_limits import AttemptLimits
 from .service.reconciler import Reconciler
 from .service.sandboxes import Defaults, SandboxService
 from .service.snapshots import SnapshotService
+from .service.stop import PauseAtStop
 from .service.templates import Templates
 from .service.tokens import Tokens, load_or_make_secret
 from .store import Store
@@ -117,6 +118,9 @@ class ControlPlane:
             random=random,
         )
         self.host_events = HostEvents(self.store, host, self.operations, wakeups.reconciler)
+        self.pause_at_stop = PauseAtStop(
+            self.store, self.lifecycle, timeout=settings.stop_pause_timeout_sec
+        )
         self.autopause = AutoPause(
             self.store,
             self.lifecycle,
@@ -131,7 +135,8 @@ class ControlPlane:
         """The services, as long as the block lasts.
 
         At its end what is under way gets `shutdown_grace_sec` seconds, then the background tasks
-        end and what is kept in memory is written. Raises `Conflict` where the host's sandboxes
+        end, sandboxes are paused if the settings say so, and what is kept in memory is written.
+        Raises `Conflict` where the host's sandboxes
         are another database's.
         """
         await self.store.open()
@@ -155,6 +160,9 @@ class ControlPlane:
                     await self.operations.close(self._settings.shutdown_grace_sec)
                     for task in tasks:
                         task.cancel()
+            if self._settings.on_stop == "pause":
+                await self.pause_at_stop.run()
+                await self.operations.close(self._settings.shutdown_grace_sec)
             await self.lazy_writes.save()
         finally:
             await self.store.close()

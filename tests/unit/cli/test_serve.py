@@ -70,6 +70,18 @@ def test_it_starts_again_where_it_was(server: ServerProcess) -> None:
         assert httpx2.post(f"{server.url}/v1/auth/login", json=account).status_code == 200
 
 
+def test_a_stop_can_pause(tmp_path: Path) -> None:
+    settings = {**_FAKE, "WRENN_ON_STOP": "pause"}
+    with ServerProcess(tmp_path / "data", tmp_path / "log", settings) as server:
+        key = _new_key(server.url)
+        made = httpx2.post(f"{server.url}/v1/sandboxes", headers=key, timeout=60)
+        path = f"/v1/sandboxes/{made.json()['id']}"
+        assert server.stop() == 0
+        server.start()
+        assert httpx2.get(server.url + path, headers=key).json()["status"] == "paused"
+        assert httpx2.delete(server.url + path, headers=key).status_code == 204
+
+
 def test_the_port_is_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

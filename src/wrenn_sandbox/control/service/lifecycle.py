@@ -8,6 +8,7 @@ nothing, and the step undoes its work.
 import asyncio
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
@@ -21,6 +22,9 @@ from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
 from .activity import Activity
 from .operations import Operations
+
+SHUTDOWN: Final = "shutdown"
+"""The actor of what the server does to sandboxes because it stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,9 @@ class Lifecycle:
         return await self._operations.run(sandbox.id, self._create(sandbox))
 
     async def pause(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
-        return await self._operations.run(sandbox_id, self._pause(sandbox_id, actor))
+        return await self._operations.run(
+            sandbox_id, self._pause(sandbox_id, actor), of_stop=actor == SHUTDOWN
+        )
 
     async def resume(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
         return await self._operations.run(sandbox_id, self._resume(sandbox_id, actor))

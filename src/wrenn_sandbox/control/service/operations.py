@@ -31,10 +31,17 @@ class Operations:
         return sandbox_id in self._tasks
 
     def start(
-        self, sandbox_id: SandboxId, work: Coroutine[object, object, Result]
+        self,
+        sandbox_id: SandboxId,
+        work: Coroutine[object, object, Result],
+        *,
+        of_stop: bool = False,
     ) -> asyncio.Task[Result]:
-        """Run `work` in a task of its own; raises `NoCapacity` when the server shuts down."""
-        if self._closed:
+        """Run `work` in a task of its own.
+
+        Raises `NoCapacity` when the server shuts down, save for what is part of that (`of_stop`).
+        """
+        if self._closed and not of_stop:
             work.close()
             raise NoCapacity("The server is shutting down; try again later", retry_after=5)
         task = asyncio.create_task(work, name=f"operation of {sandbox_id}")
@@ -43,9 +50,15 @@ class Operations:
         self._tell(sandbox_id)
         return task
 
-    async def run(self, sandbox_id: SandboxId, work: Coroutine[object, object, Result]) -> Result:
+    async def run(
+        self,
+        sandbox_id: SandboxId,
+        work: Coroutine[object, object, Result],
+        *,
+        of_stop: bool = False,
+    ) -> Result:
         """Run `work` to its end, whatever becomes of the caller."""
-        return await asyncio.shield(self.start(sandbox_id, work))
+        return await asyncio.shield(self.start(sandbox_id, work, of_stop=of_stop))
 
     async def wait_for_others(self, sandbox_id: SandboxId) -> bool:
         """Wait for the other tasks of a sandbox; false when there was none."""
@@ -66,7 +79,7 @@ class Operations:
             self._watchers = [each for each in self._watchers if each is not touched]
 
     async def close(self, grace: float) -> None:
-        """Accept nothing new, give what runs `grace` seconds, then cancel it."""
+        """Accept nothing new, give what runs `grace` seconds, then cancel it; safe to repeat."""
         self._closed = True
         tasks = {task for each in self._tasks.values() for task in each}
         if not tasks:

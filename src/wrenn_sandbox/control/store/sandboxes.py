@@ -29,7 +29,10 @@ _REASON_LENGTH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens to a sandbox, why and by whom (`user`, `auto`, `reconciler`, `host`)."""
+    """What happens to a sandbox, why and by whom.
+
+    Actors are `user`, `auto`, `reconciler`, `host` and `shutdown`.
+    """
 
     event: Event
     actor: str

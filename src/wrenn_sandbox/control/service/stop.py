@@ -1,0 +1,66 @@
+"""Pauses everything that runs when the server stops, for hosts that are about to go down."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Sandbox
+from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.model.sandbox import State
+
+from .lifecycle import SHUTDOWN, Lifecycle
+
+_log = structlog.get_logger(__name__)
+_AT_ONCE: Final = 4
+_MB_PER_GIB: Final = 1024
+
+
+class PauseAtStop:
+    """Each pause gets `timeout` seconds for each GiB begun of its sandbox's memory."""
+
+    def __init__(self, store: Store, lifecycle: Lifecycle, *, timeout: float) -> None:
+        self._store = store.all_sandboxes
+        self._lifecycle = lifecycle
+        self._timeout = timeout
+        self._skip = asyncio.Event()
+
+    def skip(self) -> None:
+        """Leave what is not paused yet running, now or when `run` is called."""
+        self._skip.set()
+
+    async def run(self) -> None:
+        """Pause all running sandboxes, a few at a time; those that fail keep running."""
+        pauses = asyncio.create_task(self._pause_all())
+        skip = asyncio.create_task(self._skip.wait())
+        try:
+            await asyncio.wait({pauses, skip}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pauses, skip):
+                task.cancel()
+            await asyncio.wait({pauses, skip})
+        if not pauses.cancelled():
+            pauses.result()
+
+    async def _pause_all(self) -> None:
+        running = await self._store.in_states([State.RUNNING])
+        if running:
+            _log.info("pausing all sandboxes", running=len(running))
+        turn = asyncio.Semaphore(_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for sandbox in running:
+                group.create_task(self._pause(sandbox, turn))
+
+    async def _pause(self, sandbox: Sandbox, turn: asyncio.Semaphore) -> None:
+        limit = self._timeout * -(-sandbox.memory_mb // _MB_PER_GIB)
+        async with turn:
+            try:
+                async with asyncio.timeout(limit):
+                    await self._lifecycle.pause(sandbox.id, SHUTDOWN)
+            except TimeoutError:
+                _log.warning("not paused in time", sandbox_id=sandbox.id, seconds=limit)
+            except WrennError as error:
+                _log.warning("not paused", sandbox_id=sandbox.id, error=error.message)
+            except Exception:
+                _log.exception("not paused", sandbox_id=sandbox.id)
