@@ -6,8 +6,10 @@ transaction can fail half-way because another one got the write lock first.
 """
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 from sqlalchemy import Connection, event, make_url
@@ -16,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 _BUSY_TIMEOUT_MS = 10_000
+_RETRY_SEC = 0.01
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}",
     "PRAGMA journal_mode = WAL",
@@ -30,6 +33,24 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
     for pragma in _PRAGMAS:
         cursor.execute(pragma)
     cursor.close()
+
+
+def _make_wal(file: Path) -> None:
+    """Switch a new database to WAL; blocks.
+
+    SQLite does not wait for its busy timeout there, so servers that start at once would fail.
+    """
+    deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    with closing(sqlite3.connect(file)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SEC)
+            else:
+                return
 
 
 def _begin_immediate(connection: Connection) -> None:
@@ -69,10 +90,11 @@ class Database:
         self._turn = asyncio.Lock()
 
     async def prepare(self) -> None:
-        """Make the directory of an SQLite file, readable by its owner alone."""
+        """Make an SQLite file in WAL mode, in a directory readable by its owner alone."""
         if self._file is not None:
             directory = self._file.parent
             await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(_make_wal, self._file)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
