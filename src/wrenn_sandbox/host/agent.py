@@ -242,8 +242,11 @@ class HostAgent(GuestCalls):
     async def snapshot(
         self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
     ) -> ImageInfo:
-        with suppress(NotFound):
-            return await self._image_info(image_id)
+        if (sandbox_id, operation_id) not in self._operations:
+            with suppress(NotFound):
+                image = await self._image_info(image_id)
+                await self.destroy(sandbox_id, operation_id)
+                return image
         sandbox = self._sandbox(sandbox_id)
         await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
         self._sandboxes.pop(sandbox_id, None)
