@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def test_exec_of_true_costs_at_most_five_milliseconds_more(images: Path, tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "bench", "exec", "--results", tmp_path]
+    argv = [sys.executable, "-m", "bench", "exec", "--results", str(tmp_path)]
     done = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     [kept] = tmp_path.glob("*.json")
