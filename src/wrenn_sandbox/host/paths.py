@@ -6,7 +6,7 @@
       paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
       held/<image_id>                    which images the control plane has given a name
       owner                              0600: which installation the sandboxes here belong to
-      run/<sandbox_id>/                  0711: journal.json, sockets and disk layer of a live VM
+      run/<machine_id>/                  0711: journal.json, sockets and disk layer of a live VM
       network/                           0700: journal of the network slots
       cache/                             0700: results of template build steps, KVM verdict
       locks/                             0700: lock files
