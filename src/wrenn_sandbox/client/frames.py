@@ -160,11 +160,6 @@ def start(
     )
 
 
-def attach() -> str:
-    """The first message of a stream of a command that runs already."""
-    return _text(_Plain("start"))
-
-
 def connect(tag: str) -> str:
     """The first message of a terminal that is there already."""
     return _text(_Start(type="connect", tag=tag))

@@ -161,9 +161,8 @@ class MadeDirectory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Use of resources inside a sandbox now; memory and disk are bytes, `ts` a Unix time."""
+    """Use of resources inside a sandbox now; memory and disk are bytes."""
 
-    ts: float
     cpu_count: int
     cpu_used_pct: float
     mem_total: int

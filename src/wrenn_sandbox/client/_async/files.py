@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 
 import httpx2
 
+from wrenn_sandbox.client.errors import ClientError
 from wrenn_sandbox.client.models import FileEntry, FileList, MadeDirectory
 from wrenn_sandbox.client.multipart import Form
 from wrenn_sandbox.client.transport import http_failures
@@ -51,7 +52,9 @@ class AsyncFiles:
         content = data.encode() if isinstance(data, str) else data
         form = Form.of(path)
         await self._api.send(
-            f"{self._path}/write", _pieces(form, _once(content)), form.headers(len(content))
+            f"{self._path}/write",
+            _pieces(form, _once(content), len(content)),
+            form.headers(len(content)),
         )
 
     async def write_stream(
@@ -59,11 +62,11 @@ class AsyncFiles:
     ) -> None:
         """Make or replace a file with all of `chunks`, or leave it as it was.
 
-        `size` is what the chunks come to in bytes, where that is known.
+        `size` is what the chunks come to in bytes, where that is known; `ClientError`: they do not.
         """
         form = Form.of(path)
         await self._api.send(
-            f"{self._path}/stream/write", _pieces(form, chunks), form.headers(size)
+            f"{self._path}/stream/write", _pieces(form, chunks, size), form.headers(size)
         )
 
     async def list(self, path: str, depth: int = 1) -> tuple[FileEntry, ...]:
@@ -81,10 +84,18 @@ class AsyncFiles:
         await self._api.tell("POST", f"{self._path}/remove", {"path": path})
 
 
-async def _pieces(form: Form, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(
+    form: Form, chunks: AsyncIterable[bytes], size: int | None
+) -> AsyncIterator[bytes]:
     yield form.head
+    count = 0
     async for chunk in chunks:
+        count += len(chunk)
+        if size is not None and count > size:
+            break
         yield chunk
+    if size is not None and count != size:
+        raise ClientError(f"the file was to have {size} bytes and has {count} so far")
     yield form.tail
 
 

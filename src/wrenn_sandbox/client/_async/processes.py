@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.models import Process, ProcessList
 from wrenn_sandbox.client.transport import path_of
 
@@ -53,4 +52,4 @@ class AsyncProcesses:
     def attach(self, process: int | str) -> AbstractAsyncContextManager[AsyncStream]:
         """Follow a process, what it has written so far first. Leaving does not end it."""
         path = self._path + path_of("processes", str(process), "stream")
-        return open_stream(self._api, path, frames.attach())
+        return open_stream(self._api, path)

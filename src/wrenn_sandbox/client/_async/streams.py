@@ -32,8 +32,9 @@ class _AsyncChannel:
         """Tell the command of its terminal's new size in characters."""
         await self._send(frames.resize(Size(cols, rows)))
 
-    async def _begin(self, message: str) -> None:
-        await self._send(message)
+    async def _begin(self, message: str | None) -> None:
+        if message is not None:
+            await self._send(message)
         first = await self._next()
         if isinstance(first, Started):
             self.pid, self.tag = first.pid, first.tag
@@ -126,8 +127,10 @@ class AsyncTerminal(_AsyncChannel):
 
 
 @contextlib.asynccontextmanager
-async def open_stream(api: AsyncApi, path: str, start: str) -> AsyncIterator[AsyncStream]:
-    """A stream that was begun with the message `start`, open while the block lasts."""
+async def open_stream(
+    api: AsyncApi, path: str, start: str | None = None
+) -> AsyncIterator[AsyncStream]:
+    """A stream that was begun with the message `start`, where it needs one."""
     async with api.websocket(path) as connection:
         stream = AsyncStream(connection)
         await stream._begin(start)
@@ -136,7 +139,7 @@ async def open_stream(api: AsyncApi, path: str, start: str) -> AsyncIterator[Asy
 
 @contextlib.asynccontextmanager
 async def open_terminal(api: AsyncApi, path: str, start: str) -> AsyncIterator[AsyncTerminal]:
-    """A terminal that was begun or found with the message `start`, open as long as the block."""
+    """A terminal that was begun or found with the message `start`, open while the block lasts."""
     async with api.websocket(path) as connection:
         terminal = AsyncTerminal(connection)
         await terminal._begin(start)

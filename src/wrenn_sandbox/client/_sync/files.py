@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import httpx2
 
+from wrenn_sandbox.client.errors import ClientError
 from wrenn_sandbox.client.models import FileEntry, FileList, MadeDirectory
 from wrenn_sandbox.client.multipart import Form
 from wrenn_sandbox.client.transport import http_failures
@@ -51,16 +52,20 @@ class Files:
         content = data.encode() if isinstance(data, str) else data
         form = Form.of(path)
         self._api.send(
-            f"{self._path}/write", _pieces(form, _once(content)), form.headers(len(content))
+            f"{self._path}/write",
+            _pieces(form, _once(content), len(content)),
+            form.headers(len(content)),
         )
 
     def write_stream(self, path: str, chunks: Iterable[bytes], size: int | None = None) -> None:
         """Make or replace a file with all of `chunks`, or leave it as it was.
 
-        `size` is what the chunks come to in bytes, where that is known.
+        `size` is what the chunks come to in bytes, where that is known; `ClientError`: they do not.
         """
         form = Form.of(path)
-        self._api.send(f"{self._path}/stream/write", _pieces(form, chunks), form.headers(size))
+        self._api.send(
+            f"{self._path}/stream/write", _pieces(form, chunks, size), form.headers(size)
+        )
 
     def list(self, path: str, depth: int = 1) -> tuple[FileEntry, ...]:
         """What is in a directory, `depth` levels down."""
@@ -77,9 +82,16 @@ class Files:
         self._api.tell("POST", f"{self._path}/remove", {"path": path})
 
 
-def _pieces(form: Form, chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _pieces(form: Form, chunks: Iterable[bytes], size: int | None) -> Iterator[bytes]:
     yield form.head
-    yield from chunks
+    count = 0
+    for chunk in chunks:
+        count += len(chunk)
+        if size is not None and count > size:
+            break
+        yield chunk
+    if size is not None and count != size:
+        raise ClientError(f"the file was to have {size} bytes and has {count} so far")
     yield form.tail
 
 

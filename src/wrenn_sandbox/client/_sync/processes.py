@@ -4,7 +4,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.models import Process, ProcessList
 from wrenn_sandbox.client.transport import path_of
 
@@ -54,4 +53,4 @@ class Processes:
     def attach(self, process: int | str) -> AbstractContextManager[Stream]:
         """Follow a process, what it has written so far first. Leaving does not end it."""
         path = self._path + path_of("processes", str(process), "stream")
-        return open_stream(self._api, path, frames.attach())
+        return open_stream(self._api, path)

@@ -33,8 +33,9 @@ class _Channel:
         """Tell the command of its terminal's new size in characters."""
         self._send(frames.resize(Size(cols, rows)))
 
-    def _begin(self, message: str) -> None:
-        self._send(message)
+    def _begin(self, message: str | None) -> None:
+        if message is not None:
+            self._send(message)
         first = self._next()
         if isinstance(first, Started):
             self.pid, self.tag = first.pid, first.tag
@@ -127,8 +128,8 @@ class Terminal(_Channel):
 
 
 @contextlib.contextmanager
-def open_stream(api: Api, path: str, start: str) -> Iterator[Stream]:
-    """A stream that was begun with the message `start`, open while the block lasts."""
+def open_stream(api: Api, path: str, start: str | None = None) -> Iterator[Stream]:
+    """A stream that was begun with the message `start`, where it needs one."""
     with api.websocket(path) as connection:
         stream = Stream(connection)
         stream._begin(start)
@@ -137,7 +138,7 @@ def open_stream(api: Api, path: str, start: str) -> Iterator[Stream]:
 
 @contextlib.contextmanager
 def open_terminal(api: Api, path: str, start: str) -> Iterator[Terminal]:
-    """A terminal that was begun or found with the message `start`, open as long as the block."""
+    """A terminal that was begun or found with the message `start`, open while the block lasts."""
     with api.websocket(path) as connection:
         terminal = Terminal(connection)
         terminal._begin(start)
