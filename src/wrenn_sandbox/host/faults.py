@@ -41,8 +41,10 @@ SNAPSHOT: Final = (
     "snapshot.published",
     "snapshot.released",
 )
+MERGE: Final = ("merge.published", "pause.manifest", "pause.renamed", "merge.switched")
+COLLAPSE: Final = ("collapse.made", "collapse.replaced", "collapse.noted", "collapse.done")
 DESTROY: Final = ("destroy.released", "destroy.done")
-POINTS: Final = frozenset({*CREATE, *RESUME, *PAUSE, *SNAPSHOT, *DESTROY})
+POINTS: Final = frozenset({*CREATE, *RESUME, *PAUSE, *SNAPSHOT, *MERGE, *COLLAPSE, *DESTROY})
 
 _armed = ""
 

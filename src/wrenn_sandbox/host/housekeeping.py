@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from wrenn_sandbox.errors import Conflict, WrennError
-from wrenn_sandbox.host import capacity, merging
+from wrenn_sandbox.host import capacity, faults, merging
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.disk import layers, overlay
 from wrenn_sandbox.host.images import manifest as form
@@ -119,7 +119,9 @@ class Housekeeper:
 
         async with self._collection.sparing(image_id):
             await _in_thread(make, given_up)
+            faults.reach("merge.published")
             if await sandbox.refer_to(image_id, instead_of=manifest):
+                faults.reach("merge.switched")
                 _log.info("merged own pages", sandbox=sandbox.sandbox_id, image=image_id)
 
     def _is_outgrown(self, manifest: StoredSandbox) -> bool:
@@ -139,6 +141,7 @@ class Housekeeper:
             made = directory / form.DISK
             await asyncio.to_thread(_empty_layer, made, disks[-1], image.disk_mb)
             await layers.absorb_gently(made, store.disk(image), image.disk_format)
+            faults.reach("collapse.made")
             if await sandbox.replace_layers(chain, made):
                 _log.info("collapsed disk layers", sandbox=sandbox.sandbox_id, count=len(chain))
 

@@ -303,11 +303,14 @@ class Sandbox:
         paths = self._parts.paths
         kept = self.layers[len(chain) - 1 :]
         await asyncio.to_thread(stored.replace_disk, paths, self.sandbox_id, chain[-1], disk)
+        faults.reach("collapse.replaced")
         if self._stored is not None:
             self._stored = await asyncio.to_thread(stored.note_layers, paths, self._stored, kept)
         else:
             self.machine.note(layers=kept)
+        faults.reach("collapse.noted")
         await asyncio.to_thread(stored.drop, paths, self.sandbox_id, chain[:-1])
+        faults.reach("collapse.done")
 
     async def destroy(self) -> None:
         """End the sandbox and free all it has, whatever it is doing; safe to repeat."""

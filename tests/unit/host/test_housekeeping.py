@@ -46,7 +46,7 @@ class Stand:
     async def start(self) -> None:
         self.host = await HostAgent.start(self.settings)
 
-    async def create(self) -> None:
+    async def create(self, memory_mb: int = 256) -> None:
         [template] = await self.host.templates()
         await self.host.create(
             CreateSandbox(
@@ -54,7 +54,7 @@ class Stand:
                 operation_id=new_operation_id(),
                 image_id=template.image_id,
                 vcpus=1,
-                memory_mb=256,
+                memory_mb=memory_mb,
             )
         )
 
