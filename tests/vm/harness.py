@@ -121,6 +121,18 @@ class Api:
         assert answer.status_code == 200, f"{answer.text}\n{self.server.tail()}"
         return msgspec.json.decode(answer.content, type=Sandbox)
 
+    def snapshot(self, sandbox: str, name: str, *, overwrite: bool = False) -> None:
+        """Make a template of a sandbox, which is gone then."""
+        query = "?overwrite=true" if overwrite else ""
+        body = {"sandbox_id": sandbox, "name": name}
+        answer = self.request("POST", f"/v1/snapshots{query}", body)
+        assert answer.status_code == 201, f"{answer.text}\n{self.server.tail()}"
+
+    def templates(self) -> list[str]:
+        """Names of the team's own templates, sorted."""
+        found = self.request("GET", "/v1/snapshots?type=snapshot").json()
+        return sorted(each["name"] for each in found)
+
     def delete(self, sandbox: str) -> None:
         answer = self.request("DELETE", f"/v1/sandboxes/{sandbox}")
         assert answer.status_code == 204, answer.text
@@ -174,6 +186,21 @@ class Rig:
     def stored_of(self, sandbox: str) -> set[Path]:
         """The manifests of what is stored of a sandbox and can be resumed."""
         return set((self.data_dir / "paused" / sandbox).glob("*/manifest.json"))
+
+    def images(self) -> set[str]:
+        """Everything in the directory of images, finished or not."""
+        return {each.name for each in (self.data_dir / "images").iterdir()}
+
+    def sealed_images(self) -> set[str]:
+        """The images of whose memory the server keeps a sealed copy."""
+        links = (each for each in Path(f"/proc/{self.server.pid}/fd").iterdir())
+        found = set()
+        for link in links:
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(link)
+                if target.startswith("/memfd:wrenn-"):
+                    found.add(target.removeprefix("/memfd:wrenn-").removesuffix(" (deleted)"))
+        return found
 
     def reasons_of(self, sandbox: str) -> list[str]:
         """The reasons in a sandbox's event log, oldest first."""
