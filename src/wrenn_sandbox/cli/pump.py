@@ -20,8 +20,8 @@ _JOIN_SEC: Final = 1.0
 class InputPump:
     """While entered, passes what is read from the descriptor `source` to `send`.
 
-    `on_end` is called at the end of the input, `on_resize` when the terminal has changed its
-    size; only the main thread may enter where it is given.
+    `on_end` is called at the end of the input, `on_resize` before any input and whenever the
+    terminal has changed its size; only the main thread may enter where it is given.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class InputPump:
     def _run(self) -> None:
         # The main thread sees for itself that the server is gone.
         with contextlib.suppress(ClientError):
+            if self._on_resize is not None:
+                self._on_resize()
             while not self._stopping:
                 ready, _, _ = select.select([self._source, self._wake], [], [])
                 if self._wake in ready:
@@ -95,7 +97,8 @@ def raw_mode(terminal: int) -> Iterator[None]:
     """Every key goes through as it is, Ctrl-C too; the terminal is as before in the end."""
     before = termios.tcgetattr(terminal)
     try:
-        tty.setraw(terminal)
+        # what was typed already is kept
+        tty.setraw(terminal, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -68,8 +68,6 @@ def _talk(terminal: Terminal, screen: int) -> int:
         terminal.resize(size.cols, size.rows)
 
     with InputPump(screen, terminal.send, on_resize=resize):
-        # It may have changed before there was anyone to tell.
-        resize()
         for shown in terminal:
             write_all(sys.stdout.fileno(), shown)
     return FAILED if terminal.exit_code is None else terminal.exit_code
