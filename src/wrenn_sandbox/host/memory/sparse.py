@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-_PIECE: Final = 8 * 1024 * 1024
+_PIECE: Final = 1024 * 1024
+"""A buffer that is used again and fits the cache: new ones of 8 MiB take half as long again."""
 _FICLONE: Final = 0x40049409
 """From the kernel's include/uapi/linux/fs.h: share all blocks of another file."""
 
@@ -26,7 +27,7 @@ def clone(source: int, target: int, size: int, check: Callable[[], None] = go_on
 
 def copy_data(source: int, target: int, size: int, check: Callable[[], None] = go_on) -> None:
     """Copy the parts that hold data; raises OSError, and what `check` raises between pieces."""
-    offset = 0
+    offset, piece = 0, memoryview(bytearray(_PIECE))
     while offset < size:
         try:
             offset = os.lseek(source, offset, os.SEEK_DATA)
@@ -35,8 +36,7 @@ def copy_data(source: int, target: int, size: int, check: Callable[[], None] = g
         end = os.lseek(source, offset, os.SEEK_HOLE)
         while offset < end:
             check()
-            data = os.pread(source, min(_PIECE, end - offset), offset)
-            if not data:
+            count = os.preadv(source, [piece[: end - offset]], offset)
+            if not count:
                 raise OSError("the file ended early")
-            os.pwrite(target, data, offset)
-            offset += len(data)
+            offset += os.pwrite(target, piece[:count], offset)
