@@ -24,7 +24,12 @@ async def guest_socket(namespaces: NamespaceThread, slot: Slot) -> socket.socket
 
     `TCP_NODELAY` is set. Raises `HostFailure` when the slot is gone.
     """
-    return await namespaces.run(slot.netns, _tcp_socket)
+    making = asyncio.create_task(namespaces.run(slot.netns, _tcp_socket))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_close_unwanted)
+        raise
 
 
 async def connect_guest(
@@ -44,6 +49,11 @@ async def connect_guest(
         connection.close()
         raise
     return connection
+
+
+def _close_unwanted(making: "asyncio.Task[socket.socket]") -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().close()
 
 
 def _tcp_socket() -> socket.socket:
