@@ -68,6 +68,17 @@ async def test_a_stored_sandbox_that_can_not_be_read_counts(
     manifest.write_bytes(kept)
 
 
+async def test_a_snapshot_alone_is_reason_enough(restartable: Settings, tmp_path: Path) -> None:
+    async with serve_processes(restartable) as (server, _):
+        team = await server.team()
+        id = (await team.client.post("/v1/sandboxes")).json()["id"]
+        made = await team.client.post("/v1/snapshots", json={"sandbox_id": id, "name": "mine"})
+        assert made.status_code == 201
+    with pytest.raises(Conflict, match="snapshots"):
+        async with serve_processes(_with_other_database(restartable, tmp_path)):
+            pass
+
+
 async def test_a_host_without_sandboxes_changes_hands(settings: Settings, tmp_path: Path) -> None:
     other = _with_other_database(settings, tmp_path)
     for each in (settings, other, settings):

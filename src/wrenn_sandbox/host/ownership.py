@@ -11,15 +11,15 @@ from wrenn_sandbox.host.paths import Paths, write_durably
 _log = structlog.get_logger(__name__)
 
 _ANOTHER: Final = (
-    "The sandboxes in this data directory belong to another database, and with this one they would"
-    " all be destroyed. Start with the database that they belong to (DATABASE_URL), or choose"
-    " another data directory (WRENN_DATA_DIR). To give them up, remove the file named owner in the"
-    " data directory and start again."
+    "The sandboxes and snapshots in this data directory belong to another database, and with this"
+    " one they would all be destroyed. Start with the database that they belong to (DATABASE_URL),"
+    " or choose another data directory (WRENN_DATA_DIR). To give them up, remove the file named"
+    " owner in the data directory and start again."
 )
 
 
 def claim(paths: Paths, owner: str, *, in_use: bool) -> None:
-    """Note `owner` for good; `Conflict` where another one's sandboxes are here.
+    """Note `owner` for good; `Conflict` where another one's sandboxes or images are here.
 
     `in_use` says whether the host has any sandbox; one whose stored state can not be read counts
     as well.
@@ -31,7 +31,7 @@ def claim(paths: Paths, owner: str, *, in_use: bool) -> None:
     if known == owner:
         return
     if known is not None:
-        if in_use or stored.all_ids(paths):
+        if in_use or stored.all_ids(paths) or any(paths.held.iterdir()):
             raise Conflict(_ANOTHER)
         _log.warning("the host changes hands", before=known, now=owner)
     write_durably(paths.owner, owner.encode())

@@ -35,8 +35,9 @@ class Host(Protocol):
     async def claim(self, owner: str) -> None:
         """Take the host for the installation `owner`; to be called before anything else.
 
-        The host remembers its owner for good. `Conflict`: its sandboxes belong to another one,
-        which would be taken for sandboxes that nobody wants. A host without any changes hands.
+        The host remembers its owner for good. `Conflict`: its sandboxes or kept images belong
+        to another one and would be taken for such that nobody wants. A host without any changes
+        hands.
         """
         ...
 
