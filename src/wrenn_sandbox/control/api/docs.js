@@ -15,20 +15,53 @@ function typeOf(schema) {
   return schema.format ? schema.type + " (" + schema.format + ")" : schema.type || "any";
 }
 
+function isInline(schema) {
+  return Boolean(schema && schema.properties);
+}
+
+function fieldsOf(schema) {
+  const required = new Set(schema.required || []);
+  return table(["Field", "Type", "Default", ""],
+    Object.entries(schema.properties || {}).map(([field, each]) => [
+      field,
+      typed(each),
+      each.default === undefined ? "" : JSON.stringify(each.default),
+      required.has(field) ? "required" : "",
+    ]));
+}
+
+function nameIn(schema) {
+  if (!schema) return undefined;
+  if (schema.$ref) return schema.$ref.split("/").pop();
+  return schema.type === "array" ? nameIn(schema.items) : undefined;
+}
+
+// The type in words; the name of a schema leads to its description.
+function typed(schema) {
+  const text = typeOf(schema);
+  const name = nameIn(schema);
+  if (name === undefined) return element("span", text);
+  const link = element("a", text);
+  link.href = "#schema-" + name;
+  return link;
+}
+
 function table(heads, rows) {
   const made = element("table");
   const head = made.appendChild(element("tr"));
   for (const each of heads) head.appendChild(element("th", each));
   for (const row of rows) {
     const line = made.appendChild(element("tr"));
-    for (const each of row) line.appendChild(element("td", each));
+    for (const each of row) line.appendChild(element("td")).append(each);
   }
   return made;
 }
 
-function contentType(content) {
-  const entry = Object.entries(content || {})[0];
-  return entry ? typeOf(entry[1].schema) + " as " + entry[0] : "";
+function content(given) {
+  const made = element("span");
+  const entry = Object.entries(given || {})[0];
+  if (entry) made.append(isInline(entry[1].schema) ? "" : typed(entry[1].schema), " as " + entry[0]);
+  return made;
 }
 
 function showOperation(method, path, shared, operation) {
@@ -36,7 +69,7 @@ function showOperation(method, path, shared, operation) {
   const summary = box.appendChild(element("summary"));
   summary.appendChild(element("span", method.toUpperCase(), "method"));
   summary.appendChild(element("code", path));
-  if (operation.description) box.appendChild(element("p", operation.description));
+  summary.appendChild(element("span", (operation.description || "").replaceAll("`", ""), "summary"));
   const schemes = (operation.security || []).flatMap((each) => Object.keys(each));
   box.appendChild(element("p", "Credential: " + (schemes.join(" or ") || "none")));
   const parameters = [...shared, ...(operation.parameters || [])];
@@ -45,27 +78,31 @@ function showOperation(method, path, shared, operation) {
       parameters.map((each) => [each.name, each.in, typeOf(each.schema)])));
   }
   if (operation.requestBody) {
-    box.appendChild(element("p", "Body: " + contentType(operation.requestBody.content)));
+    box.appendChild(element("p", "Body: ")).append(content(operation.requestBody.content));
+    for (const each of Object.values(operation.requestBody.content)) {
+      if (isInline(each.schema)) box.appendChild(fieldsOf(each.schema));
+    }
   }
   box.appendChild(table(["Status", "Body", "Meaning"],
     Object.entries(operation.responses).map(([status, each]) =>
-      [status, contentType(each.content), each.description])));
+      [status, content(each.content), each.description])));
   return box;
 }
 
 function showSchema(name, schema) {
   const box = element("details");
+  box.id = "schema-" + name;
   box.appendChild(element("summary")).appendChild(element("code", name));
   if (schema.description) box.appendChild(element("p", schema.description));
-  const required = new Set(schema.required || []);
-  box.appendChild(table(["Field", "Type", "Default", ""],
-    Object.entries(schema.properties || {}).map(([field, each]) => [
-      field,
-      typeOf(each),
-      each.default === undefined ? "" : JSON.stringify(each.default),
-      required.has(field) ? "required" : "",
-    ])));
+  box.appendChild(schema.properties ? fieldsOf(schema) : element("p", typeOf(schema)));
   return box;
+}
+
+function openTarget() {
+  const target = document.getElementById(location.hash.slice(1));
+  if (!target) return;
+  target.open = true;
+  target.scrollIntoView();
 }
 
 async function show() {
@@ -91,4 +128,5 @@ async function show() {
   }
 }
 
-show();
+window.addEventListener("hashchange", openTarget);
+show().then(openTarget);

@@ -15,6 +15,7 @@ from wrenn_sandbox import __version__
 from .body import BODIES
 
 _TITLE = "Wrenn Sandbox API"
+_FASTAPI_SUCCESS = "Successful Response"
 _VALIDATION_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 Json = dict[str, object]
@@ -30,7 +31,11 @@ def build_openapi(app: FastAPI, server_url: str) -> Json:
     for path in _children(document["paths"]):
         _hoist_path_parameters(path)
         for operation in _children(path):
-            _children_of(operation, "responses").pop("422", None)
+            responses = _children_of(operation, "responses")
+            responses.pop("422", None)
+            for response in _children(responses):
+                if response["description"] == _FASTAPI_SUCCESS:
+                    response["description"] = "Done"
     components = _children_of(document, "components")
     schemas = _children_of(components, "schemas")
     for name in _VALIDATION_SCHEMAS:
