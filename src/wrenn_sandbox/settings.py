@@ -7,10 +7,12 @@ Names are `WRENN_` and the field in capitals, except those that the contract or 
 """
 
 import os
+import re
 from functools import cached_property
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -24,6 +26,21 @@ def _default_data_dir() -> Path:
 
 def _named(name: str) -> AliasChoices:
     return AliasChoices(name, name.upper())
+
+
+_DATABASES: Final = (
+    "postgresql://",
+    "postgres://",
+    "postgresql+asyncpg://",
+    "sqlite://",
+    "sqlite+aiosqlite://",
+)
+_SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+def _for_driver(url: str) -> str:
+    """The URL as asyncpg reads it: what libpq calls `sslmode` is its `ssl`."""
+    return re.sub(r"([?&])sslmode=", r"\1ssl=", url) if url.startswith("postgresql") else url
 
 
 class Settings(BaseSettings):
@@ -89,6 +106,30 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("auth_attempts", "auth_attempts_per_address")
+    @classmethod
+    def _check_rate(cls, value: str) -> str:
+        from limits import parse  # only where it is set: an import that few commands need
+
+        try:
+            amount = parse(value).amount
+        except ValueError:
+            amount = 0
+        if amount < 1:
+            raise ValueError(f"{value!r} is not a rate such as 20/minute")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_DATABASES):
+            raise ValueError("must begin with postgresql:// or sqlite:///")
+        modes = parse_qs(urlsplit(value or "").query).get("sslmode", [])
+        for mode in modes:
+            if mode not in _SSL_MODES:
+                raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")
+        return value
+
     @cached_property
     def sql_url(self) -> str:
         """The SQLAlchemy URL: SQLite under the data directory unless `DATABASE_URL` says else."""
@@ -100,8 +141,8 @@ class Settings(BaseSettings):
             ("sqlite://", "sqlite+aiosqlite://"),
         ):
             if self.database_url.startswith(plain):
-                return driver + self.database_url[len(plain) :]
-        return self.database_url
+                return _for_driver(driver + self.database_url[len(plain) :])
+        return _for_driver(self.database_url)
 
 
 class ClientSettings(BaseSettings):

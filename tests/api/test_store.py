@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from api.double import HostDouble
 from api.harness import Server, Team
+from api.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
@@ -39,6 +40,14 @@ async def test_servers_that_start_at_once_share_a_database(settings: Settings) -
     for store in stores:
         assert await store.all_sandboxes.count_by_status() == {}
         await store.close()
+
+
+async def test_an_sslmode_as_in_libpq(postgres: PostgresServer, migrated: str) -> None:
+    url = postgres.url(postgres.make_database(migrated)) + "&sslmode=prefer"
+    store = Store(Settings(database_url=url).sql_url)
+    await store.open()
+    assert await store.all_sandboxes.count_by_status() == {}
+    await store.close()
 
 
 @pytest.mark.parametrize("database_url", [None])

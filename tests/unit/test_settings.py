@@ -38,6 +38,11 @@ def test_every_setting_is_documented_and_nothing_else() -> None:
         ("postgres://h/d", "postgresql+asyncpg://h/d"),
         ("sqlite:///x.db", "sqlite+aiosqlite:///x.db"),
         ("postgresql+asyncpg://h/d", "postgresql+asyncpg://h/d"),
+        ("postgres://h/d?sslmode=require", "postgresql+asyncpg://h/d?ssl=require"),
+        (
+            "postgresql://h/d?host=/run&sslmode=verify-full",
+            "postgresql+asyncpg://h/d?host=/run&ssl=verify-full",
+        ),
     ],
 )
 def test_the_database(given: str | None, expected: str) -> None:
@@ -58,7 +63,19 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WRENN_PORT", "70000"), ("WRENN_DRIVER", "other"), ("WRENN_MAX_VCPUS", "0")],
+    [
+        ("WRENN_PORT", "70000"),
+        ("WRENN_DRIVER", "other"),
+        ("WRENN_MAX_VCPUS", "0"),
+        ("WRENN_AUTH_ATTEMPTS", "often"),
+        ("WRENN_AUTH_ATTEMPTS", "0/minute"),
+        ("WRENN_AUTH_ATTEMPTS_PER_ADDRESS", "5 per fortnight"),
+        ("WRENN_ON_STOP", "kill"),
+        ("WRENN_STOP_PAUSE_TIMEOUT_SEC", "0"),
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "mysql://h/d"),
+        ("DATABASE_URL", "postgresql://h/d?sslmode=maybe"),
+    ],
 )
 def test_values_that_are_not_acceptable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str

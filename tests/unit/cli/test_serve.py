@@ -119,7 +119,12 @@ def test_the_database_is_another_ones(server: ServerProcess, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("WRENN_PORT", "no"), ("WRENN_DRIVER", "magic"), ("WRENN_MAX_VCPUS", "0")],
+    [
+        ("WRENN_PORT", "no"),
+        ("WRENN_DRIVER", "magic"),
+        ("WRENN_MAX_VCPUS", "0"),
+        ("WRENN_AUTH_ATTEMPTS", "often"),
+    ],
 )
 def test_a_setting_that_is_not_acceptable(setting: str, value: str, tmp_path: Path) -> None:
     done = _wrenn("serve", **{"WRENN_DATA_DIR": str(tmp_path), setting: value})
