@@ -211,7 +211,7 @@ class HostDouble(GuestDouble):
         return self.answer(command)
 
     async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
-        self._require(sandbox_id, Phase.RUNNING)
+        await self.enter_guest("metrics", sandbox_id)
         return GuestMetrics(
             cpu_count=1,
             cpu_used_pct=0.0,

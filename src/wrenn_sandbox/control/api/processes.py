@@ -59,8 +59,8 @@ async def signal_process(
     responses=failures(401, 404, 409, 502),
 )
 async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency) -> SandboxMetrics:
-    """What the sandbox uses of its CPUs, memory and disk now."""
-    async with services.guests.using(team_id, id) as guest:
+    """What the sandbox uses of its CPUs, memory and disk now; no activity."""
+    async with services.guests.watching(team_id, id) as guest:
         return SandboxMetrics.of(await guest.metrics())
 
 

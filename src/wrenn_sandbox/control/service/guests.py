@@ -119,22 +119,28 @@ class GuestService:
         """
         known = sandbox_id_of(sandbox_id)
         with self._activity.using(known):
-            await self._require_running(team_id, known)
-            self._activity.touch(known)
-            try:
-                yield Guest(self._host, known)
-            except NotInGuest:
-                raise
-            except (NotFound, AgentError) as error:
-                await self._require_running(team_id, known)
-                self._wakeups.reconciler.set()
-                if isinstance(error, AgentError):
-                    raise
-                raise AgentError(
-                    "The sandbox does not answer; its state is being checked"
-                ) from error
-            finally:
+            async with self.watching(team_id, sandbox_id) as guest:
                 self._activity.touch(known)
+                try:
+                    yield guest
+                finally:
+                    self._activity.touch(known)
+
+    @asynccontextmanager
+    async def watching(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
+        """As `using`, but no activity: whoever watches a sandbox does not keep it awake."""
+        known = sandbox_id_of(sandbox_id)
+        await self._require_running(team_id, known)
+        try:
+            yield Guest(self._host, known)
+        except NotInGuest:
+            raise
+        except (NotFound, AgentError) as error:
+            await self._require_running(team_id, known)
+            self._wakeups.reconciler.set()
+            if isinstance(error, AgentError):
+                raise
+            raise AgentError("The sandbox does not answer; its state is being checked") from error
 
     async def start_in_background(self, guest: Guest, command: Command, tag: str | None) -> Tagged:
         """Start a command that runs on; raises `InvalidRequest` where it can not be started."""
