@@ -12,7 +12,7 @@ import msgspec
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
 
-from .connect_rpc import RpcError, envelope, messages, unary_error
+from .connect_rpc import MALFORMED, RpcError, envelope, messages, unary_error
 from .connection import Connect, Connection, GuestGone
 
 _KILL_GRACE: Final = 5.0
@@ -124,7 +124,7 @@ class GuestClient:
             return msgspec.convert(
                 msgspec.json.decode(body, type=_Metrics), GuestMetrics, from_attributes=True
             )
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             raise AgentError("The sandbox gave no metrics.", detail=str(error)) from error
 
     async def exec(self, command: Command, *, timeout: float, output_limit: int) -> CommandResult:
@@ -153,25 +153,28 @@ class GuestClient:
         pid = 0
         timed_out = False
         end: _End | None = None
-        async with self.stream("/process.Process/Start", _start_request(command)) as events:
-            try:
-                async with asyncio.timeout(timeout) as limit:
-                    while (message := await anext(events, None)) is not None:
-                        event = _decode(message).event
-                        if event.start is not None:
-                            pid = event.start.pid
-                        elif event.data is not None:
-                            stdout.add(event.data.stdout)
-                            stderr.add(event.data.stderr)
-                        elif event.end is not None:
-                            end = event.end
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                timed_out = True
-            finally:
-                if end is None and pid:
-                    await asyncio.shield(self._kill(pid))
+        request = _start_request(command)
+        try:
+            async with (
+                asyncio.timeout(timeout) as limit,
+                self.stream("/process.Process/Start", request) as events,
+            ):
+                while (message := await anext(events, None)) is not None:
+                    event = _decode(message).event
+                    if event.start is not None:
+                        pid = event.start.pid
+                    elif event.data is not None:
+                        stdout.add(event.data.stdout)
+                        stderr.add(event.data.stderr)
+                    elif event.end is not None:
+                        end = event.end
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            timed_out = True
+        finally:
+            if end is None and pid:
+                await asyncio.shield(self._kill(pid))
         if timed_out:
             duration = (time.monotonic() - began) * 1000
         elif end is None:
@@ -288,7 +291,7 @@ def _start_request(command: Command) -> bytes:
 def _decode(message: bytes) -> _Message:
     try:
         return _DECODE_MESSAGE.decode(message)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
 
 

@@ -15,6 +15,8 @@ from wrenn_sandbox.errors import AgentError
 ENVELOPE_LIMIT: Final = 8 * 1024 * 1024
 _HEAD: Final = struct.Struct(">BI")
 _LAST: Final = 0x02
+MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON which was asked for."""
 
 
 class RpcError(AgentError):
@@ -70,7 +72,7 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def _finish(message: bytes) -> None:
     try:
         last = msgspec.json.decode(message, type=_Last)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
     if last.error is not None:
         raise RpcError(last.error.code[:64], last.error.message[:2000])
@@ -80,6 +82,6 @@ def unary_error(status: int, body: bytes) -> RpcError:
     """The error of an unary call that was answered with an HTTP status above 299."""
     try:
         error = msgspec.json.decode(body, type=_Error)
-    except msgspec.DecodeError:
+    except MALFORMED:
         error = _Error(code="unknown", message=f"The sandbox answered with status {status}.")
     return RpcError(error.code[:64], error.message[:2000])

@@ -193,11 +193,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if not self._headers_done:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_LIMIT:
-                self._abort("endless header")
-                return
+        self._header_bytes += len(data)
+        if self._header_bytes > HEADER_LIMIT + len(data):
+            self._abort("endless header")
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -238,6 +237,7 @@ class Connection(asyncio.Protocol):
         self._wake.set()
 
     def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
         self._chunks.append(body)
         self._buffered += len(body)
         if self._buffered > _HIGH_WATER and not self._paused and self._transport is not None:
@@ -248,6 +248,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        self._header_bytes = 0
         self._wake.set()
 
 

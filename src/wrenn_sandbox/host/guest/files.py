@@ -13,7 +13,7 @@ from wrenn_sandbox.wire.messages import FileEntry, FileType
 from wrenn_sandbox.wire.streams import FileContent
 
 from .client import GuestClient
-from .connect_rpc import unary_error
+from .connect_rpc import MALFORMED, unary_error
 from .refusals import refusal
 
 Answer = TypeVar("Answer")
@@ -115,5 +115,5 @@ def _size(text: str) -> int:
 def _decode(body: bytes, kind: type[Answer]) -> Answer:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error

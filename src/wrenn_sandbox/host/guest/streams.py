@@ -21,7 +21,7 @@ from wrenn_sandbox.wire.messages import (
 from wrenn_sandbox.wire.streams import ProcessStream
 
 from .client import NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
-from .connect_rpc import RpcError, unary_error
+from .connect_rpc import MALFORMED, RpcError, unary_error
 from .refusals import refusal
 
 INPUT_PIECE: Final = 256 * 1024
@@ -112,7 +112,7 @@ class GuestProcesses:
         answer = await self._call("List", {})
         try:
             found = msgspec.json.decode(answer, type=_Processes).processes
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             raise _malformed(str(error)) from error
         return [
             ProcessInfo(
@@ -191,7 +191,7 @@ async def _not_started(error: RpcError, code: int) -> AsyncIterator[ProcessEvent
 def _decode(message: bytes) -> _Event:
     try:
         return _DECODE.decode(message).event
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise _malformed(str(error)) from error
 
 
