@@ -88,6 +88,11 @@ class GuestDouble:
         await self.enter_guest("start_process", sandbox_id)
         yield ProcessStream(1000, self._said())
 
+    async def start_detached(self, sandbox_id: SandboxId, command: Command, *, tag: str) -> int:
+        await self.enter_guest("start_detached", sandbox_id)
+        self.running.append(ProcessInfo(pid=1000, cmd=command.cmd, tag=tag))
+        return 1000
+
     @asynccontextmanager
     async def attach_process(
         self, sandbox_id: SandboxId, process: ProcessRef, *, replay: bool

@@ -336,7 +336,7 @@ async def test_a_message_that_is_too_large(
 async def test_a_start_that_does_not_come(
     url: str, team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert exec_stream.START_SECONDS == 10
+    assert sockets.START_SECONDS == 10
     monkeypatch.setattr(exec_stream, "START_SECONDS", 1.0)
     async with talking(url, team.key) as peer:
         (frame,) = await peer.rest()

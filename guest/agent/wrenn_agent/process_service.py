@@ -39,10 +39,13 @@ class ProcessService:
         self._environment = environment
 
     async def start(self, call: StreamCall) -> None:
-        """Start a command and follow it; the command outlives the call."""
+        """Start a command and follow it, unless it is `detached`; it outlives the call."""
         message = await call.receive_request()
         command = self._command(call.exchange, message)
         process = self._processes.start(command, fields.text(message, "tag"))
+        if fields.flag(message, "detached"):
+            call.put(events.started(process.pid))
+            return
         await self._follow(call, process, from_start=True)
 
     async def connect(self, call: StreamCall) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -31,6 +32,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     ) -> None:
         self._lost = asyncio.Event()
         super().__init__(config, server_state, {**app_state, LOST_EVENT: self._lost}, _loop)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # refused, which is an answer too
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

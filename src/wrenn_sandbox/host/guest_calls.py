@@ -73,6 +73,9 @@ class GuestCalls(ABC):
         async with processes.start(command, tag=tag, stdin=stdin, terminal=terminal) as stream:
             yield stream
 
+    async def start_detached(self, sandbox_id: SandboxId, command: Command, *, tag: str) -> int:
+        return await self._processes(sandbox_id).start_detached(command, tag=tag)
+
     @asynccontextmanager
     async def attach_process(
         self, sandbox_id: SandboxId, process: ProcessRef, *, replay: bool

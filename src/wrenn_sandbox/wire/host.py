@@ -171,6 +171,14 @@ class Host(Protocol):
         """
         ...
 
+    async def start_detached(self, sandbox_id: SandboxId, command: Command, *, tag: str) -> int:
+        """Start a command without input that nobody follows yet; returns its pid.
+
+        What it says and how it ends is kept for who attaches later, within bounds.
+        `InvalidRequest`: it can not be started.
+        """
+        ...
+
     def attach_process(
         self, sandbox_id: SandboxId, process: ProcessRef, *, replay: bool
     ) -> AbstractAsyncContextManager[ProcessStream]:

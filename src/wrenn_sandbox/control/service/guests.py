@@ -68,6 +68,9 @@ class Guest:
     ) -> AbstractAsyncContextManager[ProcessStream]:
         return self.host.start_process(self.id, command, tag=tag, stdin=stdin, terminal=terminal)
 
+    async def start_detached(self, command: Command, tag: str) -> int:
+        return await self.host.start_detached(self.id, command, tag=tag)
+
     def attach(
         self, process: ProcessRef, *, replay: bool
     ) -> AbstractAsyncContextManager[ProcessStream]:
@@ -145,10 +148,7 @@ class GuestService:
     async def start_in_background(self, guest: Guest, command: Command, tag: str | None) -> Tagged:
         """Start a command that runs on; raises `InvalidRequest` where it can not be started."""
         tag = await self.tag_for(guest, tag)
-        async with guest.start(command, tag=tag) as stream:
-            if stream.pid is None:
-                raise InvalidRequest(await self.reason_of(stream))
-            return Tagged(stream.pid, tag)
+        return Tagged(await guest.start_detached(command, tag), tag)
 
     async def tag_for(self, guest: Guest, wanted: str | None) -> str:
         """A tag for a new command; raises `Conflict` where a running one has `wanted`."""

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
@@ -97,6 +97,23 @@ class GuestProcesses:
                     raise refusal(error) from error
                 stream = ProcessStream(None, _not_started(error, code))
             yield stream
+
+    async def start_detached(self, command: Command, *, tag: str) -> int:
+        message = {
+            "process": process_config(command),
+            "stdin": False,
+            "tag": tag,
+            "detached": True,
+        }
+        async with self._client.stream(_SERVICE + "Start", msgspec.json.encode(message)) as answer:
+            try:
+                stream = await _followed(answer)
+                assert stream.pid is not None
+            except RpcError as error:
+                if error.rpc_code in _NOT_STARTED:
+                    raise InvalidRequest(error.message) from error
+                raise refusal(error) from error
+            return stream.pid
 
     @asynccontextmanager
     async def attach(self, process: ProcessRef, *, replay: bool) -> AsyncIterator[ProcessStream]:

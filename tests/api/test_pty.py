@@ -1,0 +1,147 @@
+"""Terminals over a WebSocket."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+
+import pytest
+
+from api.harness import Server, Team, eventually
+from api.listening import listening
+from api.sockets import Peer, output_of, talking
+from wrenn_sandbox.control.api import session
+from wrenn_sandbox.ids import SandboxId
+
+
+@pytest.fixture(params=["sqlite"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """None of this depends on the database."""
+    return None
+
+
+@pytest.fixture
+async def sandbox(team: Team) -> str:
+    return str((await team.client.post("/v1/sandboxes")).json()["id"])
+
+
+@pytest.fixture
+async def url(server: Server, sandbox: str) -> AsyncIterator[str]:
+    async with listening(server.app) as port:
+        yield f"ws://127.0.0.1:{port}/v1/sandboxes/{sandbox}/pty"
+
+
+@pytest.fixture
+async def peer(url: str, team: Team) -> AsyncIterator[Peer]:
+    async with talking(url, team.key) as peer:
+        yield peer
+
+
+async def _type(peer: Peer, text: str) -> None:
+    await peer.say(type="input", data=base64.b64encode(text.encode()).decode())
+
+
+async def test_a_login_shell(peer: Peer) -> None:
+    await peer.say(type="start", cols=101, rows=31)
+    started = await peer.hear()
+    assert started["type"] == "started"
+    assert str(started["tag"]).startswith("proc-")
+    assert isinstance(started["pid"], int)
+    await _type(peer, "stty -echo; stty size; shopt -q login_shell && echo login; echo $TERM\n")
+    await peer.until("output", "31 101\r\nlogin\r\nxterm")
+    await peer.say(type="resize", cols=120, rows=40)
+    await _type(peer, "stty size; printf 'ü\\377'; exit 6\n")
+    frames = await peer.rest()
+    assert "40 120\r\nü\udcff" in output_of(frames, "output")
+    assert frames[-1] == {"type": "exit", "exit_code": 6}
+    assert peer.closed_with[0] == 1000
+
+
+async def test_control_characters(peer: Peer) -> None:
+    await peer.say(type="start", cmd="sh", args=["-c", "echo up; sleep 60"])
+    await peer.until("output", "up")
+    await _type(peer, "\x03")
+    assert (await peer.rest())[-1] == {"type": "exit", "exit_code": 130}
+
+
+async def test_coming_back_by_the_tag(
+    server: Server, url: str, team: Team, sandbox: str, peer: Peer
+) -> None:
+    await peer.say(type="start", cmd="sh", tag="mine", envs={"PS1": "ready> "})
+    assert (await peer.hear())["tag"] == "mine"
+    await _type(peer, "V=kept; stty -echo; echo said\n")
+    await peer.until("output", "said\r\n")
+    await peer.connection.close()
+    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    async with talking(url, team.key) as again:
+        await again.say(type="connect", tag="mine")
+        assert (await again.hear())["type"] == "started"
+        await again.until("output", "said\r\n")
+        await _type(again, "echo $V\n")
+        await again.until("output", "kept\r\n")
+        await again.say(type="kill")
+        assert (await again.rest())[-1] == {"type": "exit", "exit_code": 137}
+
+
+async def test_a_tag_that_is_taken_or_unknown(url: str, team: Team, peer: Peer) -> None:
+    await peer.say(type="start", cmd="sh", tag="mine")
+    await peer.hear()
+    for message, code in (
+        ({"type": "start", "cmd": "sh", "tag": "mine"}, "conflict"),
+        ({"type": "connect", "tag": "other"}, "not_found"),
+        ({"type": "start", "cmd": "no-such-program"}, "invalid_request"),
+        ({"type": "start", "cwd": "/no/such"}, "invalid_request"),
+    ):
+        async with talking(url, team.key) as second:
+            await second.say(**message)
+            (frame,) = await second.rest()
+            assert (frame["type"], frame["code"], frame["fatal"]) == ("error", code, True)
+            assert second.closed_with[0] == 1000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "input", "data": ""},
+        {"type": "start", "cols": 0, "rows": 1},
+        {"type": "start", "tag": "1"},
+        {"type": "connect"},
+        {},
+    ],
+)
+async def test_first_messages_that_are_not_acceptable(
+    peer: Peer, message: dict[str, object]
+) -> None:
+    await peer.say(**message)
+    (frame,) = await peer.rest()
+    assert (frame["type"], frame["code"]) == ("error", "invalid_request")
+    assert peer.closed_with[0] == 4400
+
+
+async def test_input_that_is_not_acceptable(team: Team, sandbox: str, url: str, peer: Peer) -> None:
+    await peer.say(type="start", cmd="sh", tag="mine")
+    await peer.say(type="input", data="not base64!")
+    frames = await peer.rest()
+    assert frames[-1]["code"] == "invalid_request"
+    assert peer.closed_with[0] == 4400
+    async with talking(url, team.key) as again:
+        await again.say(type="connect", tag="mine")
+        assert (await again.hear())["type"] == "started"
+
+
+async def test_pings(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "PING_SECONDS", 0.1)
+    await peer.say(type="start", cmd="sleep", args=["60"])
+    assert (await peer.hear())["type"] == "started"
+    assert await peer.hear() == {"type": "ping"}
+
+
+async def test_a_terminal_ends_with_its_sandbox(
+    server: Server, team: Team, sandbox: str, peer: Peer
+) -> None:
+    await peer.say(type="start", cmd="sleep", args=["60"])
+    assert (await peer.hear())["type"] == "started"
+    deleting = server.start(team.client.delete(f"/v1/sandboxes/{sandbox}"))
+    async with asyncio.timeout(5):
+        (frame,) = await peer.rest()
+    assert (frame["type"], frame["code"]) == ("error", "invalid_state")
+    assert (await deleting).status_code == 204
