@@ -119,9 +119,8 @@ def inject(mapping: Mapping, directory: Path) -> None:
                 offset = 0
                 for batch in split(runs, 16 * _BATCH_PAGES):
                     size = sum(run.size for run in batch)
-                    piece = view[offset : offset + size]
-                    write(mapping, batch, piece)
-                    piece.release()
+                    with view[offset : offset + size] as piece:
+                        write(mapping, batch, piece)
                     offset += size
             finally:
                 view.release()
