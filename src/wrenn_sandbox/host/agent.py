@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import shutil
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -13,7 +12,7 @@ from typing import Final, Self, TypeVar, cast
 import structlog
 
 from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
-from wrenn_sandbox.host import capacity, faults, journal, ownership, stored
+from wrenn_sandbox.host import capacity, faults, ownership, stored
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
@@ -22,14 +21,14 @@ from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.lock import DirectoryLock
-from wrenn_sandbox.host.machine import Machine, Parts
+from wrenn_sandbox.host.machine import Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
-from wrenn_sandbox.host.privileged.process import kill_now
 from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.host.takeover import TakeOver
 from wrenn_sandbox.host.variants import Variants
-from wrenn_sandbox.ids import ImageId, MachineId, OperationId, SandboxId, new_random
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_random
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
@@ -85,14 +84,12 @@ class HostAgent(GuestCalls):
         )
         self._housekeeper = Housekeeper(self._parts, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
-        self._unreadable: set[SandboxId] = set()
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
         self._promised_mb: dict[SandboxId, int] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
         self._numbers = itertools.count(1)
         self._event_added = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._boot_id = journal.boot_id()
         self._undo = AsyncExitStack()
         self._closing = False
 
@@ -115,7 +112,9 @@ class HostAgent(GuestCalls):
             undo.push_async_callback(equipment.close)
             agent = cls(settings, paths, equipment)
             await asyncio.to_thread(equipment.driver.prepare, agent._store)
-            await agent._take_over()
+            take_over = TakeOver(agent._parts, agent._new_sandbox)
+            agent._sandboxes.update(await take_over.run())
+            await agent._collection.run()
             agent._pool.start()
             agent._housekeeper.start(agent._sandboxes.values())
             agent._undo = undo.pop_all()
@@ -186,7 +185,7 @@ class HostAgent(GuestCalls):
             raise Conflict("The sandbox exists.")
         if sandbox is None:
             await self._admit(request.memory_mb)
-            sandbox = Sandbox(self._parts, request.sandbox_id, self._exited)
+            sandbox = self._new_sandbox(request.sandbox_id)
             sandbox.operation_id = request.operation_id
             self._sandboxes[request.sandbox_id] = sandbox
             self._promised_mb[request.sandbox_id] = request.memory_mb
@@ -334,6 +333,9 @@ class HostAgent(GuestCalls):
         if not task.cancelled():
             task.exception()
 
+    def _new_sandbox(self, sandbox_id: SandboxId) -> Sandbox:
+        return Sandbox(self._parts, sandbox_id, self._exited)
+
     async def _pooled_image(self) -> Manifest | None:
         """The snapshot that the pool's machines continue: the default template's, or none."""
         try:
@@ -369,7 +371,7 @@ class HostAgent(GuestCalls):
 
     def _needed_images(self) -> set[ImageId] | None:
         """The images of all sandboxes; None while there is one of which they are not known."""
-        if self._unreadable:
+        if any(sandbox.is_damaged for sandbox in self._sandboxes.values()):
             return None
         return {each for sandbox in self._sandboxes.values() for each in sandbox.image_ids}
 
@@ -394,74 +396,3 @@ class HostAgent(GuestCalls):
         )
         self._event_added.set()
         await self._collection.run()
-
-    async def _take_over(self) -> None:
-        """Adopt what still runs or is stored, then remove everything that nobody owns."""
-        adopted: set[int] = set()
-        for directory in await asyncio.to_thread(lambda: sorted(self._paths.run.iterdir())):
-            machine = await self._adopted(MachineId(directory.name))
-            if machine is not None:
-                adopted.add(machine.record.slot.index)
-                continue
-            for pid in await asyncio.to_thread(journal.processes_of, directory):
-                await asyncio.to_thread(kill_now, pid)
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-            _log.info("reclaimed a machine", machine=directory.name)
-        await self._slots.start(keep=adopted)
-        for sandbox in list(self._sandboxes.values()):
-            if not await sandbox.machine.answers():
-                _log.warning("an adopted machine does not answer", sandbox=sandbox.sandbox_id)
-                await sandbox.destroy()
-                del self._sandboxes[sandbox.sandbox_id]
-        await asyncio.to_thread(self._store.sweep)
-        await asyncio.to_thread(self._store.forget_missing)
-        for sandbox_id in await asyncio.to_thread(stored.all_ids, self._paths):
-            await self._take_stored(sandbox_id)
-        await self._collection.run()
-
-    async def _adopted(self, machine_id: MachineId) -> Machine | None:
-        """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""
-        record = journal.read(self._paths.machine(machine_id).journal)
-        if (
-            record is None
-            or record.sandbox_id is None
-            or record.boot_id != self._boot_id
-            or record.driver != self._driver.capabilities.name
-        ):
-            return None
-        with suppress(IncompatibleImage):
-            complete = await asyncio.to_thread(stored.newest, self._paths, record.sandbox_id)
-            if complete is not None and complete.generation > record.generation:
-                return None
-        machine = await Machine.adopt(self._parts, record)
-        if machine is None:
-            return None
-        sandbox = Sandbox(self._parts, record.sandbox_id, self._exited)
-        sandbox.own(machine)
-        self._sandboxes[record.sandbox_id] = sandbox
-        _log.info("adopted a machine", sandbox=record.sandbox_id, machine=machine_id)
-        return machine
-
-    async def _take_stored(self, sandbox_id: SandboxId) -> None:
-        """Take over what is stored of a sandbox, or tidy up behind one that runs."""
-        running = self._sandboxes.get(sandbox_id)
-        if running is not None:
-            layers = running.machine.record.layers
-            await asyncio.to_thread(stored.settle, self._paths, sandbox_id, layers)
-            return
-        try:
-            complete = await asyncio.to_thread(stored.newest, self._paths, sandbox_id)
-        except IncompatibleImage as error:
-            _log.error("a stored sandbox can not be read", sandbox=sandbox_id, detail=error.detail)
-            damaged = Sandbox(self._parts, sandbox_id, self._exited)
-            damaged.own_damaged(error)
-            self._sandboxes[sandbox_id] = damaged
-            return
-        if complete is None:
-            await asyncio.to_thread(stored.keep, self._paths, sandbox_id, ())
-            return
-        kept = {complete.generation, *complete.layers}
-        await asyncio.to_thread(stored.keep, self._paths, sandbox_id, kept)
-        sandbox = Sandbox(self._parts, sandbox_id, self._exited)
-        sandbox.own_stored(complete)
-        self._sandboxes[sandbox_id] = sandbox

@@ -69,6 +69,11 @@ class Sandbox:
         return Phase.PAUSED if is_stored else Phase.STARTING
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether what is stored can not be read, so that nobody knows what it needs."""
+        return self._damage is not None
+
+    @property
     def busy(self) -> bool:
         """Whether an operation is under way."""
         return self._lock.locked()

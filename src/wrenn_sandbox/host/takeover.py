@@ -1,0 +1,109 @@
+"""What a new server finds of the ones before it: made its own, or removed."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host import journal, stored
+from wrenn_sandbox.host.journal import Record
+from wrenn_sandbox.host.machine import Machine, Parts
+from wrenn_sandbox.host.privileged.process import kill_now
+from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.ids import MachineId, SandboxId
+
+_log = structlog.get_logger(__name__)
+
+
+class TakeOver:
+    """Adopts the machines that still run, takes the stored ones, and reclaims the rest."""
+
+    def __init__(self, parts: Parts, new_sandbox: Callable[[SandboxId], Sandbox]) -> None:
+        self._parts = parts
+        self._new_sandbox = new_sandbox
+        self._boot_id = journal.boot_id()
+        self._sandboxes: dict[SandboxId, Sandbox] = {}
+
+    async def run(self) -> dict[SandboxId, Sandbox]:
+        """Every sandbox that runs or is stored here. Starts the network slots.
+
+        A machine is adopted when its process is still the one in the journal, nothing newer is
+        stored of its sandbox, and its agent answers.
+        """
+        parts = self._parts
+        kept: set[int] = set()
+        for directory in await asyncio.to_thread(lambda: sorted(parts.paths.run.iterdir())):
+            machine = await self._adopted(MachineId(directory.name))
+            if machine is not None:
+                kept.add(machine.record.slot.index)
+                continue
+            for pid in await asyncio.to_thread(journal.processes_of, directory):
+                await asyncio.to_thread(kill_now, pid)
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            _log.info("reclaimed a machine", machine=directory.name)
+        await parts.slots.start(keep=kept)
+        await asyncio.gather(*map(self._require_answer, list(self._sandboxes.values())))
+        await asyncio.to_thread(parts.store.sweep)
+        await asyncio.to_thread(parts.store.forget_missing)
+        for sandbox_id in await asyncio.to_thread(stored.all_ids, parts.paths):
+            await self._take_stored(sandbox_id)
+        return self._sandboxes
+
+    async def _require_answer(self, sandbox: Sandbox) -> None:
+        if not await sandbox.machine.answers():
+            _log.warning("an adopted machine does not answer", sandbox=sandbox.sandbox_id)
+            await sandbox.destroy()
+            del self._sandboxes[sandbox.sandbox_id]
+
+    async def _adopted(self, machine_id: MachineId) -> Machine | None:
+        """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""
+        record = await asyncio.to_thread(
+            journal.read, self._parts.paths.machine(machine_id).journal
+        )
+        if record is None or record.sandbox_id is None or not self._may_run(record):
+            return None
+        with suppress(IncompatibleImage):
+            complete = await asyncio.to_thread(stored.newest, self._parts.paths, record.sandbox_id)
+            if complete is not None and complete.generation > record.generation:
+                return None
+        machine = await Machine.adopt(self._parts, record)
+        if machine is None:
+            return None
+        sandbox = self._new_sandbox(record.sandbox_id)
+        sandbox.own(machine)
+        self._sandboxes[record.sandbox_id] = sandbox
+        _log.info("adopted a machine", sandbox=record.sandbox_id, machine=machine_id)
+        return machine
+
+    def _may_run(self, record: Record) -> bool:
+        return (
+            record.boot_id == self._boot_id
+            and record.driver == self._parts.driver.capabilities.name
+        )
+
+    async def _take_stored(self, sandbox_id: SandboxId) -> None:
+        """Take over what is stored of a sandbox, or tidy up behind one that runs."""
+        paths = self._parts.paths
+        running = self._sandboxes.get(sandbox_id)
+        if running is not None:
+            layers = running.machine.record.layers
+            await asyncio.to_thread(stored.settle, paths, sandbox_id, layers)
+            return
+        sandbox = self._new_sandbox(sandbox_id)
+        try:
+            complete = await asyncio.to_thread(stored.newest, paths, sandbox_id)
+        except IncompatibleImage as error:
+            _log.error("a stored sandbox can not be read", sandbox=sandbox_id, detail=error.detail)
+            sandbox.own_damaged(error)
+            self._sandboxes[sandbox_id] = sandbox
+            return
+        if complete is None:
+            await asyncio.to_thread(stored.keep, paths, sandbox_id, ())
+            return
+        kept = {complete.generation, *complete.layers}
+        await asyncio.to_thread(stored.keep, paths, sandbox_id, kept)
+        sandbox.own_stored(complete)
+        self._sandboxes[sandbox_id] = sandbox
