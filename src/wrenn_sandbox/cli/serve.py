@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 import uvloop
 
-from wrenn_sandbox import logs
 from wrenn_sandbox.settings import Settings
 
 
@@ -21,9 +20,12 @@ def command(
     """Serve the API until interrupted. Machines keep running (or are paused: WRENN_ON_STOP)."""
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     settings = Settings(**given)  # type: ignore[arg-type]
-    logs.configure(settings)
     # Half a second of imports that no other command needs.
+    from wrenn_sandbox import logs
+
     from .server import run
+
+    logs.configure(settings)
 
     with contextlib.suppress(asyncio.CancelledError):
         uvloop.run(run(settings))

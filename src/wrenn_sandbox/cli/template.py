@@ -1,31 +1,16 @@
-"""`wrenn template`: build the templates of this host and list them."""
+"""`wrenn template`: build the templates of this host and list them, make one of a sandbox."""
 
-import asyncio
-import time
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-
-from wrenn_sandbox.errors import Conflict
-from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.images.build import Step, build_template
-from wrenn_sandbox.host.images.recipe import check_name, load
-from wrenn_sandbox.host.images.store import ImageStore, Template
-from wrenn_sandbox.host.paths import Paths, guest_files
-from wrenn_sandbox.settings import Settings
 
 from . import snapshot
-from .output import print_json, print_table
 
 app = typer.Typer(
     help="Build and list the templates that sandboxes start from.", no_args_is_help=True
 )
 app.command("snapshot")(snapshot.command)
-
-_MB = 1024 * 1024
 
 
 @app.command("build")
@@ -39,36 +24,10 @@ def build(
     ] = None,
 ) -> None:
     """Build a template from its recipe; unchanged steps are not repeated."""
-    path = recipe or guest_files().recipe(check_name(name))
-    wanted = msgspec.structs.replace(load(path), name=check_name(name))
-    settings = Settings()
-    paths = Paths(settings.data_dir)
-    console = Console(highlight=False)
+    # The host's side is slow to import, and only needed here.
+    from . import host_templates
 
-    def tell(step: Step) -> None:
-        console.print(_line(step), markup=False)
-
-    with console.status(f"building {name}"):
-        manifest = build_template(wanted, ImageStore(paths), paths, progress=tell, mirror=mirror)
-        began = time.monotonic()
-        if asyncio.run(_warm(settings, wanted.name)):
-            tell(Step("boot, warm up, snapshot", time.monotonic() - began, cached=False))
-        else:
-            console.print("a server is running: it boots the template when it is first asked for")
-    console.print(f"template {name} is image {manifest.image_id}", markup=False)
-
-
-async def _warm(settings: Settings, template: str) -> bool:
-    """Make the template's snapshot here; False where a server has the data directory."""
-    try:
-        host = await HostAgent.start(settings)
-    except Conflict:
-        return False
-    try:
-        await host.warm(template)
-    finally:
-        await host.close()
-    return True
+    host_templates.build(name, recipe, mirror)
 
 
 @app.command("list")
@@ -76,49 +35,6 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
 ) -> None:
     """List the templates of this host."""
-    templates = ImageStore(Paths(Settings().data_dir)).templates()
-    if json:
-        print_json([_row(each) for each in templates])
-        return
-    head = ("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED")
-    print_table(head, [_cells(_row(each)) for each in templates])
+    from . import host_templates
 
-
-class _Row(msgspec.Struct):
-    name: str
-    image_id: str
-    vcpus: int
-    memory_mb: int
-    disk_mb: int
-    size: int
-    created_at: str
-
-
-def _row(template: Template) -> _Row:
-    manifest = template.manifest
-    return _Row(
-        name=template.name,
-        image_id=manifest.image_id,
-        vcpus=manifest.vcpus,
-        memory_mb=manifest.memory_mb,
-        disk_mb=manifest.disk_mb,
-        size=template.size,
-        created_at=manifest.created_at.isoformat().replace("+00:00", "Z"),
-    )
-
-
-def _cells(row: _Row) -> tuple[str, str, str, str, str, str, str]:
-    return (
-        row.name,
-        row.image_id,
-        str(row.vcpus),
-        f"{row.memory_mb} MB",
-        f"{row.disk_mb} MB",
-        f"{row.size // _MB} MB",
-        row.created_at,
-    )
-
-
-def _line(step: Step) -> str:
-    spent = "unchanged" if step.cached else f"{step.seconds:.1f} s"
-    return f"{step.name:<28} {spent:>9}"
+    host_templates.show(json)

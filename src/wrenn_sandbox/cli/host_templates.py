@@ -1,0 +1,104 @@
+"""The templates of this host: built from recipes, kept in the image store."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from wrenn_sandbox.errors import Conflict
+from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.host.images.build import Step, build_template
+from wrenn_sandbox.host.images.recipe import check_name, load
+from wrenn_sandbox.host.images.store import ImageStore, Template
+from wrenn_sandbox.host.paths import Paths, guest_files
+from wrenn_sandbox.settings import Settings
+
+from .output import print_json, print_table
+
+_MB = 1024 * 1024
+
+
+def build(name: str, recipe: Path | None, mirror: str | None) -> None:
+    """Build the template `name` and tell of each step."""
+    path = recipe or guest_files().recipe(check_name(name))
+    wanted = msgspec.structs.replace(load(path), name=check_name(name))
+    settings = Settings()
+    paths = Paths(settings.data_dir)
+    console = Console(highlight=False)
+
+    def tell(step: Step) -> None:
+        console.print(_line(step), markup=False)
+
+    with console.status(f"building {name}"):
+        manifest = build_template(wanted, ImageStore(paths), paths, progress=tell, mirror=mirror)
+        began = time.monotonic()
+        if asyncio.run(_warm(settings, wanted.name)):
+            tell(Step("boot, warm up, snapshot", time.monotonic() - began, cached=False))
+        else:
+            console.print("a server is running: it boots the template when it is first asked for")
+    console.print(f"template {name} is image {manifest.image_id}", markup=False)
+
+
+async def _warm(settings: Settings, template: str) -> bool:
+    """Make the template's snapshot here; False where a server has the data directory."""
+    try:
+        host = await HostAgent.start(settings)
+    except Conflict:
+        return False
+    try:
+        await host.warm(template)
+    finally:
+        await host.close()
+    return True
+
+
+def show(json: bool) -> None:
+    """Print the templates of this host."""
+    templates = ImageStore(Paths(Settings().data_dir)).templates()
+    if json:
+        print_json([_row(each) for each in templates])
+        return
+    head = ("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED")
+    print_table(head, [_cells(_row(each)) for each in templates])
+
+
+class _Row(msgspec.Struct):
+    name: str
+    image_id: str
+    vcpus: int
+    memory_mb: int
+    disk_mb: int
+    size: int
+    created_at: str
+
+
+def _row(template: Template) -> _Row:
+    manifest = template.manifest
+    return _Row(
+        name=template.name,
+        image_id=manifest.image_id,
+        vcpus=manifest.vcpus,
+        memory_mb=manifest.memory_mb,
+        disk_mb=manifest.disk_mb,
+        size=template.size,
+        created_at=manifest.created_at.isoformat().replace("+00:00", "Z"),
+    )
+
+
+def _cells(row: _Row) -> tuple[str, str, str, str, str, str, str]:
+    return (
+        row.name,
+        row.image_id,
+        str(row.vcpus),
+        f"{row.memory_mb} MB",
+        f"{row.disk_mb} MB",
+        f"{row.size // _MB} MB",
+        row.created_at,
+    )
+
+
+def _line(step: Step) -> str:
+    spent = "unchanged" if step.cached else f"{step.seconds:.1f} s"
+    return f"{step.name:<28} {spent:>9}"
