@@ -65,7 +65,7 @@ def read(path: Path) -> Record | None:
         record = msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _log.warning("unreadable journal", detail=str(error), path=str(path))
         return None
     return record if record.format == FORMAT else None

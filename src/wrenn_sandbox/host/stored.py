@@ -64,8 +64,9 @@ def stage(paths: Paths, sandbox_id: SandboxId, generation: int) -> Path:
 def unstage(paths: Paths, sandbox_id: SandboxId, generation: int) -> None:
     """Remove what was written of a generation that did not come to be."""
     shutil.rmtree(_staged(paths, sandbox_id, generation), ignore_errors=True)
-    if not any(paths.stored(sandbox_id).iterdir()):
-        paths.stored(sandbox_id).rmdir()
+    directory = paths.stored(sandbox_id)
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def take_disk(staged: Path, overlay: Path) -> FileEntry:
@@ -75,7 +76,10 @@ def take_disk(staged: Path, overlay: Path) -> FileEntry:
 
 
 def commit(paths: Paths, manifest: StoredSandbox) -> None:
-    """Make a staged generation durable and complete, then drop the memory of older ones."""
+    """Make a staged generation durable and complete, then drop the memory of older ones.
+
+    Raises OSError, after which it is not there: its machine may run on.
+    """
     staged = _staged(paths, manifest.sandbox_id, manifest.generation)
     for name in manifest.files:
         _sync(staged / name)
@@ -90,9 +94,13 @@ def commit(paths: Paths, manifest: StoredSandbox) -> None:
         shutil.rmtree(final)
     staged.rename(final)
     faults.reach("pause.renamed")
-    sync_directory(final.parent)
-    sync_directory(paths.paused)
-    keep(paths, manifest.sandbox_id, {manifest.generation, *manifest.layers})
+    try:
+        sync_directory(final.parent)
+        sync_directory(paths.paused)
+        keep(paths, manifest.sandbox_id, {manifest.generation, *manifest.layers})
+    except BaseException:
+        shutil.rmtree(final, ignore_errors=True)
+        raise
 
 
 def refer(paths: Paths, manifest: StoredSandbox, image_id: ImageId) -> StoredSandbox:
@@ -255,7 +263,7 @@ def _decoded(data: bytes) -> StoredSandbox:
         if version != FORMAT_VERSION:
             raise IncompatibleImage(f"The stored sandbox has format version {version}.")
         return msgspec.json.decode(data, type=StoredSandbox)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
 
 

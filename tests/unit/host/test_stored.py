@@ -1,0 +1,249 @@
+"""Stored sandboxes: complete or absent, checked, tidied up after crashes."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host import stored
+from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.paths import Paths, sync_directory
+from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.ids import ImageId, SandboxId
+
+_ID = SandboxId("sb-" + "a" * 20)
+_MACHINE = Machine(
+    vcpus=1,
+    memory_mb=512,
+    cpu_model="max",
+    accelerator="tcg",
+    vmm="qemu",
+    vmm_version="7.2.22",
+    network="tap",
+)
+_NAMES = ("vmstate", "memory.idx", "memory.diff", "disk")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    paths = Paths(tmp_path / "data")
+    paths.prepare()
+    return paths
+
+
+def staged(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> StoredSandbox:
+    """A generation with all its files, not yet committed."""
+    directory = stored.stage(paths, _ID, generation)
+    for name in _NAMES:
+        (directory / name).write_bytes(f"{name} of {generation}".encode())
+    return StoredSandbox(
+        sandbox_id=_ID,
+        generation=generation,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        image_id=ImageId("img-" + "b" * 20),
+        machine=_MACHINE,
+        token="secret",
+        disk_mb=64,
+        files=dict(stored.entries(directory, _NAMES)),
+        layers=layers,
+    )
+
+
+def commit(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> StoredSandbox:
+    manifest = staged(paths, generation, layers)
+    stored.commit(paths, manifest)
+    return manifest
+
+
+def tree(paths: Paths) -> set[str]:
+    """Every file that is kept of the sandbox."""
+    root = paths.stored(_ID)
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def everything(generation: int) -> set[str]:
+    return {f"{generation}/{name}" for name in (*_NAMES, "manifest.json")}
+
+
+def test_what_is_committed_is_found(paths: Paths) -> None:
+    assert stored.newest(paths, _ID) is None
+    assert stored.all_ids(paths) == []
+    manifest = commit(paths, 1)
+    assert stored.newest(paths, _ID) == manifest
+    assert stored.all_ids(paths) == [_ID]
+    assert tree(paths) == everything(1)
+    stored.check(paths, manifest)
+    path = paths.generation(_ID, 1) / "manifest.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_only_staged_is_not_found(paths: Paths) -> None:
+    staged(paths, 1)
+    assert stored.newest(paths, _ID) is None
+    staged(paths, 1)
+    stored.unstage(paths, _ID, 1)
+    assert stored.all_ids(paths) == []
+
+
+def test_a_stage_that_fails_leaves_the_older_generation(paths: Paths) -> None:
+    first = commit(paths, 1)
+    staged(paths, 2, (1,))
+    stored.unstage(paths, _ID, 2)
+    assert stored.newest(paths, _ID) == first
+    assert tree(paths) == everything(1)
+
+
+def test_unstaging_what_was_never_staged(paths: Paths) -> None:
+    """As when the disk was too full to make the directory."""
+    stored.unstage(paths, _ID, 1)
+    assert stored.all_ids(paths) == []
+
+
+@pytest.mark.parametrize("missing", _NAMES)
+def test_a_commit_that_fails_shows_nothing(paths: Paths, missing: str) -> None:
+    manifest = staged(paths, 1)
+    (paths.stored(_ID) / "1.new" / missing).unlink()
+    with pytest.raises(FileNotFoundError):
+        stored.commit(paths, manifest)
+    assert stored.newest(paths, _ID) is None
+    stored.unstage(paths, _ID, 1)
+    assert stored.all_ids(paths) == []
+
+
+def test_a_failure_after_the_commit_can_be_undone(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine runs on then: what was stored must not be there for the next start."""
+    first = commit(paths, 1)
+    stored.consume(paths, first)
+    manifest = staged(paths, 2, (1,))
+    real = sync_directory
+
+    def fail(path: Path) -> None:
+        if path == paths.stored(_ID):
+            raise OSError(5, "input/output error")
+        real(path)
+
+    monkeypatch.setattr(stored, "sync_directory", fail)
+    with pytest.raises(OSError, match="input/output"):
+        stored.commit(paths, manifest)
+    monkeypatch.undo()
+    stored.unstage(paths, _ID, 2)
+    assert stored.newest(paths, _ID) is None
+    assert tree(paths) == {"1/disk"}
+
+
+def test_a_commit_takes_the_place_of_what_is_not_needed(paths: Paths) -> None:
+    stored.consume(paths, commit(paths, 1))
+    stored.consume(paths, commit(paths, 2, (1,)))
+    third = commit(paths, 3, (2,))
+    assert stored.newest(paths, _ID) == third
+    assert tree(paths) == {"2/disk", *everything(3)}
+
+
+def test_a_consumed_generation_is_a_disk_alone(paths: Paths) -> None:
+    manifest = commit(paths, 1)
+    stored.consume(paths, manifest)
+    assert stored.newest(paths, _ID) is None
+    assert tree(paths) == {"1/disk"}
+    stored.consume(paths, manifest)
+
+
+def test_a_crash_while_consuming(paths: Paths) -> None:
+    """The manifest goes first; what is left is tidied up behind the sandbox that runs."""
+    commit(paths, 1)
+    (paths.generation(_ID, 1) / "manifest.json").unlink()
+    staged(paths, 2, (1,))
+    stored.settle(paths, _ID, (1,))
+    assert tree(paths) == {"1/disk"}
+    stored.settle(paths, _ID, ())
+    assert stored.all_ids(paths) == []
+
+
+def test_the_newest_complete_one_counts(paths: Paths) -> None:
+    first = commit(paths, 1)
+    second = commit(paths, 2, (1,))
+    staged(paths, 3, (1, 2))
+    paths.generation(_ID, 10).mkdir()
+    assert stored.newest(paths, _ID) == second != first
+    stored.keep(paths, _ID, {1, 2})
+    assert {path.name for path in paths.stored(_ID).iterdir()} == {"1", "2"}
+    stored.keep(paths, _ID, ())
+    stored.keep(paths, _ID, ())
+    assert stored.all_ids(paths) == []
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_damage_is_found(paths: Paths, name: str) -> None:
+    manifest = commit(paths, 1)
+    path = paths.generation(_ID, 1) / name
+    good = path.read_bytes()
+    for bad in (good[:-1], good + b"\0", bytes([good[0] ^ 1]) + good[1:], b""):
+        path.write_bytes(bad)
+        with pytest.raises(IncompatibleImage, match=name) as caught:
+            stored.check(paths, manifest)
+        assert str(paths.data_dir) not in str(caught.value)
+    path.unlink()
+    with pytest.raises(IncompatibleImage, match="missing"):
+        stored.check(paths, manifest)
+    path.write_bytes(good)
+    stored.check(paths, manifest)
+
+
+def test_a_missing_layer_is_found(paths: Paths) -> None:
+    stored.consume(paths, commit(paths, 1))
+    manifest = commit(paths, 2, (1,))
+    stored.check(paths, manifest)
+    (paths.generation(_ID, 1) / "disk").unlink()
+    with pytest.raises(IncompatibleImage, match="layer"):
+        stored.check(paths, manifest)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"format_version": 1}',
+        b'{"format_version": 2}',
+        b'{"format_version": "1"}',
+        b'{"format_version": 1, "x": ' + b"[" * 100_000,
+    ],
+)
+def test_a_manifest_that_can_not_be_read(paths: Paths, data: bytes) -> None:
+    commit(paths, 1)
+    path = paths.generation(_ID, 1) / "manifest.json"
+    path.write_bytes(data)
+    with pytest.raises(IncompatibleImage):
+        stored.newest(paths, _ID)
+
+
+def test_manifests_say_all(paths: Paths) -> None:
+    manifest = commit(paths, 3, (1, 2))
+    data = (paths.generation(_ID, 3) / "manifest.json").read_bytes()
+    assert msgspec.json.decode(data, type=StoredSandbox) == manifest
+    assert set(manifest.files) == set(_NAMES)
+
+
+def test_a_disk_is_taken_without_a_copy(paths: Paths, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay"
+    overlay.write_bytes(b"content")
+    directory = stored.stage(paths, _ID, 1)
+    entry = stored.take_disk(directory, overlay)
+    assert os.path.samefile(directory / "disk", overlay)
+    assert entry.size == 7
+    assert entry.sha256 == stored.digest(overlay)
+
+
+def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Paths) -> None:
+    stored.consume(paths, commit(paths, 1))
+    manifest = commit(paths, 2, (1,))
+    stored.share_disks(paths, manifest, 720_123)
+    for generation in (1, 2):
+        status = (paths.generation(_ID, generation) / "disk").stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 720_123, 0o440)
