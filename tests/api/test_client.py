@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -317,6 +318,25 @@ def test_a_terminal_outlives_its_connection(sandbox: Sandbox) -> None:
 def test_nobody_answers() -> None:
     with Client("http://127.0.0.1:1") as client, pytest.raises(ConnectionFailed):
         client.sandboxes.list()
+
+
+def test_the_readme_works(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    found = re.search(r"<!-- python -->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert found is not None
+    program = found[1]
+    for given, ours in (
+        ("http://127.0.0.1:8080", served.url),
+        ("me@example.com", served.email),
+        ("a long password", PASSWORD),
+    ):
+        assert given in program
+        program = program.replace(given, ours)
+    exec(compile(program, "README.md", "exec"), {})
+    *_, greeting, ended, note, error = capsys.readouterr().out.splitlines()
+    assert (greeting, ended) == ("hello world", "it ended with 0")
+    assert note == "b'remember'"
+    assert error.startswith("not_found ")
 
 
 async def test_sandboxes_with_asyncio(async_client: AsyncClient) -> None:

@@ -1,4 +1,4 @@
-"""`wrenn demo`: the whole product once, as any HTTP client would use it."""
+"""`wrenn demo`: the whole product once, through the Python client as any program would use it."""
 
 import contextlib
 import platform
@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import httpx2
-import msgspec
 import typer
 
+from wrenn_sandbox.client import Client, ClientError, Sandbox
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.settings import Settings
 
@@ -36,7 +34,7 @@ print("sum of the primes below two million:", sum(n for n, prime in enumerate(si
 """
 _EXPECTED = "142913828922"
 _IDENTITY = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname"
-_REQUEST_TIMEOUT_SEC = 180.0
+_EXEC_TIMEOUT_SEC = 120
 
 
 def command() -> None:
@@ -61,39 +59,51 @@ def _serve_and_tour(data_dir: Path, report: "_Report") -> None:
     try:
         with report.step("started the server"):
             server.start()
-        with httpx2.Client(base_url=server.url, timeout=_REQUEST_TIMEOUT_SEC) as http:
-            _tour(_Api(http), report)
+        with Client(server.url) as client:
+            _tour(client, report)
         with report.step("stopped the server"):
             server.stop()
-    except (_Unexpected, httpx2.HTTPError) as error:
+    except (_Unexpected, ClientError) as error:
         raise HostFailure(f"the demo failed: {error}", detail=server.tail()) from error
     finally:
         if server.running:
             server.purge()
 
 
-def _tour(api: "_Api", report: "_Report") -> None:
+def _tour(client: Client, report: "_Report") -> None:
     with report.step("signed up and created an API key"):
-        api.sign_up()
-    with api.cleaning_up():
+        _sign_up(client)
+    with contextlib.ExitStack() as sandboxes:
         with report.step("created a sandbox"):
-            first = api.create()
+            first = sandboxes.enter_context(client.sandboxes.create("minimal"))
         with report.step("ran a Python program in it"):
-            output = api.run(first, "python3", "-c", _PROGRAM)
+            output = _run(first, "python3", "-c", _PROGRAM)
         report.quote(output)
         report.quote(f"(kernel of this host: {platform.release()})")
         if _EXPECTED not in output:
             raise _Unexpected("the program computed something else")
         with report.step("created a second sandbox"):
-            second = api.create()
-        identities = [api.run(each, "sh", "-c", _IDENTITY).split() for each in (first, second)]
+            second = sandboxes.enter_context(client.sandboxes.create("minimal"))
+        identities = [_run(each, "sh", "-c", _IDENTITY).split() for each in (first, second)]
         for name, *both in zip(("boot id", "machine id", "host name"), *identities, strict=True):
             report.quote(f"{name}: {both[0]} and {both[1]}")
             if both[0] == both[1]:
                 raise _Unexpected(f"both machines have the same {name}")
         with report.step("deleted both"):
-            api.delete(first)
-            api.delete(second)
+            sandboxes.close()
+
+
+def _sign_up(client: Client) -> None:
+    client.signup("demo@example.com", secrets.token_urlsafe(16))
+    key = client.api_keys.create("demo").key
+    if key is None:
+        raise _Unexpected("the server made a key and did not show it")
+    client.use_key(key)
+
+
+def _run(sandbox: Sandbox, cmd: str, *args: str) -> str:
+    """Standard output of a command that must succeed."""
+    return sandbox.exec(cmd, *args, timeout_sec=_EXEC_TIMEOUT_SEC).check().stdout
 
 
 class _Unexpected(Exception):
@@ -116,79 +126,3 @@ class _Report:
         begin = self.clock()
         yield
         typer.echo(f"{self.clock() - begin:10.3f} s {what}")
-
-
-class _Token(msgspec.Struct):
-    token: str
-
-
-class _Key(msgspec.Struct):
-    key: str
-
-
-class _Sandbox(msgspec.Struct):
-    id: str
-
-
-class _Result(msgspec.Struct):
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-_Answer = TypeVar("_Answer")
-
-
-class _Api:
-    """The few calls the demo makes."""
-
-    def __init__(self, http: httpx2.Client) -> None:
-        self._http = http
-        self._alive: list[str] = []
-
-    def sign_up(self) -> None:
-        account = {"email": "demo@example.com", "password": secrets.token_urlsafe(16)}
-        token = self._call("POST", "/v1/auth/signup", _Token, account).token
-        bearer = {"Authorization": f"Bearer {token}"}
-        key = self._call("POST", "/v1/api-keys", _Key, {"name": "demo"}, bearer).key
-        self._http.headers["X-API-Key"] = key
-
-    def create(self) -> str:
-        sandbox = self._call("POST", "/v1/sandboxes", _Sandbox, {"template": "minimal"}).id
-        self._alive.append(sandbox)
-        return sandbox
-
-    def run(self, sandbox: str, cmd: str, *args: str) -> str:
-        """Standard output of a command that must succeed."""
-        body = {"cmd": cmd, "args": args, "timeout_sec": 120}
-        result = self._call("POST", f"/v1/sandboxes/{sandbox}/exec", _Result, body)
-        if result.exit_code != 0:
-            raise _Unexpected(f"{cmd} ended with {result.exit_code}: {result.stderr}")
-        return result.stdout
-
-    def delete(self, sandbox: str) -> None:
-        self._call("DELETE", f"/v1/sandboxes/{sandbox}", type(None))
-        self._alive.remove(sandbox)
-
-    @contextlib.contextmanager
-    def cleaning_up(self) -> Iterator[None]:
-        """Delete what is still there when the block ends early."""
-        try:
-            yield
-        finally:
-            for sandbox in self._alive:
-                with contextlib.suppress(httpx2.HTTPError):
-                    self._http.delete(f"/v1/sandboxes/{sandbox}")
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        kind: type[_Answer],
-        body: object = None,
-        headers: dict[str, str] | None = None,
-    ) -> _Answer:
-        answer = self._http.request(method, path, json=body, headers=headers)
-        if not answer.is_success:
-            raise _Unexpected(f"{method} {path} answered {answer.status_code}: {answer.text}")
-        return msgspec.json.decode(answer.content or b"null", type=kind)
