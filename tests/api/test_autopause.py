@@ -95,6 +95,29 @@ async def test_a_running_command_is_activity(
     assert await _status(owner, id) == "paused"
 
 
+async def test_a_command_in_the_background_is_activity(
+    timed: Server, owner: Team, clock: FakeClock, host: HostDouble
+) -> None:
+    id = await _create(owner)
+    body = {"cmd": "c", "background": True}
+    assert (await owner.client.post(f"/v1/sandboxes/{id}/exec", json=body)).status_code == 202
+    for _ in range(3):
+        clock.advance(10 * _TIMEOUT)
+        await timed.plane.autopause.sweep()
+        assert await _status(owner, id) == "running"
+    host.running.clear()
+    clock.advance(9)
+    assert (await timed.plane.autopause.sweep()).total_seconds() == 1
+    clock.advance(1)
+    await timed.plane.autopause.sweep()
+    clock.advance(_TIMEOUT - 1)
+    await timed.plane.autopause.sweep()
+    assert await _status(owner, id) == "running"
+    clock.advance(1)
+    await timed.plane.autopause.sweep()
+    assert await _status(owner, id) == "paused"
+
+
 async def test_a_command_that_begins_just_then_wins(
     timed: Server, owner: Team, clock: FakeClock, host: HostDouble
 ) -> None:

@@ -123,6 +123,7 @@ class ControlPlane:
         )
         self.autopause = AutoPause(
             self.store,
+            host,
             self.lifecycle,
             self.activity,
             self.metrics,

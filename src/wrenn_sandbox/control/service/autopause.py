@@ -1,6 +1,7 @@
 """Pauses sandboxes that nobody has used for their `timeout_sec`.
 
-A failed attempt leaves the sandbox running and its reason in the history; the next one comes
+A command that runs in a sandbox uses it, also one that was left behind in the background. A failed
+attempt leaves the sandbox running and its reason in the history; the next one comes
 after 5, 10, 20, ... at most 300 seconds.
 """
 
@@ -16,6 +17,7 @@ from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.wire.host import Host
 
 from .activity import Activity
 from .lifecycle import Lifecycle
@@ -24,6 +26,8 @@ from .uninterrupted import uninterrupted
 _log = structlog.get_logger(__name__)
 _LONGEST_SLEEP = timedelta(seconds=30)
 _BUSY_RECHECK = timedelta(seconds=1)
+_COMMANDS_RECHECK = timedelta(seconds=10)
+_COMMANDS_SECONDS = 5.0
 _FIRST_BACKOFF = timedelta(seconds=5)
 _LONGEST_BACKOFF = timedelta(seconds=300)
 
@@ -38,6 +42,7 @@ class AutoPause:
     def __init__(
         self,
         store: Store,
+        host: Host,
         lifecycle: Lifecycle,
         activity: Activity,
         metrics: Metrics,
@@ -46,12 +51,15 @@ class AutoPause:
         clock: Clock,
     ) -> None:
         self._store = store.all_sandboxes
+        self._host = host
         self._lifecycle = lifecycle
         self._activity = activity
         self._metrics = metrics
         self._wakeup = wakeup
         self._clock = clock
         self._failures: dict[SandboxId, _Failure] = {}
+        self._commands: dict[SandboxId, datetime] = {}
+        """When to look again at sandboxes in which a command was running."""
 
     async def run(self) -> None:
         """Sleep until the next sandbox may be due, or until the wake-up is set."""
@@ -74,6 +82,9 @@ class AutoPause:
         self._failures = {
             each.id: self._failures[each.id] for each in candidates if each.id in self._failures
         }
+        self._commands = {
+            each.id: self._commands[each.id] for each in candidates if each.id in self._commands
+        }
         async with asyncio.TaskGroup() as pauses:
             for sandbox in candidates:
                 if self._due(sandbox) <= self._clock():
@@ -89,9 +100,17 @@ class AutoPause:
         latest = self._activity.latest(sandbox.id, saved) or saved
         due = latest + timedelta(seconds=sandbox.timeout_sec)
         failure = self._failures.get(sandbox.id)
-        return due if failure is None else max(due, failure.not_before)
+        if failure is not None:
+            due = max(due, failure.not_before)
+        return max(due, self._commands.get(sandbox.id, due))
 
     async def _pause(self, sandbox: Sandbox) -> None:
+        if await self._is_working(sandbox.id):
+            self._commands[sandbox.id] = self._clock() + _COMMANDS_RECHECK
+            return
+        if self._commands.pop(sandbox.id, None) is not None:
+            self._activity.touch(sandbox.id)  # the last one has ended just now
+            return
         try:
             await self._lifecycle.pause(sandbox.id, "auto")
         except WrennError as error:
@@ -103,6 +122,14 @@ class AutoPause:
         else:
             self._failures.pop(sandbox.id, None)
             self._metrics.auto_pause(done=True)
+
+    async def _is_working(self, sandbox_id: SandboxId) -> bool:
+        """Whether a command runs; a guest that does not say has none."""
+        try:
+            async with asyncio.timeout(_COMMANDS_SECONDS):
+                return bool(await self._host.processes(sandbox_id))
+        except (WrennError, TimeoutError):
+            return False
 
     def _failed(self, sandbox_id: SandboxId) -> None:
         before = self._failures.get(sandbox_id)
