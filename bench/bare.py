@@ -16,9 +16,9 @@ from pathlib import Path
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.disk import overlay
 from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.machine import Origin, Parts, spec_of
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.base_image import SealedMemories
+from wrenn_sandbox.host.origin import Origin, Parts, spec_of
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import MachineSpec

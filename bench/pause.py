@@ -3,7 +3,7 @@
 from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.host import stored
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.machine import Origin
+from wrenn_sandbox.host.origin import Origin
 from wrenn_sandbox.host.vmm.base import Snapshot
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
@@ -18,12 +18,12 @@ CREATE, PAUSE, RESUME = "restored create", "pause, 32 MB changed", "resume, 32 M
 FULL = "QEMU's full migration to a file, synced"
 WRITTEN, OWN = "written by a pause", "changed pages"
 CYCLE = "cycle {}: pause and resume"
-CYCLES = 10
+EARLY, LATE = 2, 10
 _MB = 1 << 20
 
 
 async def measure(settings: Settings, rounds: int, cycle_rounds: int) -> Report:
-    """`rounds` sandboxes paused and resumed once, `cycle_rounds` ten times."""
+    """`rounds` sandboxes paused and resumed once, `cycle_rounds` pairs of them up to ten times."""
     watch = Stopwatch()
     own: list[float] = []
     written: list[float] = []
@@ -46,8 +46,8 @@ async def measure(settings: Settings, rounds: int, cycle_rounds: int) -> Report:
                 with watch.lap(RESUME):
                     await rig.resume(sandbox)
                 await rig.destroy(sandbox)
-            for _ in range(cycle_rounds):
-                await _cycles(rig, watch)
+            for turn in range(cycle_rounds):
+                await _cycles(rig, watch, old_first=bool(turn % 2))
     return _report(watch, own, written)
 
 
@@ -85,23 +85,32 @@ def _written(rig: Rig, sandbox: SandboxId) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.name != form.DISK)
 
 
-async def _cycles(rig: Rig, watch: Stopwatch) -> None:
-    sandbox = await rig.create()
-    await rig.fill(sandbox, CHANGED_MB)
-    for cycle in range(1, CYCLES + 1):
+async def _cycles(rig: Rig, watch: Stopwatch, *, old_first: bool) -> None:
+    """The second cycle of a new sandbox beside the tenth of another."""
+    old, new = await rig.create(), await rig.create()
+    for sandbox, count in ((old, LATE - 1), (new, EARLY - 1)):
+        await rig.fill(sandbox, CHANGED_MB)
+        for _ in range(count):
+            await _cycle(rig, sandbox)
+    sides = [(new, CYCLE.format(EARLY)), (old, CYCLE.format(LATE))]
+    for sandbox, name in reversed(sides) if old_first else sides:
         await rig.settled()
-        with watch.lap(CYCLE.format(cycle)):
-            await rig.pause(sandbox)
-            await rig.resume(sandbox)
-        await rig.run(sandbox, "true")
-    await rig.destroy(sandbox)
+        with watch.lap(name):
+            await _cycle(rig, sandbox)
+    for sandbox in (old, new):
+        await rig.destroy(sandbox)
+
+
+async def _cycle(rig: Rig, sandbox: SandboxId) -> None:
+    await rig.pause(sandbox)
+    await rig.resume(sandbox)
 
 
 def _report(watch: Stopwatch, own: list[float], written: list[float]) -> Report:
     report = Report("pause and resume")
     found = {
         name: report.add(name, watch.samples[name]).median
-        for name in (CREATE, PAUSE, FULL, RESUME, *(CYCLE.format(n) for n in (2, 10)))
+        for name in (CREATE, PAUSE, FULL, RESUME, *(CYCLE.format(n) for n in (EARLY, LATE)))
     }
     report.add(OWN, [each / _MB for each in own], "MB")
     report.add(WRITTEN, [each / _MB for each in written], "MB")
@@ -112,7 +121,7 @@ def _report(watch: Stopwatch, own: list[float], written: list[float]) -> Report:
         Check("resume / restored create", found[RESUME] / found[CREATE], at_most=2),
         Check(
             "tenth cycle / second cycle",
-            found[CYCLE.format(10)] / found[CYCLE.format(2)],
+            found[CYCLE.format(LATE)] / found[CYCLE.format(EARLY)],
             at_most=1.3,
         ),
     ]

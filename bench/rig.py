@@ -7,10 +7,11 @@ from typing import Self
 
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Machine, Parts
+from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.memory import pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.network.pool import SlotPool
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.variants import Variants
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id

@@ -10,7 +10,8 @@ from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host.guest import GuestClient
-from wrenn_sandbox.host.machine import Machine, Origin, origin_of
+from wrenn_sandbox.host.machine import Machine
+from wrenn_sandbox.host.origin import Origin, origin_of
 from wrenn_sandbox.settings import Settings
 
 from .api import Api

@@ -21,7 +21,7 @@ from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.lock import DirectoryLock
-from wrenn_sandbox.host.machine import Parts
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest

@@ -20,8 +20,8 @@ from wrenn_sandbox.host import capacity, faults, merging
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.disk import layers, overlay
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.machine import Parts
 from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import SandboxId, new_image_id

@@ -8,12 +8,9 @@ or to reclaim.
 import asyncio
 import os
 import shutil
-import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,14 +26,13 @@ from wrenn_sandbox.host.guest import (
     Initialisation,
     encoded_entropy,
 )
-from wrenn_sandbox.host.images.manifest import FileEntry, Manifest
-from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.images.manifest import FileEntry
 from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.network.slot import Slot, SlotSource
-from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY, Paths
-from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.origin import Origin, Parts, spec_of
+from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY
+from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
 from wrenn_sandbox.ids import new_machine_id
-from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Phase, Placement
 
 _log = structlog.get_logger(__name__)
@@ -46,40 +42,6 @@ RETRY_SEC: Final = 0.01
 CLOCK_PRECISION_SEC: Final = 0.03
 ENTROPY_BYTES: Final = 64
 TOKEN_BYTES: Final = 24
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What every machine of a host shares."""
-
-    settings: Settings
-    paths: Paths
-    store: ImageStore
-    driver: Driver
-    slots: SlotSource
-    network: str
-    connect: Callable[[Slot], Awaitable[socket.socket]]
-    clock: Callable[[], datetime]
-    random: Callable[[int], bytes]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a machine continues: an image's own snapshot, a stored one over it, or nothing.
-
-    `disk` and its format are what the machine's disk layer builds on; `token` is what the guest's
-    agent expects, if anything; memory is in MiB.
-    """
-
-    image: Manifest
-    vcpus: int
-    memory_mb: int
-    disk: Path
-    disk_format: str
-    snapshot: Snapshot | None = None
-    token: str | None = None
-    generation: int = 0
-    layers: tuple[int, ...] = ()
 
 
 class Machine:
@@ -397,36 +359,6 @@ class Machine:
         if watcher is not None and watcher is not asyncio.current_task():
             watcher.cancel()
             await asyncio.wait([watcher])
-
-
-def origin_of(parts: Parts, image: Manifest) -> Origin:
-    """What a machine that continues an image's own snapshot starts from."""
-    return Origin(
-        image=image,
-        vcpus=image.vcpus,
-        memory_mb=image.memory_mb,
-        disk=parts.store.disk(image),
-        disk_format=image.disk_format,
-        snapshot=Snapshot(parts.store.vmstate(image)),
-        token=image.token or None,
-    )
-
-
-def spec_of(parts: Parts, record: Record) -> MachineSpec:
-    """What the driver needs to know of a recorded machine; blocks."""
-    image = parts.store.open(record.image_id)
-    boot = parts.store.boot_files(image)
-    return MachineSpec(
-        files=parts.paths.machine(record.machine_id),
-        slot=record.slot,
-        vcpus=record.vcpus,
-        memory_mb=record.memory_mb,
-        kernel=boot.kernel,
-        initrd=boot.initrd,
-        kernel_args=boot.kernel_args,
-        runtime=boot.runtime,
-        memory=None if image.is_cold else parts.store.memory(image),
-    )
 
 
 async def _until_healthy(client: GuestClient) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from wrenn_sandbox.host import stored
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Parts
 from wrenn_sandbox.host.memory import diff, sparse
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId
 

@@ -16,7 +16,8 @@ import structlog
 
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Machine, Parts, origin_of
+from wrenn_sandbox.host.machine import Machine
+from wrenn_sandbox.host.origin import Parts, origin_of
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.wire.messages import Command
 

@@ -28,8 +28,9 @@ from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import require
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Machine, Origin, Parts, origin_of
+from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.origin import Origin, Parts, origin_of
 from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.host.vmm.base import Snapshot

@@ -11,8 +11,8 @@ from wrenn_sandbox.host.disk import layers, overlay
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Parts
 from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.ids import ImageId
 

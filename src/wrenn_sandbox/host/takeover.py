@@ -10,7 +10,8 @@ import structlog
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host import journal, stored
 from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.machine import Machine, Parts
+from wrenn_sandbox.host.machine import Machine
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.privileged.process import kill_now
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.ids import MachineId, SandboxId

@@ -19,7 +19,8 @@ from wrenn_sandbox.host.images.compatibility import differences
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.machine import Machine, Origin, Parts
+from wrenn_sandbox.host.machine import Machine
+from wrenn_sandbox.host.origin import Origin, Parts
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import Command

@@ -15,7 +15,7 @@ from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.disk import layers
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Parts
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id

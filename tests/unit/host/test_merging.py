@@ -15,11 +15,11 @@ from wrenn_sandbox.host import merging, stored
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Machine, Manifest
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.machine import Parts
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.pages import PAGE, Run
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.network.usermode import UserModeSlots
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.host.vmm.fake import FakeDriver
