@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
     parser.add_argument("--rounds", type=int, default=15, help="of most figures")
     parser.add_argument("--cold", type=int, default=5, help="cold boots")
-    parser.add_argument("--cycles", type=int, default=3, help="sandboxes paused ten times")
+    parser.add_argument("--cycles", type=int, default=5, help="sandboxes paused ten times")
     parser.add_argument("--commands", type=int, default=50, help="commands of the exec figure")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
