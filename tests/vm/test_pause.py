@@ -191,6 +191,24 @@ def test_a_pause_frees_the_machine_and_keeps_only_files(rig: Rig, api: Api) -> N
     assert api.get(sandbox).status == "stopped"
 
 
+def test_what_a_monitor_may_write_to(rig: Rig, api: Api) -> None:
+    """Its disk, and nothing that the server reads or writes as root by its path."""
+    sandbox = api.create().id
+    [record] = [each for each in rig.journals() if each.sandbox_id == sandbox]
+    directory = rig.data_dir / "run" / record.machine_id
+    for path in (directory, *directory.iterdir()):
+        status = path.lstat()
+        assert (status.st_uid == 0) == (path.name != "disk.qcow2"), path
+        assert status.st_mode & 0o022 == 0, path
+    api.pause(sandbox)
+    for path in (rig.data_dir / "paused" / sandbox).rglob("*"):
+        assert path.lstat().st_uid == 0, path
+        assert path.lstat().st_mode & 0o022 == 0, path
+    api.resume(sandbox)
+    assert api.output(sandbox, "echo here") == "here"
+    api.delete(sandbox)
+
+
 def test_a_command_that_runs_when_its_sandbox_is_paused(api: Api) -> None:
     """Its caller is told; the command itself goes on after the resume."""
     sandbox = api.create().id

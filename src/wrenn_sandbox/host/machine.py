@@ -156,7 +156,11 @@ class Machine:
         return machine
 
     def _make_directory(self, origin: Origin) -> None:
-        """The machine's directory with its journal and disk, owned by the slot's user; blocks."""
+        """The machine's directory with its journal and disk; blocks.
+
+        The disk alone is the slot's user's: in a directory of its own a captured monitor could put
+        links and journals of its making before the server.
+        """
         files, uid = self._spec.files, self._spec.slot.uid
         files.directory.mkdir(mode=PASSAGE_DIRECTORY)
         self.note()
@@ -165,7 +169,6 @@ class Machine:
             files.overlay, backing=origin.disk, backing_format=origin.disk_format, size=size
         )
         if os.geteuid() == 0:
-            os.chown(files.directory, uid, uid)
             os.chown(files.overlay, uid, uid)
 
     @classmethod

@@ -8,6 +8,7 @@ the disk that a later layer builds on. All functions block.
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -70,8 +71,15 @@ def unstage(paths: Paths, sandbox_id: SandboxId, generation: int) -> None:
 
 
 def take_disk(staged: Path, overlay: Path) -> FileEntry:
-    """Give the disk layer of a stopped machine to the staged generation, and describe it."""
-    os.link(overlay, staged / DISK)
+    """Give the disk layer of a stopped machine to the staged generation, and describe it.
+
+    No monitor may open it any more; one that has it open goes on with it.
+    """
+    os.link(overlay, staged / DISK, follow_symlinks=False)
+    if not stat.S_ISREG((staged / DISK).lstat().st_mode):
+        raise OSError("the disk layer is not a file")
+    if os.geteuid() == 0:
+        os.chown(staged / DISK, 0, 0, follow_symlinks=False)
     return describe(staged / DISK)
 
 

@@ -233,11 +233,24 @@ def test_manifests_say_all(paths: Paths) -> None:
 def test_a_disk_is_taken_without_a_copy(paths: Paths, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay"
     overlay.write_bytes(b"content")
+    os.chown(overlay, 720_001, 720_001)
     directory = stored.stage(paths, _ID, 1)
     entry = stored.take_disk(directory, overlay)
     assert os.path.samefile(directory / "disk", overlay)
     assert entry.size == 7
     assert entry.sha256 == stored.digest(overlay)
+    assert overlay.stat().st_uid == 0
+
+
+def test_a_link_in_the_place_of_a_disk_is_not_followed(paths: Paths, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"not for guests")
+    secret.chmod(0o600)
+    os.symlink(secret, tmp_path / "overlay")
+    directory = stored.stage(paths, _ID, 1)
+    with pytest.raises(OSError, match="not a file"):
+        stored.take_disk(directory, tmp_path / "overlay")
+    assert secret.stat().st_nlink == 1
 
 
 def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Paths) -> None:

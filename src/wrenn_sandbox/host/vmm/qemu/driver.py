@@ -144,8 +144,8 @@ class QemuDriver:
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         running = self._running[process]
         state = spec.files.vmstate
-        state.unlink(missing_ok=True)
         try:
+            await asyncio.to_thread(_make_own, state, spec)
             await _unless_ended(running, running.monitor.stop())
             faults.reach("machine.stopped")
             await _unless_ended(running, running.monitor.save(state))
@@ -396,6 +396,17 @@ def _make_memory(path: Path, spec: MachineSpec) -> None:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, spec.memory_mb << 20)
+        if os.geteuid() == 0:
+            os.fchown(fd, spec.slot.uid, spec.slot.uid)
+    finally:
+        os.close(fd)
+
+
+def _make_own(path: Path, spec: MachineSpec) -> None:
+    """An empty file that the machine's user may write to, in a directory where it may not."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
         if os.geteuid() == 0:
             os.fchown(fd, spec.slot.uid, spec.slot.uid)
     finally:
