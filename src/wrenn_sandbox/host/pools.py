@@ -23,6 +23,8 @@ from wrenn_sandbox.wire.messages import Command
 
 _log = structlog.get_logger(__name__)
 
+_GIVE_WAY_SEC: Final = 0.25
+"""Between a claim and its replacement: whoever claimed needs the processors first."""
 _RETRY_SEC: Final = 1.0
 _MAX_RETRY_SEC: Final = 60.0
 _NAME: Final = "pool"
@@ -105,6 +107,7 @@ class Pool:
         pause = _RETRY_SEC
         while True:
             await self._wake.wait()
+            await asyncio.sleep(_GIVE_WAY_SEC)
             self._wake.clear()
             try:
                 await self._fill()
