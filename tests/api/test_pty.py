@@ -82,6 +82,22 @@ async def test_coming_back_by_the_tag(
         assert (await again.rest())[-1] == {"type": "exit", "exit_code": 137}
 
 
+async def test_input_before_a_hasty_good_bye(
+    server: Server, url: str, team: Team, sandbox: str, peer: Peer
+) -> None:
+    await peer.say(type="start", cmd="sh", tag="mine")
+    assert (await peer.hear())["tag"] == "mine"
+    await _type(peer, "sleep 0.3; stty -echo; echo late\n")
+    for _ in range(20):
+        await _type(peer, "x" * 1000)
+    await _type(peer, "\x03exit 8\n")
+    await peer.connection.close()
+    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    async with talking(url, team.key) as again:
+        await again.say(type="connect", tag="mine")
+        assert (await again.rest())[-1] == {"type": "exit", "exit_code": 8}
+
+
 async def test_a_tag_that_is_taken_or_unknown(url: str, team: Team, peer: Peer) -> None:
     await peer.say(type="start", cmd="sh", tag="mine")
     await peer.hear()

@@ -24,6 +24,9 @@ from .stream_messages import Action, CloseInput, End, Input, Resize
 TERM_SECONDS: Final = 5.0
 """How long a process group has to end after SIGTERM."""
 
+DETACH_SECONDS: Final = 5.0
+"""How long a command has to take what a client sent before it went."""
+
 PING_SECONDS: Final = 20.0
 _INPUT_LIMIT: Final = 1024 * 1024
 """Bytes of input that wait for the command; more is not read from the client."""
@@ -170,7 +173,15 @@ class Session:
         self._gone = True
         if self._ends_with_client:
             self._end(grace=True)
-        elif self._following is not None:
+        elif self._ending is None:
+            self._ending = asyncio.create_task(self._detach())
+
+    async def _detach(self) -> None:
+        """Leave the command alone, once it has what its client sent before going."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DETACH_SECONDS):
+                await self._input.taken.wait()
+        if self._following is not None:
             self._following.cancel()
 
     def _end(self, grace: bool) -> None:
@@ -199,6 +210,9 @@ class _InputBuffer:
         self._useless = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
+        self.taken = asyncio.Event()
+        """Nothing waits, and what was taken has arrived."""
+        self.taken.set()
 
     async def put(self, data: bytes) -> None:
         while len(self._data) >= _INPUT_LIMIT and not self._useless:
@@ -206,6 +220,7 @@ class _InputBuffer:
             await self._room.wait()
         if not (self._closed or self._useless):
             self._data += data
+            self.taken.clear()
             self._news.set()
 
     def close(self) -> None:
@@ -217,10 +232,12 @@ class _InputBuffer:
         self._useless = True
         self._data.clear()
         self._room.set()
+        self.taken.set()
 
     async def take(self, limit: int) -> bytes | None:
         """The next bytes; None at the end of the input."""
         while not self._data:
+            self.taken.set()
             if self._closed:
                 return None
             self._news.clear()
