@@ -1,13 +1,16 @@
 """The Python client, both of them, against a real server on the fake driver."""
 
+import functools
 import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from served import PASSWORD, Served, serving
 from wrenn_sandbox.client import (
@@ -176,6 +179,24 @@ def test_much_output_arrives_whole(sandbox: Sandbox) -> None:
     line = "0123456789ü\n".encode()
     assert count == size
     assert digest.digest() == hashlib.sha256((line * (size // len(line) + 1))[:size]).digest()
+
+
+def test_a_reader_that_pauses_loses_nothing(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pongs wait behind what is not read: with time-outs for them the stream would end."""
+
+    # what the client itself says goes first
+    impatient = functools.partial(connect, ping_interval=0.1, ping_timeout=0.2)
+    monkeypatch.setattr("wrenn_sandbox.client._sync.api.connect", impatient)
+    size = 30 * 1024 * 1024
+    with sandbox.exec_stream("sh", "-c", f"yes | head -c {size}") as stream:
+        frames = iter(stream)
+        first = next(frames)
+        assert isinstance(first, Stdout)
+        time.sleep(1.5)
+        assert len(first.data) + sum(len(f.data) for f in frames if isinstance(f, Stdout)) == size
+    assert stream.exit_code == 0
 
 
 def test_leaving_a_stream_ends_its_command(sandbox: Sandbox) -> None:

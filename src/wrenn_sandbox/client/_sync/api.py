@@ -123,6 +123,8 @@ class Api:
                         compression=None,
                         max_size=MESSAGE_LIMIT_BYTES,
                         open_timeout=self.timeout,
+                        # A caller that reads slowly sees no pongs either: that ends nothing.
+                        ping_timeout=None,
                     )
                 )
             yield connection
