@@ -210,7 +210,7 @@ class HostAgent(GuestCalls):
         """The snapshot to continue: the image itself, or a template's for the size."""
         image = await asyncio.to_thread(self._store.open, request.image_id)
         if not image.is_cold:
-            return image
+            return await asyncio.to_thread(self._store.open_sound, request.image_id)
         return await self._variants.get(image, Size(request.vcpus, request.memory_mb))
 
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:

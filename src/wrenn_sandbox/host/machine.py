@@ -208,10 +208,6 @@ class Machine:
         except (TimeoutError, WrennError) as error:
             _log.warning("the guest's clock may be late", detail=str(error))
 
-    async def wait_until_healthy(self) -> None:
-        """Wait for the agent and say nothing to it about this guest's identity."""
-        self._client = await self._unless_ended(self._healthy())
-
     async def _unless_ended(self, work: Coroutine[None, None, GuestClient]) -> GuestClient:
         task = asyncio.create_task(work)
         watcher = self._watcher
@@ -252,25 +248,6 @@ class Machine:
                 return await client.init(self._initialisation(hostname, token))
             except GuestUnreachable:
                 await asyncio.sleep(RETRY_SEC)
-
-    async def _healthy(self) -> GuestClient:
-        client = self._new_client(self._token)
-        try:
-            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
-                await _until_healthy(client)
-        except TimeoutError as error:
-            client.close()
-            raise HostFailure("The template did not start in time.") from error
-        return client
-
-    async def answers(self) -> bool:
-        """Whether the guest's agent answers."""
-        try:
-            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
-                await self.client.health()
-        except (TimeoutError, WrennError):
-            return False
-        return True
 
     async def store(self, into: Path) -> dict[str, FileEntry]:
         """Stop the machine and write its state to `into`; it stays stopped.

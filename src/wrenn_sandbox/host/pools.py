@@ -9,7 +9,7 @@ whoever finds nothing starts a machine of its own.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import structlog
@@ -57,6 +57,7 @@ class Pool:
         self._releasing: set[asyncio.Task[None]] = set()
         self._claimed = 0.0
         """When a machine was last claimed, on the event loop's clock."""
+        self._claim = asyncio.Event()
         self._wake = asyncio.Event()
         self._filled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -79,6 +80,7 @@ class Pool:
         machine = _first(machines, image_id)
         if machine is not None:
             self._claimed = asyncio.get_running_loop().time()
+            self._claim.set()
             self._filled.clear()
             self._wake.set()
         return machine
@@ -131,10 +133,14 @@ class Pool:
             self._keep(self._blank, await Machine.spawn(self._parts, origin_of(self._parts, image)))
 
     async def _give_way(self) -> None:
+        """Wait until a second after the last claim, five at most."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + _GIVE_WAY_LIMIT_SEC
-        while (now := loop.time()) < min(self._claimed + _GIVE_WAY_SEC, limit):
-            await asyncio.sleep(min(self._claimed + _GIVE_WAY_SEC, limit) - now)
+        with suppress(TimeoutError):
+            while (until := min(self._claimed + _GIVE_WAY_SEC, limit)) > loop.time():
+                self._claim.clear()
+                async with asyncio.timeout_at(until):
+                    await self._claim.wait()
 
     async def _add_hot(self, image: Manifest) -> None:
         origin = origin_of(self._parts, image)

@@ -174,7 +174,7 @@ class Sandbox:
                 raise NotFound("The sandbox is not stored.")
             self.operation_id = operation_id
             paths = self._parts.paths
-            image = await asyncio.to_thread(self._parts.store.open, manifest.image_id)
+            image = await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
             require(manifest.machine, self._hardware_of(manifest, image))
             await asyncio.to_thread(stored.check, paths, manifest)
             faults.reach("resume.checked")

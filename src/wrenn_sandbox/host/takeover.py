@@ -31,8 +31,9 @@ class TakeOver:
     async def run(self) -> dict[SandboxId, Sandbox]:
         """Every sandbox that runs or is stored here. Starts the network slots.
 
-        A machine is adopted when its process is still the one in the journal, nothing newer is
-        stored of its sandbox, and its agent answers.
+        A machine is adopted when its process is still the one in the journal, its monitor
+        answers and nothing newer is stored of its sandbox. Whether the guest answers is its own
+        affair.
         """
         parts = self._parts
         kept: set[int] = set()
@@ -46,18 +47,11 @@ class TakeOver:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
             _log.info("reclaimed a machine", machine=directory.name)
         await parts.slots.start(keep=kept)
-        await asyncio.gather(*map(self._require_answer, list(self._sandboxes.values())))
         await asyncio.to_thread(parts.store.sweep)
         await asyncio.to_thread(parts.store.forget_missing)
         for sandbox_id in await asyncio.to_thread(stored.all_ids, parts.paths):
             await self._take_stored(sandbox_id)
         return self._sandboxes
-
-    async def _require_answer(self, sandbox: Sandbox) -> None:
-        if not await sandbox.machine.answers():
-            _log.warning("an adopted machine does not answer", sandbox=sandbox.sandbox_id)
-            await sandbox.destroy()
-            del self._sandboxes[sandbox.sandbox_id]
 
     async def _adopted(self, machine_id: MachineId) -> Machine | None:
         """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""

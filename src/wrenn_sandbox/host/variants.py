@@ -66,7 +66,7 @@ class Variants:
         hardware = self._hardware(cold, size)
         image_id = _variant_id(cold, hardware)
         try:
-            found = await asyncio.to_thread(self._parts.store.open, image_id)
+            found = await asyncio.to_thread(self._parts.store.open_sound, image_id)
             if found.machine is not None and not differences(found.machine, hardware):
                 return found
         except (NotFound, IncompatibleImage):
@@ -146,11 +146,13 @@ def _refer_to_base(disk: Path, cold: Manifest) -> None:
 
 
 def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:
+    """Facts that differ a little from start to start, such as the clock's rate, are rounded."""
     facts = [
         f"{field}={getattr(hardware, field)}"
         for field in hardware.__struct_fields__
         if field != "tsc_khz"
     ]
+    facts.append(f"tsc_mhz={round(hardware.tsc_khz / 1000)}")
     return form.derived_id({}, "variant", _PREPARATION, cold.image_id, *facts)
 
 

@@ -16,6 +16,7 @@ from .connect_rpc import MALFORMED, RpcError, envelope, messages, unary_error
 from .connection import Connect, Connection, GuestGone
 
 _KILL_GRACE: Final = 5.0
+_CALL_SEC: Final = 120.0
 _IDLE_LIMIT: Final = 16
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
@@ -226,13 +227,21 @@ class GuestClient:
             yield messages(connection.chunks())
 
     async def call(self, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and whole body of the answer to one request with a JSON body."""
-        async with self.connection() as connection:
-            headers = self.credentials()
-            if body:
-                headers["Content-Type"] = "application/json"
-            await connection.request(method, target, headers, body)
-            return connection.status, await connection.body()
+        """Status and whole body of the answer to one request with a JSON body.
+
+        Raises `AgentError`, also for a guest that is silent for two minutes.
+        """
+        headers = self.credentials()
+        if body:
+            headers["Content-Type"] = "application/json"
+        try:
+            async with asyncio.timeout(_CALL_SEC) as limit, self.connection() as connection:
+                await connection.request(method, target, headers, body)
+                return connection.status, await connection.body()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise AgentError("The sandbox did not answer in time.") from error
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

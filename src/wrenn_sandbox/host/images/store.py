@@ -55,6 +55,7 @@ class ImageStore:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
+        self._sound: set[ImageId] = set()
 
     def templates(self) -> list[Template]:
         """All template names in order; those whose image is unreadable are left out."""
@@ -84,6 +85,17 @@ class ImageStore:
         if manifest.image_id != image_id:
             raise IncompatibleImage("the image's manifest belongs to another image")
         form.check_files(directory, manifest)
+        return manifest
+
+    def open_sound(self, image_id: ImageId) -> Manifest:
+        """Like `open`, but the first time reads what machines are restored from.
+
+        Raises NotFound, and IncompatibleImage when a byte is not as it was written.
+        """
+        manifest = self.open(image_id)
+        if image_id not in self._sound:
+            form.verify(self.directory(image_id), manifest, {form.VMSTATE, form.MEMORY})
+            self._sound.add(image_id)
         return manifest
 
     def verify(self, image_id: ImageId) -> Manifest:
@@ -216,6 +228,7 @@ class ImageStore:
             except IncompatibleImage:
                 return set()
             for image_id in present - needed:
+                self._sound.discard(image_id)
                 discard(self.directory(image_id))
             return present - needed
 

@@ -210,3 +210,19 @@ def test_builds_at_the_same_time_publish_one_image(store: ImageStore, paths: Pat
         thread.join()
     assert made == [made[0]] * 4
     assert os.listdir(paths.images) == [made[0]]
+
+
+@pytest.mark.parametrize("name", [manifest.MEMORY, manifest.VMSTATE])
+def test_a_changed_byte_of_what_machines_continue_is_noticed(
+    store: ImageStore, paths: Paths, name: str
+) -> None:
+    image = publish_snapshot(store, publish(store, b"base"), b"state")
+    path = store.file(image, name)
+    data = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert store.open(image.image_id) == image
+    with pytest.raises(IncompatibleImage):
+        ImageStore(paths).open_sound(image.image_id)
+    path.write_bytes(data)
+    assert store.open_sound(image.image_id) == image
