@@ -133,7 +133,20 @@ def test_coming_back_to_a_lost_terminal(
 def test_a_sandbox_that_ends(sandbox: Sandbox, screen: Screen) -> None:
     sandbox.delete()
     assert screen.wait() == 125
-    assert b"wrenn: " in screen.shown
+    assert b"wrenn: The sandbox is " in screen.shown
+
+
+def test_a_server_that_goes_away(tmp_path: Path, environment: dict[str, str]) -> None:
+    with serving(tmp_path) as served, served.client() as client:
+        sandbox = client.sandboxes.create()
+        environment |= {"WRENN_URL": served.url, "WRENN_API_KEY": served.key}
+        with Screen([*_SHELL, sandbox.id], environment) as screen:
+            before = screen.mode()
+            screen.expect(_PROMPT)
+            served.server.kill()
+            assert screen.wait() == 125
+            screen.expect(f"--connect \\S+ {sandbox.id}\r\n")
+            assert screen.mode() == before
 
 
 def test_without_a_sandbox(served: Served, environment: Mapping[str, str]) -> None:

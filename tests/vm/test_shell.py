@@ -113,10 +113,16 @@ def test_coming_back_to_a_lost_terminal(
         assert again.wait() == 3
 
 
-def test_through_a_pause(sandbox: Sandbox, screen: Screen) -> None:
-    """The connection ends with a reason; what ran in the terminal goes on."""
+def test_through_a_pause(sandbox: Sandbox, screen: Screen, environment: Mapping[str, str]) -> None:
+    """The connection ends with a reason and a way back; what ran in the terminal goes on."""
+    screen.type("kept=this; echo $((40 + 2))\r")
+    screen.expect("[\r\n]42\r\n.*" + _PROMPT)
     sandbox.pause()
     assert screen.wait() == 125
-    assert b"wrenn: " in screen.shown
+    tag = screen.expect(r"wrenn sandbox shell --connect (\S+) ")[1].decode()
     sandbox.resume()
-    assert sandbox.exec("pgrep", "-c", "bash").exit_code == 0
+    argv = [sys.executable, "-m", "wrenn_sandbox", "sandbox", "shell"]
+    with Screen([*argv, "--connect", tag, sandbox.id], environment) as again:
+        again.type("echo still $kept; exit 4\r")
+        again.expect("still this\r\n")
+        assert again.wait() == 4

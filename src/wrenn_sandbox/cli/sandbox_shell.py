@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wrenn_sandbox.client import ClientError, ConnectionFailed, Sandbox, Terminal
+from wrenn_sandbox.client import ClientError, Sandbox, Terminal
 from wrenn_sandbox.settings import ClientSettings
 
 from .account import open_client
@@ -57,9 +57,12 @@ def _run(
         try:
             with raw_mode(screen):
                 return _talk(terminal, screen)
-        except ConnectionFailed as error:
+        except ClientError:
             way_back = f"wrenn sandbox shell --connect {terminal.tag} {sandbox.id}"
-            raise ConnectionFailed(f"{error}; come back with: {way_back}") from error
+            typer.echo(
+                f"wrenn: while the sandbox is there, so is this terminal: {way_back}", err=True
+            )
+            raise
 
 
 def _talk(terminal: Terminal, screen: int) -> int:
