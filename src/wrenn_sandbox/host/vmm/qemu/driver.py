@@ -4,12 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import shutil
-import subprocess
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -19,15 +16,16 @@ from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
-from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
+from .binary import host_cpu, usage_of, version_of
 from .command import Memory, Variant, command
 from .monitor import Monitor, listen
+from .running import Running, append, connected, end, or_no_end, tails, unless_ended
 from .tsc import host_tsc_khz
 
 T = TypeVar("T")
@@ -36,18 +34,6 @@ BINARY: Final = "qemu-system-x86_64"
 _ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error", "io-error"})
 _READ_ONLY_BASE_SINCE: Final = (8, 2)
 _QBOOT_SINCE: Final = (8, 0)
-_VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
-
-
-@dataclass
-class _Running:
-    handle: ProcessHandle
-    monitor: Monitor
-    files: MachineFiles
-    vmstate_fd: int = -1
-    """In the monitor: the device state that it was spawned to load."""
-    memory: Path | None = None
-    """The image that its memory is a private mapping of."""
 
 
 class QemuDriver:
@@ -63,7 +49,7 @@ class QemuDriver:
         self._version = version
         self._namespaces = namespaces
         self._sealed = SealedMemories()
-        self._running: dict[Process, _Running] = {}
+        self._running: dict[Process, Running] = {}
 
     @classmethod
     async def create(cls, accelerator: str, namespaces: NamespaceThread) -> Self:
@@ -71,7 +57,7 @@ class QemuDriver:
         binary = shutil.which(BINARY)
         if binary is None:
             raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
-        version = await asyncio.to_thread(_version, binary)
+        version = await asyncio.to_thread(version_of, binary)
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
         tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
         return cls(Variant(binary, accelerator, firmware, tsc_khz), version, namespaces)
@@ -88,7 +74,7 @@ class QemuDriver:
         return Machine(
             vcpus=vcpus,
             memory_mb=memory_mb,
-            cpu_model=_host_cpu() if self._variant.cpu == "host" else self._variant.cpu,
+            cpu_model=host_cpu() if self._variant.cpu == "host" else self._variant.cpu,
             accelerator=self._variant.accelerator,
             vmm="qemu",
             vmm_version=self.capabilities.version,
@@ -126,7 +112,7 @@ class QemuDriver:
         running = self._running[process]
         if snapshot.diff is not None:
             await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
-        await _unless_ended(running, running.monitor.load(running.vmstate_fd))
+        await unless_ended(running, running.monitor.load(running.vmstate_fd))
 
     async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors to pass on and close."""
@@ -146,9 +132,9 @@ class QemuDriver:
         state = spec.files.vmstate
         try:
             await asyncio.to_thread(_make_own, state, spec)
-            await _unless_ended(running, running.monitor.stop())
+            await unless_ended(running, running.monitor.stop())
             faults.reach("machine.stopped")
-            await _unless_ended(running, running.monitor.save(state))
+            await unless_ended(running, running.monitor.save(state))
             faults.reach("machine.saved")
             return await asyncio.to_thread(self._capture, process.pid, spec, state, into)
         except OSError as error:
@@ -160,12 +146,12 @@ class QemuDriver:
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         running = self._running[process]
-        await _unless_ended(running, running.monitor.cont())
+        await unless_ended(running, running.monitor.cont())
 
     async def kill(self, process: Process) -> None:
         running = self._running.pop(process, None)
         if running is not None:
-            await _end(running)
+            await end(running)
             return
         try:
             handle = ProcessHandle.adopt(process.pid, process.start_time)
@@ -194,13 +180,13 @@ class QemuDriver:
             except HostFailure:
                 return False
             undo.pop_all()
-        self._running[process] = _Running(handle, monitor, spec.files, memory=spec.memory)
+        self._running[process] = Running(handle, monitor, spec.files, memory=spec.memory)
         return True
 
     async def wait(self, process: Process) -> str:
         running = self._running[process]
         ended = asyncio.ensure_future(running.handle.wait())
-        shutdown = asyncio.ensure_future(_forever(running.monitor.shutdown()))
+        shutdown = asyncio.ensure_future(or_no_end(running.monitor.shutdown()))
         try:
             await asyncio.wait({ended, shutdown}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -220,10 +206,10 @@ class QemuDriver:
         if running is None:
             return ""
         await self._keep_console(running)
-        return await asyncio.to_thread(_tails, running.files)
+        return await asyncio.to_thread(tails, running.files)
 
     async def usage(self, process: Process) -> Usage:
-        return await asyncio.to_thread(_usage, process.pid)
+        return await asyncio.to_thread(usage_of, process.pid)
 
     async def close(self) -> None:
         """Let go of all machines; they run on."""
@@ -242,14 +228,14 @@ class QemuDriver:
         used = {each.memory for each in list(self._running.values()) if each.memory is not None}
         self._sealed.trim(idle, used)
 
-    def _register(self, running: _Running) -> Process:
+    def _register(self, running: Running) -> Process:
         process = Process(running.handle.pid, running.handle.start_time)
         self._running[process] = running
         return process
 
     async def _spawn(
         self, spec: MachineSpec, memory: Memory | None, fds: Sequence[int], *, restore: bool
-    ) -> _Running:
+    ) -> Running:
         async with AsyncExitStack() as stack:
             socket_path = spec.files.control_socket
             listener = stack.enter_context(await asyncio.to_thread(listen, socket_path))
@@ -278,14 +264,14 @@ class QemuDriver:
                 groups=kvm_groups() if self._variant.accelerator == "kvm" else (),
             )
         try:
-            monitor = await _connected(handle, socket_path)
+            monitor = await connected(handle, socket_path)
         except BaseException as error:
             await asyncio.shield(handle.terminate(0))
             handle.close()
             if isinstance(error, HostFailure):
-                error.detail = await asyncio.to_thread(_tails, spec.files)
+                error.detail = await asyncio.to_thread(tails, spec.files)
             raise
-        return _Running(handle, monitor, spec.files, memory=spec.memory)
+        return Running(handle, monitor, spec.files, memory=spec.memory)
 
     def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
         assert spec.memory is not None
@@ -315,80 +301,15 @@ class QemuDriver:
                 raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
         return files
 
-    async def _keep_console(self, running: _Running) -> None:
+    async def _keep_console(self, running: Running) -> None:
         with contextlib.suppress(HostFailure):
             text = await running.monitor.console()
-            await asyncio.to_thread(_append, running.files.console, text)
-
-
-async def _connected(handle: ProcessHandle, path: Path) -> Monitor:
-    connecting = asyncio.ensure_future(Monitor.connect(path))
-    ended = asyncio.ensure_future(handle.wait())
-    try:
-        await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not connecting.done():
-            raise HostFailure("The machine did not start.")
-        return connecting.result()
-    finally:
-        for task in (connecting, ended):
-            task.cancel()
-        await asyncio.gather(connecting, ended, return_exceptions=True)
-
-
-async def _unless_ended(running: _Running, work: Coroutine[None, None, T]) -> T:
-    """The result of a call to the monitor; raises `HostFailure` when the process ends first."""
-    task = asyncio.ensure_future(work)
-    ended = asyncio.ensure_future(running.handle.wait())
-    try:
-        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            detail = await asyncio.to_thread(_tails, running.files)
-            raise HostFailure("The machine ended unexpectedly.", detail=detail)
-        return task.result()
-    finally:
-        for each in (task, ended):
-            each.cancel()
-        await asyncio.gather(task, ended, return_exceptions=True)
-
-
-async def _forever(work: Coroutine[None, None, str]) -> str:
-    """The result of a wait on the monitor, or no end if the monitor is lost: the process tells."""
-    try:
-        return await work
-    except Exception:
-        await asyncio.get_running_loop().create_future()
-        raise
-
-
-async def _end(running: _Running) -> None:
-    try:
-        await running.handle.terminate(0)
-    finally:
-        running.handle.close()
-        await running.monitor.close()
+            await asyncio.to_thread(append, running.files.console, text)
 
 
 def _close_unwanted(memory: "asyncio.Future[BaseMemory]") -> None:
     if not memory.cancelled() and memory.exception() is None:
         os.close(memory.result().fd)
-
-
-def _version(binary: str) -> tuple[int, int, int]:
-    try:
-        output = subprocess.run([binary, "--version"], capture_output=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise HostFailure("QEMU does not run here.", detail=str(error)) from error
-    match = _VERSION.search(output.stdout)
-    if match is None:
-        raise HostFailure("QEMU does not tell its version.", detail=repr(output.stdout[:200]))
-    major, minor, micro = map(int, match.groups())
-    return major, minor, micro
-
-
-def _host_cpu() -> str:
-    text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match.group(1) if match else "unknown"
 
 
 def _make_memory(path: Path, spec: MachineSpec) -> None:
@@ -411,33 +332,3 @@ def _make_own(path: Path, spec: MachineSpec) -> None:
             os.fchown(fd, spec.slot.uid, spec.slot.uid)
     finally:
         os.close(fd)
-
-
-def _append(path: Path, text: bytes) -> None:
-    with open(path, "ab") as file:
-        file.write(text)
-
-
-def _tails(files: MachineFiles) -> str:
-    parts = []
-    for path in (files.vmm_log, files.console):
-        with contextlib.suppress(OSError):
-            text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
-            if text:
-                parts.append(f"{path.name}: {text}")
-    return "\n".join(parts)
-
-
-def _usage(pid: int) -> Usage:
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError as error:
-        raise HostFailure("The machine is gone.", detail=str(error)) from error
-    anonymous = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-    fields = stat[stat.rindex(")") + 2 :].split()
-    ticks = int(fields[11]) + int(fields[12])
-    return Usage(
-        own_memory=int(anonymous.group(1)) * 1024 if anonymous else 0,
-        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
-    )

@@ -1,0 +1,48 @@
+"""Facts about the QEMU on this host and what its processes take."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.vmm.base import Usage
+
+_VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
+
+
+def version_of(binary: str) -> tuple[int, int, int]:
+    """Major, minor and micro version of a QEMU binary; raises `HostFailure`. Blocks."""
+    try:
+        output = subprocess.run([binary, "--version"], capture_output=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostFailure("QEMU does not run here.", detail=str(error)) from error
+    match = _VERSION.search(output.stdout)
+    if match is None:
+        raise HostFailure("QEMU does not tell its version.", detail=repr(output.stdout[:200]))
+    major, minor, micro = map(int, match.groups())
+    return major, minor, micro
+
+
+def host_cpu() -> str:
+    """The name of this machine's processor."""
+    text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else "unknown"
+
+
+def usage_of(pid: int) -> Usage:
+    """What a process takes from the host; raises `HostFailure` where it is gone. Blocks."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError as error:
+        raise HostFailure("The machine is gone.", detail=str(error)) from error
+    anonymous = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
+    fields = stat[stat.rindex(")") + 2 :].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return Usage(
+        own_memory=int(anonymous.group(1)) * 1024 if anonymous else 0,
+        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+    )

@@ -1,0 +1,95 @@
+"""A QEMU process and its monitor: calls to it end when it does."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.privileged.process import ProcessHandle
+
+from .monitor import Monitor
+
+T = TypeVar("T")
+
+
+@dataclass
+class Running:
+    """A process that QEMU runs in."""
+
+    handle: ProcessHandle
+    monitor: Monitor
+    files: MachineFiles
+    vmstate_fd: int = -1
+    """In the monitor: the device state that it was spawned to load."""
+    memory: Path | None = None
+    """The image that its memory is a private mapping of."""
+
+
+async def connected(handle: ProcessHandle, path: Path) -> Monitor:
+    """The monitor of a process that was just started; raises `HostFailure` when it ends first."""
+    connecting = asyncio.ensure_future(Monitor.connect(path))
+    ended = asyncio.ensure_future(handle.wait())
+    try:
+        await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            raise HostFailure("The machine did not start.")
+        return connecting.result()
+    finally:
+        for task in (connecting, ended):
+            task.cancel()
+        await asyncio.gather(connecting, ended, return_exceptions=True)
+
+
+async def unless_ended(running: Running, work: Coroutine[None, None, T]) -> T:
+    """The result of a call to the monitor; raises `HostFailure` when the process ends first."""
+    task = asyncio.ensure_future(work)
+    ended = asyncio.ensure_future(running.handle.wait())
+    try:
+        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            detail = await asyncio.to_thread(tails, running.files)
+            raise HostFailure("The machine ended unexpectedly.", detail=detail)
+        return task.result()
+    finally:
+        for each in (task, ended):
+            each.cancel()
+        await asyncio.gather(task, ended, return_exceptions=True)
+
+
+async def or_no_end(work: Coroutine[None, None, str]) -> str:
+    """The result of a wait on the monitor, or no end if the monitor is lost: the process tells."""
+    try:
+        return await work
+    except Exception:
+        await asyncio.get_running_loop().create_future()
+        raise
+
+
+async def end(running: Running) -> None:
+    """Kill the process, wait for its end and let go of it."""
+    try:
+        await running.handle.terminate(0)
+    finally:
+        running.handle.close()
+        await running.monitor.close()
+
+
+def append(path: Path, text: bytes) -> None:
+    """Add to a log file; blocks."""
+    with open(path, "ab") as file:
+        file.write(text)
+
+
+def tails(files: MachineFiles) -> str:
+    """The end of what the monitor and the guest wrote; blocks."""
+    parts = []
+    for path in (files.vmm_log, files.console):
+        with contextlib.suppress(OSError):
+            text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+            if text:
+                parts.append(f"{path.name}: {text}")
+    return "\n".join(parts)
