@@ -1,99 +1,20 @@
 """What every driver does, whatever it drives."""
 
 import asyncio
-import contextlib
 import dataclasses
 import os
-import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.cli.leftovers import settled
-from wrenn_sandbox.cli.workdir import working_directory
+from vm.stand import Stand, standing
 from wrenn_sandbox.errors import AgentError, HostFailure
-from wrenn_sandbox.host import journal
-from wrenn_sandbox.host.disk import overlay
 from wrenn_sandbox.host.equipment import Equipment
-from wrenn_sandbox.host.guest import GuestClient
-from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.privileged.guest_socket import connect_guest
-from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
-from wrenn_sandbox.ids import new_machine_id
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.host.vmm.base import Driver, Process
 from wrenn_sandbox.wire.messages import Command
 
-_BOOT_SEC = 60.0
-
-
-@dataclass
-class Stand:
-    """A driver with all it needs, on a data directory of its own."""
-
-    settings: Settings
-    paths: Paths
-    equipment: Equipment
-
-    @property
-    def driver(self) -> Driver:
-        return self.equipment.driver
-
-    @contextlib.asynccontextmanager
-    async def spec(self) -> AsyncIterator[MachineSpec]:
-        """A machine to be, with directory, disk layer and slot; machines it becomes are ended."""
-        store = ImageStore(self.paths)
-        image = store.resolve("minimal")
-        boot = store.boot_files(image)
-        slot = await self.equipment.slots.acquire()
-        files = self.paths.machine(new_machine_id())
-        files.directory.mkdir(mode=0o711)
-        overlay.create(
-            files.overlay,
-            backing=store.disk(image),
-            backing_format=image.disk_format,
-            size=image.disk_mb << 20,
-        )
-        for path in (files.directory, files.overlay):
-            os.chown(path, slot.uid, slot.uid)
-        try:
-            yield MachineSpec(
-                files=files,
-                slot=slot,
-                vcpus=1,
-                memory_mb=256,
-                kernel=boot.kernel,
-                initrd=boot.initrd,
-                kernel_args=boot.kernel_args,
-                runtime=boot.runtime,
-            )
-        finally:
-            self.equipment.slots.release(slot)
-
-    @contextlib.asynccontextmanager
-    async def machine(self) -> AsyncIterator[tuple[MachineSpec, Process, GuestClient]]:
-        """A machine whose agent has answered."""
-        async with self.spec() as spec:
-            process = await self.driver.boot(spec)
-            client = GuestClient(lambda: connect_guest(self.equipment.namespaces, spec.slot), None)
-            try:
-                await _answered(client)
-                yield spec, process, client
-            finally:
-                client.close()
-                await self.driver.kill(process)
-
-
-async def _answered(client: GuestClient) -> None:
-    async with asyncio.timeout(_BOOT_SEC):
-        while True:
-            try:
-                async with asyncio.timeout(1):
-                    return await client.health()
-            except (AgentError, TimeoutError):
-                await asyncio.sleep(0.02)
+_END_SEC = 60.0
 
 
 async def _waiting(driver: Driver, process: Process) -> "asyncio.Task[str]":
@@ -112,19 +33,8 @@ def _exists(process: Process) -> bool:
 
 @pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.vm)])
 async def stand(request: pytest.FixtureRequest, images: Path) -> AsyncIterator[Stand]:
-    with working_directory(images, "driver") as data_dir:
-        settings = Settings(data_dir=data_dir, driver=request.param, slot_pool_size=1)
-        paths = Paths(data_dir)
-        equipment = await Equipment.of(settings, paths)
-        try:
-            await equipment.slots.start()
-            yield Stand(settings, paths, equipment)
-        finally:
-            for pid in journal.processes_of(paths.run):
-                os.kill(pid, signal.SIGKILL)
-            await equipment.slots.close()
-            await equipment.close()
-        assert await asyncio.to_thread(settled, data_dir=data_dir) == set()
+    async with standing(images, request.param) as stand:
+        yield stand
 
 
 async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
@@ -192,7 +102,7 @@ async def test_the_console_of_a_guest_that_panics_is_kept(stand: Stand) -> None:
         os.chown(garbage, spec.slot.uid, spec.slot.uid)
         process = await stand.driver.boot(dataclasses.replace(spec, initrd=garbage))
         try:
-            reason = await asyncio.wait_for(stand.driver.wait(process), _BOOT_SEC)
+            reason = await asyncio.wait_for(stand.driver.wait(process), _END_SEC)
             assert reason
             assert "panic" in (await stand.driver.diagnosis(process)).lower()
         finally:

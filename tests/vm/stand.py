@@ -1,0 +1,110 @@
+"""A driver with all it needs and no server around it, for tests at the level of machines."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wrenn_sandbox.cli.leftovers import settled
+from wrenn_sandbox.cli.workdir import working_directory
+from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.host import journal
+from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.equipment import Equipment
+from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.guest_socket import connect_guest
+from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
+from wrenn_sandbox.ids import new_machine_id
+from wrenn_sandbox.settings import Settings
+
+_BOOT_SEC = 60.0
+
+
+@dataclass
+class Stand:
+    """A driver with all it needs, on a data directory of its own."""
+
+    settings: Settings
+    paths: Paths
+    equipment: Equipment
+
+    @property
+    def driver(self) -> Driver:
+        return self.equipment.driver
+
+    @contextlib.asynccontextmanager
+    async def spec(self) -> AsyncIterator[MachineSpec]:
+        """A machine to be, with directory, disk layer and slot; machines it becomes are ended."""
+        store = ImageStore(self.paths)
+        image = store.resolve("minimal")
+        boot = store.boot_files(image)
+        slot = await self.equipment.slots.acquire()
+        files = self.paths.machine(new_machine_id())
+        files.directory.mkdir(mode=0o711)
+        overlay.create(
+            files.overlay,
+            backing=store.disk(image),
+            backing_format=image.disk_format,
+            size=image.disk_mb << 20,
+        )
+        for path in (files.directory, files.overlay):
+            os.chown(path, slot.uid, slot.uid)
+        try:
+            yield MachineSpec(
+                files=files,
+                slot=slot,
+                vcpus=1,
+                memory_mb=256,
+                kernel=boot.kernel,
+                initrd=boot.initrd,
+                kernel_args=boot.kernel_args,
+                runtime=boot.runtime,
+            )
+        finally:
+            self.equipment.slots.release(slot)
+
+    @contextlib.asynccontextmanager
+    async def machine(self) -> AsyncIterator[tuple[MachineSpec, Process, GuestClient]]:
+        """A machine whose agent has answered."""
+        async with self.spec() as spec:
+            process = await self.driver.boot(spec)
+            client = GuestClient(lambda: connect_guest(self.equipment.namespaces, spec.slot), None)
+            try:
+                await _answered(client)
+                yield spec, process, client
+            finally:
+                client.close()
+                await self.driver.kill(process)
+
+
+async def _answered(client: GuestClient) -> None:
+    async with asyncio.timeout(_BOOT_SEC):
+        while True:
+            try:
+                async with asyncio.timeout(1):
+                    return await client.health()
+            except (AgentError, TimeoutError):
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def standing(images: Path, driver: str) -> AsyncIterator[Stand]:
+    """A stand on a data directory of its own, of which nothing may be left in the end."""
+    with working_directory(images, "driver") as data_dir:
+        settings = Settings(data_dir=data_dir, driver=driver, slot_pool_size=1)
+        paths = Paths(data_dir)
+        equipment = await Equipment.of(settings, paths)
+        try:
+            await equipment.slots.start()
+            yield Stand(settings, paths, equipment)
+        finally:
+            for pid in journal.processes_of(paths.run):
+                os.kill(pid, signal.SIGKILL)
+            await equipment.slots.close()
+            await equipment.close()
+        assert await asyncio.to_thread(settled, data_dir=data_dir) == set()
