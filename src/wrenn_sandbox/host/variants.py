@@ -129,6 +129,8 @@ class Variants:
         That includes an identity, with a token which the next one replaces.
         """
         await machine.greet(_HOSTNAME)
+        if not self._parts.driver.capabilities.own_kernel:
+            return
         for command in _WARM_UP:
             try:
                 await machine.client.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)

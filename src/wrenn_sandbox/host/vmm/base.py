@@ -24,6 +24,8 @@ class Capabilities:
     name: str
     version: str
     accelerator: str
+    own_kernel: bool
+    """A guest has a kernel of its own, which a template's guest lets come to rest."""
 
 
 @dataclass(frozen=True)

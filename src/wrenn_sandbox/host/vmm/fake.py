@@ -36,7 +36,7 @@ class FakeDriver:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(name="fake", version="1", accelerator="none")
+        return Capabilities(name="fake", version="1", accelerator="none", own_kernel=False)
 
     def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
         return Machine(

@@ -68,6 +68,7 @@ class QemuDriver:
             name="qemu",
             version=".".join(map(str, self._version)),
             accelerator=self._variant.accelerator,
+            own_kernel=True,
         )
 
     def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
