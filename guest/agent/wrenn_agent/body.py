@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .connection import Connection
+from .connection import PIECE_SIZE, Connection
 from .errors import Disconnected, InvalidArgument, PayloadTooLarge
 from .http import Head
 
@@ -26,10 +26,14 @@ class Body:
             await self._next_chunk()
         if self.finished:
             return b""
-        if not self._connection.buffer:
-            await self._more()
-        piece = bytes(self._connection.buffer[: self._left])
-        del self._connection.buffer[: self._left]
+        if self._connection.buffer:
+            piece = bytes(self._connection.buffer[: self._left])
+            del self._connection.buffer[: self._left]
+        else:
+            await self._continue()
+            piece = await self._connection.take(min(self._left, PIECE_SIZE))
+            if not piece:
+                raise Disconnected
         self._left -= len(piece)
         if self._left == 0 and not self._chunked:
             self.finished = True
@@ -86,10 +90,14 @@ class Body:
         self._left += len(rest)
         self.finished = False
 
-    async def _more(self) -> None:
+    async def _continue(self) -> None:
+        """Tell a client that waits for it to send the body."""
         if self._expects_continue:
             self._expects_continue = False
             await self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _more(self) -> None:
+        await self._continue()
         if not await self._connection.receive():
             raise Disconnected
 

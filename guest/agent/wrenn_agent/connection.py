@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECEIVE_SIZE = 64 * 1024
+PIECE_SIZE = 256 * 1024
 SENDFILE_SIZE = 512 * 1024
 PATIENCE = 60.0
 """Seconds that a client may stay silent in the middle of a request."""
@@ -52,6 +53,12 @@ class Connection:
 
         Raises RequestTimeout after `patience` seconds (None: never), Disconnected on errors.
         """
+        data = await self.take(RECEIVE_SIZE, patience)
+        self.buffer += data
+        return bool(data)
+
+    async def take(self, limit: int, patience: float | None = PATIENCE) -> bytes:
+        """As `receive`, but give at most `limit` bytes as they are, empty at the end."""
         task = self._loop.current
         timer = None
         if patience is not None:
@@ -60,10 +67,9 @@ class Connection:
             )
         try:
             while True:
-                data = await self._receive_once(task)
+                data = await self._receive_once(task, limit)
                 if data is not None:
-                    self.buffer += data
-                    return bool(data)
+                    return data
         finally:
             if timer is not None:
                 timer.cancel()
@@ -129,7 +135,7 @@ class Connection:
             self._sock.close()
             self._on_close(self)
 
-    async def _receive_once(self, task: Task) -> bytes | None:
+    async def _receive_once(self, task: Task, limit: int) -> bytes | None:
         if self._gone:
             raise Disconnected
         self._watch(_IN | _HANGUP)
@@ -139,7 +145,7 @@ class Connection:
         finally:
             self._receiving = None
         try:
-            return self._sock.recv(RECEIVE_SIZE)
+            return self._sock.recv(limit)
         except BlockingIOError:
             return None
         except OSError as error:

@@ -199,6 +199,20 @@ def test_cut_upload_leaves_the_old_file(agent: Agent) -> None:
     assert (folder / "file").read_bytes() == b"old"
 
 
+def test_upload_in_chunks_of_any_size(agent: Agent) -> None:
+    chunks = [os.urandom(size) for size in (1, 3_000_000, 65_536, 262_144, 2, 262_145, 999_999)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    head = (
+        f"POST {agent.files('in-chunks')} HTTP/1.1\r\n"
+        "Content-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ).encode()
+    with closing(agent.socket()) as sock:
+        for request in (head + framed, b"GET /health HTTP/1.1\r\n\r\n"):
+            sock.sendall(request)
+            assert sock.recv(1000).startswith(b"HTTP/1.1 20"), "the connection stays in step"
+    assert (agent.home / "in-chunks").read_bytes() == b"".join(chunks)
+
+
 @pytest.mark.parametrize(
     "body", [b"--XX\r\n", b"nothing", b"--XX\r\nContent-Disposition: x\r\n\r\nabc"]
 )
