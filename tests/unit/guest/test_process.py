@@ -47,10 +47,10 @@ def test_environment_and_directory(agent: Agent) -> None:
 
 
 def test_directory_may_be_relative_to_home(agent: Agent) -> None:
-    (agent.home / "work" / "sub dir").mkdir(parents=True)
-    for cwd in ("work/sub dir", "~/work/sub dir", str(agent.home / "work" / "sub dir")):
-        assert agent.run("pwd", cwd=cwd).stdout.decode() == f"{agent.home}/work/sub dir\n"
-    assert agent.run("./../x", cwd="work/sub dir").error is not None
+    (agent.home / "project" / "sub dir").mkdir(parents=True)
+    for cwd in ("project/sub dir", "~/project/sub dir", str(agent.home / "project" / "sub dir")):
+        assert agent.run("pwd", cwd=cwd).stdout.decode() == f"{agent.home}/project/sub dir\n"
+    assert agent.run("./../x", cwd="project/sub dir").error is not None
 
 
 def test_other_user(agent: Agent) -> None:
