@@ -48,6 +48,17 @@ users = Table(
     Column("email", String(320), nullable=False, unique=True),
     Column("password_hash", Text),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("disabled_at", UtcDateTime),
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("provider", String(32), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("identities_by_user", "user_id"),
 )
 
 teams = Table(
@@ -56,6 +67,7 @@ teams = Table(
     Column("id", String(40), primary_key=True),
     Column("name", String(400), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("quota", Text),
 )
 
 memberships = Table(
@@ -95,6 +107,8 @@ sandboxes = Table(
     Column("guest_ip", String(45)),
     Column("host_ip", String(45)),
     Column("reason", Text),
+    Column("network", Text),
+    Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("last_active_at", UtcDateTime),
@@ -157,5 +171,6 @@ installation = Table(
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("id", String(40), nullable=False),
+    Column("draining_since", UtcDateTime),
     CheckConstraint("number = 1", name="installation_is_one"),
 )
