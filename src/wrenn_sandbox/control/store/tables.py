@@ -49,6 +49,7 @@ users = Table(
     Column("password_hash", Text),
     Column("created_at", UtcDateTime, nullable=False),
     Column("disabled_at", UtcDateTime),
+    Column("tokens_not_before", UtcDateTime),
 )
 
 identities = Table(
@@ -173,4 +174,14 @@ installation = Table(
     Column("id", String(40), nullable=False),
     Column("draining_since", UtcDateTime),
     CheckConstraint("number = 1", name="installation_is_one"),
+)
+
+admin_actions = Table(
+    "admin_actions",
+    metadata,
+    Column("number", _BigId, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("operator", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
 )

@@ -26,6 +26,20 @@ def upgrade() -> None:
     )
     op.create_index("identities_by_user", "identities", ["user_id"])
     op.add_column("users", sa.Column("disabled_at", _TIME))
+    op.add_column("users", sa.Column("tokens_not_before", _TIME))
+    op.create_table(
+        "admin_actions",
+        sa.Column(
+            "number",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            primary_key=True,
+            autoincrement=True,
+        ),
+        sa.Column("at", _TIME, nullable=False),
+        sa.Column("operator", sa.String(64), nullable=False),
+        sa.Column("action", sa.String(32), nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+    )
     op.add_column("teams", sa.Column("quota", sa.Text))
     op.add_column("sandboxes", sa.Column("network", sa.Text))
     op.add_column(
