@@ -62,6 +62,14 @@ identities = Table(
     Index("identities_by_user", "user_id"),
 )
 
+spent_states = Table(
+    "spent_states",
+    metadata,
+    Column("state", String(64), primary_key=True),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Index("spent_states_by_expiry", "expires_at"),
+)
+
 teams = Table(
     "teams",
     metadata,

@@ -25,6 +25,12 @@ def upgrade() -> None:
         sa.Column("created_at", _TIME, nullable=False),
     )
     op.create_index("identities_by_user", "identities", ["user_id"])
+    op.create_table(
+        "spent_states",
+        sa.Column("state", sa.String(64), primary_key=True),
+        sa.Column("expires_at", _TIME, nullable=False),
+    )
+    op.create_index("spent_states_by_expiry", "spent_states", ["expires_at"])
     op.add_column("users", sa.Column("disabled_at", _TIME))
     op.add_column("users", sa.Column("tokens_not_before", _TIME))
     op.create_table(
