@@ -12,6 +12,11 @@
     │   ├── InvalidState        409 invalid_state
     │   ├── AlreadyExists       409 already_exists
     │   └── EmailTaken          409 email_taken
+    ├── LoginRefused            a login with a provider; the front end is told the code
+    │   ├── AccessDenied        access_denied       refused at the provider, or a disabled user
+    │   ├── StateRefused        invalid_state
+    │   ├── MissingCode         missing_code
+    │   └── ExchangeFailed      exchange_failed     the provider does not say who it is
     ├── TooLarge                413 too_large
     ├── RateLimited             429 rate_limited
     ├── QuotaExceeded           429 quota_exceeded
@@ -93,6 +98,32 @@ class AlreadyExists(Conflict):
 
 class EmailTaken(Conflict):
     code, retry = "email_taken", False
+
+
+class LoginRefused(WrennError):
+    """A login with an OAuth provider came to nothing: the browser is sent on with the code."""
+
+    status = 400
+
+
+class AccessDenied(LoginRefused):
+    code = "access_denied"
+
+
+class StateRefused(LoginRefused):
+    """The state is missing, forged, too old, another browser's or has been used."""
+
+    code = "invalid_state"
+
+
+class MissingCode(LoginRefused):
+    code = "missing_code"
+
+
+class ExchangeFailed(LoginRefused):
+    """The provider gave no token, no profile or no verified primary email."""
+
+    code, retry = "exchange_failed", True
 
 
 class TooLarge(WrennError):

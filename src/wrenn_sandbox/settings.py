@@ -11,10 +11,10 @@ import re
 from functools import cached_property
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -35,6 +35,7 @@ _DATABASES: Final = (
     "sqlite://",
     "sqlite+aiosqlite://",
 )
+_URL: Final = re.compile(r"[!-~]+")
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -43,11 +44,28 @@ def _for_driver(url: str) -> str:
     return re.sub(r"([?&])sslmode=", r"\1ssl=", url) if url.startswith("postgresql") else url
 
 
+def _base_url(url: str) -> str:
+    """`url` without a slash at its end; `ValueError` unless paths can be put behind it."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        usable = False
+    if not usable or "@" in parts.netloc or "?" in url or "#" in url or not _URL.fullmatch(url):
+        raise ValueError("must be a URL such as https://example.com, with no query nor user")
+    return url.rstrip("/")
+
+
 class Settings(BaseSettings):
     """Settings of one server, frozen once read. Sizes are MB (MiB), times are seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="WRENN_", frozen=True, extra="ignore", populate_by_name=True
+        env_prefix="WRENN_",
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(default_factory=_default_data_dir)
@@ -60,6 +78,23 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
     jwt_secret: SecretStr | None = None
     public_url: str | None = Field(default=None, validation_alias=_named("cp_public_url"))
+
+    oauth_github_client_id: str | None = Field(
+        default=None, validation_alias=_named("oauth_github_client_id")
+    )
+    oauth_github_client_secret: SecretStr | None = Field(
+        default=None, validation_alias=_named("oauth_github_client_secret")
+    )
+    oauth_github_url: str = Field(
+        default="https://github.com", validation_alias=_named("oauth_github_url")
+    )
+    oauth_github_api_url: str | None = Field(
+        default=None, validation_alias=_named("oauth_github_api_url")
+    )
+    oauth_redirect_url: str | None = Field(
+        default=None, validation_alias=_named("oauth_redirect_url")
+    )
+    oauth_timeout_sec: float = Field(default=10.0, gt=0)
 
     driver: Literal["auto", "qemu", "fake"] = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
@@ -98,6 +133,47 @@ class Settings(BaseSettings):
     fault_point: str = ""
     on_stop: Literal["keep", "pause"] = "keep"
     stop_pause_timeout_sec: float = Field(default=60.0, gt=0)
+
+    @field_validator(
+        "oauth_github_client_id",
+        "oauth_github_client_secret",
+        "oauth_github_api_url",
+        "oauth_redirect_url",
+        mode="before",
+    )
+    @classmethod
+    def _without_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("oauth_github_url", "oauth_github_api_url", "oauth_redirect_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        return None if value is None else _base_url(value)
+
+    @model_validator(mode="after")
+    def _check_oauth(self) -> Self:
+        given = (self.oauth_github_client_id, self.oauth_github_client_secret)
+        if given == (None, None):
+            return self
+        if None in given:
+            raise ValueError(
+                "GitHub login needs OAUTH_GITHUB_CLIENT_ID and OAUTH_GITHUB_CLIENT_SECRET, or"
+                " neither of them"
+            )
+        if not self.public_url:
+            raise ValueError(
+                "GitHub login needs CP_PUBLIC_URL, the URL under which browsers reach this server"
+            )
+        if self.oauth_redirect_url is None:
+            raise ValueError(
+                "GitHub login needs OAUTH_REDIRECT_URL, the URL of the front end that gets the"
+                " token"
+            )
+        try:
+            _base_url(self.public_url)
+        except ValueError as error:
+            raise ValueError(f"CP_PUBLIC_URL {error}") from None
+        return self
 
     @field_validator("dns_servers", mode="before")
     @classmethod

@@ -83,3 +83,52 @@ def test_values_that_are_not_acceptable(
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+_OAUTH = {
+    "OAUTH_GITHUB_CLIENT_ID": "id",
+    "OAUTH_GITHUB_CLIENT_SECRET": "hush-hush",
+    "OAUTH_REDIRECT_URL": "https://front.example.com/",
+    "CP_PUBLIC_URL": "https://api.example.com",
+}
+
+
+def test_github_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _OAUTH.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.oauth_redirect_url == "https://front.example.com"
+    assert settings.oauth_github_url == "https://github.com"
+    assert "hush-hush" not in repr(settings)
+
+
+def test_empty_variables_leave_github_login_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _OAUTH:
+        monkeypatch.setenv(name, "")
+    assert Settings().oauth_github_client_id is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "") for name in _OAUTH),
+        ("CP_PUBLIC_URL", "api.example.com"),
+        ("OAUTH_REDIRECT_URL", "javascript:alert(1)"),
+        ("OAUTH_REDIRECT_URL", "https://front.example.com/?next="),
+        ("OAUTH_REDIRECT_URL", "https://front.example.com/#"),
+        ("OAUTH_REDIRECT_URL", "https://user@front.example.com"),
+        ("OAUTH_REDIRECT_URL", "https://front.example.com/a b"),
+        ("OAUTH_GITHUB_URL", "github.example.com"),
+        ("OAUTH_GITHUB_API_URL", "https://[api"),
+    ],
+)
+def test_github_login_that_is_not_set_up(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for each, good in _OAUTH.items():
+        monkeypatch.setenv(each, good)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert name.lower().removeprefix("cp_") in str(caught.value).lower()
+    assert "hush-hush" not in str(caught.value)
