@@ -20,6 +20,7 @@ from .service.accounts import AccountService
 from .service.activity import Activity
 from .service.api_keys import ApiKeyService
 from .service.autopause import AutoPause
+from .service.callers import Revocations
 from .service.guests import GuestService
 from .service.host_events import HostEvents
 from .service.images import DiscardedImages
@@ -60,6 +61,7 @@ class ControlPlane:
         self.activity = Activity(self.store, clock)
         self.passwords = Passwords(hasher)
         self.api_keys = ApiKeyService(self.store, clock=clock, random=random)
+        self.revocations = Revocations(self.store)
         self.lazy_writes = LazyWrites(self.activity, self.api_keys)
         self.lifecycle = Lifecycle(
             self.store,
@@ -153,6 +155,7 @@ class ControlPlane:
                         self.host_events,
                         self.autopause,
                         self.lazy_writes,
+                        self.revocations,
                     )
                 ]
                 try:
@@ -181,7 +184,9 @@ class ControlPlane:
             clock=self._clock,
             random=self._random,
         )
-        return Services(accounts, self.api_keys, self.sandboxes, self.snapshots, self.guests)
+        return Services(
+            accounts, self.api_keys, self.sandboxes, self.snapshots, self.guests, self.revocations
+        )
 
     async def _secret(self) -> str:
         if self._settings.jwt_secret is not None:

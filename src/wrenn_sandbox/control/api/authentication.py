@@ -10,6 +10,7 @@ from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import HTTPConnection
 
+from wrenn_sandbox.control.service.callers import Caller
 from wrenn_sandbox.errors import Unauthorized
 from wrenn_sandbox.ids import TeamId
 
@@ -34,22 +35,22 @@ async def _team_of_token(connection: HTTPConnection, services: ServicesDependenc
     token = _bearer_token(connection)
     if token is None:
         raise Unauthorized("Log in and send the token as Authorization: Bearer TOKEN")
-    return await services.accounts.team_of_token(token)
+    return (await services.accounts.caller_of_token(token)).team_id
 
 
-async def team_of_connection(connection: HTTPConnection, services: Services) -> TeamId:
-    """The team behind the headers of a request; raises `Unauthorized`."""
+async def caller_of_connection(connection: HTTPConnection, services: Services) -> Caller:
+    """Who is behind the headers of a request; raises `Unauthorized`."""
     key = connection.headers.get("x-api-key")
     if key is not None:
-        return await services.api_keys.team_of_key(key.strip())
+        return await services.api_keys.caller_of_key(key.strip())
     token = _bearer_token(connection)
     if token is None:
         raise Unauthorized("Send an API key as X-API-Key, or a token as Authorization: Bearer")
-    return await services.accounts.team_of_token(token)
+    return await services.accounts.caller_of_token(token)
 
 
 async def _team_of_either(connection: HTTPConnection, services: ServicesDependency) -> TeamId:
-    return await team_of_connection(connection, services)
+    return (await caller_of_connection(connection, services)).team_id
 
 
 def has_credentials(connection: HTTPConnection) -> bool:
@@ -57,11 +58,11 @@ def has_credentials(connection: HTTPConnection) -> bool:
     return "x-api-key" in connection.headers or "authorization" in connection.headers
 
 
-async def team_of_secret(secret: str, services: Services) -> TeamId:
-    """The team behind an API key or a token; raises `Unauthorized`."""
+async def caller_of_secret(secret: str, services: Services) -> Caller:
+    """Who is behind an API key or a token; raises `Unauthorized`."""
     if secret.startswith(_KEY_PREFIX):
-        return await services.api_keys.team_of_key(secret)
-    return await services.accounts.team_of_token(secret)
+        return await services.api_keys.caller_of_key(secret)
+    return await services.accounts.caller_of_token(secret)
 
 
 TokenTeam = Annotated[TeamId, Depends(_team_of_token)]

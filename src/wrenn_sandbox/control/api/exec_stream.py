@@ -70,28 +70,30 @@ def attached_action_of(message: BaseModel) -> Action:
 async def exec_stream(websocket: WebSocket, id: str) -> None:
     """Run the command of the first message; it ends with the connection."""
     socket = Socket(websocket)
-    async with socket.reporting():
-        team_id = await socket.authenticate()
-        async with services_of(websocket).guests.using(team_id, id) as guest:
-            await socket.accept()
-            start = await socket.receive(_START, START_SECONDS, "start")
-            socket.begun = True
-            async with guest.start(
-                start.command, stdin=not start.tty, terminal=start.terminal
-            ) as stream:
-                if stream.pid is not None:
-                    await socket.send(Started(stream.pid))
-                session = Session(
-                    socket,
-                    guest,
-                    stream,
-                    TextFrames(),
-                    MESSAGES,
-                    action_of,
-                    terminal=start.tty,
-                    ends_with_client=True,
-                )
-                await session.run()
+    async with (
+        socket.reporting(),
+        socket.authenticated() as team_id,
+        services_of(websocket).guests.using(team_id, id) as guest,
+    ):
+        await socket.accept()
+        start = await socket.receive(_START, START_SECONDS, "start")
+        socket.begun = True
+        async with guest.start(
+            start.command, stdin=not start.tty, terminal=start.terminal
+        ) as stream:
+            if stream.pid is not None:
+                await socket.send(Started(stream.pid))
+            session = Session(
+                socket,
+                guest,
+                stream,
+                TextFrames(),
+                MESSAGES,
+                action_of,
+                terminal=start.tty,
+                ends_with_client=True,
+            )
+            await session.run()
 
 
 @router.get(

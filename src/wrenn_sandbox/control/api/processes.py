@@ -68,26 +68,26 @@ async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency
 async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
     """Follow a running command, from what it said first; it runs on without the client."""
     socket = Socket(websocket)
-    async with socket.reporting():
-        team_id = await socket.authenticate()
-        async with (
-            services_of(websocket).guests.using(team_id, id) as guest,
-            guest.attach(process_of(process), replay=True) as stream,
-        ):
-            await socket.accept()
-            socket.begun = True
-            await socket.send(Started(stream.pid))
-            session = Session(
-                socket,
-                guest,
-                stream,
-                TextFrames(),
-                MESSAGES,
-                attached_action_of,
-                terminal=False,
-                ends_with_client=False,
-            )
-            await session.run()
+    async with (
+        socket.reporting(),
+        socket.authenticated() as team_id,
+        services_of(websocket).guests.using(team_id, id) as guest,
+        guest.attach(process_of(process), replay=True) as stream,
+    ):
+        await socket.accept()
+        socket.begun = True
+        await socket.send(Started(stream.pid))
+        session = Session(
+            socket,
+            guest,
+            stream,
+            TextFrames(),
+            MESSAGES,
+            attached_action_of,
+            terminal=False,
+            ends_with_client=False,
+        )
+        await session.run()
 
 
 @router.get(

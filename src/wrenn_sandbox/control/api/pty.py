@@ -76,28 +76,30 @@ async def pty(websocket: WebSocket, id: str) -> None:
     """Open a terminal, or come back to one by its tag."""
     socket = Socket(websocket)
     guests = services_of(websocket).guests
-    async with socket.reporting():
-        team_id = await socket.authenticate()
-        async with guests.using(team_id, id) as guest:
-            await socket.accept()
-            first = await socket.receive(_FIRST, START_SECONDS, "start or connect")
-            socket.begun = True
-            async with _terminal(guests, guest, first) as (tag, stream):
-                if stream.pid is None:
-                    raise InvalidRequest(await guests.reason_of(stream))
-                await socket.send(PtyStarted(tag, stream.pid))
-                session = Session(
-                    socket,
-                    guest,
-                    stream,
-                    TerminalFrames(),
-                    _MESSAGES,
-                    _action_of,
-                    terminal=True,
-                    ends_with_client=False,
-                    pings=True,
-                )
-                await session.run()
+    async with (
+        socket.reporting(),
+        socket.authenticated() as team_id,
+        guests.using(team_id, id) as guest,
+    ):
+        await socket.accept()
+        first = await socket.receive(_FIRST, START_SECONDS, "start or connect")
+        socket.begun = True
+        async with _terminal(guests, guest, first) as (tag, stream):
+            if stream.pid is None:
+                raise InvalidRequest(await guests.reason_of(stream))
+            await socket.send(PtyStarted(tag, stream.pid))
+            session = Session(
+                socket,
+                guest,
+                stream,
+                TerminalFrames(),
+                _MESSAGES,
+                _action_of,
+                terminal=True,
+                ends_with_client=False,
+                pings=True,
+            )
+            await session.run()
 
 
 @router.get(

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from wrenn_sandbox.control.service.accounts import AccountService
 from wrenn_sandbox.control.service.api_keys import ApiKeyService
+from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
@@ -20,6 +21,7 @@ class Services:
     sandboxes: SandboxService
     snapshots: SnapshotService
     guests: GuestService
+    revocations: Revocations
 
 
 def services_of(connection: HTTPConnection) -> Services:

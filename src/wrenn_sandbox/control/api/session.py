@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from pydantic import BaseModel, TypeAdapter
 
 from wrenn_sandbox.control.service.guests import Guest
-from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.errors import Unauthorized, WrennError
 from wrenn_sandbox.wire.messages import (
     Channel,
     Ended,
@@ -26,6 +26,9 @@ TERM_SECONDS: Final = 5.0
 
 DETACH_SECONDS: Final = 5.0
 """How long a command has to take what a client sent before it went."""
+
+FAREWELL_SECONDS: Final = 5.0
+"""How long a client that is turned out has to read why."""
 
 PING_SECONDS: Final = 20.0
 _INPUT_LIMIT: Final = 1024 * 1024
@@ -77,13 +80,19 @@ class Session:
         self._failure: WrennError | None = None
         self._gone = False
         self._following: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Raises what the guest's failures raise; closes the socket after the last frame."""
         async with asyncio.TaskGroup() as tasks:
             self._following = tasks.create_task(self._follow())
-            helpers = [tasks.create_task(self._listen()), tasks.create_task(self._watch())]
+            self._listening = tasks.create_task(self._listen())
+            helpers = [
+                self._listening,
+                tasks.create_task(self._watch()),
+                tasks.create_task(self._turn_out()),
+            ]
             if self._stream.pid is not None:
                 helpers.append(tasks.create_task(self._feed(self._stream.pid)))
             if self._pings:
@@ -148,6 +157,20 @@ class Session:
         """A client that goes while it is not read shows here only."""
         await self._socket.lost.wait()
         self._client_gone()
+
+    async def _turn_out(self) -> None:
+        """A client whose credential does not count any more goes, whether it reads or not."""
+        await self._socket.revoked.wait()
+        if self._listening is not None:
+            self._listening.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self._socket.fail(Unauthorized("The credential does not count any more"))
+        self._client_gone()
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+        if self._following is not None:
+            self._following.cancel()
 
     async def _ping(self) -> None:
         with suppress(Lost):

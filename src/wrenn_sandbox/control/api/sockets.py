@@ -9,13 +9,14 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from wrenn_sandbox.errors import InvalidRequest, WrennError
+from wrenn_sandbox.control.service.callers import Caller
+from wrenn_sandbox.errors import InvalidRequest, Unauthorized, WrennError
 from wrenn_sandbox.ids import TeamId
 
-from .authentication import has_credentials, team_of_connection, team_of_secret
+from .authentication import caller_of_connection, caller_of_secret, has_credentials
 from .errors import INTERNAL, invalid
 from .frames import Failure, Frame
-from .services import services_of
+from .services import Services, services_of
 from .stream_messages import AuthMessage
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,6 +51,8 @@ class Socket:
         lost = websocket.scope.get("state", {}).get(LOST_EVENT)
         self.lost = lost if isinstance(lost, asyncio.Event) else asyncio.Event()
         """Set when the connection breaks, where the server can tell without a read."""
+        self.revoked = asyncio.Event()
+        """Set when the caller may not be here any more."""
 
     @asynccontextmanager
     async def reporting(self) -> AsyncIterator[None]:
@@ -67,14 +70,23 @@ class Socket:
                 await self.fail(INTERNAL)
             raise
 
-    async def authenticate(self) -> TeamId:
-        """The caller's team, by the headers of the upgrade or by the first message."""
+    @asynccontextmanager
+    async def authenticated(self) -> AsyncIterator[TeamId]:
+        """The caller's team, by the headers of the upgrade or by the first message.
+
+        During the block `revoked` tells whether the credential still counts.
+        """
         services = services_of(self._websocket)
+        caller = await self._caller(services)
+        with services.revocations.following(caller) as self.revoked:
+            yield caller.team_id
+
+    async def _caller(self, services: Services) -> Caller:
         if has_credentials(self._websocket):
-            return await team_of_connection(self._websocket, services)
+            return await caller_of_connection(self._websocket, services)
         await self.accept()
         message = await self.receive(TypeAdapter(AuthMessage), AUTH_SECONDS, "auth")
-        return await team_of_secret(message.token, services)
+        return await caller_of_secret(message.token, services)
 
     async def accept(self) -> None:
         """Complete the upgrade, unless that is done."""
@@ -118,7 +130,7 @@ class Socket:
 
     async def fail(self, error: WrennError) -> None:
         """Send `error` as the last frame and close."""
-        refused = isinstance(error, Malformed) or not self.begun
+        refused = isinstance(error, Malformed | Unauthorized) or not self.begun
         code = _REFUSED + error.status if refused else NORMAL
         try:
             await self.send(Failure.of(error))

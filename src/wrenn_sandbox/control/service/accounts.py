@@ -8,9 +8,10 @@ from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Account
 from wrenn_sandbox.errors import InvalidRequest, Unauthorized
-from wrenn_sandbox.ids import Random, TeamId, new_team_id, new_user_id
+from wrenn_sandbox.ids import Random, new_team_id, new_user_id
 from wrenn_sandbox.model.limits import PASSWORD_MAX, PASSWORD_MIN
 
+from .callers import Caller
 from .passwords import Passwords
 from .rate_limits import AttemptLimits
 from .tokens import Tokens
@@ -78,13 +79,13 @@ class AccountService:
         account = await self._store.accounts.by_email(email)
         hashed = None if account is None else account.password_hash
         fits = await self._passwords.verify(hashed, password[: PASSWORD_MAX + 1])
-        if account is None or not fits:
+        if account is None or not fits or account.disabled_at is not None:
             raise Unauthorized("Wrong email or password")
         return Session(account, self._tokens.issue(account))
 
-    async def team_of_token(self, token: str) -> TeamId:
-        """The team that a token acts for, as long as user and membership exist."""
+    async def caller_of_token(self, token: str) -> Caller:
+        """Whom a token acts for, as long as it counts; raises `Unauthorized`."""
         claims = self._tokens.read(token)
-        if not await self._store.accounts.is_member(claims.user_id, claims.team_id):
-            raise Unauthorized("The user of this token does not exist any more; log in again")
-        return claims.team_id
+        if not await self._store.accounts.may_act(claims.user_id, claims.team_id, claims.issued_at):
+            raise Unauthorized("The token does not count any more; log in again")
+        return Caller(claims.team_id, claims)

@@ -18,6 +18,8 @@ from wrenn_sandbox.ids import (
     new_key_id,
 )
 
+from .callers import Caller
+
 _LAST_USED_STEP = timedelta(minutes=1)
 
 
@@ -54,8 +56,8 @@ class ApiKeyService:
         ):
             raise NotFound("There is no such API key")
 
-    async def team_of_key(self, key: str) -> TeamId:
-        """The team that a presented key belongs to; raises `Unauthorized`."""
+    async def caller_of_key(self, key: str) -> Caller:
+        """Whom a presented key acts for; raises `Unauthorized`."""
         owner = None
         if API_KEY.fullmatch(key) is not None:
             owner = await self._store.keys.owner(api_key_digest(key))
@@ -64,7 +66,7 @@ class ApiKeyService:
         now = self._clock()
         if owner.last_used is None or now - owner.last_used >= _LAST_USED_STEP:
             self._used[owner.key_id] = now
-        return owner.team_id
+        return Caller(owner.team_id, owner.key_id)
 
     async def save_use(self) -> None:
         """Write down when keys were used last."""

@@ -5,7 +5,7 @@ import secrets
 import tempfile
 import warnings
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jwt
@@ -17,6 +17,7 @@ from wrenn_sandbox.ids import TeamId, UserId, is_id
 
 LIFETIME = timedelta(hours=6)
 _ALGORITHM = "HS256"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CLAIMS = ("sub", "team_id", "email", "iat", "exp")
 
 
@@ -24,6 +25,7 @@ _CLAIMS = ("sub", "team_id", "email", "iat", "exp")
 class Claims:
     user_id: UserId
     team_id: TeamId
+    issued_at: datetime
 
 
 class Tokens:
@@ -34,7 +36,8 @@ class Tokens:
         self._clock = clock
 
     def issue(self, account: Account) -> str:
-        now = self._clock()
+        """A token from now on, though never older than what its user's tokens must be."""
+        now = max(self._clock(), account.tokens_not_before or _EPOCH)
         claims = {
             "sub": account.user_id,
             "team_id": account.team_id,
@@ -57,14 +60,19 @@ class Tokens:
                 )
         except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
             raise Unauthorized("The token is not valid; log in again") from error
-        user_id, team_id, expiry = claims["sub"], claims["team_id"], claims["exp"]
+        user_id, team_id = claims["sub"], claims["team_id"]
+        issued, expiry = claims["iat"], claims["exp"]
         if not (isinstance(user_id, str) and isinstance(team_id, str)):
             raise Unauthorized("The token is not valid; log in again")
         if not (is_id("usr", user_id) and is_id("team", team_id)):
             raise Unauthorized("The token is not valid; log in again")
         if not isinstance(expiry, int | float) or self._clock().timestamp() >= expiry:
             raise Unauthorized("The token has expired; log in again")
-        return Claims(UserId(user_id), TeamId(team_id))
+        try:
+            issued_at = datetime.fromtimestamp(issued, UTC)
+        except (TypeError, ValueError, OverflowError, OSError) as error:
+            raise Unauthorized("The token is not valid; log in again") from error
+        return Claims(UserId(user_id), TeamId(team_id), issued_at)
 
 
 def load_or_make_secret(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from wrenn_sandbox.errors import EmailTaken
@@ -13,7 +13,12 @@ from .records import Account
 from .tables import memberships, teams, users
 
 _ACCOUNT = select(
-    users.c.id, memberships.c.team_id, users.c.email, users.c.password_hash
+    users.c.id,
+    memberships.c.team_id,
+    users.c.email,
+    users.c.password_hash,
+    users.c.disabled_at,
+    users.c.tokens_not_before,
 ).join_from(users, memberships, memberships.c.user_id == users.c.id)
 
 
@@ -57,12 +62,30 @@ class Accounts:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             return None
-        return Account(UserId(row.id), TeamId(row.team_id), row.email, row.password_hash)
+        return Account(
+            UserId(row.id),
+            TeamId(row.team_id),
+            row.email,
+            row.password_hash,
+            row.disabled_at,
+            row.tokens_not_before,
+        )
 
-    async def is_member(self, user_id: UserId, team_id: TeamId) -> bool:
-        """Whether the user still exists and still belongs to the team."""
-        query = select(memberships.c.role).where(
-            memberships.c.user_id == user_id, memberships.c.team_id == team_id
+    async def may_act(self, user_id: UserId, team_id: TeamId, issued_at: datetime) -> bool:
+        """Whether a token of this time counts.
+
+        The user exists, is not disabled, still belongs to the team, and no later time was set
+        before which tokens do not count.
+        """
+        query = (
+            select(memberships.c.role)
+            .join_from(memberships, users, users.c.id == memberships.c.user_id)
+            .where(
+                memberships.c.user_id == user_id,
+                memberships.c.team_id == team_id,
+                users.c.disabled_at.is_(None),
+                or_(users.c.tokens_not_before.is_(None), users.c.tokens_not_before <= issued_at),
+            )
         )
         async with self._database.read() as connection:
             return (await connection.execute(query)).one_or_none() is not None

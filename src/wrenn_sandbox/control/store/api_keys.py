@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy import Row, delete, exists, insert, or_, select, update
 
 from wrenn_sandbox.ids import KeyId, TeamId
 
 from .database import Database
 from .paging import newest_first
 from .records import ApiKey, KeyOwner, Position
-from .tables import api_keys
+from .tables import api_keys, memberships, users
 
 _KEY = select(
     api_keys.c.id,
@@ -20,7 +20,13 @@ _KEY = select(
     api_keys.c.created_at,
     api_keys.c.last_used,
 )
-_OWNER = select(api_keys.c.id, api_keys.c.team_id, api_keys.c.last_used)
+_TEAM_HAS_SOMEBODY = exists().where(
+    memberships.c.team_id == api_keys.c.team_id,
+    users.c.id == memberships.c.user_id,
+    users.c.disabled_at.is_(None),
+)
+_OWNER = select(api_keys.c.id, api_keys.c.team_id, api_keys.c.last_used).where(_TEAM_HAS_SOMEBODY)
+"""Keys that count: those of a team in which somebody is not disabled."""
 
 
 def _key(row: Row[*tuple[object, ...]]) -> ApiKey:
@@ -72,6 +78,7 @@ class ApiKeyDirectory:
         self._database = database
 
     async def owner(self, digest: str) -> KeyOwner | None:
+        """Whose key it is; None for a key that does not count."""
         async with self._database.read() as connection:
             row = (
                 await connection.execute(_OWNER.where(api_keys.c.digest == digest))
@@ -79,6 +86,12 @@ class ApiKeyDirectory:
         if row is None:
             return None
         return KeyOwner(KeyId(row.id), TeamId(row.team_id), row.last_used)
+
+    async def counts(self, key_id: KeyId) -> bool:
+        """Whether the key is still there and its team has somebody who is not disabled."""
+        async with self._database.read() as connection:
+            query = _OWNER.where(api_keys.c.id == key_id)
+            return (await connection.execute(query)).one_or_none() is not None
 
     async def touch(self, used: Mapping[KeyId, datetime]) -> None:
         """Move `last_used` of these keys forward."""

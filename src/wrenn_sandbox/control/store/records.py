@@ -15,6 +15,9 @@ class Account:
     team_id: TeamId
     email: str
     password_hash: str | None
+    disabled_at: datetime | None = None
+    tokens_not_before: datetime | None = None
+    """Tokens issued earlier do not count; a whole second."""
 
 
 @dataclass(frozen=True, slots=True)
