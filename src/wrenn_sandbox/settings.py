@@ -122,6 +122,22 @@ class Settings(BaseSettings):
     max_disk_layers: int = Field(default=4, ge=1)
     idle_memory_sec: float = Field(default=600.0, ge=0)
 
+    memory_overcommit: float = Field(default=4.0, ge=0)
+    max_variants: int = Field(default=16, ge=1)
+    disk_factor: int = Field(default=3, ge=3)
+    disk_mbps: int = Field(default=0, ge=0, le=1_000_000)
+    disk_iops: int = Field(default=0, ge=0, le=10_000_000)
+
+    quota_running: int = Field(default=100, ge=0)
+    quota_vcpus: int = Field(default=0, ge=0)
+    quota_memory_mb: int = Field(default=0, ge=0)
+    quota_sandboxes: int = Field(default=1000, ge=0)
+    quota_snapshots: int = Field(default=100, ge=0)
+    quota_disk_mb: int = Field(default=102_400, ge=0)
+    quota_api_keys: int = Field(default=100, ge=0)
+    calls_per_sandbox: int = Field(default=256, ge=1)
+    calls_per_team: int = Field(default=1024, ge=1)
+
     body_limit_bytes: int = 1024 * 1024
     output_limit_bytes: int = 10 * 1024 * 1024
     console_limit_bytes: int = 256 * 1024
