@@ -15,6 +15,7 @@ from .database import Database
 from .installation import Installation
 from .migrate import migrate
 from .sandboxes import AllSandboxes, TeamSandboxes
+from .spent_states import SpentStates
 from .templates import Snapshots, TeamTemplates
 
 
@@ -35,6 +36,7 @@ class Store:
         self._database = Database(url)
         self.installation = Installation(self._database)
         self.accounts = Accounts(self._database)
+        self.spent_states = SpentStates(self._database)
         self.keys = ApiKeyDirectory(self._database)
         self.all_sandboxes = AllSandboxes(self._database)
         self.snapshots = Snapshots(self._database)

@@ -2,15 +2,15 @@
 
 from datetime import datetime
 
-from sqlalchemy import insert, or_, select
+from sqlalchemy import ColumnElement, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from wrenn_sandbox.errors import EmailTaken
 from wrenn_sandbox.ids import TeamId, UserId
 
 from .database import Database
-from .records import Account
-from .tables import memberships, teams, users
+from .records import Account, Identity
+from .tables import identities, memberships, teams, users
 
 _ACCOUNT = select(
     users.c.id,
@@ -32,10 +32,14 @@ class Accounts:
         user_id: UserId,
         team_id: TeamId,
         email: str,
-        password_hash: str,
+        password_hash: str | None,
         now: datetime,
+        identity: Identity | None = None,
     ) -> Account:
-        """Add user, team and owner membership at once; raises `EmailTaken`."""
+        """Add user, team and owner membership at once; raises `EmailTaken`.
+
+        With `identity` that is the user's too; the error then also means that it has an account.
+        """
         try:
             async with self._database.write() as connection:
                 await connection.execute(
@@ -51,13 +55,33 @@ class Accounts:
                         user_id=user_id, team_id=team_id, role="owner", created_at=now
                     )
                 )
+                if identity is not None:
+                    await connection.execute(
+                        insert(identities).values(
+                            provider=identity.provider,
+                            subject=identity.subject,
+                            user_id=user_id,
+                            created_at=now,
+                        )
+                    )
         except IntegrityError as error:
             raise EmailTaken("This email is already registered; log in instead") from error
         return Account(user_id, team_id, email, password_hash)
 
     async def by_email(self, email: str) -> Account | None:
         """The account of an email with the first team that it joined."""
-        query = _ACCOUNT.where(users.c.email == email).order_by(memberships.c.created_at).limit(1)
+        return await self._first(users.c.email == email)
+
+    async def by_identity(self, identity: Identity) -> Account | None:
+        """The account of a provider's user with the first team that it joined."""
+        user = select(identities.c.user_id).where(
+            identities.c.provider == identity.provider,
+            identities.c.subject == identity.subject,
+        )
+        return await self._first(users.c.id == user.scalar_subquery())
+
+    async def _first(self, condition: ColumnElement[bool]) -> Account | None:
+        query = _ACCOUNT.where(condition).order_by(memberships.c.created_at).limit(1)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:

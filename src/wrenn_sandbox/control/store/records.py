@@ -21,6 +21,14 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """A person as a provider knows them; `subject` is the provider's id of them."""
+
+    provider: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     id: KeyId
     team_id: TeamId
