@@ -1,0 +1,103 @@
+"""GitHub and GitHub Enterprise Server.
+
+Formats: https://docs.github.com/en/apps/oauth-apps/building-oauth-apps/authorizing-oauth-apps
+and https://docs.github.com/en/rest/users. A failed exchange of a code is answered there with
+status 200 and an `error` in place of the token.
+"""
+
+from typing import Annotated, ClassVar, Final, Self
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from wrenn_sandbox.settings import Settings
+
+from .http import ProviderHttp, failed
+from .provider import Authorization, Grant, Profile, Provider
+
+_SCOPE: Final = "user:email"
+_API_OF_GITHUB: Final = "https://api.github.com"
+
+
+class _Token(msgspec.Struct):
+    access_token: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._~+/=-]{1,1024}\Z")]
+    token_type: Annotated[str, Meta(pattern=r"^(?i:bearer)\Z")]
+
+
+class _User(msgspec.Struct):
+    id: Annotated[int, Meta(gt=0)]
+
+
+class _Email(msgspec.Struct):
+    email: str
+    primary: bool
+    verified: bool
+
+
+class GitHub(Provider):
+    """`url` has the login pages, `api_url` the REST API; neither ends with a slash."""
+
+    name: ClassVar[str] = "github"
+
+    def __init__(self, client_id: str, client_secret: str, *, url: str, api_url: str) -> None:
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._url = url
+        self._api_url = api_url
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Self | None:
+        secret = settings.oauth_github_client_secret
+        if settings.oauth_github_client_id is None or secret is None:
+            return None
+        url = settings.oauth_github_url
+        return cls(
+            settings.oauth_github_client_id,
+            secret.get_secret_value(),
+            url=url,
+            api_url=settings.oauth_github_api_url or _api_url(url),
+        )
+
+    def authorization_url(self, authorization: Authorization) -> str:
+        query = {
+            "client_id": self._client_id,
+            "redirect_uri": authorization.redirect_uri,
+            "response_type": "code",
+            "scope": _SCOPE,
+            "state": authorization.state,
+            "code_challenge": authorization.challenge,
+            "code_challenge_method": "S256",
+        }
+        return f"{self._url}/login/oauth/authorize?{urlencode(query)}"
+
+    async def profile(self, http: ProviderHttp, grant: Grant) -> Profile:
+        token = await http.post(
+            f"{self._url}/login/oauth/access_token",
+            {"Accept": "application/json"},
+            {
+                "grant_type": "authorization_code",
+                "client_id": self._client_id,
+                "client_secret": self._client_secret,
+                "code": grant.code,
+                "redirect_uri": grant.redirect_uri,
+                "code_verifier": grant.verifier,
+            },
+            _Token,
+        )
+        headers = {
+            "Accept": "application/vnd.github+json",
+            "Authorization": f"Bearer {token.access_token}",
+        }
+        user = await http.get(f"{self._api_url}/user", headers, _User)
+        url = f"{self._api_url}/user/emails?per_page=100"
+        emails = await http.get(url, headers, list[_Email])
+        primary = next((each.email for each in emails if each.primary and each.verified), None)
+        if primary is None:
+            raise failed("no verified primary email")
+        return Profile(subject=str(user.id), email=primary)
+
+
+def _api_url(url: str) -> str:
+    """The API that belongs to login pages: an Enterprise Server has its own below them."""
+    return _API_OF_GITHUB if urlsplit(url).hostname == "github.com" else f"{url}/api/v3"

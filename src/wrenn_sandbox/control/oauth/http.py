@@ -1,0 +1,86 @@
+"""The way to a provider: bounded in time and size, and nothing of it is kept or logged."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final, TypeVar
+
+import httpx2
+import msgspec
+
+from wrenn_sandbox.errors import ExchangeFailed
+
+ANSWER_LIMIT_BYTES: Final = 256 * 1024
+_CONNECTIONS: Final = httpx2.Limits(max_connections=20, max_keepalive_connections=5)
+_HEADERS: Final = {"User-Agent": "wrenn-sandbox", "Accept-Encoding": "identity"}
+
+_Answer = TypeVar("_Answer")
+
+
+class ProviderHttp:
+    """Asks a provider for JSON. Redirects are not followed and cookies are not kept."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self._client = client
+
+    async def get(self, url: str, headers: Mapping[str, str], kind: type[_Answer]) -> _Answer:
+        """The answer 200 as a `kind`; raises `ExchangeFailed` for any other."""
+        return await self._ask(self._client.build_request("GET", url, headers=headers), kind)
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], form: Mapping[str, str], kind: type[_Answer]
+    ) -> _Answer:
+        """The same for a form."""
+        request = self._client.build_request("POST", url, headers=headers, data=form)
+        return await self._ask(request, kind)
+
+    async def _ask(self, request: httpx2.Request, kind: type[_Answer]) -> _Answer:
+        where = request.url.path
+        try:
+            body = await self._read(request)
+        except httpx2.HTTPError as error:
+            # what it says may hold a piece of the answer
+            raise failed(f"{where}: {type(error).__name__}") from None
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise failed(f"{where}: not the JSON that was expected") from None
+
+    async def _read(self, request: httpx2.Request) -> bytes:
+        response = await self._client.send(request, stream=True)
+        try:
+            if response.status_code != 200:
+                raise failed(f"{request.url.path}: status {response.status_code}")
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise failed(f"{request.url.path}: compressed")
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > ANSWER_LIMIT_BYTES:
+                    raise failed(f"{request.url.path}: too long")
+            return bytes(body)
+        finally:
+            await response.aclose()
+
+
+def failed(detail: str) -> ExchangeFailed:
+    """The failure of an exchange; `detail` is for the log and holds nothing secret."""
+    return ExchangeFailed("The provider does not tell who you are; try again", detail=detail)
+
+
+@asynccontextmanager
+async def provider_http(timeout: float) -> AsyncIterator[ProviderHttp]:
+    """One client as long as the block lasts; each wait for the network ends after `timeout` s."""
+
+    def make() -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            timeout=timeout,
+            limits=_CONNECTIONS,
+            headers=_HEADERS,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
+
+    # reads the certificates of the system
+    async with await asyncio.to_thread(make) as client:
+        yield ProviderHttp(client)
