@@ -191,6 +191,15 @@ def test_failures_of_ours_have_a_code_of_their_own(person: Person, sandbox: Sand
         assert person.run("sandbox", *wrong).returncode == 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process started in the background of a script is born ignoring SIGINT; so are its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_a_command(person: Person, sandbox: Sandbox) -> None:
     script = "trap 'echo ended > ended; exit' TERM; echo begun; while :; do sleep 0.05; done"
     process = subprocess.Popen(
