@@ -42,6 +42,10 @@ class Metrics:
             "wrenn_auto_pauses", "Automatic pauses", ("outcome",), registry=self.registry
         )
 
+        self._draining = Gauge(
+            "wrenn_draining", "1 while the server is drained", registry=self.registry
+        )
+
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         known = method if method in _METHODS else "other"
         self._requests.labels(known, route, str(status)).observe(seconds)
@@ -51,6 +55,9 @@ class Metrics:
 
     def auto_pause(self, *, done: bool) -> None:
         self._auto_pauses.labels("paused" if done else "failed").inc()
+
+    def draining(self, now: bool) -> None:
+        self._draining.set(now)
 
     async def text(self, store: Store) -> bytes:
         """All numbers as they are now."""

@@ -21,6 +21,8 @@ from .service.activity import Activity
 from .service.api_keys import ApiKeyService
 from .service.autopause import AutoPause
 from .service.callers import Revocations
+from .service.draining import Draining
+from .service.evacuation import Evacuation
 from .service.guests import GuestService
 from .service.host_events import HostEvents
 from .service.images import DiscardedImages
@@ -59,6 +61,7 @@ class ControlPlane:
         self.metrics = Metrics()
         self.operations = Operations()
         self.activity = Activity(self.store, clock)
+        self.draining = Draining(self.store, self.metrics)
         self.passwords = Passwords(hasher)
         self.api_keys = ApiKeyService(self.store, clock=clock, random=random)
         self.revocations = Revocations(self.store)
@@ -68,6 +71,7 @@ class ControlPlane:
             host,
             self.operations,
             self.activity,
+            self.draining,
             wakeups,
             clock=clock,
             random=random,
@@ -123,6 +127,13 @@ class ControlPlane:
         self.pause_at_stop = PauseAtStop(
             self.store, self.lifecycle, timeout=settings.stop_pause_timeout_sec
         )
+        self.evacuation = Evacuation(
+            self.store,
+            self.lifecycle,
+            self.draining,
+            timeout=settings.stop_pause_timeout_sec,
+            clock=clock,
+        )
         self.autopause = AutoPause(
             self.store,
             host,
@@ -146,6 +157,7 @@ class ControlPlane:
         try:
             candidate = new_installation_id(self._random)
             await self._host.claim(await self.store.installation.identity(candidate))
+            await self.draining.refresh()
             services = await self._services()
             async with asyncio.TaskGroup() as background:
                 tasks = [
@@ -156,6 +168,8 @@ class ControlPlane:
                         self.autopause,
                         self.lazy_writes,
                         self.revocations,
+                        self.draining,
+                        self.evacuation,
                     )
                 ]
                 try:
@@ -185,7 +199,13 @@ class ControlPlane:
             random=self._random,
         )
         return Services(
-            accounts, self.api_keys, self.sandboxes, self.snapshots, self.guests, self.revocations
+            accounts,
+            self.api_keys,
+            self.sandboxes,
+            self.snapshots,
+            self.guests,
+            self.revocations,
+            self.draining,
         )
 
     async def _secret(self) -> str:

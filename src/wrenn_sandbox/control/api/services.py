@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 from wrenn_sandbox.control.service.accounts import AccountService
 from wrenn_sandbox.control.service.api_keys import ApiKeyService
 from wrenn_sandbox.control.service.callers import Revocations
+from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
@@ -22,6 +23,7 @@ class Services:
     snapshots: SnapshotService
     guests: GuestService
     revocations: Revocations
+    draining: Draining
 
 
 def services_of(connection: HTTPConnection) -> Services:

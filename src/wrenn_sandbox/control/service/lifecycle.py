@@ -21,6 +21,7 @@ from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
 from .activity import Activity
+from .draining import Draining
 from .operations import Operations
 
 SHUTDOWN: Final = "shutdown"
@@ -51,6 +52,7 @@ class Lifecycle:
         host: Host,
         operations: Operations,
         activity: Activity,
+        draining: Draining,
         wakeups: Wakeups,
         *,
         clock: Clock,
@@ -60,20 +62,25 @@ class Lifecycle:
         self._host = host
         self._operations = operations
         self._activity = activity
+        self._draining = draining
         self._wakeups = wakeups
         self._clock = clock
         self._random = random
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
     async def create(self, sandbox: Sandbox) -> Sandbox:
+        self._draining.refuse()
         return await self._operations.run(sandbox.id, self._create(sandbox))
 
-    async def pause(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
+    async def pause(
+        self, sandbox_id: SandboxId, actor: str = "user", reason: str | None = None
+    ) -> Sandbox:
         return await self._operations.run(
-            sandbox_id, self._pause(sandbox_id, actor), of_stop=actor == SHUTDOWN
+            sandbox_id, self._pause(sandbox_id, actor, reason), of_stop=actor == SHUTDOWN
         )
 
     async def resume(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
+        self._draining.refuse()
         return await self._operations.run(sandbox_id, self._resume(sandbox_id, actor))
 
     async def delete(self, sandbox_id: SandboxId, actor: str = "user") -> None:
@@ -113,9 +120,9 @@ class Lifecycle:
         self._wakeups.autopause.set()
         return started
 
-    async def _pause(self, sandbox_id: SandboxId, actor: str) -> Sandbox:
+    async def _pause(self, sandbox_id: SandboxId, actor: str, reason: str | None) -> Sandbox:
         sandbox = await self._begin(
-            sandbox_id, Event.PAUSE, actor, "only a running sandbox can be paused"
+            sandbox_id, Event.PAUSE, actor, "only a running sandbox can be paused", reason
         )
         try:
             if actor == "auto" and self._activity.in_use(sandbox_id):
@@ -161,9 +168,16 @@ class Lifecycle:
             await self._host.destroy(sandbox_id, self._operation())
         await self._record(sandbox_id, Event.DELETED, actor, None)
 
-    async def _begin(self, sandbox_id: SandboxId, event: Event, actor: str, wanted: str) -> Sandbox:
+    async def _begin(
+        self,
+        sandbox_id: SandboxId,
+        event: Event,
+        actor: str,
+        wanted: str,
+        reason: str | None = None,
+    ) -> Sandbox:
         try:
-            return await self._store.apply(sandbox_id, self._change(event, actor))
+            return await self._store.apply(sandbox_id, self._change(event, actor, reason=reason))
         except IllegalTransition as error:
             raise not_possible(error.state, wanted) from error
         except Missing as error:

@@ -17,6 +17,11 @@ _AT_ONCE: Final = 4
 _MB_PER_GIB: Final = 1024
 
 
+def pause_limit(sandbox: Sandbox, per_gib: float) -> float:
+    """How many seconds a pause may take that has `per_gib` for each GiB begun of memory."""
+    return per_gib * -(-sandbox.memory_mb // _MB_PER_GIB)
+
+
 class PauseAtStop:
     """Each pause gets `timeout` seconds for each GiB begun of its sandbox's memory."""
 
@@ -53,7 +58,7 @@ class PauseAtStop:
                 group.create_task(self._pause(sandbox, turn))
 
     async def _pause(self, sandbox: Sandbox, turn: asyncio.Semaphore) -> None:
-        limit = self._timeout * -(-sandbox.memory_mb // _MB_PER_GIB)
+        limit = pause_limit(sandbox, self._timeout)
         async with turn:
             try:
                 async with asyncio.timeout(limit):

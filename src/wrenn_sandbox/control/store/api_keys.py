@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Row, delete, exists, insert, or_, select, update
+from sqlalchemy import Row, delete, insert, or_, select, update
 
 from wrenn_sandbox.ids import KeyId, TeamId
 
 from .database import Database
 from .paging import newest_first
+from .presence import has_somebody
 from .records import ApiKey, KeyOwner, Position
-from .tables import api_keys, memberships, users
+from .tables import api_keys
 
 _KEY = select(
     api_keys.c.id,
@@ -20,12 +21,9 @@ _KEY = select(
     api_keys.c.created_at,
     api_keys.c.last_used,
 )
-_TEAM_HAS_SOMEBODY = exists().where(
-    memberships.c.team_id == api_keys.c.team_id,
-    users.c.id == memberships.c.user_id,
-    users.c.disabled_at.is_(None),
+_OWNER = select(api_keys.c.id, api_keys.c.team_id, api_keys.c.last_used).where(
+    has_somebody(api_keys.c.team_id)
 )
-_OWNER = select(api_keys.c.id, api_keys.c.team_id, api_keys.c.last_used).where(_TEAM_HAS_SOMEBODY)
 """Keys that count: those of a team in which somebody is not disabled."""
 
 

@@ -1,4 +1,6 @@
-"""The identity of the database: made once, never changed."""
+"""The identity of the database, made once and never changed, and whether to drain its server."""
+
+from datetime import datetime
 
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
@@ -26,6 +28,11 @@ class Installation:
             assert known is not None
             return known
         return candidate
+
+    async def draining_since(self) -> datetime | None:
+        """Since when the operator wants nothing to run; None when things may run."""
+        async with self._database.read() as connection:
+            return await connection.scalar(select(installation.c.draining_since))
 
     async def _known(self) -> InstallationId | None:
         async with self._database.read() as connection:

@@ -21,6 +21,7 @@ from wrenn_sandbox.wire.messages import Placement
 
 from .database import Database
 from .paging import newest_first
+from .presence import has_somebody
 from .records import Position, Sandbox, SandboxEvent
 from .tables import sandbox_events, sandboxes
 
@@ -31,7 +32,7 @@ _REASON_LENGTH = 1000
 class Change:
     """What happens to a sandbox, why and by whom.
 
-    Actors are `user`, `auto`, `reconciler`, `host` and `shutdown`.
+    Actors are `user`, `auto`, `reconciler`, `host`, `shutdown` and `admin`.
     """
 
     event: Event
@@ -246,6 +247,14 @@ class AllSandboxes:
         """The running sandboxes that are paused after a time without activity."""
         query = select(sandboxes).where(
             sandboxes.c.state == State.RUNNING.value, sandboxes.c.timeout_sec > 0
+        )
+        async with self._database.read() as connection:
+            return [_sandbox(row) for row in await connection.execute(query)]
+
+    async def running_without_somebody(self) -> list[Sandbox]:
+        """The running sandboxes of teams whose users are all disabled."""
+        query = select(sandboxes).where(
+            sandboxes.c.state == State.RUNNING.value, ~has_somebody(sandboxes.c.team_id)
         )
         async with self._database.read() as connection:
             return [_sandbox(row) for row in await connection.execute(query)]

@@ -1,0 +1,52 @@
+"""Whether this server is being drained: it takes nothing new, so that its machine can be serviced.
+
+The wish is in the database, where `wrenn admin drain` writes it.
+"""
+
+import asyncio
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.control.metrics import Metrics
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.errors import NoCapacity
+
+from .uninterrupted import uninterrupted
+
+_log = structlog.get_logger(__name__)
+_INTERVAL: Final = 1.0
+_RETRY_AFTER: Final = 60.0
+
+
+class Draining:
+    """What the database said a second ago at most, as long as `run` runs."""
+
+    def __init__(self, store: Store, metrics: Metrics) -> None:
+        self._installation = store.installation
+        self._metrics = metrics
+        self.since: datetime | None = None
+
+    def refuse(self) -> None:
+        """Raises `NoCapacity` where nothing may start."""
+        if self.since is not None:
+            raise NoCapacity(
+                "This server is being drained; try again later", retry_after=_RETRY_AFTER
+            )
+
+    async def refresh(self) -> None:
+        """Read what the operator wants."""
+        since = await self._installation.draining_since()
+        if (since is None) is not (self.since is None):
+            _log.warning("draining" if since is not None else "not draining any more")
+        self.since = since
+        self._metrics.draining(since is not None)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                await uninterrupted(self.refresh())
+            except Exception:
+                _log.exception("whether to drain is not known")

@@ -1,0 +1,93 @@
+"""Pauses what may not run any more, one sandbox after the other.
+
+That is everything while the server is drained, and at any time the sandboxes of teams whose users
+are all disabled. What can not be paused keeps running and is tried again a minute later.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Sandbox
+from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.model.sandbox import State
+
+from .draining import Draining
+from .lifecycle import Lifecycle
+from .stop import pause_limit
+from .uninterrupted import uninterrupted
+
+ADMIN: Final = "admin"
+"""The actor of what is done to sandboxes because an operator wants it."""
+
+DRAINED: Final = "the server is being drained"
+NOBODY: Final = "every user of its team is disabled"
+_log = structlog.get_logger(__name__)
+_INTERVAL: Final = 1.0
+_RETRY: Final = timedelta(minutes=1)
+
+
+class Evacuation:
+    """Each pause gets `timeout` seconds for each GiB begun of its sandbox's memory."""
+
+    def __init__(
+        self,
+        store: Store,
+        lifecycle: Lifecycle,
+        draining: Draining,
+        *,
+        timeout: float,
+        clock: Clock,
+    ) -> None:
+        self._store = store.all_sandboxes
+        self._lifecycle = lifecycle
+        self._draining = draining
+        self._timeout = timeout
+        self._clock = clock
+        self._not_before: dict[SandboxId, datetime] = {}
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                await uninterrupted(self.sweep())
+            except Exception:
+                _log.exception("evacuation failed")
+
+    async def sweep(self) -> None:
+        """Pause what may not run now, save for what failed within the last minute."""
+        nobodys = await self._store.running_without_somebody()
+        await self._pause_all(nobodys, NOBODY)
+        if self._draining.since is not None:
+            await self._pause_all(await self._store.in_states([State.RUNNING]), DRAINED)
+
+    async def _pause_all(self, sandboxes: list[Sandbox], reason: str) -> None:
+        for sandbox in sandboxes:
+            if reason == DRAINED and self._draining.since is None:
+                return
+            due = self._not_before.pop(sandbox.id, None)
+            if due is not None and due > self._clock():
+                self._not_before[sandbox.id] = due
+            elif not await self._pause(sandbox, reason):
+                self._not_before[sandbox.id] = self._clock() + _RETRY
+
+    async def _pause(self, sandbox: Sandbox, reason: str) -> bool:
+        limit = pause_limit(sandbox, self._timeout)
+        try:
+            async with asyncio.timeout(limit):
+                await self._lifecycle.pause(sandbox.id, ADMIN, reason)
+        except TimeoutError:
+            _log.warning("not paused in time", sandbox_id=sandbox.id, seconds=limit)
+        except WrennError as error:
+            _log.warning("not paused", sandbox_id=sandbox.id, error=error.message)
+        except Exception:
+            _log.exception("not paused", sandbox_id=sandbox.id)
+        else:
+            _log.info("paused", sandbox_id=sandbox.id, reason=reason)
+            return True
+        return False
