@@ -17,7 +17,10 @@
     │   ├── StateRefused        invalid_state
     │   ├── MissingCode         missing_code
     │   └── ExchangeFailed      exchange_failed     the provider does not say who it is
+    ├── RequestTimeout          408 request_timeout
     ├── TooLarge                413 too_large
+    │   ├── UrlTooLong          414 too_large
+    │   └── HeadTooLarge        431 too_large
     ├── RateLimited             429 rate_limited
     ├── QuotaExceeded           429 quota_exceeded
     ├── InternalError           500 internal_error
@@ -126,8 +129,22 @@ class ExchangeFailed(LoginRefused):
     code, retry = "exchange_failed", True
 
 
+class RequestTimeout(WrennError):
+    """The client took too long to send its request."""
+
+    code, status, retry = "request_timeout", 408, True
+
+
 class TooLarge(WrennError):
     code, status = "too_large", 413
+
+
+class UrlTooLong(TooLarge):
+    status = 414
+
+
+class HeadTooLarge(TooLarge):
+    status = 431
 
 
 class RateLimited(WrennError):
@@ -135,7 +152,17 @@ class RateLimited(WrennError):
 
 
 class QuotaExceeded(WrennError):
-    code, status, retry = "quota_exceeded", 429, True
+    """A limit of the caller's team is reached; carries the name of that limit."""
+
+    code, status = "quota_exceeded", 429
+
+    def __init__(self, message: str, *, limit: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+        self.retry = retry_after is not None
+
+    def extra(self) -> Mapping[str, str]:
+        return {"limit": self.limit}
 
 
 class InternalError(WrennError):

@@ -9,7 +9,7 @@ Names are `WRENN_` and the field in capitals, except those that the contract or 
 import os
 import re
 from functools import cached_property
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
@@ -36,6 +36,9 @@ _DATABASES: Final = (
     "sqlite+aiosqlite://",
 )
 _URL: Final = re.compile(r"[!-~]+")
+_ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
+"""An origin as browsers send it: lower case, no path, no slash at the end."""
+
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -74,6 +77,16 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     metrics_token: SecretStr | None = None
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_connections: int = Field(default=2048, ge=1)
+    max_connections_per_address: int = Field(default=256, ge=1)
+    head_timeout_sec: float = Field(default=15.0, gt=0)
+    body_timeout_sec: float = Field(default=60.0, gt=0)
+    write_timeout_sec: float = Field(default=300.0, gt=0)
+    keep_alive_sec: float = Field(default=15.0, gt=0)
 
     database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
     jwt_secret: SecretStr | None = None
@@ -155,13 +168,14 @@ class Settings(BaseSettings):
         "oauth_github_client_secret",
         "oauth_github_api_url",
         "oauth_redirect_url",
+        "public_url",
         mode="before",
     )
     @classmethod
     def _without_empty(cls, value: object) -> object:
         return None if value == "" else value
 
-    @field_validator("oauth_github_url", "oauth_github_api_url", "oauth_redirect_url")
+    @field_validator("oauth_github_url", "oauth_github_api_url", "oauth_redirect_url", "public_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
         return None if value is None else _base_url(value)
@@ -176,7 +190,7 @@ class Settings(BaseSettings):
                 "GitHub login needs OAUTH_GITHUB_CLIENT_ID and OAUTH_GITHUB_CLIENT_SECRET, or"
                 " neither of them"
             )
-        if not self.public_url:
+        if self.public_url is None:
             raise ValueError(
                 "GitHub login needs CP_PUBLIC_URL, the URL under which browsers reach this server"
             )
@@ -185,17 +199,21 @@ class Settings(BaseSettings):
                 "GitHub login needs OAUTH_REDIRECT_URL, the URL of the front end that gets the"
                 " token"
             )
-        try:
-            _base_url(self.public_url)
-        except ValueError as error:
-            raise ValueError(f"CP_PUBLIC_URL {error}") from None
         return self
 
-    @field_validator("dns_servers", mode="before")
+    @field_validator("dns_servers", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
-    def _split_servers(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin such as https://app.example.com")
         return value
 
     @field_validator("auth_attempts", "auth_attempts_per_address")

@@ -22,10 +22,17 @@ from wrenn_sandbox.control.api import (
     sandboxes,
     snapshots,
 )
+from wrenn_sandbox.control.api.cors import Cors
 from wrenn_sandbox.control.api.docs import add_docs
 from wrenn_sandbox.control.api.errors import add_error_handlers
+from wrenn_sandbox.control.api.forwarded import Forwarded, TrustedProxies
 from wrenn_sandbox.control.api.metrics import metrics_router
-from wrenn_sandbox.control.api.middleware import BodyLimit, RequestContext
+from wrenn_sandbox.control.api.middleware import (
+    BodyLimit,
+    Concurrency,
+    LastResort,
+    RequestContext,
+)
 from wrenn_sandbox.control.plane import ControlPlane
 from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.ids import Random
@@ -90,5 +97,11 @@ def create_app(
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=files.BODY_LIMITS)
+    app.add_middleware(LastResort)
+    app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestContext, metrics=plane.metrics, random=random)
+    if settings.trusted_proxies:
+        app.add_middleware(Forwarded, trusted=TrustedProxies(settings.trusted_proxies))
     return app

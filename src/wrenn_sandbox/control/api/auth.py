@@ -6,6 +6,8 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from .body import described, json_body
+from .forwarded import group_of
+from .middleware import client_address
 from .responses import failures
 from .schemas import AuthResponse, LoginRequest, SignupRequest
 from .services import ServicesDependency
@@ -14,7 +16,7 @@ router = APIRouter(prefix="/v1/auth", tags=["auth"])
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client is not None else "unknown"
+    return group_of(client_address(request.scope))
 
 
 @router.post(

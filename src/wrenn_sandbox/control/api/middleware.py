@@ -1,18 +1,22 @@
-"""What surrounds every request, as plain ASGI: request id, body limit, access log, last resort."""
+"""What surrounds every request, as plain ASGI: request id, headers, limits, log, last resort."""
 
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wrenn_sandbox.control.metrics import Metrics
-from wrenn_sandbox.errors import TooLarge
+from wrenn_sandbox.errors import RateLimited, TooLarge
 from wrenn_sandbox.ids import Random, new_request_id
 
 from .errors import INTERNAL, error_response
+from .forwarded import group_of
+from .headers import secured
 
 _log = structlog.get_logger("wrenn_sandbox.access")
 _HEADS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
@@ -22,10 +26,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestContext:
-    """Names each request, logs and counts it, and answers 500 for what nobody has caught.
+    """Names each request, logs and counts it, and adds the headers that every answer has.
 
     An `X-Request-Id` of the caller's is kept when it is 1 to 128 letters, digits, `.`, `_`, `:`
-    or `-`.
+    or `-`. The log has paths, never what follows the question mark.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, random: Random) -> None:
@@ -46,17 +50,13 @@ class RequestContext:
             nonlocal status
             if message["type"] in _HEADS:
                 status = message.get("status", 101)
+                message["headers"] = secured(list(message.get("headers", ())), scope["scheme"])
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, named)
-            except Exception:
-                _log.exception("request failed")
-                if status:
-                    raise
-                await error_response(INTERNAL)(scope, receive, named)
             finally:
                 seconds = time.perf_counter() - begin
                 route = getattr(scope.get("route"), "path", "none")
@@ -65,10 +65,69 @@ class RequestContext:
                 _log.info(
                     "request",
                     method=method,
-                    path=scope["path"],
+                    path=quote(scope["path"], safe="/:@~", errors="replace"),
+                    client=client_address(scope),
                     status=status,
                     ms=round(seconds * 1000, 2),
                 )
+
+
+def client_address(scope: Scope) -> str:
+    """Where a request comes from; see `forwarded.py` for requests that come through proxies."""
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
+class LastResort:
+    """Answers 500 for what nobody has caught; the log has the rest."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] in _HEADS
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            _log.exception("request failed")
+            if started or scope["type"] not in ("http", "websocket"):
+                raise
+            await error_response(INTERNAL)(scope, receive, watched)
+
+
+class Concurrency:
+    """Bounds how many requests and WebSockets one client address has under way at once.
+
+    The server counts connections; behind a trusted proxy it sees only the proxy's, and this counts.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._under_way: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        address = group_of(client_address(scope))
+        if self._under_way[address] >= self._limit:
+            busy = RateLimited("Too many requests at once from this address", retry_after=1)
+            await error_response(busy)(scope, receive, send)
+            return
+        self._under_way[address] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way[address] -= 1
+            if not self._under_way[address]:
+                del self._under_way[address]
 
 
 class _TooMuch(Exception):
