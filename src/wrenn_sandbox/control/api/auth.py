@@ -15,7 +15,8 @@ from .services import ServicesDependency
 router = APIRouter(prefix="/v1/auth", tags=["auth"])
 
 
-def _address(request: Request) -> str:
+def attempted_from(request: Request) -> str:
+    """Whose attempts a request counts among."""
     return group_of(client_address(request.scope))
 
 
@@ -32,7 +33,9 @@ async def signup(
     body: Annotated[SignupRequest, Depends(json_body(SignupRequest))],
 ) -> AuthResponse:
     """Make a user with a team of their own and log them in."""
-    session = await services.accounts.signup(body.email, body.password, address=_address(request))
+    session = await services.accounts.signup(
+        body.email, body.password, address=attempted_from(request)
+    )
     return AuthResponse.of(session)
 
 
@@ -48,5 +51,7 @@ async def login(
     body: Annotated[LoginRequest, Depends(json_body(LoginRequest))],
 ) -> AuthResponse:
     """Exchange email and password for a token that is valid for six hours."""
-    session = await services.accounts.login(body.email, body.password, address=_address(request))
+    session = await services.accounts.login(
+        body.email, body.password, address=attempted_from(request)
+    )
     return AuthResponse.of(session)

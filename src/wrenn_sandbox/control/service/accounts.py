@@ -1,4 +1,4 @@
-"""Sign-up and login with email and password."""
+"""Sign-up and login: with email and password, or by the word of a provider."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from email_validator import EmailNotValidError, validate_email
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.control.store.records import Account
-from wrenn_sandbox.errors import InvalidRequest, Unauthorized
+from wrenn_sandbox.control.store.records import Account, Identity
+from wrenn_sandbox.errors import AccessDenied, EmailTaken, InvalidRequest, Unauthorized
 from wrenn_sandbox.ids import Random, new_team_id, new_user_id
 from wrenn_sandbox.model.limits import PASSWORD_MAX, PASSWORD_MIN
 
@@ -81,6 +81,33 @@ class AccountService:
         fits = await self._passwords.verify(hashed, password[: PASSWORD_MAX + 1])
         if account is None or not fits or account.disabled_at is not None:
             raise Unauthorized("Wrong email or password")
+        return Session(account, self._tokens.issue(account))
+
+    async def login_with_identity(self, identity: Identity, email: str) -> Session:
+        """Log in whoever a provider has named; who is new gets a user and a team of their own.
+
+        `email` is one that the provider has verified, in its normal form. An account that has it
+        already is another's until its owner says otherwise: raises `EmailTaken`. Raises
+        `AccessDenied` for a disabled user.
+        """
+        account = await self._store.accounts.by_identity(identity)
+        if account is None:
+            try:
+                account = await self._store.accounts.create(
+                    user_id=new_user_id(self._random),
+                    team_id=new_team_id(self._random),
+                    email=email,
+                    password_hash=None,
+                    now=self._clock(),
+                    identity=identity,
+                )
+            except EmailTaken:
+                # perhaps by this very identity, which logs in twice at the same time
+                account = await self._store.accounts.by_identity(identity)
+                if account is None:
+                    raise
+        if account.disabled_at is not None:
+            raise AccessDenied("This user is disabled", detail="the user is disabled")
         return Session(account, self._tokens.issue(account))
 
     async def caller_of_token(self, token: str) -> Caller:

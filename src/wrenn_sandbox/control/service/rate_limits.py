@@ -19,8 +19,12 @@ class AttemptLimits:
 
     async def attempt(self, *, email: str, address: str) -> None:
         """Count one attempt; raises `RateLimited` when there were too many."""
-        await self._count(self._per_address, "address", address)
+        await self.attempt_from(address)
         await self._count(self._per_email, "email", email)
+
+    async def attempt_from(self, address: str) -> None:
+        """The same where no email is known yet."""
+        await self._count(self._per_address, "address", address)
 
     async def _count(self, limit: RateLimitItem, kind: str, who: str) -> None:
         if await self._limiter.hit(limit, kind, who):

@@ -1,0 +1,158 @@
+"""Login with a provider: the way of a browser there and back."""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlencode, urlsplit
+
+import structlog
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.oauth.provider import Authorization, Grant
+from wrenn_sandbox.control.oauth.registry import Providers, Reachable
+from wrenn_sandbox.control.oauth.state import Proven, States
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.records import Identity
+from wrenn_sandbox.errors import (
+    AccessDenied,
+    EmailTaken,
+    ExchangeFailed,
+    InvalidRequest,
+    LoginRefused,
+    MissingCode,
+    StateRefused,
+)
+
+from .accounts import AccountService, Session, normal_email
+from .rate_limits import AttemptLimits
+
+_log = structlog.get_logger(__name__)
+_ROUTES: Final = "/v1/auth/oauth"
+_INTERNAL: Final = "internal_error"
+_ERROR_NAME: Final = re.compile(r"[a-z_]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Where browsers find this server and its front end; neither ends with a slash."""
+
+    server: str
+    front_end: str
+
+    @property
+    def cookie_path(self) -> str:
+        """The routes of this login as browsers see them."""
+        return urlsplit(self.server).path + _ROUTES
+
+    @property
+    def is_secure(self) -> bool:
+        return urlsplit(self.server).scheme == "https"
+
+    def callback(self, provider: str) -> str:
+        """Where a provider sends browsers back to."""
+        return f"{self.server}{_ROUTES}/{provider}/callback"
+
+    def end(self, provider: str, query: Mapping[str, str]) -> str:
+        """The page of the front end that is told how a login ended."""
+        return f"{self.front_end}/auth/{provider}/callback?{urlencode(query)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """Where a browser goes, and the cookie that it takes along."""
+
+    url: str
+    cookie: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a browser brought back; `error`, `code` and `state` come from its address line."""
+
+    cookie: str | None
+    state: str | None
+    code: str | None
+    error: str | None
+
+
+class OAuthService:
+    def __init__(
+        self,
+        store: Store,
+        accounts: AccountService,
+        limits: AttemptLimits,
+        providers: Providers,
+        states: States,
+        sites: Sites,
+        *,
+        clock: Clock,
+    ) -> None:
+        self.sites = sites
+        self._store = store
+        self._accounts = accounts
+        self._limits = limits
+        self._providers = providers
+        self._states = states
+        self._clock = clock
+
+    def begin(self, name: str) -> Departure:
+        """Raises `ProviderNotFound`."""
+        provider = self._providers.get(name)
+        issued = self._states.issue(name)
+        authorization = Authorization(self.sites.callback(name), issued.state, issued.challenge)
+        return Departure(provider.authorization_url(authorization), issued.cookie)
+
+    async def finish(self, name: str, arrival: Arrival, *, address: str) -> str:
+        """Where the browser goes: to the front end, with a token or the code of what is wrong.
+
+        Raises `ProviderNotFound` and `RateLimited`.
+        """
+        provider = self._providers.get(name)
+        await self._limits.attempt_from(address)
+        try:
+            session = await self._login(provider, arrival)
+        except (LoginRefused, EmailTaken) as refusal:
+            _log.info("login refused", provider=name, code=refusal.code, why=refusal.detail)
+            return self.sites.end(name, {"error": refusal.code})
+        except Exception:
+            _log.exception("login failed", provider=name)
+            return self.sites.end(name, {"error": _INTERNAL})
+        account = session.account
+        _log.info("login", provider=name, user_id=account.user_id)
+        return self.sites.end(
+            name,
+            {
+                "token": session.token,
+                "user_id": account.user_id,
+                "team_id": account.team_id,
+                "email": account.email,
+            },
+        )
+
+    async def _login(self, provider: Reachable, arrival: Arrival) -> Session:
+        if arrival.error is not None:
+            with contextlib.suppress(StateRefused):
+                await self._prove(provider.name, arrival)
+            known = _ERROR_NAME.fullmatch(arrival.error)
+            said = arrival.error if known else "an error of no known form"
+            raise AccessDenied("The provider has refused", detail=f"the provider said {said}")
+        proven = await self._prove(provider.name, arrival)
+        if not arrival.code:
+            raise MissingCode("The provider sent no code")
+        callback = self.sites.callback(provider.name)
+        profile = await provider.profile(Grant(arrival.code, callback, proven.verifier))
+        try:
+            email = normal_email(profile.email)
+        except InvalidRequest as error:
+            raise ExchangeFailed(str(error), detail="the email is no address") from error
+        identity = Identity(provider.name, profile.subject)
+        return await self._accounts.login_with_identity(identity, email)
+
+    async def _prove(self, name: str, arrival: Arrival) -> Proven:
+        """Use up the state that the browser brought; raises `StateRefused`."""
+        proven = self._states.check(name, arrival.cookie, arrival.state)
+        if not await self._store.spent_states.spend(proven.state, proven.expires_at, self._clock()):
+            raise StateRefused("This login was finished before", detail="state used before")
+        return proven
