@@ -17,6 +17,7 @@ from wrenn_sandbox.control.api import (
     exec_stream,
     files,
     health,
+    oauth,
     processes,
     pty,
     sandboxes,
@@ -43,6 +44,7 @@ from .clock import Clock, utc_now
 
 _ROUTERS = (
     auth.router,
+    oauth.router,
     api_keys.router,
     sandboxes.router,
     exec.router,

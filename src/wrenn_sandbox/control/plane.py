@@ -16,6 +16,8 @@ from wrenn_sandbox.wire.host import Host
 from .api.services import Services
 from .clock import Clock
 from .metrics import Metrics
+from .oauth.registry import open_providers
+from .oauth.state import States
 from .service.accounts import AccountService
 from .service.activity import Activity
 from .service.api_keys import ApiKeyService
@@ -28,6 +30,7 @@ from .service.host_events import HostEvents
 from .service.images import DiscardedImages
 from .service.lazy_writes import LazyWrites
 from .service.lifecycle import Lifecycle, Wakeups
+from .service.oauth import OAuthService, Sites
 from .service.operations import Operations
 from .service.passwords import Passwords
 from .service.rate_limits import AttemptLimits
@@ -158,8 +161,7 @@ class ControlPlane:
             candidate = new_installation_id(self._random)
             await self._host.claim(await self.store.installation.identity(candidate))
             await self.draining.refresh()
-            services = await self._services()
-            async with asyncio.TaskGroup() as background:
+            async with self._services() as services, asyncio.TaskGroup() as background:
                 tasks = [
                     background.create_task(each.run())
                     for each in (
@@ -185,25 +187,42 @@ class ControlPlane:
         finally:
             await self.store.close()
 
-    async def _services(self) -> Services:
+    @asynccontextmanager
+    async def _services(self) -> AsyncIterator[Services]:
         await self.passwords.prepare()
+        secret = await self._secret()
+        limits = AttemptLimits(
+            per_email=self._settings.auth_attempts,
+            per_address=self._settings.auth_attempts_per_address,
+        )
         accounts = AccountService(
             self.store,
             self.passwords,
-            Tokens(await self._secret(), self._clock),
-            AttemptLimits(
-                per_email=self._settings.auth_attempts,
-                per_address=self._settings.auth_attempts_per_address,
-            ),
+            Tokens(secret, self._clock),
+            limits,
             clock=self._clock,
             random=self._random,
         )
+        async with open_providers(self._settings) as providers:
+            oauth = OAuthService(
+                self.store,
+                accounts,
+                limits,
+                providers,
+                States(secret, clock=self._clock, random=self._random),
+                Sites(self._settings.public_url or "", self._settings.oauth_redirect_url or ""),
+                clock=self._clock,
+            )
+            yield self._all_services(accounts, oauth)
+
+    def _all_services(self, accounts: AccountService, oauth: OAuthService) -> Services:
         return Services(
             accounts,
             self.api_keys,
             self.sandboxes,
             self.snapshots,
             self.guests,
+            oauth,
             self.revocations,
             self.draining,
         )
