@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import copy, demo, doctor, login, sandbox, serve, template
+from . import admin, copy, demo, doctor, login, sandbox, serve, template
 
 app = typer.Typer(
     name="wrenn",
@@ -48,6 +48,7 @@ app.command("serve")(serve.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 app.add_typer(template.app, name="template")
+app.add_typer(admin.app, name="admin")
 
 
 def _complaints(error: ValidationError) -> str:

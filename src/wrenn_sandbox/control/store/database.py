@@ -89,6 +89,11 @@ class Database:
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = asyncio.Lock()
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is an SQLite file; blocks. Of a server's database only it can tell."""
+        return self._file is None or self._file.is_file()
+
     async def prepare(self) -> None:
         """Make an SQLite file in WAL mode, in a directory readable by its owner alone."""
         if self._file is not None:
