@@ -160,7 +160,7 @@ def test_another_team(rig: Rig, api: Api) -> None:
 
 def test_a_snapshot_that_fails(new_rig: NewRig, tmp_path: Path) -> None:
     """The sandbox runs on and the old template of the name is as it was."""
-    broken = tmp_path / "qemu-img"
+    broken = tmp_path / "cp"
     rig, api = new_rig(PATH=f"{tmp_path}:{os.environ['PATH']}")
     api.snapshot(_worked(api), "good")
     images = rig.images()

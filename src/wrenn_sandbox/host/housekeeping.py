@@ -18,7 +18,7 @@ import structlog
 from wrenn_sandbox.errors import Conflict, WrennError
 from wrenn_sandbox.host import capacity, faults, merging
 from wrenn_sandbox.host.collection import ImageCollection
-from wrenn_sandbox.host.disk import layers, overlay
+from wrenn_sandbox.host.disk import layers
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.origin import Parts
@@ -137,10 +137,26 @@ class Housekeeper:
         disks = [paths.generation(sandbox.sandbox_id, each) / form.DISK for each in chain]
         await self._require_space(await asyncio.to_thread(_allocated_mb, disks))
         image = await asyncio.to_thread(store.open, image_id)
+        given_up = threading.Event()
+
+        def check() -> None:
+            if given_up.is_set():
+                raise Conflict("The host is stopping.")
+
         with store.staging() as directory:
             made = directory / form.DISK
-            await asyncio.to_thread(_empty_layer, made, disks[-1], image.disk_mb)
-            await layers.absorb_gently(made, store.disk(image), image.disk_format)
+
+            def make() -> None:
+                layers.put_together(
+                    disks,
+                    made,
+                    backing=store.disk(image),
+                    backing_format=image.disk_format,
+                    size=image.disk_size,
+                    check=check,
+                )
+
+            await _in_thread(make, given_up)
             faults.reach("collapse.made")
             if await sandbox.replace_layers(chain, made):
                 _log.info("collapsed disk layers", sandbox=sandbox.sandbox_id, count=len(chain))
@@ -160,10 +176,6 @@ async def _in_thread(work: Callable[[], None], given_up: threading.Event) -> Non
         given_up.set()
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-def _empty_layer(path: Path, backing: Path, size_mb: int) -> None:
-    overlay.create(path, backing=backing, backing_format="qcow2", size=size_mb << 20)
 
 
 def _allocated_mb(paths: list[Path]) -> int:

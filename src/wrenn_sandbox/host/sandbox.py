@@ -177,6 +177,7 @@ class Sandbox:
             image = await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
             require(manifest.machine, self._hardware_of(manifest, image))
             await asyncio.to_thread(stored.check, paths, manifest)
+            await asyncio.to_thread(self._require_disks, manifest, image)
             faults.reach("resume.checked")
             directory = paths.generation(self.sandbox_id, manifest.generation)
             origin = Origin(
@@ -256,6 +257,7 @@ class Sandbox:
                     files=files,
                     layers=record.layers,
                 )
+                await asyncio.to_thread(self._require_disks, manifest, image, staged)
                 await _to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
                 undo.pop_all()
             faults.reach("pause.committed")
@@ -276,7 +278,14 @@ class Sandbox:
                     stopped.push_async_callback(machine.run_on)
                     faults.reach("snapshot.stored")
                     hardware = self._hardware(record.vcpus, record.memory_mb, base)
-                    source = snapshots.Source(made, machine.spec, base, hardware, record.token)
+                    disks = stored.disks(self._parts.paths, self.sandbox_id, record.layers)
+                    source = snapshots.Source(
+                        directory=made,
+                        disks=(*disks, machine.spec.files.overlay),
+                        base=base,
+                        hardware=hardware,
+                        token=record.token,
+                    )
                     image = await _to_the_end(
                         asyncio.to_thread(snapshots.publish, self._parts, source, image_id)
                     )
@@ -355,6 +364,12 @@ class Sandbox:
     def _exited(self, reason: str) -> None:
         if not self._gone:
             self._on_exit(self, reason)
+
+    def _require_disks(
+        self, manifest: StoredSandbox, image: Manifest, staged: Path | None = None
+    ) -> None:
+        disk = self._parts.store.disk(image)
+        stored.require_disks(self._parts.paths, manifest, disk, image.disk_format, staged)
 
     def _require_fit(self, image: Manifest) -> None:
         if image.machine is None or image.private:

@@ -7,13 +7,12 @@ from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import faults
-from wrenn_sandbox.host.disk import layers, overlay
+from wrenn_sandbox.host.disk import layers
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.origin import Parts
-from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.ids import ImageId
 
 _CONVERT_SEC: Final = 600
@@ -24,7 +23,8 @@ class Source:
     """A stopped machine: what it stored in `directory`, and what that builds on."""
 
     directory: Path
-    spec: MachineSpec
+    disks: tuple[Path, ...]
+    """The sandbox's own disk layers over the base's, oldest first."""
     base: Manifest
     hardware: Hardware
     token: str
@@ -53,9 +53,13 @@ def _publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
         (made / name).unlink()
     faults.reach("snapshot.memory")
     cold = store.cold(base)
-    copy_sparse(source.spec.files.overlay, made / form.DISK)
-    layers.absorb(made / form.DISK, store.disk(cold), cold.disk_format)
-    overlay.set_backing(made / form.DISK, f"../{cold.image_id}/{form.DISK}")
+    layers.put_together(
+        (store.disk(base), *source.disks),
+        made / form.DISK,
+        backing=f"../{cold.image_id}/{form.DISK}",
+        backing_format=cold.disk_format,
+        size=base.disk_size,
+    )
     faults.reach("snapshot.disk")
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     manifest = Manifest(

@@ -18,10 +18,17 @@ import msgspec
 
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host import faults
+from wrenn_sandbox.host.disk import qcow2
 from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.pages import PAGE
-from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY, Paths, sync_directory, write_durably
+from wrenn_sandbox.host.paths import (
+    OWNER_ONLY_FILE,
+    PASSAGE_DIRECTORY,
+    Paths,
+    sync_directory,
+    write_durably,
+)
 from wrenn_sandbox.ids import ImageId, SandboxId
 
 FORMAT_VERSION: Final = 1
@@ -76,11 +83,37 @@ def take_disk(staged: Path, overlay: Path) -> FileEntry:
     No monitor may open it any more; one that has it open goes on with it.
     """
     os.link(overlay, staged / DISK, follow_symlinks=False)
-    if not stat.S_ISREG((staged / DISK).lstat().st_mode):
-        raise OSError("the disk layer is not a file")
-    if os.geteuid() == 0:
-        os.chown(staged / DISK, 0, 0, follow_symlinks=False)
+    fd = os.open(staged / DISK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("the disk layer is not a file")
+        if os.geteuid() == 0:
+            os.fchown(fd, 0, 0)
+        os.fchmod(fd, OWNER_ONLY_FILE)
+    finally:
+        os.close(fd)
     return describe(staged / DISK)
+
+
+def require_disks(
+    paths: Paths, manifest: StoredSandbox, base: Path, base_format: str, staged: Path | None = None
+) -> None:
+    """Raise `IncompatibleImage` unless every disk layer is over what it was made over; OSError.
+
+    `base` is the disk of the image. A layer may be over the base itself: the ones in between are
+    in it then. The newest is in `staged` while it has no place yet.
+    """
+    allowed = [(base, base_format)]
+    for disk in disks(paths, manifest.sandbox_id, manifest.layers):
+        qcow2.require(disk, allowed, manifest.disk_mb << 20)
+        allowed = [(base, base_format), (disk, "qcow2")]
+    newest = staged or paths.generation(manifest.sandbox_id, manifest.generation)
+    qcow2.require(newest / DISK, allowed, manifest.disk_mb << 20)
+
+
+def disks(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> tuple[Path, ...]:
+    """The disk layers of some generations."""
+    return tuple(paths.generation(sandbox_id, each) / DISK for each in layers)
 
 
 def commit(paths: Paths, manifest: StoredSandbox) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from wrenn_sandbox.errors import HostFailure, IncompatibleImage, NotFound, WrennError
-from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.disk import layers
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import differences
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
@@ -28,6 +28,7 @@ from wrenn_sandbox.wire.messages import Command
 _log = structlog.get_logger(__name__)
 
 _MEMORY: Final = "memory"
+_LAYER: Final = "layer"
 _HOSTNAME: Final = "template"
 _WARM_UP_SEC: Final = 120.0
 _WARM_UP: Final = (
@@ -113,9 +114,9 @@ class Variants:
             await machine.store(made)
             files = machine.spec.files
             await asyncio.to_thread(_move, files.directory / _MEMORY, made / form.MEMORY)
-            await asyncio.to_thread(_move, files.overlay, made / form.DISK)
+            await asyncio.to_thread(_move, files.overlay, made / _LAYER)
             await machine.release()
-            await asyncio.to_thread(_refer_to_base, made / form.DISK, cold)
+            await asyncio.to_thread(_write_disk, made, cold)
             manifest = await asyncio.to_thread(
                 _describe, made, cold, machine.record, hardware, image_id
             )
@@ -142,9 +143,16 @@ class Variants:
         await asyncio.sleep(_SETTLE_SEC)
 
 
-def _refer_to_base(disk: Path, cold: Manifest) -> None:
-    """Let an image's disk layer find its base wherever the data directory is."""
-    overlay.set_backing(disk, f"../{cold.image_id}/{form.DISK}")
+def _write_disk(made: Path, cold: Manifest) -> None:
+    """Make the image's disk of the machine's layer; it finds its base wherever both are."""
+    layers.put_together(
+        (made / _LAYER,),
+        made / form.DISK,
+        backing=f"../{cold.image_id}/{form.DISK}",
+        backing_format=cold.disk_format,
+        size=cold.disk_size,
+    )
+    (made / _LAYER).unlink()
 
 
 def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.wire.messages import CreateSandbox, Phase
+from wrenn_sandbox.wire.messages import CreateSandbox, Egress, Phase
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ class Stand:
 
     async def resume(self) -> None:
         async with asyncio.timeout(20):
-            await self.host.resume(self.id, new_operation_id())
+            await self.host.resume(self.id, new_operation_id(), Egress())
 
     async def settled(self) -> None:
         async with asyncio.timeout(20):
@@ -276,14 +276,24 @@ async def test_cycles_while_layers_are_put_together(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The work is not lost: what it was done for is still the lowest part of the chain."""
-    begun, go_on, absorb = asyncio.Event(), asyncio.Event(), layers.absorb_gently
+    begun, go_on, put_together = threading.Event(), threading.Event(), layers.put_together
 
-    async def slowly(layer: Path, base: Path, base_format: str) -> None:
+    def slowly(
+        chain: Sequence[Path],
+        target: Path,
+        *,
+        backing: Path | str,
+        backing_format: str,
+        size: int,
+        check: Callable[[], None],
+    ) -> None:
         begun.set()
-        await absorb(layer, base, base_format)
-        await go_on.wait()
+        put_together(
+            chain, target, backing=backing, backing_format=backing_format, size=size, check=check
+        )
+        assert go_on.wait(20)
 
-    monkeypatch.setattr(layers, "absorb_gently", slowly)
+    monkeypatch.setattr(layers, "put_together", slowly)
     for number in range(1, 7):
         stand.write(f"write -P {number} {number}M 64k", f"write -P {number} 0 64k")
         await stand.pause()

@@ -9,73 +9,92 @@ import struct
 from pathlib import Path
 from typing import Final
 
-_CLUSTER_BITS: Final = 16
-_CLUSTER: Final = 1 << _CLUSTER_BITS
-_HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-_HEADER_LENGTH: Final = 104
-_BACKING_FORMAT: Final = 0xE2792ACA
-_L1_COVERS: Final = _CLUSTER // 8 * _CLUSTER
-"""Bytes of disk that one entry of the first-level table stands for."""
+from wrenn_sandbox.host.disk.qcow2 import (
+    BACKING_FORMAT,
+    CLUSTER,
+    CLUSTER_BITS,
+    END_OF_EXTENSIONS,
+    EXTENSION,
+    HEADER,
+    MAGIC,
+    REFCOUNT_ORDER,
+    VERSION,
+    entries_for,
+)
 
 OWNER_ONLY: Final = 0o600
 
 
 def create(path: Path, *, backing: Path, backing_format: str, size: int) -> None:
     """Write an empty layer of `size` bytes over `backing` ("raw" or "qcow2"); raises OSError."""
-    entries = -(-size // _L1_COVERS)
-    table_clusters = -(-entries * 8 // _CLUSTER)
-    name = os.fsencode(backing)
-    extension = backing_format.encode("ascii")
-    head = bytearray(
-        _HEADER.pack(
-            b"QFI\xfb",
-            3,
-            _HEADER_LENGTH + 8 + 8 + 8,
-            len(name),
-            _CLUSTER_BITS,
-            size,
-            0,
-            entries,
-            3 * _CLUSTER,
-            _CLUSTER,
-            1,
-            0,
-            0,
-            0,
-            0,
-            0,
-            4,
-            _HEADER_LENGTH,
-        )
+    head = header(
+        os.fsencode(backing),
+        backing_format,
+        size,
+        refcounts=CLUSTER,
+        refcount_clusters=1,
+        table=3 * CLUSTER,
     )
-    head += struct.pack(">II8s", _BACKING_FORMAT, len(extension), extension)
-    head += struct.pack(">II", 0, 0)
-    head += name
-    if len(head) > _CLUSTER or len(name) > 1023 or len(extension) > 8:
-        raise OSError("the path of the backing image is too long")
-    clusters = 3 + table_clusters
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, OWNER_ONLY)
+    clusters = 3 + table_clusters(size)
+    fd = new_file(path)
     try:
-        os.ftruncate(fd, clusters * _CLUSTER)
+        os.ftruncate(fd, clusters * CLUSTER)
         os.pwrite(fd, head, 0)
-        os.pwrite(fd, struct.pack(">Q", 2 * _CLUSTER), _CLUSTER)
-        os.pwrite(fd, struct.pack(f">{clusters}H", *[1] * clusters), 2 * _CLUSTER)
+        os.pwrite(fd, struct.pack(">Q", 2 * CLUSTER), CLUSTER)
+        os.pwrite(fd, struct.pack(f">{clusters}H", *[1] * clusters), 2 * CLUSTER)
     finally:
         os.close(fd)
 
 
-def set_backing(path: Path, backing: str) -> None:
-    """Name another path for the same backing image; raises OSError.
+def new_file(path: Path) -> int:
+    """A descriptor of a new file for a layer; raises OSError where there is one."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, OWNER_ONLY)
 
-    A relative path is taken from the layer's own directory.
+
+def table_clusters(size: int) -> int:
+    """How many clusters the first-level table of a disk of `size` bytes takes."""
+    return -(-entries_for(size) * 8 // CLUSTER)
+
+
+def header(
+    backing: bytes,
+    backing_format: str,
+    size: int,
+    *,
+    refcounts: int,
+    refcount_clusters: int,
+    table: int,
+) -> bytes:
+    """The first cluster of a layer, as far as it is not zero; raises OSError.
+
+    `refcounts` and `table` are the offsets of the reference counts' and the first-level table. A
+    relative path of the backing image is taken from the layer's own directory.
     """
-    name = os.fsencode(backing)
-    with path.open("r+b") as file:
-        head = file.read(_HEADER_LENGTH)
-        offset, length = struct.unpack_from(">QI", head, 8)
-        if head[:4] != b"QFI\xfb" or not offset or offset + len(name) > _CLUSTER:
-            raise OSError("the disk layer has no place for the path of its backing image")
-        file.seek(offset)
-        file.write(name.ljust(length, b"\0") if len(name) < length else name)
-        file.seek(16)
-        file.write(struct.pack(">I", len(name)))
+    extension = backing_format.encode("ascii")
+    if len(extension) > 8:
+        raise OSError("the format of the backing image has too long a name")
+    extensions = EXTENSION.pack(BACKING_FORMAT, len(extension)) + extension.ljust(8, b"\0")
+    extensions += EXTENSION.pack(END_OF_EXTENSIONS, 0)
+    if len(backing) > 1023:
+        raise OSError("the path of the backing image is too long")
+    fields = HEADER.pack(
+        MAGIC,
+        VERSION,
+        HEADER.size + len(extensions),
+        len(backing),
+        CLUSTER_BITS,
+        size,
+        0,
+        entries_for(size),
+        table,
+        refcounts,
+        refcount_clusters,
+        0,
+        0,
+        0,
+        0,
+        0,
+        REFCOUNT_ORDER,
+        HEADER.size,
+    )
+    return fields + extensions + backing
