@@ -50,6 +50,8 @@ class HostDouble(GuestDouble):
         self.phases: dict[SandboxId, Phase] = {}
         self.busy: set[SandboxId] = set()
         self.images: dict[ImageId, ImageInfo] = {}
+        self.image_bytes = 8192
+        self.disk_bytes: dict[str, int] = {}
         self.gates: dict[str, Gate] = {}
         self.calls: list[tuple[str, str]] = []
         self.called: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -171,7 +173,9 @@ class HostDouble(GuestDouble):
         await self._enter("snapshot", sandbox_id)
         self._require(sandbox_id, Phase.RUNNING)
         del self.phases[sandbox_id]
-        image = ImageInfo(image_id=image_id, vcpus=2, memory_mb=256, size=8192, created_at=BORN)
+        image = ImageInfo(
+            image_id=image_id, vcpus=2, memory_mb=256, size=self.image_bytes, created_at=BORN
+        )
         self.images[image_id] = self._snapshots[operation_id] = image
         return image
 
@@ -190,6 +194,7 @@ class HostDouble(GuestDouble):
                 phase=phase,
                 busy=sandbox_id in self.busy,
                 placement=PLACEMENT if phase is Phase.RUNNING else None,
+                disk_bytes=self.disk_bytes.get(sandbox_id),
             )
             for sandbox_id, phase in self.phases.items()
         ]

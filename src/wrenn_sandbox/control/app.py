@@ -22,6 +22,7 @@ from wrenn_sandbox.control.api import (
     pty,
     sandboxes,
     snapshots,
+    usage,
 )
 from wrenn_sandbox.control.api.cors import Cors
 from wrenn_sandbox.control.api.docs import add_docs
@@ -54,6 +55,7 @@ _ROUTERS = (
     processes.router,
     pty.router,
     snapshots.router,
+    usage.router,
     health.router,
 )
 _LOCAL_URL = "http://localhost:8080"

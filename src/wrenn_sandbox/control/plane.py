@@ -33,6 +33,7 @@ from .service.lifecycle import Lifecycle, Wakeups
 from .service.oauth import OAuthService, Sites
 from .service.operations import Operations
 from .service.passwords import Passwords
+from .service.quotas import quota_of
 from .service.rate_limits import AttemptLimits
 from .service.reconciler import Reconciler
 from .service.sandboxes import Defaults, SandboxService
@@ -60,7 +61,7 @@ class ControlPlane:
         self._clock = clock
         self._random = random
         wakeups = Wakeups(autopause=asyncio.Event(), reconciler=asyncio.Event())
-        self.store = Store(settings.sql_url)
+        self.store = Store(settings.sql_url, quota_of(settings))
         self.metrics = Metrics()
         self.operations = Operations()
         self.activity = Activity(self.store, clock)

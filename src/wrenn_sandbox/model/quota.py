@@ -44,6 +44,9 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: Limit = 0
 
 
+NO_LIMITS: Final = Quota()
+
+
 class QuotaOverride(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):

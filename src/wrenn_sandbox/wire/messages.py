@@ -76,6 +76,8 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     busy: bool = False
     """An operation is under way: the phase may change at any moment."""
+    disk_bytes: int | None = None
+    """What it takes on the host's disk, allocated; None where that is not known now."""
     placement: Placement | None = None
 
 

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"], dependencies=NEEDS_
     operation_id="createAPIKey",
     status_code=201,
     response_model_exclude_none=True,
-    responses=failures(400, 401, 413),
+    responses=failures(400, 401, 413, 429),
     openapi_extra=described(CreateAPIKeyRequest),
 )
 async def create_api_key(

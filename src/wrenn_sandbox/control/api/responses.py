@@ -24,7 +24,7 @@ _MEANING: dict[type[WrennError], str] = {
     NotFound: "There is no such thing, or it belongs to another team",
     Conflict: "The state of things does not allow this",
     TooLarge: "The body is too large",
-    RateLimited: "Too many attempts",
+    RateLimited: "Too many attempts, or a limit of the team is reached",
     AgentError: "The host or the agent in the guest failed",
     NoCapacity: "The host is full or shutting down",
     NoSpace: "The disk of the sandbox is full",

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEED
     operation_id="createSandbox",
     status_code=201,
     response_model_exclude_none=True,
-    responses=failures(400, 401, 404, 409, 413, 502, 503),
+    responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
     openapi_extra=described(CreateSandboxRequest),
 )
 async def create_sandbox(
@@ -112,7 +112,7 @@ async def pause_sandbox(id: str, team_id: CallerTeam, services: ServicesDependen
     "/{id}/resume",
     operation_id="resumeSandbox",
     response_model_exclude_none=True,
-    responses=failures(401, 404, 409, 502, 503),
+    responses=failures(401, 404, 409, 429, 502, 503),
 )
 async def resume_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> Sandbox:
     """Continue a paused sandbox where it was."""

@@ -161,6 +161,7 @@ class Sandbox(_Response):
     started_at: NullableTime = None
     last_active_at: NullableTime = None
     last_updated: datetime
+    disk_bytes: Annotated[int, Field(json_schema_extra={"format": "int64"})]
 
     @classmethod
     def of(cls, sandbox: records.Sandbox) -> Self:
@@ -178,6 +179,7 @@ class Sandbox(_Response):
             started_at=sandbox.started_at,
             last_active_at=sandbox.last_active_at,
             last_updated=sandbox.last_updated,
+            disk_bytes=sandbox.disk_bytes,
         )
 
 

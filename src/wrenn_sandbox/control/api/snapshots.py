@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], dependencies=NEED
     operation_id="createSnapshot",
     status_code=201,
     response_model_exclude_none=True,
-    responses=failures(400, 401, 404, 409, 413, 502, 503),
+    responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
     openapi_extra=described(CreateSnapshotRequest),
 )
 async def create_snapshot(

@@ -177,7 +177,8 @@ class Lifecycle:
         reason: str | None = None,
     ) -> Sandbox:
         try:
-            return await self._store.apply(sandbox_id, self._change(event, actor, reason=reason))
+            apply = self._store.resume if event is Event.RESUME else self._store.apply
+            return await apply(sandbox_id, self._change(event, actor, reason=reason))
         except IllegalTransition as error:
             raise not_possible(error.state, wanted) from error
         except Missing as error:

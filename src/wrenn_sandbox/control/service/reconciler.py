@@ -6,7 +6,7 @@ guarded like all others, so it can not undo what a request has just done.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from datetime import timedelta
 
 import structlog
@@ -31,6 +31,7 @@ from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _ACTOR = "reconciler"
+_DISK_STEP = 1 << 20
 _LIVE = [state for state in State if state not in (State.STOPPED, State.ERROR)]
 
 
@@ -92,9 +93,24 @@ class Reconciler:
             for sandbox_id, intent in intents.items():
                 if sandbox_id not in touched and not self._is_being_made(live.get(sandbox_id)):
                     await self._store.snapshots.abandon(intent, None, self._clock())
+        await self._note_disk(reports, live)
         await self._images.remove()
         await self._images.remove_unknown(self._clock())
         await self._store.all_sandboxes.remove_ended(self._clock() - self._retention)
+
+    async def _note_disk(
+        self, reports: Mapping[SandboxId, SandboxReport], live: Mapping[SandboxId, Sandbox]
+    ) -> None:
+        """Write down what has changed enough to matter."""
+        changed = {
+            sandbox_id: report.disk_bytes
+            for sandbox_id, report in reports.items()
+            if report.disk_bytes is not None
+            and (known := live.get(sandbox_id)) is not None
+            and abs(report.disk_bytes - known.disk_bytes) >= _DISK_STEP
+        }
+        if changed:
+            await self._store.all_sandboxes.note_disk(changed)
 
     @staticmethod
     def _is_being_made(sandbox: Sandbox | None) -> bool:

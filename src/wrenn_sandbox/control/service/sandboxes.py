@@ -14,6 +14,7 @@ from wrenn_sandbox.errors import (
 )
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
+from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import State, Status
 from wrenn_sandbox.model.template import Size, TemplateType
 from wrenn_sandbox.wire.host import Host
@@ -156,6 +157,11 @@ class SandboxService:
     async def resume(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
         sandbox = await self.get(team_id, sandbox_id)
         return await self._lifecycle.resume(sandbox.id)
+
+    async def usage(self, team_id: TeamId) -> tuple[Quota, Usage]:
+        """What a team may have, and what it has."""
+        quota = self._store.team(team_id).quota
+        return await quota.limits(), await quota.usage()
 
     async def ping(self, team_id: TeamId, sandbox_id: str) -> None:
         known = sandbox_id_of(sandbox_id)

@@ -8,12 +8,14 @@ own work: lifecycle, reconciliation and the check of credentials.
 from dataclasses import dataclass
 
 from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.model.quota import NO_LIMITS, Quota
 
 from .accounts import Accounts
 from .api_keys import ApiKeyDirectory, TeamApiKeys
 from .database import Database
 from .installation import Installation
 from .migrate import migrate
+from .quotas import Guard, TeamQuota
 from .sandboxes import AllSandboxes, TeamSandboxes
 from .spent_states import SpentStates
 from .templates import Snapshots, TeamTemplates
@@ -27,26 +29,30 @@ class TeamStore:
     sandboxes: TeamSandboxes
     api_keys: TeamApiKeys
     templates: TeamTemplates
+    quota: TeamQuota
 
 
 class Store:
-    """The control plane's database by its SQLAlchemy URL."""
+    """The control plane's database by its SQLAlchemy URL, and what each team may have."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, quota: Quota = NO_LIMITS) -> None:
         self._database = Database(url)
+        self._quota = quota
+        self._guard = Guard(self._database, quota)
         self.installation = Installation(self._database)
         self.accounts = Accounts(self._database)
         self.spent_states = SpentStates(self._database)
         self.keys = ApiKeyDirectory(self._database)
-        self.all_sandboxes = AllSandboxes(self._database)
-        self.snapshots = Snapshots(self._database)
+        self.all_sandboxes = AllSandboxes(self._database, self._guard)
+        self.snapshots = Snapshots(self._database, self._guard)
 
     def team(self, team_id: TeamId) -> TeamStore:
         return TeamStore(
             team_id=team_id,
             sandboxes=TeamSandboxes(self._database, team_id),
-            api_keys=TeamApiKeys(self._database, team_id),
+            api_keys=TeamApiKeys(self._database, team_id, self._guard),
             templates=TeamTemplates(self._database, team_id),
+            quota=TeamQuota(self._database, team_id, self._quota),
         )
 
     async def open(self) -> None:

@@ -6,10 +6,12 @@ from datetime import datetime
 from sqlalchemy import Row, delete, insert, or_, select, update
 
 from wrenn_sandbox.ids import KeyId, TeamId
+from wrenn_sandbox.model.quota import check_api_keys
 
 from .database import Database
 from .paging import newest_first
 from .presence import has_somebody
+from .quotas import Guard
 from .records import ApiKey, KeyOwner, Position
 from .tables import api_keys
 
@@ -36,12 +38,14 @@ def _key(row: Row[*tuple[object, ...]]) -> ApiKey:
 class TeamApiKeys:
     """The keys of one team."""
 
-    def __init__(self, database: Database, team_id: TeamId) -> None:
+    def __init__(self, database: Database, team_id: TeamId, guard: Guard) -> None:
         self._database = database
         self._team_id = team_id
+        self._guard = guard
 
     async def add(self, key: ApiKey, digest: str) -> None:
-        async with self._database.write() as connection:
+        """Raises `QuotaExceeded`."""
+        async with self._guard.write(self._team_id, check_api_keys) as connection:
             await connection.execute(
                 insert(api_keys).values(
                     id=key.id,

@@ -49,7 +49,10 @@ class KeyOwner:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """One sandbox. `state` is the internal one, `status` what callers see; memory in MiB."""
+    """One sandbox. `state` is the internal one, `status` what callers see; memory in MiB.
+
+    `disk_bytes` is what it takes on the host's disk, as last reported.
+    """
 
     id: SandboxId
     team_id: TeamId
@@ -67,6 +70,7 @@ class Sandbox:
     started_at: datetime | None
     last_active_at: datetime | None
     last_updated: datetime
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from sqlalchemy import Row, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
+from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
 from wrenn_sandbox.model.sandbox import (
     Event,
     IllegalTransition,
@@ -22,6 +23,7 @@ from wrenn_sandbox.wire.messages import Placement
 from .database import Database
 from .paging import newest_first
 from .presence import has_somebody
+from .quotas import Guard
 from .records import Position, Sandbox, SandboxEvent
 from .tables import sandbox_events, sandboxes
 
@@ -65,6 +67,7 @@ def _sandbox(row: Row[*tuple[object, ...]]) -> Sandbox:
         started_at=row.started_at,
         last_active_at=row.last_active_at,
         last_updated=row.last_updated,
+        disk_bytes=row.disk_bytes,
     )
 
 
@@ -216,14 +219,27 @@ class TeamSandboxes:
 class AllSandboxes:
     """Sandboxes of every team: for the platform's own work, never for a request's answer."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, guard: Guard) -> None:
         self._database = database
+        self._guard = guard
 
     async def add(self, sandbox: Sandbox, start: Change) -> Sandbox:
-        """Add a pending sandbox and start it, in one transaction."""
-        async with self._database.write() as connection:
+        """Add a pending sandbox and start it, in one transaction; raises `QuotaExceeded`."""
+        checks = (check_machines, check_sandboxes, check_disk)
+        async with self._guard.write(sandbox.team_id, *checks) as connection:
             await add(connection, sandbox, start.actor)
             return await apply(connection, sandbox.id, start)
+
+    async def resume(self, sandbox_id: SandboxId, change: Change) -> Sandbox:
+        """Apply an event that gives a sandbox a machine again.
+
+        Raises `Missing`, `IllegalTransition` or `QuotaExceeded`; nothing has changed then.
+        """
+        sandbox = await self.get(sandbox_id)
+        if sandbox is None:
+            raise Missing(sandbox_id)
+        async with self._guard.write(sandbox.team_id, check_machines, check_disk) as connection:
+            return await apply(connection, sandbox_id, change)
 
     async def apply(self, sandbox_id: SandboxId, *changes: Change) -> Sandbox:
         """Apply events in one transaction; raises `Missing` or `IllegalTransition`."""
@@ -292,6 +308,14 @@ class AllSandboxes:
                         or_(sandboxes.c.last_active_at.is_(None), sandboxes.c.last_active_at < at),
                     )
                     .values(last_active_at=at)
+                )
+
+    async def note_disk(self, sizes: Mapping[SandboxId, int]) -> None:
+        """Write down what these sandboxes take on the host's disk, in bytes."""
+        async with self._database.write() as connection:
+            for sandbox_id, size in sizes.items():
+                await connection.execute(
+                    update(sandboxes).where(sandboxes.c.id == sandbox_id).values(disk_bytes=size)
                 )
 
     async def count_by_status(self) -> dict[str, int]:

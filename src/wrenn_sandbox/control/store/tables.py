@@ -123,6 +123,7 @@ sandboxes = Table(
     Column("last_active_at", UtcDateTime),
     Column("last_updated", UtcDateTime, nullable=False),
     Index("sandboxes_by_team", "team_id", "created_at", "id"),
+    Index("sandboxes_by_team_and_state", "team_id", "state"),
     Index("sandboxes_by_state", "state", "last_updated"),
 )
 

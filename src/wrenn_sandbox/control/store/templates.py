@@ -9,10 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import AlreadyExists, Conflict
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, TeamId
+from wrenn_sandbox.model.quota import check_disk, check_snapshots
 from wrenn_sandbox.wire.messages import ImageInfo
 
 from . import sandboxes
 from .database import Database
+from .quotas import Guard
 from .records import Sandbox, SnapshotIntent, TeamTemplate
 from .tables import discarded_images, snapshot_intents, templates
 
@@ -70,8 +72,9 @@ class TeamTemplates:
 class Snapshots:
     """Snapshots under way, of every team."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, guard: Guard) -> None:
         self._database = database
+        self._guard = guard
 
     async def begin(
         self, intent: SnapshotIntent, change: sandboxes.Change, *, overwrite: bool
@@ -79,13 +82,14 @@ class Snapshots:
         """Reserve the name and mark the sandbox, in one transaction.
 
         Raises `AlreadyExists` for a taken name, `Conflict` for one that is being taken,
-        `Missing` or `IllegalTransition` for the sandbox.
+        `Missing` or `IllegalTransition` for the sandbox, `QuotaExceeded` for the team.
         """
+        checks = (check_snapshots, check_disk)
         taken = select(templates.c.name).where(
             templates.c.team_id == intent.team_id, templates.c.name == intent.name
         )
         try:
-            async with self._database.write() as connection:
+            async with self._guard.write(intent.team_id, *checks) as connection:
                 await connection.execute(
                     insert(snapshot_intents).values(
                         team_id=intent.team_id,

@@ -51,4 +51,5 @@ def upgrade() -> None:
     op.add_column(
         "sandboxes", sa.Column("disk_bytes", sa.BigInteger, nullable=False, server_default="0")
     )
+    op.create_index("sandboxes_by_team_and_state", "sandboxes", ["team_id", "state"])
     op.add_column("installation", sa.Column("draining_since", _TIME))

@@ -1,0 +1,164 @@
+"""What a team has and may have, and the guard that keeps the one within the other.
+
+The guard locks the team's row first: what the same team does at the same time waits for it. On
+SQLite all writing transactions take turns anyway.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from sqlalchemy import Select, func, select, union, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from wrenn_sandbox.errors import QuotaExceeded
+from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.model.quota import (
+    EXISTING,
+    HOLDING,
+    LEAVING,
+    OverQuota,
+    Quota,
+    QuotaOverride,
+    Usage,
+    decode_override,
+    encode_override,
+)
+from wrenn_sandbox.model.sandbox import State
+
+from .database import Database
+from .tables import api_keys, sandboxes, snapshot_intents, teams, templates
+
+Check = Callable[[Quota, Usage], None]
+
+_SOON_SEC: Final = 2.0
+
+
+class Guard:
+    """Transactions after which a team has no more than it may.
+
+    `quota` holds for every team; a team's own override goes before it.
+    """
+
+    def __init__(self, database: Database, quota: Quota) -> None:
+        self._database = database
+        self._quota = quota
+
+    @asynccontextmanager
+    async def write(self, team_id: TeamId, *checks: Check) -> AsyncIterator[AsyncConnection]:
+        """A transaction; raises `QuotaExceeded` at its end, after which nothing has changed."""
+        async with self._database.write() as connection:
+            override = await connection.scalar(_override_of(team_id, lock=True))
+            yield connection
+            self._require(_own(self._quota, override), await _usage(connection, team_id), checks)
+
+    @staticmethod
+    def _require(quota: Quota, usage: Usage, checks: Sequence[Check]) -> None:
+        try:
+            for check in checks:
+                check(quota, usage)
+        except OverQuota as error:
+            raise QuotaExceeded(
+                str(error), limit=error.limit, retry_after=_SOON_SEC if error.passing else None
+            ) from error
+
+
+def _own(quota: Quota, override: str | None) -> Quota:
+    return quota if override is None else decode_override(override).over(quota)
+
+
+def _override_of(team_id: TeamId, *, lock: bool) -> Select[tuple[str | None]]:
+    query = select(teams.c.quota).where(teams.c.id == team_id)
+    return query.with_for_update(key_share=True) if lock else query
+
+
+async def _usage(connection: AsyncConnection, team_id: TeamId) -> Usage:
+    counted = (
+        select(
+            sandboxes.c.state,
+            func.count().label("number"),
+            func.sum(sandboxes.c.vcpus).label("vcpus"),
+            func.sum(sandboxes.c.memory_mb).label("memory_mb"),
+            func.sum(sandboxes.c.disk_bytes).label("disk_bytes"),
+        )
+        .where(
+            sandboxes.c.team_id == team_id,
+            sandboxes.c.state.in_([state.value for state in EXISTING]),
+        )
+        .group_by(sandboxes.c.state)
+    )
+    existing, holding, leaving = [0, 0], [0, 0, 0], [0, 0, 0]
+    for row in await connection.execute(counted):
+        state, machines = State(row.state), (row.number, int(row.vcpus), int(row.memory_mb))
+        existing = [existing[0] + row.number, existing[1] + int(row.disk_bytes)]
+        if state is State.SNAPSHOTTING:
+            existing[1] += int(row.memory_mb) << 20
+        if state in HOLDING:
+            holding = [have + more for have, more in zip(holding, machines, strict=True)]
+        if state in LEAVING:
+            leaving = [have + more for have, more in zip(leaving, machines, strict=True)]
+    rest = (await connection.execute(_snapshots_and_keys(team_id))).one()
+    return Usage(
+        running=holding[0],
+        vcpus=holding[1],
+        memory_mb=holding[2],
+        sandboxes=existing[0],
+        snapshots=rest.snapshots,
+        disk_bytes=existing[1] + int(rest.bytes),
+        api_keys=rest.keys,
+        leaving=Usage(running=leaving[0], vcpus=leaving[1], memory_mb=leaving[2]),
+    )
+
+
+def _snapshots_and_keys(team_id: TeamId) -> Select[tuple[int, int, int]]:
+    """A snapshot that is being replaced counts once, and no longer with its old size."""
+    under_way = select(snapshot_intents.c.name).where(snapshot_intents.c.team_id == team_id)
+    made = select(templates.c.name).where(templates.c.team_id == team_id)
+    names = union(made, under_way).subquery()
+    return select(
+        select(func.count()).select_from(names).scalar_subquery().label("snapshots"),
+        select(func.coalesce(func.sum(templates.c.size_bytes), 0))
+        .where(templates.c.team_id == team_id, templates.c.name.not_in(under_way))
+        .scalar_subquery()
+        .label("bytes"),
+        select(func.count())
+        .select_from(api_keys)
+        .where(api_keys.c.team_id == team_id)
+        .scalar_subquery()
+        .label("keys"),
+    )
+
+
+class TeamQuota:
+    """What one team has and may have, and what is different for it."""
+
+    def __init__(self, database: Database, team_id: TeamId, quota: Quota) -> None:
+        self._database = database
+        self._team_id = team_id
+        self._quota = quota
+
+    async def limits(self) -> Quota:
+        """What holds for the team."""
+        return (await self.override()).over(self._quota)
+
+    async def usage(self) -> Usage:
+        async with self._database.read() as connection:
+            return await _usage(connection, self._team_id)
+
+    async def override(self) -> QuotaOverride:
+        """The team's own limits, none of them set where it has none; raises `BadQuota`."""
+        async with self._database.read() as connection:
+            text = await connection.scalar(_override_of(self._team_id, lock=False))
+        return QuotaOverride() if text is None else decode_override(text)
+
+    async def set_override(self, override: QuotaOverride) -> bool:
+        """Replace the team's own limits from the next check on; False: there is no such team.
+
+        What the team has beyond them stays.
+        """
+        text = None if override == QuotaOverride() else encode_override(override)
+        async with self._database.write() as connection:
+            result = await connection.execute(
+                update(teams).where(teams.c.id == self._team_id).values(quota=text)
+            )
+        return result.rowcount == 1

@@ -1,0 +1,271 @@
+"""What a team may have: each limit, with many requests at once, on both databases."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+
+import httpx2
+import pytest
+
+from api.double import HostDouble
+from api.harness import Server, Team, serve
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.model.quota import QuotaOverride
+from wrenn_sandbox.settings import Settings
+
+Limited = Callable[..., AbstractAsyncContextManager[tuple[Server, Team]]]
+
+
+@pytest.fixture
+def limited(settings: Settings, host: HostDouble) -> Limited:
+    """A server whose teams have these limits, and one of them."""
+
+    @asynccontextmanager
+    async def start(**quotas: int) -> AsyncIterator[tuple[Server, Team]]:
+        values = {f"quota_{name}": value for name, value in quotas.items()}
+        async with serve(settings.model_copy(update=values), host) as server:
+            yield server, await server.team()
+
+    return start
+
+
+async def _create(team: Team, **body: object) -> httpx2.Response:
+    return await team.client.post("/v1/sandboxes", json=body)
+
+
+async def _created(team: Team, **body: object) -> str:
+    answer = await _create(team, **body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+async def _do(team: Team, id: str, verb: str) -> httpx2.Response:
+    return await team.client.post(f"/v1/sandboxes/{id}/{verb}")
+
+
+async def _used(team: Team) -> dict[str, int]:
+    answer = await team.client.get("/v1/usage")
+    assert answer.status_code == 200, answer.text
+    used: dict[str, int] = answer.json()["used"]
+    return used
+
+
+def _is_over(answer: httpx2.Response, limit: str) -> bool:
+    error = answer.json().get("error", {})
+    return (answer.status_code, error.get("code"), error.get("limit")) == (
+        429,
+        "quota_exceeded",
+        limit,
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("running", 3), ("vcpus", 6), ("memory_mb", 3 * 256), ("sandboxes", 3)]
+)
+async def test_creates_at_once_never_pass_a_limit(
+    limited: Limited, host: HostDouble, limit: str, value: int
+) -> None:
+    async with limited(**{limit: value}) as (_, team):
+        answers = await asyncio.gather(*(_create(team, vcpus=2, memory_mb=256) for _ in range(10)))
+        assert sum(each.status_code == 201 for each in answers) == 3
+        refused = [each for each in answers if each.status_code != 201]
+        assert all(_is_over(each, limit) for each in refused)
+        assert f"at most {value} " in refused[0].json()["error"]["message"]
+        assert "retry-after" not in refused[0].headers
+        assert len(host.phases) == 3
+        assert len((await team.client.get("/v1/sandboxes")).json()) == 3
+
+
+@pytest.mark.parametrize(("limit", "value"), [("running", 3), ("vcpus", 3), ("memory_mb", 1536)])
+async def test_resumes_at_once_never_pass_a_limit(
+    limited: Limited, host: HostDouble, limit: str, value: int
+) -> None:
+    async with limited(**{limit: value}) as (_, team):
+        ids = []
+        for _ in range(8):
+            ids.append(await _created(team))
+            assert (await _do(team, ids[-1], "pause")).status_code == 200
+        answers = await asyncio.gather(
+            *(_do(team, id, "resume") for id in ids), *(_create(team) for _ in range(4))
+        )
+        done = [each for each in answers if each.status_code in (200, 201)]
+        assert len(done) == 3
+        assert all(_is_over(each, limit) for each in answers if each not in done)
+        used = await _used(team)
+        assert (used["running"], used["vcpus"], used["memory_mb"]) == (3, 3, 1536)
+        refused = [id for id, answer in zip(ids, answers, strict=False) if answer not in done]
+        events = (await team.client.get(f"/v1/sandboxes/{refused[0]}/events")).json()
+        assert events[0]["event"] == "paused", "a refusal leaves no trace"
+
+
+async def test_who_is_over_a_limit_can_pause_and_delete(limited: Limited) -> None:
+    async with limited() as (server, team):
+        first, second = await _created(team), await _created(team)
+        quota = server.plane.store.team(TeamId(team.team_id)).quota
+        assert await quota.set_override(QuotaOverride(running=1, sandboxes=1, disk_mb=1))
+        assert _is_over(await _create(team), "running")
+        assert (await _do(team, first, "pause")).status_code == 200
+        assert _is_over(await _do(team, first, "resume"), "running")
+        assert (await team.client.delete(f"/v1/sandboxes/{second}")).status_code == 204
+        assert _is_over(await _create(team), "sandboxes")
+        assert (await _do(team, first, "resume")).status_code == 200
+
+
+async def test_what_is_in_flight_counts_and_what_failed_does_not(
+    limited: Limited, host: HostDouble
+) -> None:
+    async with limited(running=1) as (server, team):
+        gate = host.hold("create")
+        creating = server.start(_create(team))
+        await gate.arrived.wait()
+        assert _is_over(await _create(team), "running")
+        host.fail["create"] = HostFailure("It did not start")
+        gate.opened.set()
+        assert (await creating).status_code == 502
+        del host.fail["create"]
+        id = await _created(team)
+        gate = host.hold("pause")
+        pausing = server.start(_do(team, id, "pause"))
+        await gate.arrived.wait()
+        refused = await _create(team)
+        assert _is_over(refused, "running")
+        assert refused.headers["retry-after"] == "2", "it is being given back"
+        gate.opened.set()
+        assert (await pausing).status_code == 200
+        assert (await _create(team)).status_code == 201
+
+
+async def test_a_state_that_does_not_allow_it_comes_before_a_limit(limited: Limited) -> None:
+    async with limited(running=1, snapshots=1) as (_, team):
+        id = await _created(team)
+        assert (await _do(team, id, "resume")).json()["error"]["code"] == "invalid_state"
+
+
+async def test_limits_are_of_one_team_alone(limited: Limited) -> None:
+    async with limited(running=1) as (server, team):
+        other, third = await server.team(), await server.team()
+        for each in (team, other):
+            await _created(each)
+            assert _is_over(await _create(each), "running")
+        quota = server.plane.store.team(TeamId(third.team_id)).quota
+        assert await quota.set_override(QuotaOverride(running=0))
+        await asyncio.gather(*(_created(third) for _ in range(4)))
+        assert await quota.set_override(QuotaOverride())
+        assert await quota.override() == QuotaOverride()
+        assert _is_over(await _create(third), "running")
+        nobody = server.plane.store.team(TeamId("team-none")).quota
+        assert not await nobody.set_override(QuotaOverride(running=1))
+
+
+async def _snapshot(team: Team, id: str, name: str, query: str = "") -> httpx2.Response:
+    return await team.client.post(f"/v1/snapshots{query}", json={"sandbox_id": id, "name": name})
+
+
+async def test_snapshots_at_once_never_pass_the_limit(limited: Limited, host: HostDouble) -> None:
+    async with limited(snapshots=2) as (_, team):
+        ids = [await _created(team) for _ in range(6)]
+        answers = await asyncio.gather(*(_snapshot(team, id, f"of-{id}") for id in ids))
+        made = [id for id, each in zip(ids, answers, strict=True) if each.status_code == 201]
+        assert len(made) == 2
+        assert all(_is_over(each, "snapshots") for each in answers if each.status_code != 201)
+        left = [id for id in ids if id not in made]
+        assert host.phases.keys() == set(left), "a refused one runs on"
+        for id in left:
+            events = (await team.client.get(f"/v1/sandboxes/{id}/events")).json()
+            assert events[0]["event"] == "started"
+        again = await _snapshot(team, left[0], f"of-{made[0]}", "?overwrite=true")
+        assert again.status_code == 201, "overwriting takes no more room"
+        taken = await _snapshot(team, left[1], f"of-{made[0]}")
+        assert taken.json()["error"]["code"] == "already_exists"
+        assert (await team.client.delete(f"/v1/snapshots/of-{made[0]}")).status_code == 204
+        assert (await _snapshot(team, left[1], "another")).status_code == 201
+
+
+async def test_disk_is_what_the_host_reports(
+    limited: Limited, host: HostDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with limited(disk_mb=600) as (server, team):
+        running, paused = await _created(team), await _created(team, memory_mb=128)
+        assert (await _do(team, paused, "pause")).status_code == 200
+        for id in (running, paused):
+            host.disk_bytes[id] = 150 << 20
+        await server.plane.reconciler.sweep()
+        assert (await _used(team))["disk_bytes"] == 300 << 20
+        shown = (await team.client.get(f"/v1/sandboxes/{paused}")).json()
+        assert shown["disk_bytes"] == 150 << 20
+
+        refused = await _snapshot(team, running, "big")
+        assert _is_over(refused, "disk_mb"), "its memory has to be stored too"
+        assert host.phases[running] == "running"
+        host.disk_bytes[paused] = 900 << 20
+        await server.plane.reconciler.sweep()
+        assert _is_over(await _create(team), "disk_mb")
+        assert _is_over(await _do(team, paused, "resume"), "disk_mb")
+        assert (await _do(team, running, "pause")).status_code == 200
+        assert (await team.client.delete(f"/v1/sandboxes/{paused}")).status_code == 204
+        assert (await _do(team, running, "resume")).status_code == 200
+
+
+async def test_a_snapshot_counts_with_its_size_and_a_replaced_one_once(
+    limited: Limited, host: HostDouble
+) -> None:
+    async with limited(disk_mb=129) as (_, team):
+        host.image_bytes = 100 << 20
+        assert (
+            await _snapshot(team, await _created(team, memory_mb=128), "one")
+        ).status_code == 201
+        assert (await _used(team))["disk_bytes"] == 100 << 20
+        id = await _created(team, memory_mb=128)
+        assert _is_over(await _snapshot(team, id, "two"), "disk_mb")
+        assert (await _snapshot(team, id, "one", "?overwrite=true")).status_code == 201
+        assert (await _used(team))["disk_bytes"] == 100 << 20
+
+
+async def test_small_changes_of_disk_are_not_written_down(
+    limited: Limited, host: HostDouble
+) -> None:
+    async with limited() as (server, team):
+        id = await _created(team)
+        seen = []
+        for size in (5 << 20, (5 << 20) + 4096, 9 << 20, 0):
+            host.disk_bytes[id] = size
+            await server.plane.reconciler.sweep()
+            seen.append((await _used(team))["disk_bytes"])
+        assert seen == [5 << 20, 5 << 20, 9 << 20, 0]
+
+
+async def test_api_keys_at_once_never_pass_the_limit(limited: Limited) -> None:
+    async with limited(api_keys=4) as (_, team):
+        answers = await asyncio.gather(
+            *(team.client.post("/v1/api-keys", json={}, headers=team.bearer) for _ in range(8))
+        )
+        assert sum(each.status_code == 201 for each in answers) == 3, "and the first one"
+        assert all(_is_over(each, "api_keys") for each in answers if each.status_code != 201)
+
+
+async def test_usage_shows_limits_and_use(limited: Limited) -> None:
+    async with limited(running=0, disk_mb=10) as (server, team):
+        await _created(team, vcpus=2, memory_mb=256)
+        answer = (await team.client.get("/v1/usage")).json()
+        assert answer["limits"] == {
+            "running": None,
+            "vcpus": None,
+            "memory_mb": None,
+            "sandboxes": 1000,
+            "snapshots": 100,
+            "disk_bytes": 10 << 20,
+            "api_keys": 100,
+        }
+        assert answer["used"] == {
+            "running": 1,
+            "vcpus": 2,
+            "memory_mb": 256,
+            "sandboxes": 1,
+            "snapshots": 0,
+            "disk_bytes": 0,
+            "api_keys": 1,
+        }
+        stranger = replace(team, client=server.client())
+        assert (await stranger.client.get("/v1/usage")).status_code == 401
