@@ -11,7 +11,7 @@ import pytest
 from api.double import HostDouble
 from api.harness import Server, Team, serve
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.quota import QuotaOverride
 from wrenn_sandbox.settings import Settings
 
@@ -198,7 +198,7 @@ async def test_disk_is_what_the_host_reports(
 
         refused = await _snapshot(team, running, "big")
         assert _is_over(refused, "disk_mb"), "its memory has to be stored too"
-        assert host.phases[running] == "running"
+        assert host.phases[SandboxId(running)] == "running"
         host.disk_bytes[paused] = 900 << 20
         await server.plane.reconciler.sweep()
         assert _is_over(await _create(team), "disk_mb")

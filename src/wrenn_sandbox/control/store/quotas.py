@@ -48,7 +48,7 @@ class Guard:
     async def write(self, team_id: TeamId, *checks: Check) -> AsyncIterator[AsyncConnection]:
         """A transaction; raises `QuotaExceeded` at its end, after which nothing has changed."""
         async with self._database.write() as connection:
-            override = await connection.scalar(_override_of(team_id, lock=True))
+            override = await _override(connection, team_id, lock=True)
             yield connection
             self._require(_own(self._quota, override), await _usage(connection, team_id), checks)
 
@@ -67,9 +67,12 @@ def _own(quota: Quota, override: str | None) -> Quota:
     return quota if override is None else decode_override(override).over(quota)
 
 
-def _override_of(team_id: TeamId, *, lock: bool) -> Select[tuple[str | None]]:
+async def _override(connection: AsyncConnection, team_id: TeamId, *, lock: bool) -> str | None:
     query = select(teams.c.quota).where(teams.c.id == team_id)
-    return query.with_for_update(key_share=True) if lock else query
+    if lock:
+        query = query.with_for_update(key_share=True)
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else row.quota
 
 
 async def _usage(connection: AsyncConnection, team_id: TeamId) -> Usage:
@@ -148,7 +151,7 @@ class TeamQuota:
     async def override(self) -> QuotaOverride:
         """The team's own limits, none of them set where it has none; raises `BadQuota`."""
         async with self._database.read() as connection:
-            text = await connection.scalar(_override_of(self._team_id, lock=False))
+            text = await _override(connection, self._team_id, lock=False)
         return QuotaOverride() if text is None else decode_override(text)
 
     async def set_override(self, override: QuotaOverride) -> bool:
