@@ -25,7 +25,17 @@ from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snap
 from .binary import host_cpu, usage_of, version_of
 from .command import Memory, Variant, command
 from .monitor import Monitor, listen
-from .running import Running, append, connected, end, or_no_end, tails, unless_ended
+from .running import (
+    Running,
+    append,
+    connected,
+    end,
+    or_no_end,
+    read_state,
+    require_same,
+    tails,
+    unless_ended,
+)
 from .tsc import host_tsc_khz
 
 T = TypeVar("T")
@@ -113,6 +123,7 @@ class QemuDriver:
         running = self._running[process]
         if snapshot.diff is not None:
             await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
+            require_same(running)
         await unless_ended(running, running.monitor.load(running.vmstate_fd))
 
     async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
@@ -137,7 +148,9 @@ class QemuDriver:
             faults.reach("machine.stopped")
             await unless_ended(running, running.monitor.save(state))
             faults.reach("machine.saved")
-            return await asyncio.to_thread(self._capture, process.pid, spec, state, into)
+            files = await asyncio.to_thread(self._capture, process.pid, spec, state, into)
+            require_same(running)
+            return files
         except OSError as error:
             await asyncio.shield(self.unpause(process, spec))
             raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
@@ -291,7 +304,7 @@ class QemuDriver:
     def _capture(
         self, pid: int, spec: MachineSpec, state: Path, into: Path
     ) -> dict[str, FileEntry]:
-        data = state.read_bytes()
+        data = read_state(state)
         (into / VMSTATE).write_bytes(data)
         state.unlink()
         files = {VMSTATE: FileEntry(len(data), hashlib.sha256(data).hexdigest())}

@@ -1,21 +1,30 @@
-"""QMP: what this driver says to a running QEMU, in its own words."""
+"""What this driver says to a running QEMU, in its own words."""
 
 import asyncio
 import base64
+import binascii
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
-from qemu.qmp import QMPClient, QMPError
+import msgspec
 
 from wrenn_sandbox.errors import HostFailure
 
 from .command import CONSOLE, CONSOLE_BYTES
+from .qmp import ANSWER_SEC, Event, QmpError, Session
+
+Answer = TypeVar("Answer")
 
 LISTEN_BACKLOG: Final = 4
+_CONNECT_SEC: Final = 10.0
+_STATUS_SEC: Final = 10.0
+_WORD: Final = re.compile(r"[a-z][a-z-]{0,39}")
+_NO_ANSWER: Final = "The machine's monitor refused or is gone."
 
 
 def listen(path: Path) -> socket.socket:
@@ -43,41 +52,46 @@ def short_path(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-class Monitor:
-    """A QMP session. Every method raises `HostFailure` where QEMU refuses or is gone."""
+class _Status(msgspec.Struct):
+    status: str
 
-    def __init__(self, client: QMPClient) -> None:
-        self._client = client
+
+class _Reason(msgspec.Struct):
+    reason: str = ""
+
+
+class Monitor:
+    """A QMP session. Every method raises `HostFailure` where QEMU refuses, lies or is gone, and
+    where it does not answer in time; the session is of no use then.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     @classmethod
-    async def connect(cls, path: Path, timeout: float = 10.0) -> Self:
+    async def connect(cls, path: Path, timeout: float = _CONNECT_SEC) -> Self:
         """Open a session; QEMU answers as soon as its main loop runs."""
-        client = QMPClient()
-        client.logger.disabled = True
         try:
-            async with asyncio.timeout(timeout):
-                with short_path(path) as name:
-                    await client.connect(name)
-        except TimeoutError as error:
-            with contextlib.suppress(QMPError):
-                await client.disconnect()
-            raise HostFailure("The machine's monitor does not answer.") from error
-        except QMPError as error:
+            with short_path(path) as name:
+                return cls(await Session.open(name, timeout))
+        except QmpError as error:
             raise HostFailure("The machine did not start.", detail=f"QMP: {error}") from error
-        return cls(client)
 
     async def close(self) -> None:
         """End the session; the machine runs on."""
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            await self._client.disconnect()
+        await self._session.close()
 
     async def load(self, vmstate_fd: int) -> None:
         """Load device state from a descriptor that QEMU was started with, and let it run."""
-        with self._client.listener(("RESUME", "SHUTDOWN")) as events:
+        with self._session.listening("RESUME", "SHUTDOWN") as heard:
             await self._execute("migrate-incoming", {"uri": f"fd:{vmstate_fd}"})
-            event = await events.get()
-        if event.get("event") != "RESUME":
-            raise HostFailure("The stored machine did not start.", detail=str(event))
+            try:
+                async with asyncio.timeout(ANSWER_SEC):
+                    event = await heard
+            except (TimeoutError, QmpError) as error:
+                raise HostFailure(_NO_ANSWER, detail=f"after loading: {error}") from error
+        if event.name != "RESUME":
+            raise HostFailure("The stored machine did not start.", detail=event.name)
 
     async def save(self, vmstate: Path) -> None:
         """Write the device state of a stopped machine to a new file."""
@@ -91,37 +105,48 @@ class Monitor:
 
     async def status(self) -> str:
         """QEMU's run state: running, paused, shutdown, ..."""
-        reply = await self._execute("query-status")
-        return str(reply.get("status", "")) if isinstance(reply, dict) else ""
-
-    async def version(self) -> str:
-        """Major, minor and micro of the running QEMU."""
-        greeting = self._client.greeting
-        if greeting is None:
-            return ""
-        version = greeting.QMP.version
-        qemu = version.get("qemu", {}) if isinstance(version, dict) else {}
-        return ".".join(str(qemu.get(part, "?")) for part in ("major", "minor", "micro"))
+        answer = await self._execute("query-status", seconds=_STATUS_SEC)
+        return _decoded(answer, _Status).status
 
     async def console(self) -> bytes:
         """What the guest wrote to its console since the last call, the last 64 KiB at most."""
-        reply = await self._execute(
+        answer = await self._execute(
             "ringbuf-read", {"device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64"}
         )
-        return base64.b64decode(str(reply))
+        try:
+            return base64.b64decode(_decoded(answer, str))[-CONSOLE_BYTES:]
+        except (binascii.Error, ValueError) as error:
+            raise HostFailure(_NO_ANSWER, detail=f"console: {error}") from error
 
     async def shutdown(self) -> str:
         """Wait until the guest shuts down, resets or panics; returns which."""
-        with self._client.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
-            event = await events.get()
-        data = event.get("data", {})
-        reason = data.get("reason", "") if isinstance(data, dict) else ""
-        return f"{event.get('event')} {reason}".strip()
+        with self._session.listening("SHUTDOWN", "GUEST_PANICKED") as heard:
+            try:
+                event = await heard
+            except QmpError as error:
+                raise HostFailure(_NO_ANSWER, detail=str(error)) from error
+        return f"{event.name} {_reason(event)}".strip()
 
-    async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+    async def _execute(
+        self, command: str, arguments: object = None, seconds: float = ANSWER_SEC
+    ) -> bytes:
         try:
-            return await self._client.execute(command, arguments)
-        except QMPError as error:
-            raise HostFailure(
-                "The machine's monitor refused or is gone.", detail=f"{command}: {error}"
-            ) from error
+            return await self._session.execute(command, arguments, seconds)
+        except QmpError as error:
+            raise HostFailure(_NO_ANSWER, detail=f"{command}: {error}") from error
+
+
+def _reason(event: Event) -> str:
+    """Why a guest stopped, where that is one of the words which QEMU has for it."""
+    try:
+        reason = msgspec.json.decode(event.data, type=_Reason).reason
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return reason if _WORD.fullmatch(reason) else ""
+
+
+def _decoded(answer: bytes, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise HostFailure(_NO_ANSWER, detail=str(error)[:200]) from error

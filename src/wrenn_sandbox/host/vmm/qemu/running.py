@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
+import stat
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.paths import MachineFiles
@@ -14,6 +16,10 @@ from wrenn_sandbox.host.privileged.process import ProcessHandle
 from .monitor import Monitor
 
 T = TypeVar("T")
+
+STATE_LIMIT: Final = 16 * 1024 * 1024
+"""Bytes of device state; a machine's is some 13 KiB."""
+_TAIL_BYTES: Final = 2000
 
 
 @dataclass
@@ -78,6 +84,27 @@ async def end(running: Running) -> None:
         await running.monitor.close()
 
 
+def require_same(running: Running) -> None:
+    """Raise `HostFailure` where the process has ended, so that its pid may be another's."""
+    if not running.handle.alive:
+        raise HostFailure("The machine ended unexpectedly.")
+
+
+def read_state(path: Path) -> bytes:
+    """The device state that a monitor has written, however much that is; blocks.
+
+    Raises OSError, also for what is no file or more than any machine's.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("the device state is not a file")
+        data = file.read(STATE_LIMIT + 1)
+    if not 0 < len(data) <= STATE_LIMIT:
+        raise OSError(f"the device state has {len(data)} bytes or more")
+    return data
+
+
 def append(path: Path, text: bytes) -> None:
     """Add to a log file; blocks."""
     with open(path, "ab") as file:
@@ -89,7 +116,13 @@ def tails(files: MachineFiles) -> str:
     parts = []
     for path in (files.vmm_log, files.console):
         with contextlib.suppress(OSError):
-            text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+            text = _end(path).decode("utf-8", "replace").strip()
             if text:
                 parts.append(f"{path.name}: {text}")
     return "\n".join(parts)
+
+
+def _end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        return file.read(_TAIL_BYTES)
