@@ -26,7 +26,7 @@ class _Token(msgspec.Struct):
 
 
 class _User(msgspec.Struct):
-    id: Annotated[int, Meta(gt=0)]
+    id: Annotated[int, Meta(gt=0, le=2**63 - 1)]
 
 
 class _Email(msgspec.Struct):
