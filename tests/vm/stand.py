@@ -64,6 +64,8 @@ class Stand:
                 initrd=boot.initrd,
                 kernel_args=boot.kernel_args,
                 runtime=boot.runtime,
+                disk_mb=image.disk_mb,
+                disks=(store.disk(image),),
             )
         finally:
             self.equipment.slots.release(slot)

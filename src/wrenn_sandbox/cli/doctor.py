@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import typer
@@ -11,9 +11,12 @@ import typer
 from wrenn_sandbox.host.facts import QEMU, MachineFacts, machine_facts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
+from wrenn_sandbox.host.vmm.qemu.command import READ_ONLY_BASE_SINCE
 from wrenn_sandbox.settings import Settings
 
 Status = Literal["ok", "warn", "missing"]
+
+_BOUNDED: Final = {"memory": "memory", "cpu": "processor time", "pids": "number of threads"}
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -48,7 +51,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: Settings) -> list[Li
             "page faults cannot be served by the server",
             "run as root on a kernel with CONFIG_USERFAULTFD; only Firecracker needs it",
         ),
-        _cgroup(facts),
+        *_confinement(facts),
         Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
     ]
 
@@ -69,9 +72,9 @@ def command(
         typer.echo(msgspec.json.encode(lines))
     else:
         for line in lines:
-            typer.echo(f"{line.status:8}{line.name:14}{line.detail}")
+            typer.echo(f"{line.status:8}{line.name:15}{line.detail}")
             if line.advice:
-                typer.echo(f"{'':22}-> {line.advice}")
+                typer.echo(f"{'':23}-> {line.advice}")
     raise typer.Exit(0 if healthy(lines) else 1)
 
 
@@ -186,14 +189,64 @@ def _memory(facts: MachineFacts, settings: Settings) -> Line:
     )
 
 
-def _cgroup(facts: MachineFacts) -> Line:
+def _confinement(facts: MachineFacts) -> list[Line]:
+    """What holds a monitor that its guest has taken over."""
+    return [
+        _line(
+            "users",
+            facts.root,
+            "the monitor of each machine has a user and groups of its own, and no capability",
+            "monitors run as the user of the server: one that is taken over reads and ends all",
+            "run the server as root",
+        ),
+        _line(
+            "jail",
+            not facts.jail_obstacle,
+            "monitors see no file, process or IPC of this host but those of their machine",
+            "monitors see the files that every user may read, and all processes"
+            f" ({facts.jail_obstacle})",
+            "run the server as root, on Linux 5.12 or later, outside of a container or in one that"
+            " may mount (CAP_SYS_ADMIN, no AppArmor profile that denies it), with QEMU below /usr",
+        ),
+        _line(
+            "seccomp",
+            facts.qemu_seccomp,
+            "monitors give up system calls that they do not need",
+            "monitors may use all system calls that every user may",
+            "install a QEMU with seccomp support on a kernel with CONFIG_SECCOMP_FILTER",
+        ),
+        _memory_images(facts),
+        *(_cgroup(facts, name, what) for name, what in _BOUNDED.items()),
+    ]
+
+
+def _memory_images(facts: MachineFacts) -> Line:
+    if _version(facts.qemu_version) >= READ_ONLY_BASE_SINCE:
+        return Line("memory images", "ok", "QEMU opens the memory of images for reading only")
     return _line(
-        "cgroup v2",
-        facts.cgroup_v2,
-        "controllers " + " ".join(facts.cgroup_controllers),
-        "the machine mounts the older hierarchy: machines are not bounded by cgroups",
-        "boot with systemd.unified_cgroup_hierarchy=1",
+        "memory images",
+        facts.sealed_memory,
+        "machines get a sealed copy of an image's memory, which takes its size of RAM once",
+        "this QEMU opens the memory of images for writing, and there is no sealed memory",
+        "install QEMU 8.2 or later",
+        "missing",
     )
+
+
+def _cgroup(facts: MachineFacts, controller: str, what: str) -> Line:
+    return _line(
+        f"cgroup {controller}",
+        controller in facts.cgroup_controllers,
+        f"the {what} of each machine is bounded, its monitor's own included",
+        f"nothing bounds the {what} that a monitor takes"
+        + ("" if facts.cgroup_v2 else ": the unified hierarchy (cgroup v2) is not mounted"),
+        "run as root with the unified hierarchy alone (systemd.unified_cgroup_hierarchy=1);"
+        " in a container, with /sys/fs/cgroup writable and a group below for its own processes",
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
 
 
 def _size(megabytes: int) -> str:

@@ -42,7 +42,8 @@ class Equipment:
             if settings.driver == "fake":
                 driver = FakeDriver()
             else:
-                driver = await QemuDriver.create(await _accelerator(settings, paths), namespaces)
+                accelerator = await _accelerator(settings, paths)
+                driver = await QemuDriver.create(accelerator, namespaces, paths)
             undo.push_async_callback(driver.close)
             slots: SlotSource
             if network == "tap":

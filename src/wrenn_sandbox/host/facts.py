@@ -14,9 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from wrenn_sandbox.host.privileged import cgroups
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
+from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
 from wrenn_sandbox.host.probe import cpu_model
+from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp
 
 QEMU = "qemu-system-x86_64"
 TOOLS = (
@@ -55,8 +58,14 @@ class MachineFacts:
     reflink: bool
     cgroup_v2: bool
     cgroup_controllers: tuple[str, ...]
+    """Those of `cgroups.CONTROLLERS` that machines can be bounded by."""
+    jail_obstacle: str
+    """Why a monitor can not be locked up."""
+    sealed_memory: bool
+    """Memory that nobody can write to any more."""
     qemu_path: Path | None
     qemu_version: str
+    qemu_seccomp: bool
     tools: Mapping[str, Path | None]
     forwarding: bool
     forward_dropped: bool
@@ -65,7 +74,7 @@ class MachineFacts:
 def machine_facts(data_dir: Path) -> MachineFacts:
     """Find everything out; changes nothing that stays. Takes some tens of milliseconds."""
     memory = _memory()
-    controllers = _cgroup_controllers()
+    hierarchy = cgroups.hierarchy()
     qemu = _tool(QEMU)
     return MachineFacts(
         root=os.geteuid() == 0,
@@ -80,10 +89,13 @@ def machine_facts(data_dir: Path) -> MachineFacts:
         nft=_succeeds(["nft", "list", "tables"]),
         userfaultfd=_userfaultfd(),
         reflink=_reflink(_existing(data_dir)),
-        cgroup_v2=controllers is not None,
-        cgroup_controllers=controllers or (),
+        cgroup_v2=hierarchy is not None,
+        cgroup_controllers=cgroups.usable(hierarchy),
+        jail_obstacle=jail_obstacle((str(qemu or "true"), "--version")),
+        sealed_memory=_sealed_memory(),
         qemu_path=qemu,
         qemu_version=_qemu_version(qemu),
+        qemu_seccomp=qemu is not None and has_seccomp(str(qemu)),
         tools={name: _tool(name) for name in TOOLS},
         forwarding=_forwarding(),
         forward_dropped=_forward_dropped(),
@@ -127,12 +139,18 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> dict[str, int]:
     return {name: int(kilobytes) // 1024 for name, kilobytes in rows}
 
 
-def _cgroup_controllers(root: Path = Path("/sys/fs/cgroup")) -> tuple[str, ...] | None:
-    """The controllers of the unified hierarchy where it is mounted as the only one."""
+def _sealed_memory() -> bool:
     try:
-        return tuple((root / "cgroup.controllers").read_text("ascii").split())
+        fd = os.memfd_create("wrenn-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError:
-        return None
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _userfaultfd(device: Path = Path("/dev/userfaultfd")) -> bool:

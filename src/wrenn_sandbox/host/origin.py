@@ -66,6 +66,7 @@ def spec_of(parts: Parts, record: Record) -> MachineSpec:
     """What the driver needs to know of a recorded machine; blocks."""
     image = parts.store.open(record.image_id)
     boot = parts.store.boot_files(image)
+    disks = {parts.store.disk(each) for each in (image, parts.store.cold(image))}
     return MachineSpec(
         files=parts.paths.machine(record.machine_id),
         slot=record.slot,
@@ -75,5 +76,7 @@ def spec_of(parts: Parts, record: Record) -> MachineSpec:
         initrd=boot.initrd,
         kernel_args=boot.kernel_args,
         runtime=boot.runtime,
+        disk_mb=image.disk_mb,
+        disks=tuple(disks),
         memory=None if image.is_cold else parts.store.memory(image),
     )

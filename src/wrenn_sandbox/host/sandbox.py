@@ -180,16 +180,18 @@ class Sandbox:
             await asyncio.to_thread(self._require_disks, manifest, image)
             faults.reach("resume.checked")
             directory = paths.generation(self.sandbox_id, manifest.generation)
+            layers = (*manifest.layers, manifest.generation)
+            disks = tuple(paths.generation(self.sandbox_id, each) / form.DISK for each in layers)
             origin = Origin(
                 image=image,
                 vcpus=manifest.machine.vcpus,
                 memory_mb=manifest.machine.memory_mb,
                 disk=directory / form.DISK,
                 disk_format="qcow2",
-                snapshot=Snapshot(directory / form.VMSTATE, directory),
+                snapshot=Snapshot(directory / form.VMSTATE, directory, disks),
                 token=manifest.token,
                 generation=manifest.generation,
-                layers=(*manifest.layers, manifest.generation),
+                layers=layers,
             )
             share = partial(stored.share_disks, paths, manifest)
             placement = await self._launch(origin, lambda slot: share(slot.uid))

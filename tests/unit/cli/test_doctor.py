@@ -28,9 +28,12 @@ GOOD = MachineFacts(
     userfaultfd=True,
     reflink=True,
     cgroup_v2=True,
-    cgroup_controllers=("cpu", "memory"),
+    cgroup_controllers=("memory", "cpu", "pids"),
+    jail_obstacle="",
+    sealed_memory=True,
     qemu_path=Path("/usr/bin/qemu-system-x86_64"),
     qemu_version="10.0.2",
+    qemu_seccomp=True,
     tools={"qemu-img": Path("/usr/bin/qemu-img"), "nft": Path("/usr/sbin/nft")},
     forwarding=True,
     forward_dropped=False,
@@ -51,7 +54,8 @@ def test_a_good_machine() -> None:
     assert healthy(lines)
     assert {each.name for each in lines} >= {
         "kvm", "qemu", "tun", "namespaces", "nftables", "forwarding", "userfaultfd", "reflink",
-        "cgroup v2", "disk", "memory", "kernel",
+        "users", "jail", "seccomp", "memory images", "cgroup memory", "cgroup cpu", "cgroup pids",
+        "disk", "memory", "kernel",
     }  # fmt: skip
 
 
@@ -73,7 +77,16 @@ def test_a_good_machine() -> None:
         ("forwarding", replace(GOOD, forwarding=False), "ok"),
         ("userfaultfd", replace(GOOD, userfaultfd=False), "warn"),
         ("reflink", replace(GOOD, reflink=False), "warn"),
-        ("cgroup v2", replace(GOOD, cgroup_v2=False), "warn"),
+        ("users", replace(GOOD, root=False), "warn"),
+        ("jail", replace(GOOD, jail_obstacle="mount /: Operation not permitted"), "warn"),
+        ("seccomp", replace(GOOD, qemu_seccomp=False), "warn"),
+        ("memory images", replace(GOOD, qemu_version="8.1.9"), "ok"),
+        ("memory images", replace(GOOD, sealed_memory=False), "ok"),
+        ("memory images", replace(GOOD, qemu_version="8.1.9", sealed_memory=False), "missing"),
+        ("cgroup memory", replace(GOOD, cgroup_controllers=("cpu", "pids")), "warn"),
+        ("cgroup cpu", replace(GOOD, cgroup_controllers=("memory", "pids")), "warn"),
+        ("cgroup pids", replace(GOOD, cgroup_controllers=("memory", "cpu")), "warn"),
+        ("cgroup pids", replace(GOOD, cgroup_v2=False, cgroup_controllers=()), "warn"),
     ],
 )
 def test_a_lack_has_a_status_and_advice(name: str, facts: MachineFacts, status: str) -> None:
@@ -81,6 +94,13 @@ def test_a_lack_has_a_status_and_advice(name: str, facts: MachineFacts, status: 
     assert found.status == status
     assert bool(found.advice) == (status != "ok")
     assert healthy(examine(facts, KVM, SETTINGS)) == (status != "missing")
+
+
+def test_the_obstacle_is_named() -> None:
+    found = line("jail", replace(GOOD, jail_obstacle="mount /: Operation not permitted"))
+    assert "mount /: Operation not permitted" in found.detail
+    found = line("cgroup cpu", replace(GOOD, cgroup_v2=False, cgroup_controllers=()))
+    assert "not mounted" in found.detail
 
 
 def test_without_kvm_machines_run_in_software() -> None:

@@ -1,22 +1,31 @@
 """Starting a VMM: unprivileged, in a session of its own, without a shell in between."""
 
+import asyncio
+import contextlib
 import os
-import resource
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.privileged import mounts
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.privileged.jail import Jail, View, apart
+from wrenn_sandbox.host.privileged.limits import Limits
+from wrenn_sandbox.host.privileged.netns import NETNS_DIR
+from wrenn_sandbox.host.privileged.process import PROC, ProcessHandle
 
 Output = int | IO[bytes]
 """A descriptor, an open file, or `subprocess.DEVNULL`."""
+
+_OOM_SCORE: Final = 500
+"""Added to the server's own: when memory is short, the kernel ends machines before the server."""
+_HIGHEST_OOM_SCORE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +62,96 @@ def kvm_groups(device: Path = Path("/dev/kvm")) -> tuple[int, ...]:
 
 
 async def spawn_in_slot(
-    namespaces: NamespaceThread,
     slot: Slot,
     argv: Sequence[str],
     *,
+    jail: Jail | None = None,
+    view: View | None = None,
+    group: int | None = None,
+    limits: Limits | None = None,
     pass_fds: Collection[int] = (),
     output: Output = subprocess.DEVNULL,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
     groups: tuple[int, ...] = (),
 ) -> ProcessHandle:
-    """Start a VMM in the slot's namespace as the slot's user; see `spawn`.
+    """Start a VMM in the slot's namespace as the slot's user; see `start`.
 
-    `groups` are supplementary groups, such as the one that may open /dev/kvm.
+    With `jail` it sees of this machine what is in there, and of the data directory its `view`.
+    `group` is a descriptor of its control group (`Groups.open`). `groups` are supplementary
+    groups, such as the one that may open /dev/kvm. Raises `HostFailure`; nothing runs then, nor
+    after a cancellation.
     """
-    work = partial(
-        spawn,
+    starting = partial(
+        start,
         argv,
         identity=Identity(slot.uid, groups),
+        limits=limits,
         pass_fds=pass_fds,
         output=output,
         cwd=cwd,
-        env=env,
     )
-    return await namespaces.run(slot.netns, work)
+
+    def inside() -> "subprocess.Popen[bytes]":
+        with ExitStack() as stack:
+            if slot.netns is not None:
+                _enter_slot(stack, slot.netns)
+            if jail is not None:
+                _enter_jail(jail, view or View())
+            child = starting()
+        if group is not None:
+            _put_into(group, child)
+        return child
+
+    def outside() -> ProcessHandle:
+        handle = ProcessHandle.of_child(apart(inside))
+        _offer_to_oom_killer(handle.pid)
+        return handle
+
+    task = asyncio.create_task(asyncio.to_thread(outside))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            await task.result().terminate(0)
+            task.result().close()
+        raise
 
 
 def spawn(
     argv: Sequence[str],
     *,
     identity: Identity,
+    output: Output = subprocess.DEVNULL,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> ProcessHandle:
+    """Start a process from the calling thread, outside any jail; see `start`."""
+    return ProcessHandle.of_child(start(argv, identity=identity, output=output, cwd=cwd, env=env))
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    identity: Identity,
+    limits: Limits | None = None,
     pass_fds: Collection[int] = (),
     output: Output = subprocess.DEVNULL,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    max_files: int = 4096,
-) -> ProcessHandle:
-    """Start a process from the calling thread, and so in its network namespace.
+) -> "subprocess.Popen[bytes]":
+    """Start a process from the calling thread, and so in its namespaces.
 
     As root it runs as `identity` without any capability; otherwise as the user of this server.
     `output` takes its standard output and error. It gets `env` or a minimal environment, never the
     server's own. Raises `HostFailure` when it cannot be started; that the program itself
     is missing shows in its exit status 127.
     """
-    prefix = _limits(max_files)
+    prefix = (limits or Limits()).argv()
     if os.geteuid() == 0:
         prefix += drop_privileges(identity)
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [*prefix, *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -114,15 +165,43 @@ def spawn(
         raise HostFailure(
             "a virtual machine process cannot be started", detail=str(error)
         ) from error
-    return ProcessHandle.of_child(child)
 
 
-def _limits(max_files: int) -> list[str]:
-    """The argv prefix that lowers limits.
+def _enter_slot(stack: ExitStack, netns: str) -> None:
+    try:
+        target = os.open(NETNS_DIR / netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostFailure("the network slot is gone", detail=str(error)) from error
+    stack.callback(os.close, target)
+    try:
+        mounts.enter(target, mounts.NEW_NET)
+    except OSError as error:
+        raise HostFailure("cannot enter the network slot", detail=str(error)) from error
 
-    Set by the process itself, while it may: a root without `CAP_SYS_RESOURCE`, as in containers,
-    cannot limit a process that has become another user.
-    """
-    _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = max_files if ceiling == resource.RLIM_INFINITY else min(max_files, ceiling)
-    return ["prlimit", f"--nofile={files}:{files}", "--core=0:0", "--"]
+
+def _enter_jail(jail: Jail, view: View) -> None:
+    try:
+        jail.enter(view)
+    except OSError as error:
+        raise HostFailure(
+            "a virtual machine process cannot be confined", detail=str(error)
+        ) from error
+
+
+def _put_into(group: int, child: "subprocess.Popen[bytes]") -> None:
+    """Before it runs anything but the programs that take its privileges away."""
+    try:
+        os.write(group, str(child.pid).encode())
+    except OSError as error:
+        child.kill()
+        child.wait()
+        raise HostFailure(
+            "a virtual machine process cannot be bounded", detail=str(error)
+        ) from error
+
+
+def _offer_to_oom_killer(pid: int) -> None:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        own = int((PROC / "self" / "oom_score_adj").read_text("ascii"))
+        wanted = min(own + _OOM_SCORE, _HIGHEST_OOM_SCORE)
+        (PROC / str(pid) / "oom_score_adj").write_text(str(wanted))

@@ -41,18 +41,24 @@ class MachineSpec:
     initrd: Path
     kernel_args: str
     runtime: Path
+    disk_mb: int
+    """Size of the guest's disk."""
+    disks: tuple[Path, ...] = ()
+    """The disks of images that the machine's own disk layer builds on."""
     memory: Path | None = None
     """The immutable image that guest memory is a private mapping of; none after a cold boot."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored machine to continue: its device state, and the directory that holds the pages
-    which differ from the memory image (`memory.idx` and `memory.diff`), if any do.
+    """A stored machine to continue: its device state, the directory that holds the pages which
+    differ from the memory image (`memory.idx` and `memory.diff`), if any do, and the stored layers
+    that its disk builds on.
     """
 
     vmstate: Path
     diff: Path | None = None
+    disks: tuple[Path, ...] = ()
 
 
 class Process(msgspec.Struct, frozen=True):

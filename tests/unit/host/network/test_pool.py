@@ -180,7 +180,7 @@ async def test_processes_in_a_reclaimed_slot_are_ended(
     (index, _) = killed_server(make_pool)
     tag = data_dir_tag(make_pool.directory / "data")
     orphan = Slot(index=index, netns=f"wrenn-{tag}-{index}", host_ip="", uid=720_000)
-    process = await spawn_in_slot(namespaces, orphan, ["sleep", "1000"])
+    process = await spawn_in_slot(orphan, ["sleep", "1000"])
     pool = make_pool(size=0)
     await pool.start()
     assert await process.wait() == -signal.SIGKILL
@@ -296,7 +296,7 @@ async def test_a_process_left_in_a_slot_ends_with_it(
     pool = make_pool(size=0)
     await pool.start()
     slot = await pool.acquire()
-    process = await spawn_in_slot(namespaces, slot, ["sleep", "1000"])
+    process = await spawn_in_slot(slot, ["sleep", "1000"])
     assert process_start_time(process.pid) == process.start_time
     pool.release(slot)
     assert await process.wait() == -signal.SIGKILL

@@ -24,7 +24,7 @@ async def test_the_process_is_in_the_slot_and_holds_its_tap(
         assert fcntl.fcntl(tap, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
         with pytest.raises(HostFailure, match="attach"):
             await open_tap(namespaces, slot)
-        process = await spawn_in_slot(namespaces, slot, ["sleep", "1000"], pass_fds=[tap])
+        process = await spawn_in_slot(slot, ["sleep", "1000"], pass_fds=[tap])
     finally:
         os.close(tap)
     inside = os.stat(f"/proc/{process.pid}/ns/net").st_ino

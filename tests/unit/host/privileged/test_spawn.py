@@ -82,9 +82,7 @@ async def test_only_passed_descriptors_arrive(namespaces: NamespaceThread) -> No
     output, result = os.pipe()
     try:
         argv = ["bash", "-c", f"cd /proc/self/fd; echo *; cat <&{given}"]
-        process = await spawn_in_slot(
-            namespaces, SLOT, argv, pass_fds=[given], output=result, cwd=Path("/")
-        )
+        process = await spawn_in_slot(SLOT, argv, pass_fds=[given], output=result, cwd=Path("/"))
         os.write(kept, b"through the pipe")
         os.close(kept)
         assert await process.wait() == 0
@@ -106,7 +104,7 @@ async def test_a_program_that_is_missing(directory: Path) -> None:
 
 async def test_a_directory_that_is_missing(namespaces: NamespaceThread) -> None:
     with pytest.raises(HostFailure) as caught:
-        await spawn_in_slot(namespaces, SLOT, ["true"], cwd=Path("/no/such/place"))
+        await spawn_in_slot(SLOT, ["true"], cwd=Path("/no/such/place"))
     assert "/no/such" not in str(caught.value)
     assert "/no/such" in (caught.value.detail or "")
 
@@ -114,7 +112,7 @@ async def test_a_directory_that_is_missing(namespaces: NamespaceThread) -> None:
 async def test_a_slot_that_is_gone(namespaces: NamespaceThread) -> None:
     slot = Slot(index=1, netns="wrenn-gone00-1", host_ip="", uid=SLOT.uid)
     with pytest.raises(HostFailure, match="gone"):
-        await spawn_in_slot(namespaces, slot, ["true"])
+        await spawn_in_slot(slot, ["true"])
     with pytest.raises(HostFailure, match="gone"):
         await open_tap(namespaces, slot)
     with pytest.raises(HostFailure, match="no tap"):

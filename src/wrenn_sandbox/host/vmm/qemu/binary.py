@@ -9,6 +9,8 @@ from typing import Final
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.vmm.base import Usage
 
+from .command import SECCOMP
+
 _VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
 
 
@@ -23,6 +25,22 @@ def version_of(binary: str) -> tuple[int, int, int]:
         raise HostFailure("QEMU does not tell its version.", detail=repr(output.stdout[:200]))
     major, minor, micro = map(int, match.groups())
     return major, minor, micro
+
+
+def has_seccomp(binary: str) -> bool:
+    """Whether a QEMU binary starts with its seccomp filter, on this kernel. Blocks."""
+    argv = [binary, *SECCOMP, "-machine", "none", "-nodefaults", "-display", "none"]
+    try:
+        done = subprocess.run(
+            [*argv, "-monitor", "stdio"],
+            input=b"quit\n",
+            capture_output=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def host_cpu() -> str:

@@ -10,7 +10,13 @@ from wrenn_sandbox.host.vmm.base import MachineSpec
 CONSOLE_BYTES: Final = 64 * 1024
 CONSOLE: Final = "console"
 ROOT_DRIVE: Final = "root"
-_TRANSLATION_CACHE_MB: Final = 128
+SECCOMP: Final = (
+    "-sandbox",
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+)
+TRANSLATION_CACHE_MB: Final = 128
+READ_ONLY_BASE_SINCE: Final = (8, 2)
+"""The version that can open the file of a private mapping for reading only."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Variant:
     firmware: str | None
     tsc_khz: int | None = None
     """Rate of the guest's time-stamp counter, where the guest could not find it out."""
+    seccomp: bool = True
+    """The binary can give up system calls that it does not need."""
 
     @property
     def cpu(self) -> str:
@@ -51,7 +59,7 @@ def command(
     accelerator = (
         "kvm"
         if variant.accelerator == "kvm"
-        else f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MB}"
+        else f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MB}"
     )
     argv = [
         variant.binary,
@@ -73,8 +81,7 @@ def command(
         "none",
         "-action",
         "reboot=shutdown,shutdown=pause,panic=pause",
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        *(SECCOMP if variant.seccomp else ()),
         "-kernel",
         str(spec.kernel),
         "-initrd",

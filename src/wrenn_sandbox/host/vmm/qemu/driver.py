@@ -10,20 +10,27 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+import structlog
+
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import faults
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
+from wrenn_sandbox.host.privileged.jail import View
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot
 from wrenn_sandbox.host.privileged.tap import open_tap
+from wrenn_sandbox.host.probe import KVM_DEVICE
 from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
-from .binary import host_cpu, usage_of, version_of
-from .command import Memory, Variant, command
+from .binary import has_seccomp, host_cpu, usage_of, version_of
+from .bounds import bounds, limits
+from .command import READ_ONLY_BASE_SINCE, Memory, Variant, command
 from .monitor import Monitor, listen
 from .running import (
     Running,
@@ -40,9 +47,10 @@ from .tsc import host_tsc_khz
 
 T = TypeVar("T")
 
+_log = structlog.get_logger(__name__)
+
 BINARY: Final = "qemu-system-x86_64"
 _ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error", "io-error"})
-_READ_ONLY_BASE_SINCE: Final = (8, 2)
 _QBOOT_SINCE: Final = (8, 0)
 
 
@@ -54,23 +62,41 @@ class QemuDriver:
         variant: Variant,
         version: tuple[int, int, int],
         namespaces: NamespaceThread,
+        paths: Paths,
+        confinement: Confinement,
     ) -> None:
         self._variant = variant
         self._version = version
         self._namespaces = namespaces
+        self._paths = paths
+        self._confinement = confinement
         self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
 
     @classmethod
-    async def create(cls, accelerator: str, namespaces: NamespaceThread) -> Self:
-        """A driver for the QEMU on this machine; raises `HostFailure` where there is none."""
+    async def create(cls, accelerator: str, namespaces: NamespaceThread, paths: Paths) -> Self:
+        """A driver for the QEMU on this machine; raises `HostFailure` where there is none.
+
+        Protections that the machine can not give are named in one line of the log.
+        """
         binary = shutil.which(BINARY)
         if binary is None:
             raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
         version = await asyncio.to_thread(version_of, binary)
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
         tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
-        return cls(Variant(binary, accelerator, firmware, tsc_khz), version, namespaces)
+        seccomp = await asyncio.to_thread(has_seccomp, binary)
+        devices = (KVM_DEVICE,) if accelerator == "kvm" else ()
+        confined = await asyncio.to_thread(
+            confinement, paths.data_dir, (binary, "--version"), devices
+        )
+        lacks = confined.lacks if seccomp else (*confined.lacks, "QEMU's seccomp filter")
+        if lacks:
+            _log.warning("machines are less protected; see `wrenn doctor`", without=list(lacks))
+        if confined.groups is not None:
+            await asyncio.to_thread(confined.groups.sweep, paths.run)
+        variant = Variant(binary, accelerator, firmware, tsc_khz, seccomp)
+        return cls(variant, version, namespaces, paths, confined)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -112,7 +138,7 @@ class QemuDriver:
         try:
             memory, fds = await self._base(spec)
             passed += fds
-            running = await self._spawn(spec, memory, passed, restore=True)
+            running = await self._spawn(spec, memory, passed, restore=True, disks=snapshot.disks)
         finally:
             for fd in passed:
                 os.close(fd)
@@ -129,7 +155,7 @@ class QemuDriver:
     async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors to pass on and close."""
         assert spec.memory is not None
-        if self._version[:2] >= _READ_ONLY_BASE_SINCE:
+        if self._version[:2] >= READ_ONLY_BASE_SINCE:
             return Memory(str(spec.memory), shared=False, read_only_file=True), []
         getting = asyncio.ensure_future(asyncio.to_thread(self._sealed.get, spec.memory))
         try:
@@ -166,6 +192,9 @@ class QemuDriver:
         running = self._running.pop(process, None)
         if running is not None:
             await end(running)
+            if self._confinement.groups is not None:
+                machine = running.files.directory.name
+                await asyncio.to_thread(self._confinement.groups.remove, machine)
             return
         try:
             handle = ProcessHandle.adopt(process.pid, process.start_time)
@@ -232,13 +261,19 @@ class QemuDriver:
             running.handle.close()
         self._running.clear()
         self._sealed.close()
+        self._confinement.close()
 
     def forget(self, memory: Path) -> None:
         """Close the sealed copy of a memory image; machines keep theirs."""
         self._sealed.forget(memory)
 
     def trim(self, idle: float) -> None:
-        """Close the sealed copies that no machine uses and none has for `idle` seconds."""
+        """Close the sealed copies that no machine uses and none has for `idle` seconds.
+
+        Removes what a machine that ended without its server has left, as well.
+        """
+        if self._confinement.groups is not None:
+            self._confinement.groups.sweep(self._paths.run)
         used = {each.memory for each in list(self._running.values()) if each.memory is not None}
         self._sealed.trim(idle, used)
 
@@ -248,7 +283,13 @@ class QemuDriver:
         return process
 
     async def _spawn(
-        self, spec: MachineSpec, memory: Memory | None, fds: Sequence[int], *, restore: bool
+        self,
+        spec: MachineSpec,
+        memory: Memory | None,
+        fds: Sequence[int],
+        *,
+        restore: bool,
+        disks: tuple[Path, ...] = (),
     ) -> Running:
         async with AsyncExitStack() as stack:
             socket_path = spec.files.control_socket
@@ -268,10 +309,18 @@ class QemuDriver:
                 tap_fd=tap,
                 restore=restore,
             )
+            groups, group = self._confinement.groups, None
+            if groups is not None:
+                name = spec.files.directory.name
+                group = await asyncio.to_thread(groups.open, name, bounds(spec))
+                stack.callback(os.close, group)
             handle = await spawn_in_slot(
-                self._namespaces,
                 spec.slot,
                 argv,
+                jail=self._confinement.jail,
+                view=self._view(spec, disks),
+                group=group,
+                limits=limits(spec, own_user=os.geteuid() == 0),
                 pass_fds=passed,
                 output=log,
                 cwd=spec.files.directory,
@@ -287,9 +336,16 @@ class QemuDriver:
             raise
         return Running(handle, monitor, spec.files, memory=spec.memory)
 
+    def _view(self, spec: MachineSpec, disks: tuple[Path, ...]) -> View:
+        """The files of this machine and of what it builds on; sealed memory comes as it is."""
+        readable = [spec.kernel, spec.initrd, spec.runtime, *spec.disks, *disks]
+        if spec.memory is not None and self._version[:2] >= READ_ONLY_BASE_SINCE:
+            readable.append(spec.memory)
+        return View(spec.files.directory, tuple(readable))
+
     def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
         assert spec.memory is not None
-        if self._version[:2] >= _READ_ONLY_BASE_SINCE:
+        if self._version[:2] >= READ_ONLY_BASE_SINCE:
             name = str(spec.memory)
         else:
             name = self._sealed.name(spec.memory)

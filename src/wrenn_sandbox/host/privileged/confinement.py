@@ -1,0 +1,103 @@
+"""What this machine lends to keep its monitors apart, found out by trying.
+
+Whatever is refused, sandboxes run without it, and `lacks` says so.
+"""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.addressing import data_dir_tag
+from wrenn_sandbox.host.privileged import cgroups
+from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS, Groups
+from wrenn_sandbox.host.privileged.jail import Jail, View, apart
+from wrenn_sandbox.host.privileged.spawn import Identity, start
+
+_NOBODY: Final = Identity(65_534)
+_TRIAL_SEC: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """The jail and the control groups of a data directory's machines, where there are such."""
+
+    jail: Jail | None = None
+    groups: Groups | None = None
+    lacks: tuple[str, ...] = ()
+    """What the machines have to do without, in words for the operator."""
+
+    def close(self) -> None:
+        """What runs keeps its confinement."""
+        if self.jail is not None:
+            self.jail.close()
+        if self.groups is not None:
+            self.groups.close()
+
+
+def confinement(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = ()) -> Confinement:
+    """All that this machine can do for `data_dir`, which exists. Blocks.
+
+    `trial` is a command that must succeed in the jail, such as the monitor saying its version.
+    """
+    if os.geteuid() != 0:
+        return Confinement(lacks=("users of their own, jail and control groups: needs root",))
+    lacks = []
+    jail: Jail | None = None
+    try:
+        jail = Jail.make(data_dir, devices)
+        _try(jail, trial)
+    except (OSError, HostFailure) as error:
+        lacks.append(f"jail: {_reason(error)}")
+        if jail is not None:
+            jail.close()
+            jail = None
+    groups: Groups | None = None
+    root = cgroups.hierarchy()
+    controllers = cgroups.usable(root)
+    if root is not None and controllers:
+        try:
+            groups = Groups.make(root, f"wrenn-{data_dir_tag(data_dir)}", controllers)
+        except OSError as error:
+            lacks.append(f"control groups: {_reason(error)}")
+            controllers = ()
+    lacks += [f"cgroup {each}" for each in CONTROLLERS if each not in controllers]
+    return Confinement(jail, groups, tuple(lacks))
+
+
+def jail_obstacle(trial: Sequence[str]) -> str:
+    """Why there can be no jail on this machine, or an empty string. Blocks."""
+    if os.geteuid() != 0:
+        return "needs root"
+    try:
+        jail = Jail.make(Path("/run/wrenn"))
+        try:
+            _try(jail, trial)
+        finally:
+            jail.close()
+    except (OSError, HostFailure) as error:
+        return _reason(error)
+    return ""
+
+
+def _try(jail: Jail, trial: Sequence[str]) -> None:
+    def inside() -> "subprocess.Popen[bytes]":
+        jail.enter(View())
+        return start(trial, identity=_NOBODY)
+
+    with apart(inside) as child:
+        try:
+            status = child.wait(_TRIAL_SEC)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise HostFailure("a program does not end there", detail=str(error)) from error
+    if status != 0:
+        raise HostFailure(f"{trial[0]} does not run there: status {status}")
+
+
+def _reason(error: OSError | HostFailure) -> str:
+    detail = error.detail if isinstance(error, HostFailure) else None
+    return f"{error}: {detail}" if detail else str(error)
