@@ -131,6 +131,22 @@ def test_a_setting_that_is_not_acceptable(setting: str, value: str, tmp_path: Pa
     assert setting.removeprefix("WRENN_").lower() in _refused(done)
 
 
+@pytest.mark.parametrize(
+    "missing", ["OAUTH_GITHUB_CLIENT_SECRET", "CP_PUBLIC_URL", "OAUTH_REDIRECT_URL"]
+)
+def test_a_github_login_that_is_half_set_up(missing: str, tmp_path: Path) -> None:
+    given = {
+        "OAUTH_GITHUB_CLIENT_ID": "id",
+        "OAUTH_GITHUB_CLIENT_SECRET": "hush-hush",
+        "CP_PUBLIC_URL": "https://api.example.com",
+        "OAUTH_REDIRECT_URL": "https://app.example.com",
+    }
+    del given[missing]
+    why = _refused(_wrenn("serve", "--port", "0", WRENN_DATA_DIR=str(tmp_path), **given))
+    assert missing in why
+    assert "hush-hush" not in why
+
+
 def test_an_address_that_is_none(tmp_path: Path) -> None:
     done = _wrenn("serve", "--host", "no.such.host.invalid", WRENN_DATA_DIR=str(tmp_path))
     assert "no.such.host.invalid" in _refused(done)
