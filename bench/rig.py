@@ -17,7 +17,7 @@ from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.wire.messages import Command, CreateSandbox
+from wrenn_sandbox.wire.messages import Command, CreateSandbox, Egress
 
 TEMPLATE = "minimal"
 EXEC_SEC = 60.0
@@ -84,7 +84,7 @@ class Rig:
         await self.agent.pause(sandbox, new_operation_id())
 
     async def resume(self, sandbox: SandboxId) -> None:
-        await self.agent.resume(sandbox, new_operation_id())
+        await self.agent.resume(sandbox, new_operation_id(), Egress())
 
     async def run(self, sandbox: SandboxId, cmd: str, *args: str) -> str:
         """Standard output of a command that must succeed."""

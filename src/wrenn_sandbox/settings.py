@@ -17,6 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from wrenn_sandbox.model.network import PRIVATE
+
 
 def _default_data_dir() -> Path:
     if os.geteuid() == 0:
@@ -114,6 +116,10 @@ class Settings(BaseSettings):
     network: Literal["auto", "tap", "user"] = "auto"
     network_cidr: IPv4Network = IPv4Network("10.231.0.0/16")
     dns_servers: Annotated[tuple[str, ...], NoDecode] = ()
+    allowable_cidrs: Annotated[tuple[IPv4Network, ...], NoDecode] = ()
+    guest_connections: int = Field(default=1024, ge=0, le=1_000_000)
+    guest_connections_per_sec: int = Field(default=100, ge=0, le=100_000)
+    guest_mbit_per_sec: int = Field(default=0, ge=0, le=100_000)
     slot_pool_size: int = Field(default=4, ge=0, le=256)
     slot_cooldown_sec: float = Field(default=2.0, ge=0)
     hot_pool_size: int = Field(default=1, ge=0, le=64)
@@ -201,11 +207,21 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("dns_servers", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator(
+        "dns_servers", "allowable_cidrs", "trusted_proxies", "cors_origins", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowable_cidrs")
+    @classmethod
+    def _check_allowable(cls, value: tuple[IPv4Network, ...]) -> tuple[IPv4Network, ...]:
+        for each in value:
+            if not any(each.subnet_of(private) for private in PRIVATE):
+                raise ValueError(f"{each} is not within {', '.join(map(str, PRIVATE))}")
         return value
 
     @field_validator("cors_origins")

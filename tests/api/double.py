@@ -14,6 +14,7 @@ from wrenn_sandbox.wire.messages import (
     Command,
     CommandResult,
     CreateSandbox,
+    Egress,
     EventKind,
     GuestMetrics,
     HostEvent,
@@ -48,6 +49,7 @@ class HostDouble(GuestDouble):
     def __init__(self) -> None:
         super().__init__()
         self.phases: dict[SandboxId, Phase] = {}
+        self.networks: dict[SandboxId, Egress | None] = {}
         self.busy: set[SandboxId] = set()
         self.images: dict[ImageId, ImageInfo] = {}
         self.image_bytes = 8192
@@ -141,6 +143,7 @@ class HostDouble(GuestDouble):
             self.phases.pop(request.sandbox_id, None)
             raise
         self.phases[request.sandbox_id] = Phase.RUNNING
+        self.networks[request.sandbox_id] = request.network
         return PLACEMENT
 
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
@@ -157,12 +160,23 @@ class HostDouble(GuestDouble):
         self._require(sandbox_id, Phase.RUNNING)
         self.phases[sandbox_id] = Phase.PAUSED
 
-    async def resume(self, sandbox_id: SandboxId, operation_id: OperationId) -> Placement:
+    async def resume(
+        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+    ) -> Placement:
         self._require(sandbox_id, Phase.PAUSED)
         await self._enter("resume", sandbox_id)
         self._require(sandbox_id, Phase.PAUSED)
         self.phases[sandbox_id] = Phase.RUNNING
+        self.networks[sandbox_id] = network
         return PLACEMENT
+
+    async def set_network(
+        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+    ) -> None:
+        self._require(sandbox_id, Phase.RUNNING)
+        await self._enter("set_network", sandbox_id)
+        self._require(sandbox_id, Phase.RUNNING)
+        self.networks[sandbox_id] = network
 
     async def snapshot(
         self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
@@ -195,6 +209,7 @@ class HostDouble(GuestDouble):
                 busy=sandbox_id in self.busy,
                 placement=PLACEMENT if phase is Phase.RUNNING else None,
                 disk_bytes=self.disk_bytes.get(sandbox_id),
+                network=self.networks.get(sandbox_id) if phase is Phase.RUNNING else None,
             )
             for sandbox_id, phase in self.phases.items()
         ]

@@ -9,6 +9,7 @@ from argon2 import PasswordHasher
 
 from wrenn_sandbox.ids import Random, new_installation_id
 from wrenn_sandbox.model.limits import Bounds
+from wrenn_sandbox.model.network import closed_to_all
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
@@ -30,6 +31,7 @@ from .service.host_events import HostEvents
 from .service.images import DiscardedImages
 from .service.lazy_writes import LazyWrites
 from .service.lifecycle import Lifecycle, Wakeups
+from .service.network import NetworkPolicies
 from .service.oauth import OAuthService, Sites
 from .service.operations import Operations
 from .service.passwords import Passwords
@@ -82,6 +84,15 @@ class ControlPlane:
         )
         images = DiscardedImages(self.store, host)
         templates = Templates(self.store, host)
+        policies = NetworkPolicies(
+            self.store,
+            host,
+            self.operations,
+            wakeups,
+            closed=closed_to_all(settings.network_cidr, settings.allowable_cidrs),
+            clock=clock,
+            random=random,
+        )
         self.sandboxes = SandboxService(
             self.store,
             host,
@@ -89,6 +100,7 @@ class ControlPlane:
             templates,
             self.activity,
             wakeups,
+            policies,
             bounds=Bounds(
                 max_vcpus=settings.max_vcpus,
                 min_memory_mb=settings.min_memory_mb,
@@ -120,6 +132,7 @@ class ControlPlane:
             self.operations,
             self.lifecycle,
             images,
+            policies,
             self.metrics,
             wakeups.reconciler,
             interval=settings.reconcile_interval_sec,

@@ -11,8 +11,9 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
-from wrenn_sandbox.host import capacity, faults, ownership, stored
+from wrenn_sandbox.errors import Conflict, IncompatibleImage, NotFound
+from wrenn_sandbox.host import capacity, disk_use, faults, ownership, stored
+from wrenn_sandbox.host.admission import Admission
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
@@ -34,6 +35,7 @@ from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
     CreateSandbox,
+    Egress,
     EventKind,
     HostEvent,
     HostInfo,
@@ -48,6 +50,8 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 EVENTS_KEPT: Final = 1000
+_PAUSE_SHARE: Final = 0.25
+"""The part of the disk's reserve that a pause leaves."""
 
 
 class HostAgent(GuestCalls):
@@ -77,15 +81,20 @@ class HostAgent(GuestCalls):
             hot=settings.hot_pool_size,
             blank=settings.blank_pool_size,
             wanted=self._pooled_image,
-            room=self._has_room,
+            room=lambda memory_mb: self._admission.has_room(memory_mb),
         )
+        self._admission = Admission(settings, self._running_mb, self._pool.shrink)
         self._collection = ImageCollection(
-            paths, self._store, equipment.driver, self._needed_images
+            paths,
+            self._store,
+            equipment.driver,
+            self._needed_images,
+            variants=settings.max_variants,
         )
         self._housekeeper = Housekeeper(self._parts, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
-        self._promised_mb: dict[SandboxId, int] = {}
+
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
         self._numbers = itertools.count(1)
         self._event_added = asyncio.Event()
@@ -123,6 +132,7 @@ class HostAgent(GuestCalls):
     async def close(self) -> None:
         """Let go of everything; machines run on and are adopted by the next start."""
         self._closing = True
+        self._admission.close()
         await self._housekeeper.close()
         await self._pool.close()
         await self._variants.close()
@@ -184,11 +194,13 @@ class HostAgent(GuestCalls):
         if sandbox is not None and sandbox.operation_id not in (None, request.operation_id):
             raise Conflict("The sandbox exists.")
         if sandbox is None:
-            await self._admit(request.memory_mb)
+            await self._admission.reserve(request.sandbox_id, request.memory_mb)
+            sandbox = self._sandboxes.get(request.sandbox_id)
+        if sandbox is None:
             sandbox = self._new_sandbox(request.sandbox_id)
             sandbox.operation_id = request.operation_id
             self._sandboxes[request.sandbox_id] = sandbox
-            self._promised_mb[request.sandbox_id] = request.memory_mb
+
         return await self._once(
             request.sandbox_id, request.operation_id, lambda: self._create(sandbox, request)
         )
@@ -197,14 +209,13 @@ class HostAgent(GuestCalls):
         if sandbox.phase is Phase.RUNNING:
             return sandbox.machine.placement
         try:
+            policy = request.network.policy()
             image = await self._startable(request)
-            return await sandbox.start(request.operation_id, image, self._pool)
+            return await sandbox.start(request.operation_id, image, policy, self._pool)
         except BaseException:
             if self._sandboxes.get(request.sandbox_id) is sandbox:
                 del self._sandboxes[request.sandbox_id]
             raise
-        finally:
-            self._promised_mb.pop(request.sandbox_id, None)
 
     async def _startable(self, request: CreateSandbox) -> Manifest:
         """The snapshot to continue: the image itself, or a template's for the size."""
@@ -229,14 +240,39 @@ class HostAgent(GuestCalls):
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.PAUSED:
             return
-        await self._once(sandbox_id, operation_id, sandbox.pause)
+        await self._once(sandbox_id, operation_id, lambda: self._pause(sandbox))
 
-    async def resume(self, sandbox_id: SandboxId, operation_id: OperationId) -> Placement:
+    async def _pause(self, sandbox: Sandbox) -> None:
+        """A pause may use the disk's reserve, save for a part: work goes before newcomers."""
+        needed_mb = sandbox.memory_mb
+        if sandbox.phase is Phase.RUNNING:
+            usage = await self._driver.usage(sandbox.machine.process)
+            needed_mb = min(needed_mb, usage.own_memory >> 20)
+        await self._require_disk(needed_mb, share=_PAUSE_SHARE)
+        await sandbox.pause()
+
+    async def _require_disk(self, needed_mb: int, *, share: float = 1.0) -> None:
+        await asyncio.to_thread(
+            partial(capacity.require_disk, self._settings, needed_mb, share=share)
+        )
+
+    async def resume(
+        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+    ) -> Placement:
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.RUNNING:
             return sandbox.machine.placement
-        await self._admit(sandbox.memory_mb)
-        return await self._once(sandbox_id, operation_id, lambda: sandbox.resume(operation_id))
+        await self._admission.reserve(sandbox_id, sandbox.memory_mb)
+        policy = network.policy()
+        return await self._once(
+            sandbox_id, operation_id, lambda: sandbox.resume(operation_id, policy)
+        )
+
+    async def set_network(
+        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+    ) -> None:
+        sandbox, policy = self._sandbox(sandbox_id), network.policy()
+        await self._once(sandbox_id, operation_id, lambda: sandbox.set_network(policy))
 
     async def snapshot(
         self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
@@ -247,6 +283,9 @@ class HostAgent(GuestCalls):
                 await self.destroy(sandbox_id, operation_id)
                 return image
         sandbox = self._sandbox(sandbox_id)
+        if (sandbox_id, operation_id) not in self._operations:
+            disk = (await self._disk_use()).get(sandbox_id, 0)
+            await self._require_disk(sandbox.memory_mb + (disk >> 20))
         await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
         self._sandboxes.pop(sandbox_id, None)
         await sandbox.destroy()
@@ -274,12 +313,15 @@ class HostAgent(GuestCalls):
         return found
 
     async def sandboxes(self) -> list[SandboxReport]:
+        disk = await self._disk_use()
         return [
             SandboxReport(
                 sandbox_id=sandbox_id,
                 phase=sandbox.phase,
                 busy=sandbox.busy or sandbox.phase is Phase.STARTING,
                 placement=sandbox.machine.placement if sandbox.phase is Phase.RUNNING else None,
+                disk_bytes=disk.get(sandbox_id),
+                network=sandbox.machine.network if sandbox.phase is Phase.RUNNING else None,
             )
             for sandbox_id, sandbox in self._sandboxes.items()
         ]
@@ -327,6 +369,7 @@ class HostAgent(GuestCalls):
 
     def _finished(self, key: tuple[SandboxId, OperationId], task: asyncio.Task[object]) -> None:
         self._operations.pop(key, None)
+        self._admission.release(key[0])
         sandbox = self._sandboxes.get(key[0])
         if sandbox is not None:
             self._housekeeper.consider(sandbox)
@@ -345,29 +388,24 @@ class HostAgent(GuestCalls):
         size = Size(self._settings.default_vcpus, self._settings.default_memory_mb)
         return await self._variants.get(image, size)
 
-    async def _has_room(self, memory_mb: int) -> bool:
-        return not self._closing and await self._shortage(memory_mb) is None
+    def _running_mb(self) -> dict[SandboxId, int]:
+        return {
+            each.sandbox_id: each.memory_mb
+            for each in self._sandboxes.values()
+            if each.phase is Phase.RUNNING
+        }
 
-    async def _admit(self, memory_mb: int) -> None:
-        """Raise `NoCapacity` unless there is room for one more machine."""
-        if self._closing:
-            raise NoCapacity("The host is shutting down.")
-        running = sum(each.phase is not Phase.PAUSED for each in self._sandboxes.values())
-        if running >= self._settings.max_running:
-            raise NoCapacity("The host runs as many sandboxes as it may; delete or pause one.")
-        if await self._shortage(memory_mb) is not None:
-            await self._pool.shrink()
-        shortage = await self._shortage(memory_mb)
-        if shortage is not None:
-            raise NoCapacity(f"The host has no {shortage} left for another sandbox.")
-
-    async def _shortage(self, memory_mb: int) -> str | None:
-        """What is missing for one more machine of this size; None where nothing is."""
-        free = await asyncio.to_thread(capacity.measure, self._paths.data_dir)
-        left = free.memory_free_mb - sum(self._promised_mb.values()) - memory_mb
-        if left < self._settings.memory_reserve_mb:
-            return "memory"
-        return "disk space" if free.disk_free_mb < self._settings.disk_reserve_mb else None
+    async def _disk_use(self) -> dict[SandboxId, int]:
+        """What sandboxes take on the disk; nothing where that can not be told just now."""
+        holdings = [each.holding for each in self._sandboxes.values()]
+        kept = self._settings.max_variants
+        try:
+            return await asyncio.to_thread(
+                disk_use.measure, self._paths, self._store, holdings, kept
+            )
+        except (OSError, IncompatibleImage) as error:
+            _log.warning("disk use not measured", detail=str(error))
+            return {}
 
     def _needed_images(self) -> set[ImageId] | None:
         """The images of all sandboxes; None while there is one of which they are not known."""

@@ -16,7 +16,7 @@ import structlog
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.vmm.base import Process
 from wrenn_sandbox.ids import ImageId, MachineId, OperationId, SandboxId
-from wrenn_sandbox.wire.messages import Phase
+from wrenn_sandbox.wire.messages import Egress, Phase
 
 _log = structlog.get_logger(__name__)
 FORMAT: Final = 2
@@ -27,7 +27,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `image_id` is the image that it was restored or booted from. Without `sandbox_id` it waits in
     a pool. `generation` counts how often its sandbox has been stored, and `layers` names the
-    generations whose disks its own disk builds on.
+    generations whose disks its own disk builds on. `network` holds while it runs as a sandbox.
     """
 
     format: int = FORMAT
@@ -45,6 +45,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     generation: int = 0
     layers: tuple[int, ...] = ()
+    network: Egress = Egress()
     started_at: datetime | None = None
 
 

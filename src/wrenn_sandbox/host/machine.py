@@ -33,7 +33,8 @@ from wrenn_sandbox.host.origin import Origin, Parts, spec_of
 from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
 from wrenn_sandbox.ids import new_machine_id
-from wrenn_sandbox.wire.messages import Phase, Placement
+from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.wire.messages import Egress, Phase, Placement
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +84,12 @@ class Machine:
     @property
     def placement(self) -> Placement:
         return Placement(guest_ip=self._spec.slot.guest_ip, host_ip=self._spec.slot.host_ip)
+
+    @property
+    def network(self) -> Egress | None:
+        """What the guest may reach; None where that is not known for certain."""
+        policy = self._parts.slots.applied(self._spec.slot)
+        return None if policy is None else Egress.of(policy)
 
     @classmethod
     async def boot(cls, parts: Parts, origin: Origin, record: str) -> Self:
@@ -207,6 +214,14 @@ class Machine:
                 await client.set_clock(self._token or "", self._parts.clock().isoformat())
         except (TimeoutError, WrennError) as error:
             _log.warning("the guest's clock may be late", detail=str(error))
+
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        """Let the guest reach what the policy says; before the first time it reaches nothing.
+
+        Raises `HostFailure`.
+        """
+        await self._parts.slots.apply(self._spec.slot, policy)
+        self.note(network=Egress.of(policy))
 
     async def _unless_ended(self, work: Coroutine[None, None, GuestClient]) -> GuestClient:
         task = asyncio.create_task(work)

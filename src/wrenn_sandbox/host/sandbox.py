@@ -24,6 +24,7 @@ from wrenn_sandbox.errors import (
     WrennError,
 )
 from wrenn_sandbox.host import faults, snapshots, stored
+from wrenn_sandbox.host.disk_use import Holding
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import require
@@ -35,6 +36,7 @@ from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.host.vmm.base import Snapshot
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Phase, Placement
 
 T = TypeVar("T")
@@ -118,6 +120,12 @@ class Sandbox:
         return self._machine.record.image_id if self._machine is not None else None
 
     @property
+    def holding(self) -> Holding:
+        """What it takes disk space with."""
+        machine_id = None if self._machine is None else self._machine.record.machine_id
+        return Holding(self.sandbox_id, machine_id, self.image_id)
+
+    @property
     def image_ids(self) -> set[ImageId]:
         """The images that the sandbox needs."""
         needed = {self._starting_from} if self._starting_from is not None else set()
@@ -144,7 +152,11 @@ class Sandbox:
         self._damage = damage
 
     async def start(
-        self, operation_id: OperationId, image: Manifest, pool: Pool | None = None
+        self,
+        operation_id: OperationId,
+        image: Manifest,
+        policy: NetworkPolicy,
+        pool: Pool | None = None,
     ) -> Placement:
         """Continue an image's snapshot as this sandbox's machine, one of the pool's if it can."""
         self.operation_id = operation_id
@@ -155,16 +167,16 @@ class Sandbox:
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(machine.release)
                     try:
-                        await self._take(machine)
+                        await self._take(machine, policy)
                     except WrennError as error:
                         _log.warning("a machine of the pool failed", detail=error.detail)
                         continue
                     undo.pop_all()
                 return machine.placement
             blank = None if pool is None else pool.take_blank(image.image_id)
-            return await self._launch(origin_of(self._parts, image), spawned=blank)
+            return await self._launch(origin_of(self._parts, image), policy, spawned=blank)
 
-    async def resume(self, operation_id: OperationId) -> Placement:
+    async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
         async with self._exclusive():
             manifest = self._stored
@@ -194,7 +206,7 @@ class Sandbox:
                 layers=layers,
             )
             share = partial(stored.share_disks, paths, manifest)
-            placement = await self._launch(origin, lambda slot: share(slot.uid))
+            placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
             self._stored = None
             await asyncio.to_thread(stored.consume, paths, manifest)
             faults.reach("resume.consumed")
@@ -203,6 +215,7 @@ class Sandbox:
     async def _launch(
         self,
         origin: Origin,
+        policy: NetworkPolicy,
         share: Callable[[Slot], None] | None = None,
         spawned: Machine | None = None,
     ) -> Placement:
@@ -211,12 +224,13 @@ class Sandbox:
             machine = spawned or await Machine.spawn(self._parts, origin, share)
             undo.push_async_callback(machine.release)
             await machine.load(origin.snapshot)
-            await self._take(machine)
+            await self._take(machine, policy)
             undo.pop_all()
         return machine.placement
 
-    async def _take(self, machine: Machine) -> None:
+    async def _take(self, machine: Machine, policy: NetworkPolicy) -> None:
         """Make a machine that runs this sandbox's own."""
+        await machine.set_network(policy)
         await machine.greet(self.sandbox_id)
         faults.reach("machine.greeted")
         machine.note(
@@ -227,6 +241,11 @@ class Sandbox:
         )
         faults.reach("machine.running")
         self.own(machine)
+
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        """Let the running guest reach what the policy says."""
+        async with self._exclusive():
+            await self.machine.set_network(policy)
 
     async def pause(self) -> None:
         """Store the machine and free all it has; on failure it runs on."""

@@ -15,6 +15,7 @@ from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.privileged.process import kill_now
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.ids import MachineId, SandboxId
+from wrenn_sandbox.model.network import NetworkPolicy
 
 _log = structlog.get_logger(__name__)
 
@@ -36,11 +37,11 @@ class TakeOver:
         affair.
         """
         parts = self._parts
-        kept: set[int] = set()
+        kept: dict[int, NetworkPolicy] = {}
         for directory in await asyncio.to_thread(lambda: sorted(parts.paths.run.iterdir())):
             machine = await self._adopted(MachineId(directory.name))
             if machine is not None:
-                kept.add(machine.record.slot.index)
+                kept[machine.record.slot.index] = machine.record.network.policy()
                 continue
             for pid in await asyncio.to_thread(journal.processes_of, directory):
                 await asyncio.to_thread(kill_now, pid)

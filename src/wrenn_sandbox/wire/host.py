@@ -16,6 +16,7 @@ from .messages import (
     Command,
     CommandResult,
     CreateSandbox,
+    Egress,
     FileEntry,
     GuestMetrics,
     HostEvent,
@@ -68,10 +69,23 @@ class Host(Protocol):
         """
         ...
 
-    async def resume(self, sandbox_id: SandboxId, operation_id: OperationId) -> Placement:
+    async def resume(
+        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+    ) -> Placement:
         """Continue a stored machine; on failure it stays stored, untouched.
 
-        `NotFound`: not stored here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
+        `network` holds from its first moment. `NotFound`: not stored here. `NoCapacity`,
+        `HostFailure`, `IncompatibleImage` as in create.
+        """
+        ...
+
+    async def set_network(
+        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+    ) -> None:
+        """Let a running machine reach what this policy says, for open connections too.
+
+        On failure the old policy or the new one holds, and `sandboxes()` says which.
+        `NotFound`: not running here.
         """
         ...
 

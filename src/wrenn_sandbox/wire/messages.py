@@ -6,10 +6,13 @@ points in time are timezone-aware UTC.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Self
 
 import msgspec
 
+from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
 
 
 class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +39,29 @@ class BaseTemplate(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
+class Egress(msgspec.Struct, frozen=True, kw_only=True):
+    """A network policy as it crosses the seam; ranges are written as CIDR."""
+
+    internet: bool = True
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, policy: NetworkPolicy) -> Self:
+        return cls(
+            internet=policy.internet,
+            allow=tuple(map(str, policy.allow)),
+            deny=tuple(map(str, policy.deny)),
+        )
+
+    def policy(self) -> NetworkPolicy:
+        """Raises `InvalidRequest`."""
+        try:
+            return NetworkPolicy.parse(internet=self.internet, allow=self.allow, deny=self.deny)
+        except InvalidPolicy as error:
+            raise InvalidRequest(f"network.{error}") from error
+
+
 class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     """Start a machine from an image. The operation's id makes a retry harmless."""
 
@@ -44,6 +70,7 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     image_id: ImageId
     vcpus: int
     memory_mb: int
+    network: Egress = Egress()
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +106,8 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int | None = None
     """What it takes on the host's disk, allocated; None where that is not known now."""
     placement: Placement | None = None
+    network: Egress | None = None
+    """What holds for a running sandbox; None where the host can not tell."""
 
 
 class EventKind(StrEnum):

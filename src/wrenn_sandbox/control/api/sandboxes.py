@@ -39,6 +39,7 @@ async def create_sandbox(
         vcpus=body.vcpus if "vcpus" in given else None,
         memory_mb=body.memory_mb if "memory_mb" in given else None,
         timeout_sec=body.timeout_sec,
+        network=body.network.egress(),
     )
     return Sandbox.of(sandbox)
 

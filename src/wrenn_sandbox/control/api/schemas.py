@@ -18,6 +18,7 @@ from wrenn_sandbox.control.service import templates
 from wrenn_sandbox.control.service.accounts import Session
 from wrenn_sandbox.control.service.sandboxes import Executed
 from wrenn_sandbox.control.store import records
+from wrenn_sandbox.model import network
 from wrenn_sandbox.model.limits import EXEC_TIMEOUT_DEFAULT, EXEC_TIMEOUT_MAX, PASSWORD_MIN
 from wrenn_sandbox.model.sandbox import Status
 from wrenn_sandbox.model.template import TemplateType
@@ -136,6 +137,38 @@ class APIKeyResponse(_Response):
         )
 
 
+Cidrs = Annotated[
+    list[str],
+    Field(max_length=network.MAX_RANGES, json_schema_extra={"example": ["203.0.113.0/24"]}),
+]
+"""IPv4 ranges and addresses."""
+
+
+class NetworkPolicy(Request):
+    """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
+
+    Without `internet` there is no DNS either. This machine, other sandboxes and private, link-local
+    and special ranges are closed whatever a policy says.
+    """
+
+    internet: bool = True
+    allow: Cidrs = []
+    deny: Cidrs = []
+
+    @classmethod
+    def of(cls, policy: network.NetworkPolicy) -> Self:
+        return cls(
+            internet=policy.internet,
+            allow=[str(each) for each in policy.allow],
+            deny=[str(each) for each in policy.deny],
+        )
+
+    def egress(self) -> messages.Egress:
+        return messages.Egress(
+            internet=self.internet, allow=tuple(self.allow), deny=tuple(self.deny)
+        )
+
+
 class CreateSandboxRequest(Request):
     """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does."""
 
@@ -143,6 +176,7 @@ class CreateSandboxRequest(Request):
     vcpus: Integer = 1
     memory_mb: Integer = 512
     timeout_sec: Integer = 0
+    network: NetworkPolicy = NetworkPolicy()
 
 
 class Sandbox(_Response):
@@ -154,6 +188,7 @@ class Sandbox(_Response):
     vcpus: int
     memory_mb: int
     timeout_sec: int
+    network: NetworkPolicy
     guest_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     host_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     reason: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
@@ -172,6 +207,7 @@ class Sandbox(_Response):
             vcpus=sandbox.vcpus,
             memory_mb=sandbox.memory_mb,
             timeout_sec=sandbox.timeout_sec,
+            network=NetworkPolicy.of(sandbox.network),
             guest_ip=sandbox.guest_ip,
             host_ip=sandbox.host_ip,
             reason=sandbox.reason,

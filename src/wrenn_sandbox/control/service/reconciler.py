@@ -20,11 +20,12 @@ from wrenn_sandbox.errors import NotFound, WrennError
 from wrenn_sandbox.ids import Random, SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
 from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import Phase, SandboxReport
+from wrenn_sandbox.wire.messages import Egress, Phase, SandboxReport
 
 from .corrections import CORRECTIONS, Correction
 from .images import DiscardedImages
 from .lifecycle import Lifecycle
+from .network import NetworkPolicies
 from .operations import Operations
 from .snapshots import REASON
 from .uninterrupted import uninterrupted
@@ -43,6 +44,7 @@ class Reconciler:
         operations: Operations,
         lifecycle: Lifecycle,
         images: DiscardedImages,
+        policies: NetworkPolicies,
         metrics: Metrics,
         wakeup: asyncio.Event,
         *,
@@ -56,6 +58,7 @@ class Reconciler:
         self._operations = operations
         self._lifecycle = lifecycle
         self._images = images
+        self._policies = policies
         self._metrics = metrics
         self._wakeup = wakeup
         self._interval = interval
@@ -125,12 +128,19 @@ class Reconciler:
             return
         correction = CORRECTIONS.get((sandbox.state, phase))
         if correction is None:
+            if sandbox.state is State.RUNNING and report is not None:
+                await self._check_network(sandbox, report)
             return
         if sandbox.state is State.SNAPSHOTTING and intent is not None:
             work = self._settle_snapshot(intent, phase, correction)
         else:
             work = self._correct(sandbox, report, correction)
         await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
+
+    async def _check_network(self, sandbox: Sandbox, report: SandboxReport) -> None:
+        if report.phase is Phase.RUNNING and report.network != Egress.of(sandbox.network):
+            work = self._policies.apply_again(sandbox.id, _ACTOR)
+            await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
 
     async def _correct(
         self, sandbox: Sandbox, report: SandboxReport | None, correction: Correction

@@ -14,14 +14,16 @@ from wrenn_sandbox.errors import (
 )
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import State, Status
 from wrenn_sandbox.model.template import Size, TemplateType
 from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import Command, CommandResult
+from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
 
 from .activity import Activity
 from .lifecycle import Lifecycle, Wakeups, not_possible
+from .network import NetworkPolicies
 from .output import Output, readable
 from .templates import Templates
 
@@ -60,6 +62,7 @@ class SandboxService:
         templates: Templates,
         activity: Activity,
         wakeups: Wakeups,
+        policies: NetworkPolicies,
         *,
         bounds: Bounds,
         defaults: Defaults,
@@ -73,6 +76,7 @@ class SandboxService:
         self._templates = templates
         self._activity = activity
         self._wakeups = wakeups
+        self._policies = policies
         self._bounds = bounds
         self._defaults = defaults
         self._output_limit = output_limit
@@ -87,6 +91,7 @@ class SandboxService:
         vcpus: int | None,
         memory_mb: int | None,
         timeout_sec: int,
+        network: Egress = Egress(),  # noqa: B008 - immutable
     ) -> Sandbox:
         """Start a sandbox and wait until its agent has answered.
 
@@ -101,6 +106,7 @@ class SandboxService:
             self._bounds.check(vcpus=size.vcpus, memory_mb=size.memory_mb, timeout_sec=timeout_sec)
         except OutOfBounds as error:
             raise InvalidRequest(str(error)) from error
+        policy = self._policies.accepted(network, "network.")
         found = await self._templates.find(
             team_id, self._defaults.template if template is None else template
         )
@@ -117,6 +123,7 @@ class SandboxService:
             vcpus=size.vcpus,
             memory_mb=size.memory_mb,
             timeout_sec=timeout_sec,
+            network=policy,
             guest_ip=None,
             host_ip=None,
             reason=None,
@@ -162,6 +169,10 @@ class SandboxService:
         """What a team may have, and what it has."""
         quota = self._store.team(team_id).quota
         return await quota.limits(), await quota.usage()
+
+    async def set_network(self, team_id: TeamId, sandbox_id: str, wanted: Egress) -> NetworkPolicy:
+        """Give a running or paused sandbox another network policy; see `NetworkPolicies.change`."""
+        return await self._policies.change(team_id, sandbox_id_of(sandbox_id), wanted)
 
     async def ping(self, team_id: TeamId, sandbox_id: str) -> None:
         known = sandbox_id_of(sandbox_id)

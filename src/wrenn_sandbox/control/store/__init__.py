@@ -15,6 +15,7 @@ from .api_keys import ApiKeyDirectory, TeamApiKeys
 from .database import Database
 from .installation import Installation
 from .migrate import migrate
+from .policies import AllPolicies, TeamPolicies
 from .quotas import Guard, TeamQuota
 from .sandboxes import AllSandboxes, TeamSandboxes
 from .spent_states import SpentStates
@@ -27,6 +28,7 @@ class TeamStore:
 
     team_id: TeamId
     sandboxes: TeamSandboxes
+    policies: TeamPolicies
     api_keys: TeamApiKeys
     templates: TeamTemplates
     quota: TeamQuota
@@ -44,12 +46,14 @@ class Store:
         self.spent_states = SpentStates(self._database)
         self.keys = ApiKeyDirectory(self._database)
         self.all_sandboxes = AllSandboxes(self._database, self._guard)
+        self.policies = AllPolicies(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
 
     def team(self, team_id: TeamId) -> TeamStore:
         return TeamStore(
             team_id=team_id,
             sandboxes=TeamSandboxes(self._database, team_id),
+            policies=TeamPolicies(self._database, team_id),
             api_keys=TeamApiKeys(self._database, team_id, self._guard),
             templates=TeamTemplates(self._database, team_id),
             quota=TeamQuota(self._database, team_id, self._quota),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.sandbox import State, Status
 
 
@@ -63,6 +64,7 @@ class Sandbox:
     vcpus: int
     memory_mb: int
     timeout_sec: int
+    network: NetworkPolicy
     guest_ip: str | None
     host_ip: str | None
     reason: str | None

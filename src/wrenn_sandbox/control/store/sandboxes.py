@@ -20,6 +20,7 @@ from wrenn_sandbox.model.sandbox import (
 )
 from wrenn_sandbox.wire.messages import Placement
 
+from . import policies
 from .database import Database
 from .paging import newest_first
 from .presence import has_somebody
@@ -60,6 +61,7 @@ def _sandbox(row: Row[*tuple[object, ...]]) -> Sandbox:
         vcpus=row.vcpus,
         memory_mb=row.memory_mb,
         timeout_sec=row.timeout_sec,
+        network=policies.read(row.network),
         guest_ip=row.guest_ip,
         host_ip=row.host_ip,
         reason=row.reason,
@@ -84,6 +86,7 @@ async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None
             vcpus=sandbox.vcpus,
             memory_mb=sandbox.memory_mb,
             timeout_sec=sandbox.timeout_sec,
+            network=policies.written(sandbox.network),
             created_at=sandbox.created_at,
             last_updated=sandbox.last_updated,
         )

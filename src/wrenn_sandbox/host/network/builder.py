@@ -15,7 +15,7 @@ from wrenn_sandbox.host.network.addressing import (
     netns_prefix,
     veth_prefix,
 )
-from wrenn_sandbox.host.network.rules import host_rules, slot_rules
+from wrenn_sandbox.host.network.rules import Ground, host_rules, policy_change, slot_rules
 from wrenn_sandbox.host.network.slot import (
     GATEWAY_IP,
     GUEST_IP,
@@ -28,7 +28,12 @@ from wrenn_sandbox.host.network.slot import (
 from wrenn_sandbox.host.privileged import commands
 from wrenn_sandbox.host.privileged.netns import NETNS_DIR, NamespaceThread
 from wrenn_sandbox.host.privileged.process import kill_now, processes_in_netns
+from wrenn_sandbox.model.network import NetworkPolicy
 
+BURST_MS = 10
+MIN_BURST_KB = 128
+QUEUE_MS = 100
+"""Of a bandwidth limit: what may pass at once, and how long what has to wait is kept."""
 SYSCTL = Path("/proc/sys/net")
 
 
@@ -77,18 +82,24 @@ class SlotBuilder:
     """Namespaces, veth pairs, taps and rules of one address plan."""
 
     def __init__(
-        self, plan: AddressPlan, resolvers: Sequence[IPv4Address], thread: NamespaceThread
+        self,
+        plan: AddressPlan,
+        ground: Ground,
+        thread: NamespaceThread,
+        policies: NamespaceThread,
     ) -> None:
+        """Policies are set in a thread of their own: they do not wait for slots being made."""
         self._plan = plan
-        self._resolvers = tuple(resolvers)
+        self._ground = ground
         self._thread = thread
+        self._policies = policies
         self.internet = False
         self.internet_reason = "the rules of the host are not set"
 
     def connect_host(self) -> None:
         """Set the host's rules and forwarding; sets `internet`, and why not where not."""
         try:
-            commands.nft(host_rules(self._plan, self._resolvers))
+            commands.nft(host_rules(self._plan, self._ground))
             _enable_forwarding(_uplinks())
         except HostFailure as error:
             self.internet, self.internet_reason = False, error.detail or error.message
@@ -111,6 +122,19 @@ class SlotBuilder:
             await self._thread.run(None, lambda: self._remove(indices))
             raise
 
+    async def keep(self, index: int, policy: NetworkPolicy) -> None:
+        """Give an older server's slot, which is in use, the rules of this one. `HostFailure`."""
+        await self._thread.run(None, lambda: self._connect([index]))
+        await self.open(index, policy, None)
+
+    async def open(self, index: int, policy: NetworkPolicy, before: NetworkPolicy | None) -> None:
+        """Let a slot's guest reach what the policy says, in place of the policy `before`.
+
+        Without `before`, whatever rules there are get replaced. Raises `HostFailure`.
+        """
+        work = partial(self._open, policy, before)
+        await self._policies.run(self._plan.netns(index), work)
+
     async def remove(self, indices: Collection[int]) -> None:
         """Remove whatever exists of these slots, with the processes left inside.
 
@@ -132,18 +156,42 @@ class SlotBuilder:
             ]
         try:
             commands.ip_batch(lines)
-            if self.internet:
-                _enable_forwarding(plan.veth(index) for index in indices)
+            self._connect(indices)
         except BaseException:
             self._remove(indices)
             raise
 
-    def _furnish(self, index: int) -> None:
+    def _connect(self, indices: Sequence[int]) -> None:
+        """The host's side of slots."""
+        names = [self._plan.veth(index) for index in indices]
+        if self.internet:
+            _enable_forwarding(names)
+        self._shape(names)
+
+    def _shape(self, names: Sequence[str]) -> None:
+        """Bound what is sent over these interfaces."""
+        rate = self._ground.limits.mbit_per_sec
+        if rate:
+            burst_kb = max(MIN_BURST_KB, rate * 1000 // 8 * BURST_MS // 1000)
+            how = f"root tbf rate {rate}mbit burst {burst_kb}kb latency {QUEUE_MS}ms"
+            commands.tc_batch([f"qdisc replace dev {name} {how}" for name in names])
+
+    def _open(self, policy: NetworkPolicy, before: NetworkPolicy | None) -> None:
         """Runs inside the namespace of the slot."""
+        if before is None:
+            self._shape([UPLINK_NAME])
+            commands.nft(slot_rules(self._ground, policy, internet=self.internet))
+        elif before != policy:
+            commands.nft(policy_change(self._ground, policy))
+        _write_sysctl("ipv4/ip_forward", "1")
+
+    def _furnish(self, index: int) -> None:
+        """Runs inside the namespace of the slot. Nothing is forwarded until it is opened."""
         plan = self._plan
         for interface in ("all", "default"):
             _write_sysctl(f"ipv6/conf/{interface}/disable_ipv6", "1", required=False)
-        _write_sysctl("ipv4/ip_forward", "1")
+        for interface in ("all", "default", UPLINK_NAME):
+            _write_sysctl(f"ipv4/conf/{interface}/forwarding", "0")
         commands.ip_batch(
             [
                 "link set lo up",
@@ -156,7 +204,8 @@ class SlotBuilder:
                 f"route add default via {plan.host_end(index)}",
             ]
         )
-        commands.nft(slot_rules(plan.network, self._resolvers, internet=self.internet))
+        self._shape([UPLINK_NAME])
+        commands.nft(slot_rules(self._ground, NetworkPolicy(), internet=self.internet))
 
     def _remove(self, indices: Collection[int]) -> None:
         plan = self._plan

@@ -8,7 +8,7 @@ rests for the cool-down before it is used again.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -27,8 +27,10 @@ from wrenn_sandbox.host.network.addressing import (
 )
 from wrenn_sandbox.host.network.builder import SlotBuilder
 from wrenn_sandbox.host.network.resolvers import resolvers
-from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.network.rules import Ground, Limits
+from wrenn_sandbox.host.network.slot import NOTHING, Slot
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
 from wrenn_sandbox.settings import Settings
 
 BATCH = 4
@@ -51,6 +53,8 @@ class SlotPool:
         cooldown_sec: float,
         uid_base: int,
         dns_servers: Sequence[str] = (),
+        allowable: Sequence[IPv4Network] = (),
+        limits: Limits = Limits(),  # noqa: B008 - immutable
         runtime_dir: Path = RUNTIME_DIR,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,6 +64,8 @@ class SlotPool:
         self._cooldown_sec = cooldown_sec
         self._uid_base = uid_base
         self._dns_servers = tuple(dns_servers)
+        self._closed = closed_to_all(network, allowable)
+        self._limits = limits
         self._runtime_dir = runtime_dir
         self._clock = clock
         self._builder: SlotBuilder | None = None
@@ -71,6 +77,8 @@ class SlotPool:
         self._retry_sec = RETRY_SEC
         self._idle: deque[Slot] = deque()
         self._used: dict[int, Slot] = {}
+        self._policies: dict[int, NetworkPolicy] = {}
+        """Of each slot the policy that its rules are known to hold."""
         self._doomed: set[int] = set()
         self._resting: dict[int, float] = {}
         self._waiting: deque[asyncio.Future[Slot]] = deque()
@@ -84,6 +92,12 @@ class SlotPool:
             cooldown_sec=settings.slot_cooldown_sec,
             uid_base=settings.vmm_uid_base,
             dns_servers=settings.dns_servers,
+            allowable=settings.allowable_cidrs,
+            limits=Limits(
+                connections=settings.guest_connections,
+                connections_per_sec=settings.guest_connections_per_sec,
+                mbit_per_sec=settings.guest_mbit_per_sec,
+            ),
         )
 
     @property
@@ -103,9 +117,10 @@ class SlotPool:
     def idle_count(self) -> int:
         return len(self._idle)
 
-    async def start(self, keep: Set[int] = frozenset()) -> None:
+    async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
         """Reclaim what a dead process of the same data directory left, except the slots `keep`.
 
+        Those get the rules of this server and the policies named with them.
         The pool fills in the background. Raises `HostFailure` when another process serves this data
         directory, when the network range is used up, or when a leftover cannot be removed.
         """
@@ -114,13 +129,23 @@ class SlotPool:
             undo.callback(thread.close)
             plan = await thread.run(None, lambda: self._claim(undo))
             servers = await thread.run(None, lambda: resolvers(self._dns_servers))
-            builder = SlotBuilder(plan, servers, thread)
+            policies = NamespaceThread("wrenn-policies")
+            undo.callback(policies.close)
+            ground = Ground(servers, self._closed, self._limits)
+            builder = SlotBuilder(plan, ground, thread, policies)
             found = await thread.run(None, lambda: building.leftovers(self._tag))
-            await builder.remove(found - keep)
+            await builder.remove(found - keep.keys())
             await thread.run(None, builder.connect_host)
             self._undo = undo.pop_all()
         self._builder = builder
-        self._used = {index: plan.slot(index) for index in found & keep}
+        self._used = {index: plan.slot(index) for index in found & keep.keys()}
+        for index in self._used:
+            try:
+                await builder.keep(index, keep[index])
+            except HostFailure as error:
+                _log.error("a slot keeps its old rules", slot=index, detail=error.detail)
+            else:
+                self._policies[index] = keep[index]
         if not builder.internet:
             _log.warning("sandboxes have no internet", reason=builder.internet_reason)
         elif not servers:
@@ -153,8 +178,22 @@ class SlotPool:
     def release(self, slot: Slot) -> None:
         """Give a slot back; it is removed in the background. A second time has no effect."""
         if self._used.pop(slot.index, None) is not None:
+            self._policies.pop(slot.index, None)
             self._doomed.add(slot.index)
             self._wake.set()
+
+    async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
+        """See `SlotSource`; a policy that the slot's rules hold already costs next to nothing."""
+        if self._builder is None or slot.index not in self._used:
+            raise HostFailure("the network slot of the sandbox is gone")
+        before = self._policies.pop(slot.index, None)
+        await self._builder.open(slot.index, policy, before)
+        if slot.index in self._used:
+            self._policies[slot.index] = policy
+
+    def applied(self, slot: Slot) -> NetworkPolicy | None:
+        """The policy that the slot's rules hold; None when that is not known."""
+        return self._policies.get(slot.index)
 
     def adopt(self, index: int) -> Slot:
         """The slot `index`, named in `keep` at the start. Raises `HostFailure` if it is gone."""
@@ -252,6 +291,7 @@ class SlotPool:
         except BaseException:
             self._rest(indices)
             raise
+        self._policies.update(dict.fromkeys(indices, NetworkPolicy()))
         self._idle.extend(plan.slot(index) for index in indices)
         while self._idle and self._waiting:
             future = self._waiting.popleft()

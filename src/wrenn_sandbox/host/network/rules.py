@@ -1,7 +1,9 @@
 """The nftables rules of a slot and of the host, as text for `nft -f -`. Pure."""
 
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from typing import Final
 
 from wrenn_sandbox.host.network.addressing import AddressPlan
 from wrenn_sandbox.host.network.slot import (
@@ -12,69 +14,108 @@ from wrenn_sandbox.host.network.slot import (
     TAP_NAME,
     UPLINK_NAME,
 )
+from wrenn_sandbox.model.network import NetworkPolicy
 
-SLOT_TABLE = "wrenn"
-
-# IANA's special-purpose IPv4 registry, less the documentation ranges.
-DENIED = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/3",
-)
+SLOT_TABLE: Final = "wrenn"
+BURST_SEC: Final = 5
+"""A guest that was quiet may open the connections of so many seconds at once."""
+_EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
+_DNS: Final = "meta l4proto { tcp, udp } th dport 53"
+_ICMP_ERRORS: Final = "{ destination-unreachable, time-exceeded, parameter-problem }"
+_FIRST_PACKET: Final = "ct state new ct status & confirmed == 0"
 
 
-def slot_rules(network: IPv4Network, resolvers: Sequence[IPv4Address], *, internet: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one guest may take of this machine's network; 0 is without limit.
+
+    `connections` are open at once, `connections_per_sec` are new ones; `mbit_per_sec` is for each
+    direction.
+    """
+
+    connections: int = 0
+    connections_per_sec: int = 0
+    mbit_per_sec: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What holds for every slot of a server: name servers, what no policy opens, limits."""
+
+    resolvers: tuple[IPv4Address, ...]
+    closed: tuple[IPv4Network, ...]
+    limits: Limits = Limits()
+
+
+def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     """What holds in the namespace of a slot, whatever its guest sends.
 
-    Destinations are judged after the redirection of DNS, so a private resolver is reached on port
-    53 and nowhere else. Without `internet` the guest reaches nothing.
+    Replaces older tables in one transaction. Each packet is judged by its far end's address, also
+    those of open connections: a change of the policy concerns them at once. Destinations are judged
+    after the redirection of DNS, so a private resolver is reached on port 53 and nowhere else.
+    Without `internet` the guest reaches nothing.
     """
-    denied = _joined({*map(IPv4Network, DENIED), network})
-    dns_redirect = ""
-    outward = ""
+    forward = redirect = ""
     if internet:
-        outward = f"""
-        iifname "{TAP_NAME}" oifname "{UPLINK_NAME}" jump outward"""
-        if resolvers:
-            dns_redirect = f"""
-        iifname "{TAP_NAME}" ip daddr {GATEWAY_IP} meta l4proto {{ tcp, udp }} \
-th dport 53 dnat ip to {resolvers[0]}"""
-    dns_accept = ""
-    if resolvers:
-        addresses = ", ".join(map(str, resolvers))
-        dns_accept = f"""
-        ip daddr {{ {addresses} }} meta l4proto {{ tcp, udp }} th dport 53 accept"""
+        forward = f"""
+        iifname "{TAP_NAME}" oifname "{UPLINK_NAME}" jump outward
+        iifname "{UPLINK_NAME}" oifname "{TAP_NAME}" jump inward"""
+        if ground.resolvers:
+            redirect = f"""
+        iifname "{TAP_NAME}" ip daddr {GATEWAY_IP} {_DNS} dnat ip to {ground.resolvers[0]}"""
+    closed = _listed(ground.closed)
     return f"""
+table netdev {SLOT_TABLE}
+delete table netdev {SLOT_TABLE}
+table inet {SLOT_TABLE}
+delete table inet {SLOT_TABLE}
 table netdev {SLOT_TABLE} {{
     chain guest {{
         type filter hook ingress device "{TAP_NAME}" priority filter; policy drop;
-        ether saddr {GUEST_MAC} ip saddr {GUEST_IP} accept
+        ether saddr {GUEST_MAC} ip hdrlength 5 ip saddr {GUEST_IP} accept
         ether saddr {GUEST_MAC} arp saddr ether {GUEST_MAC} arp saddr ip {GUEST_IP} accept
     }}
 }}
 table inet {SLOT_TABLE} {{
+    set resolvers {{
+        type ipv4_addr; flags interval
+    }}
+    set allowed {{
+        type ipv4_addr; flags interval
+    }}
+    set denied {{
+        type ipv4_addr; flags interval
+    }}
     chain dns_to_resolver {{
-        type nat hook prerouting priority dstnat; policy accept;{dns_redirect}
+        type nat hook prerouting priority dstnat; policy accept;{redirect}
     }}
     chain leaving {{
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr {GUEST_IP} oifname "{UPLINK_NAME}" masquerade
     }}
-    chain outward {{{dns_accept}
+    chain outward {{
+        ip daddr @resolvers {_DNS} goto limited
         meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} drop
-        ip daddr {{ {denied} }} drop
+        ip daddr {{ {closed} }} drop
+        ip daddr @allowed goto limited
+        ip daddr @denied drop
+        meta nfproto ipv4 goto limited
+    }}
+    chain limited {{
+        ct state established,related accept{_limited(ground.limits, "")}
+        ct state new accept
+    }}
+    chain inward {{
+        ct state related icmp type {_ICMP_ERRORS} accept
+        ct state != {{ established, related }} drop
+        ip saddr @resolvers meta l4proto {{ tcp, udp }} th sport 53 accept
+        ip saddr {{ {closed} }} drop
+        ip saddr @allowed accept
+        ip saddr @denied drop
         meta nfproto ipv4 accept
     }}
     chain forward {{
-        type filter hook forward priority filter; policy drop;
-        ct state established,related accept{outward}
+        type filter hook forward priority filter; policy drop;{forward}
     }}
     chain input {{
         type filter hook input priority filter; policy drop;
@@ -86,34 +127,97 @@ table inet {SLOT_TABLE} {{
         oifname "{TAP_NAME}" ip daddr {GUEST_IP} tcp dport {AGENT_PORT} accept
     }}
 }}
-"""
+{_elements(ground, policy)}"""
 
 
-def host_rules(plan: AddressPlan, resolvers: Sequence[IPv4Address]) -> str:
+def policy_change(ground: Ground, policy: NetworkPolicy) -> str:
+    """Another policy for a slot that has its rules; one transaction."""
+    sets = "".join(
+        f"flush set inet {SLOT_TABLE} {name}\n" for name in ("resolvers", "allowed", "denied")
+    )
+    return sets + _elements(ground, policy)
+
+
+def _elements(ground: Ground, policy: NetworkPolicy) -> str:
+    """Without `internet` everything is denied that is not allowed, and there are no resolvers."""
+    resolvers = map(IPv4Network, ground.resolvers) if policy.internet else ()
+    denied = policy.deny if policy.internet else (_EVERYWHERE,)
+    contents = {"resolvers": tuple(resolvers), "allowed": policy.allow, "denied": denied}
+    return "".join(
+        f"add element inet {SLOT_TABLE} {name} {{ {_listed(ranges)} }}\n"
+        for name, ranges in contents.items()
+        if ranges
+    )
+
+
+def _limited(limits: Limits, key: str) -> str:
+    """Rules that drop the first packet of a connection too many.
+
+    Whoever is closed by both sides is not counted. The rate bounds how fast closed ones, which the
+    kernel remembers for two minutes, may follow each other.
+    """
+    rules = ""
+    if limits.connections_per_sec:
+        rate = limits.connections_per_sec
+        over = f"limit rate over {rate}/second burst {BURST_SEC * rate} packets"
+        rules += f"""
+        {_FIRST_PACKET} {_for_each(key, "rates", over)} drop"""
+    if limits.connections:
+        over = f"ct count over {limits.connections}"
+        rules += f"""
+        {_FIRST_PACKET} {_for_each(key, "connections", over)} drop"""
+    return rules
+
+
+def _for_each(key: str, name: str, condition: str) -> str:
+    return f"add @{name} {{ {key} {condition} }}" if key else condition
+
+
+def host_rules(plan: AddressPlan, ground: Ground) -> str:
     """What holds in the host's own namespace: only packets of this server's veths are judged.
 
-    Replaces an older table of the same name in one transaction.
+    Replaces an older table of the same name in one transaction. Limits are kept here again, for
+    each slot by its address: a guest can make the slot's kernel forget what the host's remembers.
     """
     ours = f'"{plan.veth_prefix}*"'
-    dns = ""
-    if resolvers:
-        addresses = ", ".join(map(str, resolvers))
-        dns = f"""
-        iifname {ours} ip daddr {{ {addresses} }} meta l4proto {{ tcp, udp }} th dport 53 accept"""
+    dns_here = dns_there = ""
+    if ground.resolvers:
+        addresses = f"ip daddr {{ {', '.join(map(str, ground.resolvers))} }} {_DNS}"
+        dns_here = f"""
+        iifname {ours} {addresses} jump limited"""
+        dns_there = f"""
+        {addresses} goto limited"""
     return f"""
 table inet {plan.table}
 delete table inet {plan.table}
 table inet {plan.table} {{
+    set rates {{
+        type ipv4_addr; size {plan.capacity}; flags dynamic
+    }}
+    set connections {{
+        type ipv4_addr; size {plan.capacity}; flags dynamic
+    }}
     chain input {{
         type filter hook input priority filter; policy accept;
         iifname != {ours} accept
-        ct state established,related accept{dns}
+        ct state established,related accept{dns_here}
+        drop
+    }}
+    chain outward {{
+        oifname {ours} drop
+        ip saddr != {plan.block} drop{dns_there}
+        ip daddr {{ {_listed(ground.closed)} }} drop
+        meta nfproto ipv4 goto limited
+        drop
+    }}
+    chain limited {{
+        ct state established,related accept{_limited(ground.limits, "ip saddr")}
+        ct state new accept
         drop
     }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
-        iifname {ours} oifname {ours} drop
-        iifname {ours} ip saddr {plan.block} accept
+        iifname {ours} jump outward
         iifname {ours} drop
         oifname {ours} ct state established,related accept
         oifname {ours} drop
@@ -126,11 +230,6 @@ table inet {plan.table} {{
 """
 
 
-def _joined(networks: set[IPv4Network]) -> str:
-    """The networks without those inside another one: a set of intervals may not overlap."""
-    outer = [
-        network
-        for network in networks
-        if not any(network != other and network.subnet_of(other) for other in networks)
-    ]
-    return ", ".join(str(network) for network in sorted(outer))
+def _listed(networks: Iterable[IPv4Network]) -> str:
+    """Without those inside another one: a set of intervals may not overlap."""
+    return ", ".join(map(str, collapse_addresses(networks)))

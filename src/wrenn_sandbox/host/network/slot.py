@@ -1,8 +1,11 @@
 """What a sandbox gets of the network: one slot."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from wrenn_sandbox.model.network import NetworkPolicy
 
 GUEST_IP = "169.254.0.21"
 GATEWAY_IP = "169.254.0.22"
@@ -13,6 +16,7 @@ TAP_MAC = "02:00:00:00:00:02"
 TAP_NAME = "tap0"
 UPLINK_NAME = "eth0"
 AGENT_PORT = 49983
+NOTHING: Final[Mapping[int, NetworkPolicy]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,23 @@ class SlotSource(Protocol):
     def internet_reason(self) -> str:
         """Why guests may not, or an empty string."""
 
-    async def start(self, keep: Set[int] = frozenset()) -> None:
-        """Reclaim what a dead process left, except slots in `keep`; then fill the pool."""
+    async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
+        """Reclaim what a dead process left, then fill the pool.
+
+        The slots `keep` stay, with the rules of this server and the policy named there.
+        """
 
     async def acquire(self) -> Slot:
         """A slot that nobody else has. Raises `HostFailure` or `NoCapacity`."""
+
+    async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
+        """Let the slot's guest reach what the policy says, and nothing else from now on.
+
+        A slot whose policy was never set reaches nothing. Raises `HostFailure`.
+        """
+
+    def applied(self, slot: Slot) -> NetworkPolicy | None:
+        """The policy that the slot's rules hold; None when that is not known."""
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; its VM has ended. A second time has no effect."""

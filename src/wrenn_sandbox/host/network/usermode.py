@@ -6,10 +6,11 @@ the driver restricts it and guests have no internet.
 """
 
 import socket
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.network.slot import NOTHING, Slot
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -25,13 +26,15 @@ class UserModeSlots:
     def __init__(self, uid_base: int) -> None:
         self._uid_base = uid_base
         self._used: dict[int, Slot] = {}
+        self._policies: dict[int, NetworkPolicy] = {}
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "UserModeSlots":
         return cls(settings.vmm_uid_base)
 
-    async def start(self, keep: Set[int] = frozenset()) -> None:
+    async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
         self._used = {index: self._slot(index) for index in keep}
+        self._policies = dict(keep)
 
     async def acquire(self) -> Slot:
         """A slot with a port that is free now; the VMM binds it. Raises `HostFailure`."""
@@ -43,8 +46,16 @@ class UserModeSlots:
                 return slot
         raise HostFailure("no free loopback port was found for a sandbox")
 
+    async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
+        """Note the policy. Guests reach nothing here, so `allow` and `internet` have no effect."""
+        self._policies[slot.index] = policy
+
+    def applied(self, slot: Slot) -> NetworkPolicy | None:
+        return self._policies.get(slot.index)
+
     def release(self, slot: Slot) -> None:
         self._used.pop(slot.index, None)
+        self._policies.pop(slot.index, None)
 
     def adopt(self, index: int) -> Slot:
         try:

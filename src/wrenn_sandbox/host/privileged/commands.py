@@ -1,4 +1,4 @@
-"""`ip` and `nft`, fed through standard input: one process for many changes."""
+"""`ip`, `tc` and `nft`, fed through standard input: one process for many changes."""
 
 import subprocess
 from collections.abc import Sequence
@@ -61,6 +61,11 @@ def ip_batch(lines: Sequence[str], *, force: bool = False) -> None:
     except HostFailure:
         if not force:
             raise
+
+
+def tc_batch(lines: Sequence[str]) -> None:
+    """Change the queues of interfaces, in order, in the calling thread's namespace."""
+    _run(["tc", "-batch", "-"], "\n".join(lines) + "\n", "a bandwidth limit")
 
 
 def nft(rules: str) -> None:

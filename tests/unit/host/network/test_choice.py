@@ -13,6 +13,7 @@ from wrenn_sandbox.host.network.resolvers import resolvers
 from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.settings import Settings
 
 
@@ -95,7 +96,7 @@ async def test_slots_of_user_mode_networking(namespaces: NamespaceThread) -> Non
         slots.adopt(two.index)
 
     successor = UserModeSlots(uid_base=720_000)
-    await successor.start(keep={one.index})
+    await successor.start(keep={one.index: NetworkPolicy()})
     assert successor.adopt(one.index) == one
     await successor.close()
     with pytest.raises(HostFailure):

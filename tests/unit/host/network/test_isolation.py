@@ -12,6 +12,7 @@ import pytest
 from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest, guest_socket
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, run
 from .played_guest import (
@@ -65,6 +66,7 @@ async def world(make_pool: PoolFactory, namespaces: NamespaceThread) -> AsyncIte
         assert pool.internet, pool.internet_reason
         guest = PlayedGuest(namespaces, pool, await pool.acquire())
         await stack.enter_async_context(guest)
+        await pool.apply(guest.slot, NetworkPolicy())
         made = World(pool, guest, outside, namespaces)
         await until_carried(made)
         guest.forget_seen()

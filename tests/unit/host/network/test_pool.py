@@ -17,6 +17,7 @@ from wrenn_sandbox.host.privileged import commands
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import process_start_time
 from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
+from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, Remains, remains, run
 
@@ -154,7 +155,7 @@ async def test_kept_slots_survive_a_restart_and_are_adopted(make_pool: PoolFacto
     assert left.tables == {f"table inet wrenn_{pool.tag}"}
 
     successor = make_pool()
-    await successor.start(keep={slot.index, other.index})
+    await successor.start(keep=dict.fromkeys((slot.index, other.index), NetworkPolicy()))
     assert successor.adopt(slot.index) == slot
     assert inode(slot) == namespace
     with pytest.raises(HostFailure, match="gone"):
@@ -168,7 +169,7 @@ async def test_leftovers_of_a_killed_server_are_reclaimed(make_pool: PoolFactory
     tag = data_dir_tag(make_pool.directory / "data")
     assert len(remains(tag).namespaces) == 4
     pool = make_pool(size=0)
-    await pool.start(keep={kept})
+    await pool.start(keep={kept: NetworkPolicy()})
     assert remains(tag).namespaces == {pool.adopt(kept).netns}
     with pytest.raises(HostFailure):
         pool.adopt(dropped)

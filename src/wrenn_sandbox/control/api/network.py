@@ -1,0 +1,41 @@
+"""`/v1/sandboxes/{id}/network`: what a sandbox may reach."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .body import described, json_body
+from .responses import failures
+from .schemas import NetworkPolicy
+from .services import ServicesDependency
+
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+
+
+@router.get("/{id}/network", operation_id="getNetworkPolicy", responses=failures(401, 404))
+async def get_network_policy(
+    id: str, team_id: CallerTeam, services: ServicesDependency
+) -> NetworkPolicy:
+    """The network policy of a sandbox."""
+    sandbox = await services.sandboxes.get(team_id, id)
+    return NetworkPolicy.of(sandbox.network)
+
+
+@router.put(
+    "/{id}/network",
+    operation_id="setNetworkPolicy",
+    responses=failures(400, 401, 404, 409, 413, 502, 503),
+    openapi_extra=described(NetworkPolicy),
+)
+async def set_network_policy(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[NetworkPolicy, Depends(json_body(NetworkPolicy))],
+) -> NetworkPolicy:
+    """Replace the policy of a running or paused sandbox; holds at once, for open connections too.
+
+    What is left out has its default.
+    """
+    return NetworkPolicy.of(await services.sandboxes.set_network(team_id, id, body.egress()))

@@ -1,0 +1,121 @@
+"""Network policies: which are accepted, and how a change reaches a sandbox.
+
+The store is written first and says what is wanted; the host follows at once or, where the server or
+the host failed in between, when the reconciler sees that it applies another policy.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from typing import Final
+from weakref import WeakValueDictionary
+
+import structlog
+
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.store import Store
+from wrenn_sandbox.control.store.policies import PolicyChange
+from wrenn_sandbox.errors import InvalidRequest, NotFound
+from wrenn_sandbox.ids import Random, SandboxId, TeamId, new_operation_id
+from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
+from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.wire.host import Host
+from wrenn_sandbox.wire.messages import Egress
+
+from .lifecycle import Wakeups, not_possible
+from .operations import Operations
+
+_log = structlog.get_logger(__name__)
+_CHANGEABLE: Final = (State.RUNNING, State.PAUSED)
+
+
+class NetworkPolicies:
+    """`closed` are the ranges that no policy opens."""
+
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        operations: Operations,
+        wakeups: Wakeups,
+        *,
+        closed: Sequence[IPv4Network],
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._operations = operations
+        self._wakeups = wakeups
+        self._closed = tuple(closed)
+        self._clock = clock
+        self._random = random
+        self._order: WeakValueDictionary[SandboxId, asyncio.Lock] = WeakValueDictionary()
+
+    def accepted(self, wanted: Egress, prefix: str = "") -> NetworkPolicy:
+        """The policy that a caller asks for; `InvalidRequest` names the field behind `prefix`."""
+        try:
+            policy = NetworkPolicy.parse(
+                internet=wanted.internet, allow=wanted.allow, deny=wanted.deny
+            )
+            policy.require_open(self._closed)
+        except InvalidPolicy as error:
+            raise InvalidRequest(f"{prefix}{error}") from error
+        return policy
+
+    async def change(self, team_id: TeamId, sandbox_id: SandboxId, wanted: Egress) -> NetworkPolicy:
+        """Give a running or paused sandbox another policy.
+
+        When this returns the policy holds, also for open connections. Raises `InvalidRequest`,
+        `NotFound`, `InvalidState` and what `Host.set_network` raises; after the latter the policy
+        is wanted and the reconciler goes on trying.
+        """
+        policy = self.accepted(wanted)
+        return await self._operations.run(sandbox_id, self._change(team_id, sandbox_id, policy))
+
+    async def _change(
+        self, team_id: TeamId, sandbox_id: SandboxId, policy: NetworkPolicy
+    ) -> NetworkPolicy:
+        async with self._in_order(sandbox_id):
+            change = PolicyChange(policy, "user", _summary(policy), self._clock())
+            state = await self._store.team(team_id).policies.change(sandbox_id, change, _CHANGEABLE)
+            if state is None:
+                raise NotFound("There is no such sandbox")
+            if state not in _CHANGEABLE:
+                raise not_possible(state, "only a running or paused one can be given a policy")
+            if state is State.RUNNING:
+                await self._tell(sandbox_id, policy)
+        return policy
+
+    async def _tell(self, sandbox_id: SandboxId, policy: NetworkPolicy) -> None:
+        operation = new_operation_id(self._random)
+        try:
+            await self._host.set_network(sandbox_id, operation, Egress.of(policy))
+        except NotFound:
+            # paused or gone meanwhile: a resume takes the policy from the store
+            self._wakeups.reconciler.set()
+        except BaseException:
+            self._wakeups.reconciler.set()
+            raise
+
+    async def apply_again(self, sandbox_id: SandboxId, actor: str) -> None:
+        """Let the host of a running sandbox apply what the store says; nothing for any other."""
+        async with self._in_order(sandbox_id):
+            policy = await self._store.policies.of_running(sandbox_id)
+            if policy is None:
+                return
+            operation = new_operation_id(self._random)
+            await self._host.set_network(sandbox_id, operation, Egress.of(policy))
+            reason = "the host applied another network policy"
+            change = PolicyChange(policy, actor, reason, self._clock())
+            await self._store.policies.note(sandbox_id, change)
+        _log.warning("corrected", sandbox_id=sandbox_id, reason=reason)
+
+    def _in_order(self, sandbox_id: SandboxId) -> asyncio.Lock:
+        """One change at a time: the last one stored is the last one applied."""
+        return self._order.setdefault(sandbox_id, asyncio.Lock())
+
+
+def _summary(policy: NetworkPolicy) -> str:
+    internet = "open" if policy.internet else "closed"
+    return f"internet {internet}, {len(policy.allow)} allowed, {len(policy.deny)} denied"

@@ -1,0 +1,117 @@
+"""Which addresses a sandbox may reach. Guests have IPv4 only.
+
+A policy is judged for each packet of both directions, in this order:
+
+1. name servers: the configured resolvers, on the port of DNS, while `internet` is true;
+2. what is closed to every sandbox (`closed_to_all`) stays closed;
+3. `allow` opens, also what `deny` closes and while `internet` is false;
+4. `deny` closes;
+5. `internet` decides about the rest.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, collapse_addresses
+from typing import Final, Self
+
+MAX_RANGES: Final = 128
+"""Entries of one list of a policy."""
+
+# IANA's special-purpose IPv4 registry, less the documentation ranges.
+SPECIAL: Final = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "224.0.0.0/3",
+        ),
+    )
+)
+"""Closed to every sandbox."""
+
+PRIVATE: Final = tuple(
+    map(
+        IPv4Network,
+        ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"),
+    )
+)
+"""Those of them in which an operator may let policies open something."""
+
+_FORM: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}(/[0-9]{1,2})?")
+
+
+class InvalidPolicy(ValueError):
+    """A policy that can not be; `str()` names the field and says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """What one sandbox may reach; the default is the internet and nothing else."""
+
+    internet: bool = True
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+
+    @classmethod
+    def parse(cls, *, internet: bool, allow: Sequence[str], deny: Sequence[str]) -> Self:
+        """The policy of these texts, each range once. Raises `InvalidPolicy`."""
+        return cls(internet, _ranges("allow", allow), _ranges("deny", deny))
+
+    def require_open(self, closed: Iterable[IPv4Network]) -> None:
+        """Raise `InvalidPolicy` when `allow` names what is closed to every sandbox."""
+        ranges = tuple(closed)
+        for number, wanted in enumerate(self.allow):
+            if any(wanted.overlaps(each) for each in ranges):
+                raise InvalidPolicy(
+                    f"allow.{number}: {wanted} is or holds addresses that are closed to every "
+                    "sandbox: private, link-local, special or the platform's own"
+                )
+
+
+def closed_to_all(
+    slots: IPv4Network, allowable: Iterable[IPv4Network] = ()
+) -> tuple[IPv4Network, ...]:
+    """What no policy opens: special ranges without `allowable`, and the sandboxes' own, `slots`.
+
+    Sorted, and none inside another.
+    """
+    left = list(SPECIAL)
+    for hole in allowable:
+        left = [part for each in left for part in _without(each, hole)]
+    return tuple(collapse_addresses([*left, slots]))
+
+
+def _without(network: IPv4Network, hole: IPv4Network) -> Iterable[IPv4Network]:
+    if network.subnet_of(hole):
+        return ()
+    return network.address_exclude(hole) if hole.subnet_of(network) else (network,)
+
+
+def _ranges(field: str, texts: Sequence[str]) -> tuple[IPv4Network, ...]:
+    if len(texts) > MAX_RANGES:
+        raise InvalidPolicy(f"{field}: at most {MAX_RANGES} ranges are possible")
+    found = (_range(f"{field}.{number}", text) for number, text in enumerate(texts))
+    return tuple(dict.fromkeys(found))
+
+
+def _range(field: str, text: str) -> IPv4Network:
+    if ":" in text:
+        raise InvalidPolicy(f"{field}: sandboxes have IPv4 only; there is no IPv6 to open or close")
+    if not _FORM.fullmatch(text):
+        raise InvalidPolicy(f"{field}: must be an IPv4 range such as 203.0.113.0/24, or an address")
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        raise InvalidPolicy(f"{field}: is not an IPv4 range or address") from None
+    if "/" in text and text.partition("/")[0] != str(network.network_address):
+        raise InvalidPolicy(f"{field}: has bits set behind its prefix; write {network}")
+    return network
