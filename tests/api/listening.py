@@ -1,49 +1,51 @@
-"""An application on a port of this machine, in the test's own loop."""
+"""An application on a port of this machine, in the test's own loop, behind the server's edge."""
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
-from wrenn_sandbox.cli.sockets import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
-
-
-class _Listener(uvicorn.Server):
-    """Says on which port it listens."""
-
-    def __init__(self, app: FastAPI, ping_interval: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                port=0,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                ws=WebSocketProtocol,
-                ws_max_size=MESSAGE_LIMIT,
-                ws_ping_interval=ping_interval,
-                ws_ping_timeout=None,
-                ws_per_message_deflate=False,
-                timeout_graceful_shutdown=10,
-            )
-        )
-        self.port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.port.set_result(self.servers[0].sockets[0].getsockname()[1])
+from wrenn_sandbox.cli.http_server import HttpServer
+from wrenn_sandbox.cli.sockets import PING_SECONDS
+from wrenn_sandbox.cli.tls import Certificate
+from wrenn_sandbox.settings import Settings
 
 
 @asynccontextmanager
-async def listening(app: FastAPI, ping_interval: float = PING_SECONDS) -> AsyncIterator[int]:
+async def edge(
+    app: ASGIApp,
+    settings: Settings,
+    certificate: Certificate | None = None,
+    *,
+    host: str = "127.0.0.1",
+    ping_seconds: float = PING_SECONDS,
+) -> AsyncIterator[HttpServer]:
+    """The server of `app`, whose lifespan has begun, until the end of the block."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        ready = asyncio.Event()
+        server = HttpServer(
+            app,
+            settings,
+            listener,
+            certificate,
+            on_ready=lambda _: ready.set(),
+            ping_seconds=ping_seconds,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.serve())
+            await ready.wait()
+            try:
+                yield server
+            finally:
+                server.should_exit = True
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, ping_interval: float = PING_SECONDS) -> AsyncIterator[int]:
     """The port on which `app`, whose lifespan has begun, is served until the end of the block."""
-    server = _Listener(app, ping_interval)
-    task = asyncio.create_task(server._serve())
-    try:
-        yield await server.port
-    finally:
-        server.should_exit = True
-        await task
+    settings = Settings(shutdown_grace_sec=10)
+    async with edge(app, settings, ping_seconds=ping_interval) as server:
+        yield server.port

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import errno
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Self
 
 import structlog
-import uvicorn
 
-from wrenn_sandbox.cli.sockets import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
+from wrenn_sandbox.cli.http_server import HttpServer
+from wrenn_sandbox.cli.tls import Certificate
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.control.plane import ControlPlane
 from wrenn_sandbox.errors import Conflict, InvalidRequest
@@ -19,7 +20,7 @@ from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.settings import Settings
 
 _log = structlog.get_logger(__name__)
-_BACKLOG = 1024
+_FILES = 65_536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,47 +33,24 @@ async def run(settings: Settings) -> None:
     """
     async with contextlib.AsyncExitStack() as stack:
         stopper = stack.enter_context(_Stopper(asyncio.current_task()))
+        certificate = Certificate.of(settings)
+        if certificate is not None:
+            stack.enter_context(_renewed_by_signal(certificate))
         listener = stack.enter_context(_listen(settings.host, settings.port))
+        _allow_many_files()
         host = await HostAgent.start(settings)
         stack.push_async_callback(host.close)
         app = create_app(settings, host)
         plane: ControlPlane = app.state.plane
         stopper.on_hurry = plane.pause_at_stop.skip
         await stack.enter_async_context(app.router.lifespan_context(app))
-        stopper.server = _Server(
-            uvicorn.Config(
-                app,
-                loop="none",
-                http="httptools",
-                ws=WebSocketProtocol,
-                ws_max_size=MESSAGE_LIMIT,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=None,
-                ws_per_message_deflate=False,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_sec)),
-            )
-        )
-        await stopper.server.serve(sockets=[listener])
+        stopper.server = HttpServer(app, settings, listener, certificate, on_ready=_say_ready)
+        await stopper.server.serve()
     _log.info("stopped")
 
 
-class _Server(uvicorn.Server):
-    """Says when it is ready and leaves signals to its owner."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:
-            print(f"Wrenn is ready at {_url(sockets[0])}", flush=True)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+def _say_ready(url: str) -> None:
+    print(f"Wrenn is ready at {url}", flush=True)
 
 
 class _Stopper:
@@ -81,7 +59,7 @@ class _Stopper:
     def __init__(self, task: asyncio.Task[None] | None) -> None:
         self._task = task
         self._signals = 0
-        self.server: _Server | None = None
+        self.server: HttpServer | None = None
         self.on_hurry: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
@@ -133,6 +111,18 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+@contextlib.contextmanager
+def _renewed_by_signal(certificate: Certificate) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, certificate.renew)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _allow_many_files() -> None:
+    """Each connection is a file, and so is much of each machine."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if most == resource.RLIM_INFINITY else min(most, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

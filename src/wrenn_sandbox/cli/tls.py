@@ -1,0 +1,117 @@
+"""The server's certificate: read at the start, and again when it changes."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+WATCH_SECONDS: Final = 10.0
+_OTHERS: Final = 0o007
+
+
+class Certificate:
+    """Gives new connections the newest certificate that was acceptable; `context` holds it.
+
+    A context is made anew for each certificate: one that is given a second certificate of another
+    kind of key goes on using both.
+    """
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert = cert
+        self._key = key
+        self._seen = self._stamp()
+        self._changed = asyncio.Event()
+        self.context = self._load()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """None without certificate settings; `InvalidRequest` where they can not be used."""
+        cert, key = settings.tls_cert, settings.tls_key
+        if cert is None and key is None:
+            return None
+        if cert is None or key is None:
+            missing = "WRENN_TLS_CERT" if cert is None else "WRENN_TLS_KEY"
+            raise InvalidRequest(f"{missing} is not set: TLS needs certificate and key")
+        return cls(cert, key)
+
+    def renew(self) -> None:
+        """Have the files read again now."""
+        self._seen = ()
+        self._changed.set()
+
+    async def watch(self) -> None:
+        """Take new certificates as they come; one that is not acceptable changes nothing."""
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            await asyncio.to_thread(self._read_again)
+
+    def _read_again(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        try:
+            self.context = self._load()
+        except InvalidRequest as error:
+            _log.error("the certificate stays the old one", reason=str(error))
+            return
+        self._seen = stamp
+        _log.info("certificate read")
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        stamps = []
+        for path in (self._cert, self._key):
+            try:
+                status = path.stat()
+            except OSError:
+                stamps.append((0, 0, 0))
+            else:
+                stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(stamps)
+
+    def _load(self) -> ssl.SSLContext:
+        for name, path in (("WRENN_TLS_CERT", self._cert), ("WRENN_TLS_KEY", self._key)):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise InvalidRequest(f"{name}: {path}: {error.strerror}") from None
+        if self._key.stat().st_mode & _OTHERS:
+            _log.warning(
+                "others may use the key of the certificate; chmod 600", path=str(self._key)
+            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self._cert, self._key, password=_no_password)
+        except _PasswordNeeded:
+            raise InvalidRequest(f"WRENN_TLS_KEY: {self._key} has a password") from None
+        except ssl.SSLError as error:
+            raise InvalidRequest(self._explain(error)) from None
+        return context
+
+    def _explain(self, error: ssl.SSLError) -> str:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return f"WRENN_TLS_KEY: {self._key} is not the key of {self._cert}"
+        reason = (error.reason or "not PEM").replace("_", " ").lower()
+        return f"WRENN_TLS_CERT, WRENN_TLS_KEY: {self._cert}, {self._key}: {reason}"
+
+
+class _PasswordNeeded(Exception):
+    pass
+
+
+def _no_password() -> str:
+    raise _PasswordNeeded
