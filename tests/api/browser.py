@@ -1,6 +1,7 @@
 """What a browser is to the API: it keeps cookies and follows redirects, over several sites."""
 
 import ssl
+from contextlib import AsyncExitStack
 from functools import cache
 from http.cookies import Morsel, SimpleCookie
 from urllib.parse import parse_qsl
@@ -8,7 +9,7 @@ from urllib.parse import parse_qsl
 import httpx2
 from fastapi import FastAPI
 
-from api.harness import CheckedTransport
+from api.harness import CheckedTransport, Server
 
 FRONT_END = "https://front.test"
 
@@ -53,6 +54,34 @@ class Browser:
     def cookie(self, value: str) -> None:
         self.client.cookies.clear()
         self.client.cookies.set("oauth_state", value, domain="wrenn.test", path="/v1/auth/oauth")
+
+
+class Browsers:
+    """Browsers with no cookies yet."""
+
+    def __init__(self, server: Server, stack: AsyncExitStack) -> None:
+        self._server = server
+        self._stack = stack
+
+    async def new(self, server: Server | None = None) -> Browser:
+        browser = Browser((server or self._server).app)
+        await self._stack.enter_async_context(browser.client)
+        return browser
+
+    async def departed(self) -> tuple[Browser, str, str]:
+        """A browser on its way to GitHub, its cookie and its state."""
+        browser = await self.new()
+        response = await browser.client.get("/v1/auth/oauth/github", follow_redirects=False)
+        assert browser.cookie is not None
+        return browser, browser.cookie, httpx2.URL(response.headers["location"]).params["state"]
+
+    async def consented(self) -> tuple[Browser, str, dict[str, str]]:
+        """A browser on its way back, its cookie and what it brings."""
+        browser = await self.new()
+        there = await browser.client.get("/v1/auth/oauth/github", follow_redirects=False)
+        back = await browser.client.get(there.headers["location"], follow_redirects=False)
+        assert browser.cookie is not None
+        return browser, browser.cookie, dict(httpx2.URL(back.headers["location"]).params)
 
 
 def end_of(response: httpx2.Response) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import structlog
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from api.browser import Browsers
 from api.double import HostDouble
+from api.github import CALLBACK, GitHub, ada, github, with_github
 from api.harness import FakeClock, Server, Team, destroy_all, make_settings, serve
 from api.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
@@ -120,3 +123,29 @@ async def faulty(settings: Settings, host: HostDouble) -> AsyncIterator[Server]:
 async def user(faulty: Server) -> Team:
     """A team of the server with the faulty host."""
     return await faulty.team()
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[GitHub]:
+    """A GitHub of the tests' own, with Ada before it."""
+    async with github(CALLBACK, ada()) as hub:
+        yield hub
+
+
+@pytest.fixture
+def oauth(hub: GitHub, tmp_path: Path, database_url: str | None) -> Settings:
+    """Settings of a server whose users may log in with `hub`."""
+    return with_github(hub, tmp_path / "data", database_url)
+
+
+@pytest.fixture
+async def wrenn(oauth: Settings, host: HostDouble, clock: FakeClock) -> AsyncIterator[Server]:
+    """That server."""
+    async with serve(oauth, host, clock) as server:
+        yield server
+
+
+@pytest.fixture
+async def browsers(wrenn: Server) -> AsyncIterator[Browsers]:
+    async with AsyncExitStack() as stack:
+        yield Browsers(wrenn, stack)

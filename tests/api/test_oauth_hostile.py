@@ -20,9 +20,7 @@ from api.github import (
     USER,
     GitHub,
     Misbehaviour,
-    ada,
     answer,
-    github,
     raw,
     with_github,
 )
@@ -36,12 +34,6 @@ _GOOD = {
     USER: {"id": 9019},
     EMAILS: [{"email": "ada@example.com", "primary": True, "verified": True}],
 }
-
-
-@pytest.fixture
-async def hub() -> AsyncIterator[GitHub]:
-    async with github(CALLBACK, ada()) as hub:
-        yield hub
 
 
 @pytest.fixture

@@ -25,7 +25,14 @@ _EXAMPLES = 40
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory: Path = tmp_path_factory.mktemp("schema")
-    with live_server(make_settings(directory, None), HostDouble()) as url:
+    login = {
+        "public_url": "http://localhost",
+        "oauth_redirect_url": "http://localhost",
+        "oauth_github_client_id": "id",
+        "oauth_github_client_secret": "secret",
+        "oauth_github_url": "http://127.0.0.1:1",
+    }
+    with live_server(make_settings(directory, None, **login), HostDouble()) as url:
         yield url
 
 
