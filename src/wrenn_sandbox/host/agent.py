@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import Conflict, IncompatibleImage, NotFound
+from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
 from wrenn_sandbox.host import capacity, disk_use, faults, ownership, stored
 from wrenn_sandbox.host.admission import Admission
 from wrenn_sandbox.host.collection import ImageCollection
@@ -244,11 +244,11 @@ class HostAgent(GuestCalls):
 
     async def _pause(self, sandbox: Sandbox) -> None:
         """A pause may use the disk's reserve, save for a part: work goes before newcomers."""
-        needed_mb = sandbox.memory_mb
-        if sandbox.phase is Phase.RUNNING:
+        try:
+            await self._require_disk(sandbox.memory_mb, share=_PAUSE_SHARE)
+        except NoCapacity:
             usage = await self._driver.usage(sandbox.machine.process)
-            needed_mb = min(needed_mb, usage.own_memory >> 20)
-        await self._require_disk(needed_mb, share=_PAUSE_SHARE)
+            await self._require_disk(usage.own_memory >> 20, share=_PAUSE_SHARE)
         await sandbox.pause()
 
     async def _require_disk(self, needed_mb: int, *, share: float = 1.0) -> None:

@@ -5,6 +5,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from wrenn_sandbox.errors import NoCapacity
+from wrenn_sandbox.settings import Settings
+
 _LINE = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -24,3 +27,10 @@ def measure(data_dir: Path) -> Free:
         memory_free_mb=int(memory["MemAvailable"]) // 1024,
         disk_free_mb=shutil.disk_usage(data_dir).free >> 20,
     )
+
+
+def require_disk(settings: Settings, needed_mb: int, *, share: float = 1.0) -> None:
+    """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays; blocks."""
+    free_mb = measure(settings.data_dir).disk_free_mb
+    if free_mb - needed_mb < settings.disk_reserve_mb * share:
+        raise NoCapacity("The host has no disk space left for that.", retry_after=60)

@@ -20,11 +20,14 @@ class ImageCollection:
         store: ImageStore,
         driver: Driver,
         needed: Callable[[], Collection[ImageId] | None],
+        *,
+        variants: int | None = None,
     ) -> None:
         self._paths = paths
         self._store = store
         self._driver = driver
         self._needed = needed
+        self._variants = variants
         self._spared: set[ImageId] = set()
         self._lock = asyncio.Lock()
 
@@ -47,5 +50,5 @@ class ImageCollection:
             await self.run()
 
     def _run(self, needed: Collection[ImageId]) -> None:
-        for image_id in self._store.collect(needed):
+        for image_id in self._store.collect(needed, variants=self._variants):
             self._driver.forget(self._paths.image(image_id) / form.MEMORY)

@@ -210,27 +210,54 @@ class ImageStore:
         """The images that the control plane has given a name."""
         return {ImageId(path.name) for path in self._paths.held.iterdir()}
 
-    def collect(self, in_use: Collection[ImageId]) -> set[ImageId]:
+    def use(self, image_id: ImageId) -> None:
+        """Note that an image was used just now; raises NotFound."""
+        try:
+            os.utime(self.directory(image_id))
+        except FileNotFoundError:
+            raise NotFound(f"there is no image {image_id}") from None
+
+    def kept(self, variants: int | None = None) -> set[ImageId]:
+        """The images that are kept whether or not a sandbox needs them, with their bases.
+
+        Those are what a name or the control plane stands for, and of the variants of named
+        templates the so many that were used last. Raises IncompatibleImage where one of them
+        cannot be read.
+        """
+        return self.with_bases(self._wanted(variants) & self._present())
+
+    def collect(self, in_use: Collection[ImageId], *, variants: int | None = None) -> set[ImageId]:
         """Removes the images that neither `in_use`, a name nor a kept image needs.
 
-        A variant is needed as long as a template name stands for its base. Removes nothing while
-        one of the needed images cannot be read: it may need another one.
+        A variant is needed as long as a template name stands for its base, and no more than
+        `variants` others were used later. Removes nothing while one of the needed images cannot
+        be read: it may need another one.
         """
         with exclusive(self._paths.images_lock):
-            present = {
-                ImageId(p.name) for p in self._paths.images.iterdir() if is_id("img", p.name)
-            }
-            pointed = self._pointed_at()
+            present = self._present()
             try:
-                variants = {each for each in present if self._is_variant_of(each, pointed)}
-                wanted = {*in_use, *pointed, *self.held(), *variants}
-                needed = self._with_bases(wanted & present)
+                needed = self.with_bases({*in_use, *self._wanted(variants)} & present)
             except IncompatibleImage:
                 return set()
             for image_id in present - needed:
                 self._sound.discard(image_id)
                 discard(self.directory(image_id))
             return present - needed
+
+    def _present(self) -> set[ImageId]:
+        return {ImageId(p.name) for p in self._paths.images.iterdir() if is_id("img", p.name)}
+
+    def _wanted(self, variants: int | None) -> set[ImageId]:
+        pointed = self._pointed_at()
+        found = [each for each in self._present() if self._is_variant_of(each, pointed)]
+        found.sort(key=self._last_use, reverse=True)
+        return {*pointed, *self.held(), *found[:variants]}
+
+    def _last_use(self, image_id: ImageId) -> float:
+        try:
+            return self.directory(image_id).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def _is_variant_of(self, image_id: ImageId, bases: Collection[ImageId]) -> bool:
         try:
@@ -268,7 +295,8 @@ class ImageStore:
             pointed.add(_read_pointer(path.stem, path.read_bytes()))
         return pointed
 
-    def _with_bases(self, images: set[ImageId]) -> set[ImageId]:
+    def with_bases(self, images: set[ImageId]) -> set[ImageId]:
+        """These images and all that they build on; raises IncompatibleImage."""
         needed: set[ImageId] = set()
         waiting = list(images)
         while waiting:

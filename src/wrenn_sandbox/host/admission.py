@@ -1,0 +1,90 @@
+"""Whether there is room on the host, decided before anything is started.
+
+Room for a machine is counted twice: what the kernel has free now, less what was just promised and
+is not taken yet; and what all machines may come to take together, which a factor bounds. Requests
+are decided one after the other, and each remembers its promise before the next is looked at.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from wrenn_sandbox.errors import NoCapacity
+from wrenn_sandbox.host import capacity
+from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.settings import Settings
+
+_LATER_SEC: Final = 10.0
+
+
+class Admission:
+    """`running` gives the memory in MiB of each sandbox that runs; `make_room` frees memory that
+    nobody was promised.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        running: Callable[[], Mapping[SandboxId, int]],
+        make_room: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._running = running
+        self._make_room = make_room
+        self._promised: dict[SandboxId, int] = {}
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    async def reserve(self, sandbox_id: SandboxId, memory_mb: int) -> None:
+        """Promise a sandbox its machine, until `release`; raises `NoCapacity`."""
+        async with self._turn:
+            if self._closed:
+                raise NoCapacity("The host is shutting down.", retry_after=_LATER_SEC)
+            others = self._others(sandbox_id)
+            if len(others) >= self._settings.max_running:
+                raise _full("The host runs as many sandboxes as it may")
+            shortage = await self._shortage(others, memory_mb)
+            if shortage is not None:
+                await self._make_room()
+                others = self._others(sandbox_id)
+                shortage = await self._shortage(others, memory_mb)
+            if shortage is not None:
+                raise _full(f"The host has no {shortage} left for another sandbox")
+            self._promised[sandbox_id] = memory_mb
+
+    def release(self, sandbox_id: SandboxId) -> None:
+        """Forget a promise: its machine runs, or will not; harmless without one."""
+        self._promised.pop(sandbox_id, None)
+
+    async def has_room(self, memory_mb: int) -> bool:
+        """Whether a machine that was not asked for may be made ready."""
+        if self._closed:
+            return False
+        return await self._shortage(self._others(None), memory_mb) is None
+
+    def close(self) -> None:
+        """Refuse everything from now on."""
+        self._closed = True
+
+    def _others(self, sandbox_id: SandboxId | None) -> dict[SandboxId, int]:
+        """The memory of every machine that runs or is promised, but for this sandbox's."""
+        others = {**self._running(), **self._promised}
+        if sandbox_id is not None:
+            others.pop(sandbox_id, None)
+        return others
+
+    async def _shortage(self, others: Mapping[SandboxId, int], memory_mb: int) -> str | None:
+        """What is missing for one more machine of this size; None where nothing is."""
+        settings = self._settings
+        free = await asyncio.to_thread(capacity.measure, settings.data_dir)
+        promised = sum(mb for each, mb in self._promised.items() if each in others)
+        if free.memory_free_mb - promised - memory_mb < settings.memory_reserve_mb:
+            return "memory"
+        bound = settings.memory_overcommit * (free.memory_total_mb - settings.memory_reserve_mb)
+        if settings.memory_overcommit and sum(others.values()) + memory_mb > bound:
+            return "memory"
+        return "disk space" if free.disk_free_mb < settings.disk_reserve_mb else None
+
+
+def _full(what: str) -> NoCapacity:
+    return NoCapacity(f"{what}; delete or pause one, or try again later.", retry_after=_LATER_SEC)

@@ -1,0 +1,70 @@
+"""What each sandbox takes on the host's disk, in allocated bytes. Blocks.
+
+A sandbox takes its machine's directory, all that is stored of it, and its share of the images that
+are there for sandboxes only: private ones, and those that nobody names any more.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wrenn_sandbox.errors import IncompatibleImage, NotFound
+from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a sandbox has: perhaps a machine, and the image that its memory is over."""
+
+    sandbox_id: SandboxId
+    machine_id: MachineId | None
+    image_id: ImageId | None
+
+
+def measure(
+    paths: Paths, store: ImageStore, holdings: Sequence[Holding], variants: int
+) -> dict[SandboxId, int]:
+    """Bytes of each sandbox; a file that goes meanwhile counts nothing."""
+    kept = store.kept(variants)
+    needed = {each.sandbox_id: _own_images(store, each, kept) for each in holdings}
+    users = Counter(image for images in needed.values() for image in images)
+    sizes = {image: allocated(paths.image(image)) // count for image, count in users.items()}
+    return {
+        each.sandbox_id: allocated(paths.stored(each.sandbox_id))
+        + (0 if each.machine_id is None else allocated(paths.machine(each.machine_id).directory))
+        + _sum(sizes, needed[each.sandbox_id])
+        for each in holdings
+    }
+
+
+def _own_images(store: ImageStore, holding: Holding, kept: set[ImageId]) -> set[ImageId]:
+    if holding.image_id is None:
+        return set()
+    try:
+        return store.with_bases({holding.image_id}) - kept
+    except (NotFound, IncompatibleImage):
+        return set()
+
+
+def _sum(sizes: Mapping[ImageId, int], images: Iterable[ImageId]) -> int:
+    return sum(sizes[image] for image in images)
+
+
+def allocated(directory: Path) -> int:
+    """Bytes that the files below a directory take; 0 where there is none."""
+    total = 0
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    total += allocated(Path(entry.path))
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
+    return total
