@@ -20,17 +20,16 @@ from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
-from wrenn_sandbox.host.privileged.jail import View
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
-from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot
+from wrenn_sandbox.host.privileged.spawn import kvm_groups
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.probe import KVM_DEVICE
 from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
 from .binary import has_seccomp, host_cpu, usage_of, version_of
-from .bounds import bounds, limits
 from .command import READ_ONLY_BASE_SINCE, Memory, Variant, command
+from .launch import launch
 from .monitor import Monitor, listen
 from .running import (
     Running,
@@ -138,7 +137,10 @@ class QemuDriver:
         try:
             memory, fds = await self._base(spec)
             passed += fds
-            running = await self._spawn(spec, memory, passed, restore=True, disks=snapshot.disks)
+            readable = list(snapshot.disks)
+            if memory.read_only_file:
+                readable.append(Path(memory.path))
+            running = await self._spawn(spec, memory, passed, readable, restore=True)
         finally:
             for fd in passed:
                 os.close(fd)
@@ -287,9 +289,9 @@ class QemuDriver:
         spec: MachineSpec,
         memory: Memory | None,
         fds: Sequence[int],
+        readable: Sequence[Path] = (),
         *,
         restore: bool,
-        disks: tuple[Path, ...] = (),
     ) -> Running:
         async with AsyncExitStack() as stack:
             socket_path = spec.files.control_socket
@@ -309,21 +311,13 @@ class QemuDriver:
                 tap_fd=tap,
                 restore=restore,
             )
-            groups, group = self._confinement.groups, None
-            if groups is not None:
-                name = spec.files.directory.name
-                group = await asyncio.to_thread(groups.open, name, bounds(spec))
-                stack.callback(os.close, group)
-            handle = await spawn_in_slot(
-                spec.slot,
+            handle = await launch(
+                self._confinement,
+                spec,
                 argv,
-                jail=self._confinement.jail,
-                view=self._view(spec, disks),
-                group=group,
-                limits=limits(spec, own_user=os.geteuid() == 0),
+                readable=readable,
                 pass_fds=passed,
                 output=log,
-                cwd=spec.files.directory,
                 groups=kvm_groups() if self._variant.accelerator == "kvm" else (),
             )
         try:
@@ -335,13 +329,6 @@ class QemuDriver:
                 error.detail = await asyncio.to_thread(tails, spec.files)
             raise
         return Running(handle, monitor, spec.files, memory=spec.memory)
-
-    def _view(self, spec: MachineSpec, disks: tuple[Path, ...]) -> View:
-        """The files of this machine and of what it builds on; sealed memory comes as it is."""
-        readable = [spec.kernel, spec.initrd, spec.runtime, *spec.disks, *disks]
-        if spec.memory is not None and self._version[:2] >= READ_ONLY_BASE_SINCE:
-            readable.append(spec.memory)
-        return View(spec.files.directory, tuple(readable))
 
     def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
         assert spec.memory is not None
