@@ -64,7 +64,7 @@ class SlotPool:
         self._cooldown_sec = cooldown_sec
         self._uid_base = uid_base
         self._dns_servers = tuple(dns_servers)
-        self._closed = closed_to_all(network, allowable)
+        self._allowable = tuple(allowable)
         self._limits = limits
         self._runtime_dir = runtime_dir
         self._clock = clock
@@ -131,7 +131,8 @@ class SlotPool:
             servers = await thread.run(None, lambda: resolvers(self._dns_servers))
             policies = NamespaceThread("wrenn-policies")
             undo.callback(policies.close)
-            ground = Ground(servers, self._closed, self._limits)
+            closed = closed_to_all(self._network, self._allowable)
+            ground = Ground(servers, closed, self._allowable, self._limits)
             builder = SlotBuilder(plan, ground, thread, policies)
             found = await thread.run(None, lambda: building.leftovers(self._tag))
             await builder.remove(found - keep.keys())

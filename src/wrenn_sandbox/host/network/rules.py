@@ -40,10 +40,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What holds for every slot of a server: name servers, what no policy opens, limits."""
+    """What holds for every slot of a server.
+
+    No policy opens what is `closed`; what is `allowable` is reached by those alone who allow it.
+    """
 
     resolvers: tuple[IPv4Address, ...]
     closed: tuple[IPv4Network, ...]
+    allowable: tuple[IPv4Network, ...] = ()
     limits: Limits = Limits()
 
 
@@ -64,6 +68,13 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
             redirect = f"""
         iifname "{TAP_NAME}" ip daddr {GATEWAY_IP} {_DNS} dnat ip to {ground.resolvers[0]}"""
     closed = _listed(ground.closed)
+    to_private = from_private = ""
+    if ground.allowable:
+        private = _listed(ground.allowable)
+        to_private = f"""
+        ip daddr {{ {private} }} drop"""
+        from_private = f"""
+        ip saddr {{ {private} }} drop"""
     return f"""
 table netdev {SLOT_TABLE}
 delete table netdev {SLOT_TABLE}
@@ -97,7 +108,7 @@ table inet {SLOT_TABLE} {{
         ip daddr @resolvers {_DNS} goto limited
         meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} drop
         ip daddr {{ {closed} }} drop
-        ip daddr @allowed goto limited
+        ip daddr @allowed goto limited{to_private}
         ip daddr @denied drop
         meta nfproto ipv4 goto limited
     }}
@@ -110,7 +121,7 @@ table inet {SLOT_TABLE} {{
         ct state != {{ established, related }} drop
         ip saddr @resolvers meta l4proto {{ tcp, udp }} th sport 53 accept
         ip saddr {{ {closed} }} drop
-        ip saddr @allowed accept
+        ip saddr @allowed accept{from_private}
         ip saddr @denied drop
         meta nfproto ipv4 accept
     }}

@@ -3,7 +3,7 @@
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.host.network.pool import SlotPool
+from wrenn_sandbox.host.network.rules import Limits
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 
 NETWORK = IPv4Network("10.231.0.0/16")
@@ -55,6 +56,8 @@ class PoolFactory:
         cooldown_sec: float = 0.0,
         network: IPv4Network = NETWORK,
         dns_servers: tuple[str, ...] = (),
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        allowable: Sequence[IPv4Network] = (),
     ) -> SlotPool:
         pool = SlotPool(
             self.directory / name,
@@ -63,6 +66,8 @@ class PoolFactory:
             cooldown_sec=cooldown_sec,
             uid_base=720_000,
             dns_servers=dns_servers,
+            limits=limits,
+            allowable=allowable,
             runtime_dir=self.directory / "run",
         )
         self.pools.append(pool)

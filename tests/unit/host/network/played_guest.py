@@ -26,6 +26,7 @@ from .conftest import run
 VNET_HEADER = bytes(10)
 ETH_P_ALL = 3
 ETH_P_IP = 0x0800
+ETH_P_8021Q = 0x8100
 ETH_P_IPV6 = 0x86DD
 
 
@@ -206,16 +207,24 @@ def mac(text: str) -> bytes:
 
 
 def udp_frame(
-    destination: str, *, source: str = "169.254.0.21", source_mac: str = GUEST_MAC
+    destination: str,
+    *,
+    source: str = "169.254.0.21",
+    source_mac: str = GUEST_MAC,
+    options: bytes = b"",
+    vlan: int | None = None,
 ) -> bytes:
-    """An Ethernet frame with one UDP packet from the guest to port 9."""
+    """An Ethernet frame with one UDP packet from the guest to port 9.
+
+    `options` are of the IP header, in whole words; with `vlan` the frame is tagged.
+    """
     payload = b"frame"
     udp = struct.pack("!HHHH", 4000, 9, 8 + len(payload), 0) + payload
     header = struct.pack(
         "!BBHHHBBH4s4s",
-        0x45,
+        0x45 + len(options) // 4,
         0,
-        20 + len(udp),
+        20 + len(options) + len(udp),
         1,
         0,
         64,
@@ -224,8 +233,10 @@ def udp_frame(
         socket.inet_aton(source),
         socket.inet_aton(destination),
     )
-    header = header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
-    return mac(TAP_MAC) + mac(source_mac) + struct.pack("!H", ETH_P_IP) + header + udp
+    checksum = struct.pack("!H", _checksum(header + options))
+    header = header[:10] + checksum + header[12:] + options
+    tag = b"" if vlan is None else struct.pack("!HH", ETH_P_8021Q, vlan)
+    return mac(TAP_MAC) + mac(source_mac) + tag + struct.pack("!H", ETH_P_IP) + header + udp
 
 
 def ipv6_frame(destination: str) -> bytes:

@@ -3,27 +3,17 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
 
-from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest, guest_socket
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, run
-from .played_guest import (
-    Internet,
-    PlayedGuest,
-    bound_udp,
-    internet,
-    ipv6_frame,
-    listening_tcp,
-    udp_frame,
-)
+from .played_guest import bound_udp, ipv6_frame, listening_tcp, udp_frame
+from .world import World, a_world, receive
 
 SPECIAL = [
     "10.0.0.1",
@@ -45,54 +35,26 @@ SPECIAL = [
 ]
 
 
-@dataclass(frozen=True)
-class World:
-    pool: SlotPool
-    guest: PlayedGuest
-    outside: Internet
-    namespaces: NamespaceThread
+NO_OPERATIONS = b"\x01" * 4
+SOURCE_ROUTE = b"\x01\x83\x07\x04" + bytes(4)
 
-    async def server(self, address: str, port: int) -> socket.socket:
-        """A UDP server on the internet."""
-        return await self.namespaces.run(self.outside.netns, partial(bound_udp, address, port))
+
+ECHO_REQUEST = b"\x08\x00\xf7\xff" + bytes(4)
+ECHO_REPLY = 0
+
+
+def raw_icmp() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    sock.setblocking(False)
+    return sock
 
 
 @pytest.fixture
 async def world(make_pool: PoolFactory, namespaces: NamespaceThread) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        outside = await stack.enter_async_context(internet(namespaces))
-        pool = make_pool(size=0, dns_servers=(outside.private_address,))
-        await pool.start()
-        assert pool.internet, pool.internet_reason
-        guest = PlayedGuest(namespaces, pool, await pool.acquire())
-        await stack.enter_async_context(guest)
-        await pool.apply(guest.slot, NetworkPolicy())
-        made = World(pool, guest, outside, namespaces)
-        await until_carried(made)
-        guest.forget_seen()
-        yield made
-
-
-async def until_carried(world: World) -> None:
-    """The veth pair of a new slot drops packets for a moment: ask until an answer arrives."""
-    loop = asyncio.get_running_loop()
-    with await world.server(world.outside.address, 7) as server, await world.guest.udp() as sock:
-        loop.add_reader(server, lambda: server.sendto(b"here", server.recvfrom(100)[1]))
-        try:
-            for _ in range(500):
-                sock.sendto(b"there?", (world.outside.address, 7))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(0.02):
-                        await loop.sock_recv(sock, 100)
-                        return
-        finally:
-            loop.remove_reader(server)
-    raise TimeoutError("the slot does not come up")
-
-
-async def receive(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    async with asyncio.timeout(10):
-        return await asyncio.get_running_loop().sock_recvfrom(sock, 2048)
+    async with a_world(make_pool, namespaces) as world:
+        await world.allow(NetworkPolicy())
+        await world.carries()
+        yield world
 
 
 async def test_the_internet_is_reached_and_answers(world: World) -> None:
@@ -214,6 +176,10 @@ async def test_forged_frames_go_nowhere(world: World) -> None:
     guest.send_frame(udp_frame(world.outside.second_address, source="8.8.8.8"))
     guest.send_frame(udp_frame(world.outside.second_address, source=guest.slot.host_ip))
     guest.send_frame(udp_frame(world.outside.second_address, source_mac="02:00:00:00:00:07"))
+    guest.send_frame(udp_frame(world.outside.second_address, options=NO_OPERATIONS))
+    guest.send_frame(udp_frame(world.outside.second_address, options=SOURCE_ROUTE))
+    guest.send_frame(udp_frame(world.outside.second_address, vlan=7))
+    guest.send_frame(udp_frame(world.outside.private_address, vlan=0))
     guest.send_frame(ipv6_frame("2001:db8::1"))
     guest.send_frame(ipv6_frame("ff02::1"))
     guest.send_frame(bytes(14))
@@ -281,3 +247,50 @@ async def test_sockets_are_made_quickly(world: World) -> None:
         (await guest_socket(world.namespaces, world.guest.slot)).close()
         samples.append(loop.time() - start)
     assert sorted(samples)[25] < 0.005
+
+
+async def test_fragments_are_judged_as_the_packets_that_they_are(world: World) -> None:
+    long = b"long" * 750
+    with (
+        await world.server(world.outside.address, 9) as server,
+        await world.guest.udp() as sock,
+    ):
+        for closed in ((world.outside.private_address, 9), (world.outside.second_address, 53)):
+            sock.sendto(long, closed)
+        sock.sendto(long, (world.outside.address, 9))
+        assert (await receive(server))[0] == long
+        assert set(await world.guest.left_until(world.outside.address)) == {world.outside.address}
+
+
+async def test_only_the_internet_answers_pings(world: World) -> None:
+    slot = world.guest.slot
+    near = ("169.254.0.22", slot.host_ip, world.outside.host_address, "127.0.0.1", "10.231.0.1")
+    with await world.namespaces.run(world.guest.netns, raw_icmp) as sock:
+        for address in (*near, world.outside.private_address, world.outside.address):
+            sock.sendto(ECHO_REQUEST, (address, 0))
+        replies = []
+        while world.outside.address not in replies:
+            packet, (sender, _) = await receive(sock)
+            if packet[20] == ECHO_REPLY and sender != "127.0.0.1":  # its own loopback
+                replies.append(sender)
+        assert replies == [world.outside.address]
+
+
+async def test_nobody_outside_reaches_a_slot(world: World) -> None:
+    slot = world.guest.slot
+    route = ("route", "add", slot.host_ip, "via", world.outside.host_address)
+    run("ip", "-n", world.outside.netns, *route)
+    with (
+        await world.namespaces.run(slot.netns, partial(bound_udp, "0.0.0.0", 7000)) as inside,
+        await world.guest.udp(7000) as guest,
+        await world.server(world.outside.address, 9) as server,
+    ):
+        server.sendto(b"unasked", (slot.host_ip, 7000))
+        guest.sendto(b"x", (world.outside.address, 9))
+        _, source = await receive(server)
+        server.sendto(b"answer", source)
+        assert await receive(guest) == (b"answer", (world.outside.address, 9))
+        with pytest.raises(BlockingIOError):
+            inside.recv(100)
+        with pytest.raises(BlockingIOError):
+            guest.recv(100)
