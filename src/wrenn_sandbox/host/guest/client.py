@@ -14,9 +14,12 @@ from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
 
 from .connect_rpc import MALFORMED, RpcError, envelope, messages, unary_error
 from .connection import Connect, Connection, GuestGone
+from .plain import Count, ExitCode, Percent, Pid
 
 _KILL_GRACE: Final = 5.0
-_CALL_SEC: Final = 120.0
+CALL_SEC: Final = 120.0
+"""How long a whole answer may take that is not a stream, and the beginning of one that is."""
+_SMALL_ANSWER: Final = 256 * 1024
 _IDLE_LIMIT: Final = 16
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
@@ -34,7 +37,7 @@ class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
 
 
 class _Start(msgspec.Struct):
-    pid: int = 0
+    pid: Pid
 
 
 class _Data(msgspec.Struct):
@@ -43,7 +46,7 @@ class _Data(msgspec.Struct):
 
 
 class _End(msgspec.Struct, rename="camel"):
-    exit_code: int = 0
+    exit_code: ExitCode = 0
     exited: bool = False
     status: str = ""
     duration_ms: float = -1.0
@@ -60,13 +63,13 @@ class _Message(msgspec.Struct):
 
 
 class _Metrics(msgspec.Struct):
-    cpu_count: int
-    cpu_used_pct: float
-    mem_total: int
-    mem_used: int
-    disk_used: int
-    disk_total: int
-    mem_cache: int = 0
+    cpu_count: Count
+    cpu_used_pct: Percent
+    mem_total: Count
+    mem_used: Count
+    disk_used: Count
+    disk_total: Count
+    mem_cache: Count = 0
 
 
 class _Output:
@@ -105,11 +108,9 @@ class GuestClient:
 
     async def init(self, values: Initialisation) -> None:
         """Give the guest its identity, clock, entropy and token; later calls use the new token."""
-        status, body = await self.call("POST", "/init", msgspec.json.encode(values))
+        status, _ = await self.call("POST", "/init", msgspec.json.encode(values))
         if status != 204:
-            raise AgentError(
-                "The sandbox refused its identity.", detail=f"init status {status}: {body[:200]!r}"
-            )
+            raise AgentError("The sandbox refused its identity.", detail=f"init status {status}")
         self._token = values.access_token
 
     async def set_clock(self, token: str, timestamp: str) -> None:
@@ -163,7 +164,7 @@ class GuestClient:
                 while (message := await anext(events, None)) is not None:
                     event = _decode(message).event
                     if event.start is not None:
-                        pid = event.start.pid
+                        pid = pid or event.start.pid
                     elif event.data is not None:
                         stdout.add(event.data.stdout)
                         stderr.add(event.data.stderr)
@@ -176,14 +177,11 @@ class GuestClient:
         finally:
             if end is None and pid:
                 await asyncio.shield(self._kill(pid))
-        if timed_out:
-            duration = (time.monotonic() - began) * 1000
-        elif end is None:
+        duration = (time.monotonic() - began) * 1000
+        if end is None and not timed_out:
             raise AgentError("The sandbox ended its answer too early.")
-        else:
+        if end is not None and 0 <= end.duration_ms <= duration:
             duration = end.duration_ms
-            if duration < 0:
-                duration = (time.monotonic() - began) * 1000
         return CommandResult(
             exit_code=end.exit_code if end is not None else 137,
             stdout=bytes(stdout.data),
@@ -223,23 +221,25 @@ class GuestClient:
                 envelope(body),
             )
             if connection.status != 200:
-                raise unary_error(connection.status, await connection.body())
+                raise unary_error(connection.status, await connection.body(_SMALL_ANSWER))
             yield messages(connection.chunks())
 
-    async def call(self, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and whole body of the answer to one request with a JSON body.
+    async def call(
+        self, method: str, target: str, body: bytes = b"", *, limit: int = _SMALL_ANSWER
+    ) -> tuple[int, bytes]:
+        """Status and whole body, `limit` bytes at most, of the answer to a request.
 
-        Raises `AgentError`, also for a guest that is silent for two minutes.
+        `body` is JSON. Raises `AgentError`, also where that takes more than two minutes.
         """
         headers = self.credentials()
         if body:
             headers["Content-Type"] = "application/json"
         try:
-            async with asyncio.timeout(_CALL_SEC) as limit, self.connection() as connection:
+            async with asyncio.timeout(CALL_SEC) as time_limit, self.connection() as connection:
                 await connection.request(method, target, headers, body)
-                return connection.status, await connection.body()
+                return connection.status, await connection.body(limit)
         except TimeoutError as error:
-            if not limit.expired():
+            if not time_limit.expired():
                 raise
             raise AgentError("The sandbox did not answer in time.") from error
 

@@ -4,6 +4,7 @@ An envelope is one flag byte, a four-byte big-endian length and JSON. The last e
 stream has flag 0x02 and may hold an error.
 """
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator
 from typing import Final
@@ -12,7 +13,12 @@ import msgspec
 
 from wrenn_sandbox.errors import AgentError
 
-ENVELOPE_LIMIT: Final = 8 * 1024 * 1024
+from .plain import words
+
+ENVELOPE_LIMIT: Final = 1024 * 1024
+"""Bytes of one message; the agent sends output in pieces of 64 KiB."""
+_AT_ONCE: Final = 64
+"""Messages that are taken one after the other before others have their turn."""
 _HEAD: Final = struct.Struct(">BI")
 _LAST: Final = 0x02
 MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -47,6 +53,7 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     Raises `RpcError` for an error at the end, `AgentError` for anything malformed or cut short.
     """
     buffer = bytearray()
+    count = 0
     async for chunk in chunks:
         buffer += chunk
         start = 0
@@ -65,6 +72,9 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                     raise AgentError("The sandbox sent a malformed answer.", detail="after end")
                 return
             yield message
+            count += 1
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
         del buffer[:start]
     raise AgentError("The sandbox ended its answer too early.")
 
@@ -75,7 +85,7 @@ def _finish(message: bytes) -> None:
     except MALFORMED as error:
         raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
     if last.error is not None:
-        raise RpcError(last.error.code[:64], last.error.message[:2000])
+        raise RpcError(last.error.code[:64], words(last.error.message))
 
 
 def unary_error(status: int, body: bytes) -> RpcError:
@@ -84,4 +94,4 @@ def unary_error(status: int, body: bytes) -> RpcError:
         error = msgspec.json.decode(body, type=_Error)
     except MALFORMED:
         error = _Error(code="unknown", message=f"The sandbox answered with status {status}.")
-    return RpcError(error.code[:64], error.message[:2000])
+    return RpcError(error.code[:64], words(error.message))

@@ -20,10 +20,16 @@ Connect = Callable[[], Awaitable[socket.socket]]
 HEADER_LIMIT: Final = 1024 * 1024
 HEADER_COUNT_LIMIT: Final = 100
 BODY_LIMIT: Final = 8 * 1024 * 1024
+SILENCE_SEC: Final = 300.0
+"""How long a guest may say and take nothing at all: its agent breaks each silence after 90 s."""
 UPLOAD_CHUNK: Final = 512 * 1024
 """Bytes of an upload that are gathered before they are sent."""
 _HIGH_WATER: Final = 1024 * 1024
 _LOW_WATER: Final = 256 * 1024
+_PIECE_COST: Final = 64
+"""Bytes that a piece of a body costs on top of its own, however small it is."""
+_GATHER: Final = 64 * 1024
+"""Bytes of small pieces that are handed on as one."""
 
 
 class GuestGone(AgentError):
@@ -32,6 +38,10 @@ class GuestGone(AgentError):
 
 class GuestUnreachable(GuestGone):
     """No connection came to be, so nothing was asked."""
+
+
+class _Refused(Exception):
+    """The guest said something that it may not say."""
 
 
 class Connection(asyncio.Protocol):
@@ -45,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._wake = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._asked = False
         self._headers_done = False
         self._complete = False
         self._header_bytes = 0
@@ -95,7 +106,7 @@ class Connection(asyncio.Protocol):
         if body or method in ("POST", "PUT"):
             headers = {**headers, "Content-Length": str(len(body))}
         await self._send(_request_head(method, target, headers) + body)
-        await self.head()
+        await self._head(SILENCE_SEC)
 
     async def upload(
         self, method: str, target: str, headers: Mapping[str, str], chunks: AsyncIterator[bytes]
@@ -109,14 +120,15 @@ class Connection(asyncio.Protocol):
         self._cut = True
         headers = {**headers, "Transfer-Encoding": "chunked"}
         await self._send(_request_head(method, target, headers))
-        answered = asyncio.create_task(self.head())
+        answered = asyncio.create_task(self._head(None))
         sent = asyncio.create_task(self._send_chunks(chunks))
         try:
             await asyncio.wait({answered, sent}, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done() and not isinstance(sent.exception(), GuestGone):
                 sent.result()
                 self._cut = False
-            await answered
+            async with self._unless_silent(SILENCE_SEC):
+                await answered
         finally:
             answered.cancel()
             sent.cancel()
@@ -136,10 +148,10 @@ class Connection(asyncio.Protocol):
         rest = _chunk(size, waiting) if size else b""
         await self._send(rest + b"0\r\n\r\n")
 
-    async def head(self) -> None:
+    async def _head(self, seconds: float | None) -> None:
         """Wait for the status line and headers of the answer."""
         while not self._headers_done:
-            await self._progress()
+            await self._progress(seconds)
 
     async def body(self, limit: int = BODY_LIMIT) -> bytes:
         """The whole body, at most `limit` bytes; raises `GuestGone`."""
@@ -155,16 +167,25 @@ class Connection(asyncio.Protocol):
         """The body as it arrives; reading slowly slows the guest down."""
         while True:
             while self._chunks:
-                chunk = self._chunks.popleft()
-                self._buffered -= len(chunk)
-                if self._paused and self._buffered < _LOW_WATER:
-                    self._paused = False
-                    if self._transport is not None:
-                        self._transport.resume_reading()
-                yield chunk
+                yield self._take()
             if self._complete:
                 return
-            await self._progress()
+            await self._progress(SILENCE_SEC)
+
+    def _take(self) -> bytes:
+        """The next piece of the body, or as many small ones as are worth handing on."""
+        parts: list[bytes] = []
+        size = 0
+        while self._chunks and (not parts or size + len(self._chunks[0]) <= _GATHER):
+            part = self._chunks.popleft()
+            parts.append(part)
+            size += len(part)
+            self._buffered -= len(part) + _PIECE_COST
+        if self._paused and self._buffered < _LOW_WATER:
+            self._paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _begin(self) -> None:
         if self._failure is not None:
@@ -174,6 +195,7 @@ class Connection(asyncio.Protocol):
         self._chunks.clear()
         self._buffered = 0
         self._headers_done = self._complete = self._cut = False
+        self._asked = True
         self._header_bytes = 0
         self.status = 0
         self.headers = {}
@@ -182,13 +204,28 @@ class Connection(asyncio.Protocol):
         if self._failure is not None or self._transport is None:
             raise self._failure or GuestGone("The sandbox closed the connection.")
         self._transport.write(data)
-        await self._writable.wait()
+        if not self._writable.is_set():
+            async with self._unless_silent(SILENCE_SEC):
+                await self._writable.wait()
 
-    async def _progress(self) -> None:
+    async def _progress(self, seconds: float | None) -> None:
+        """Wait for something to happen, for so many seconds at most; raises `GuestGone`."""
         if self._failure is not None:
             raise self._failure
         self._wake.clear()
-        await self._wake.wait()
+        async with self._unless_silent(seconds):
+            await self._wake.wait()
+
+    @contextlib.asynccontextmanager
+    async def _unless_silent(self, seconds: float | None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._abort("silent")
+            raise GuestGone("The sandbox did not answer in time.") from error
 
     def _fail(self, detail: str) -> None:
         if self._failure is None:
@@ -209,6 +246,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self._abort(str(error.__context__))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._abort(f"not HTTP: {type(error).__name__}")
 
@@ -229,17 +268,17 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # httptools callbacks
+    # httptools callbacks: what they raise ends the parsing
 
     def on_message_begin(self) -> None:
-        if self._headers_done:
-            self._abort("an answer without a question")
+        if not self._asked or self._headers_done:
+            raise _Refused("an answer without a question")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._complete or len(self.headers) >= HEADER_COUNT_LIMIT:
-            self._abort("too many headers")
-            return
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if len(self.headers) >= HEADER_COUNT_LIMIT:
+            raise _Refused("too many headers")
+        if not self._headers_done:
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
@@ -249,7 +288,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
         self._chunks.append(body)
-        self._buffered += len(body)
+        self._buffered += len(body) + _PIECE_COST
         if self._buffered > _HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             with contextlib.suppress(RuntimeError):

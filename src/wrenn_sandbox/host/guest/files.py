@@ -1,9 +1,10 @@
 """Files of one guest, through its agent."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -14,11 +15,18 @@ from wrenn_sandbox.wire.streams import FileContent
 
 from .client import GuestClient
 from .connect_rpc import MALFORMED, unary_error
+from .connection import BODY_LIMIT
+from .plain import Mode
 from .refusals import refusal
 
 Answer = TypeVar("Answer")
 
 _SIZE_DIGITS = 18
+_ANSWER_BYTES = 64 * 1024
+_ENTRIES = 20_000
+"""As many as the agent lists."""
+_ASIDE_BYTES = 64 * 1024
+"""An answer above this is taken apart in a thread."""
 
 
 class _Entry(msgspec.Struct, rename="camel"):
@@ -26,15 +34,17 @@ class _Entry(msgspec.Struct, rename="camel"):
     path: str
     type: str
     size: str
-    mode: int
+    mode: Mode
     permissions: str
     owner: str
     group: str
-    modified_time: datetime
+    modified_time: Annotated[datetime, msgspec.Meta(tz=True)]
     symlink_target: str | None = None
     raw_path: str | None = None
 
     def plain(self) -> FileEntry:
+        if not _is_name(self.name) or not _is_path(self.path, self.name):
+            raise AgentError("The sandbox sent a malformed answer.", detail="name of a file")
         kind = FileType.DIRECTORY if self.type == "FILE_TYPE_DIRECTORY" else FileType.FILE
         return FileEntry(
             name=self.name,
@@ -70,7 +80,7 @@ class GuestFiles:
         async with self._client.connection() as connection:
             await connection.request("GET", _target(path), self._client.credentials())
             if connection.status != 200:
-                error = unary_error(connection.status, await connection.body())
+                error = unary_error(connection.status, await connection.body(_ANSWER_BYTES))
                 raise refusal(error, connection.status)
             length = connection.headers.get("content-length")
             size = None if length is None else _size(length)
@@ -80,13 +90,15 @@ class GuestFiles:
         headers = {"Content-Type": "application/octet-stream", **self._client.credentials()}
         async with self._client.connection() as connection:
             await connection.upload("POST", _target(path), headers, chunks)
-            body = await connection.body()
+            body = await connection.body(_ANSWER_BYTES)
             if connection.status != 200:
                 raise refusal(unary_error(connection.status, body), connection.status)
 
     async def list(self, path: str, depth: int) -> list[FileEntry]:
-        answer = await self._call("ListDir", {"path": path, "depth": depth})
-        return [entry.plain() for entry in _decode(answer, _Entries).entries]
+        answer = await self._call("ListDir", {"path": path, "depth": depth}, BODY_LIMIT)
+        if len(answer) < _ASIDE_BYTES:
+            return _listing(answer)
+        return await asyncio.to_thread(_listing, answer)
 
     async def make_directory(self, path: str) -> FileEntry:
         return _decode(await self._call("MakeDir", {"path": path}), _OneEntry).entry.plain()
@@ -94,9 +106,12 @@ class GuestFiles:
     async def remove(self, path: str) -> None:
         await self._call("Remove", {"path": path})
 
-    async def _call(self, method: str, message: dict[str, object]) -> bytes:
+    async def _call(
+        self, method: str, message: dict[str, object], limit: int = _ANSWER_BYTES
+    ) -> bytes:
         target = f"/filesystem.Filesystem/{method}"
-        status, body = await self._client.call("POST", target, msgspec.json.encode(message))
+        body = msgspec.json.encode(message)
+        status, body = await self._client.call("POST", target, body, limit=limit)
         if status != 200:
             raise refusal(unary_error(status, body), status)
         return body
@@ -104,6 +119,23 @@ class GuestFiles:
 
 def _target(path: str) -> str:
     return "/files?path=" + quote(path, safe="/", errors="surrogateescape")
+
+
+def _listing(answer: bytes) -> list[FileEntry]:
+    entries = _decode(answer, _Entries).entries
+    if len(entries) > _ENTRIES:
+        raise AgentError("The sandbox sent too long an answer.")
+    return [entry.plain() for entry in entries]
+
+
+def _is_name(text: str) -> bool:
+    """Whether a client may make a file of this name beside others: never outside."""
+    return text not in ("", ".", "..") and "/" not in text and "\0" not in text
+
+
+def _is_path(text: str, name: str) -> bool:
+    parent, _, last = text.rpartition("/")
+    return text.startswith("/") and last == name and ".." not in parent.split("/")
 
 
 def _size(text: str) -> int:

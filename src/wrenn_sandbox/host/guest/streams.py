@@ -1,5 +1,6 @@
 """Commands of one guest that are followed while they run, through its agent."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -20,19 +21,24 @@ from wrenn_sandbox.wire.messages import (
 )
 from wrenn_sandbox.wire.streams import ProcessStream
 
-from .client import NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
+from .client import CALL_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
 from .connect_rpc import MALFORMED, RpcError, unary_error
+from .plain import ExitCode, Pid
 from .refusals import refusal
 
 INPUT_PIECE: Final = 256 * 1024
 """Bytes of input that one call carries."""
 
+_ANSWER_BYTES: Final = 64 * 1024
+_LIST_BYTES: Final = 4 * 1024 * 1024
+_LIST_WORDS: Final = 100_000
+"""Processes and their arguments together, all of which came in through the API."""
 _SERVICE: Final = "/process.Process/"
 _NOT_STARTED: Final = {"not_found": NOT_FOUND, "permission_denied": NOT_EXECUTABLE}
 
 
 class _Start(msgspec.Struct):
-    pid: int = 0
+    pid: Pid
 
 
 class _Data(msgspec.Struct):
@@ -42,7 +48,7 @@ class _Data(msgspec.Struct):
 
 
 class _End(msgspec.Struct, rename="camel"):
-    exit_code: int = 0
+    exit_code: ExitCode = 0
 
 
 class _Event(msgspec.Struct):
@@ -62,7 +68,7 @@ class _Config(msgspec.Struct):
 
 class _Process(msgspec.Struct):
     config: _Config
-    pid: int
+    pid: Pid
     tag: str = ""
 
 
@@ -126,11 +132,13 @@ class GuestProcesses:
             yield stream
 
     async def list(self) -> list[ProcessInfo]:
-        answer = await self._call("List", {})
+        answer = await self._call("List", {}, _LIST_BYTES)
         try:
             found = msgspec.json.decode(answer, type=_Processes).processes
         except MALFORMED as error:
             raise _malformed(str(error)) from error
+        if len(found) + sum(len(each.config.args) for each in found) > _LIST_WORDS:
+            raise _malformed("too many processes")
         return [
             ProcessInfo(
                 pid=each.pid,
@@ -157,9 +165,11 @@ class GuestProcesses:
         name = f"SIGNAL_{signal.value}"
         await self._call("SendSignal", {"process": _selector(process), "signal": name})
 
-    async def _call(self, method: str, message: dict[str, object]) -> bytes:
+    async def _call(
+        self, method: str, message: dict[str, object], limit: int = _ANSWER_BYTES
+    ) -> bytes:
         status, body = await self._client.call(
-            "POST", _SERVICE + method, msgspec.json.encode(message)
+            "POST", _SERVICE + method, msgspec.json.encode(message), limit=limit
         )
         if status != 200:
             raise refusal(unary_error(status, body), status)
@@ -171,10 +181,16 @@ def _selector(process: ProcessRef) -> dict[str, object]:
 
 
 async def _followed(answer: AsyncIterator[bytes]) -> ProcessStream:
-    async for message in answer:
-        start = _decode(message).start
-        if start is not None:
-            return ProcessStream(start.pid, _events(answer))
+    try:
+        async with asyncio.timeout(CALL_SEC) as limit:
+            async for message in answer:
+                start = _decode(message).start
+                if start is not None:
+                    return ProcessStream(start.pid, _events(answer))
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise AgentError("The sandbox did not answer in time.") from error
     raise _malformed("no start event")
 
 
@@ -183,6 +199,8 @@ async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
     try:
         async for message in answer:
             event = _decode(message)
+            if ended and (event.data is not None or event.end is not None):
+                raise _malformed("something after the end")
             if event.data is not None:
                 for channel, data in (
                     (Channel.STDOUT, event.data.stdout),
@@ -191,7 +209,7 @@ async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
                 ):
                     if data:
                         yield Output(channel, data)
-            elif event.end is not None and not ended:
+            elif event.end is not None:
                 ended = True
                 yield Ended(event.end.exit_code)
     except RpcError as error:
