@@ -79,4 +79,6 @@ def spec_of(parts: Parts, record: Record) -> MachineSpec:
         disk_mb=image.disk_mb,
         disks=tuple(disks),
         memory=None if image.is_cold else parts.store.memory(image),
+        disk_bytes_per_sec=0 if image.is_cold else parts.settings.disk_mbps << 20,
+        disk_operations_per_sec=0 if image.is_cold else parts.settings.disk_iops,
     )

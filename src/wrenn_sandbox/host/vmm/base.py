@@ -47,6 +47,9 @@ class MachineSpec:
     """The disks of images that the machine's own disk layer builds on."""
     memory: Path | None = None
     """The immutable image that guest memory is a private mapping of; none after a cold boot."""
+    disk_bytes_per_sec: int = 0
+    """What the guest may read and write on its disk together; 0 for no bound."""
+    disk_operations_per_sec: int = 0
 
 
 @dataclass(frozen=True)

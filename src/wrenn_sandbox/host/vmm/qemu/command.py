@@ -93,7 +93,8 @@ def command(
         "-serial",
         f"chardev:{CONSOLE}",
         "-drive",
-        f"id={ROOT_DRIVE},file={_escaped(spec.files.overlay)},format=qcow2,if=none,cache=unsafe,discard=unmap",
+        f"id={ROOT_DRIVE},file={_escaped(spec.files.overlay)},format=qcow2,if=none,cache=unsafe,discard=unmap"
+        + _throttling(spec),
         "-device",
         f"virtio-blk-device,drive={ROOT_DRIVE}",
         "-drive",
@@ -145,6 +146,16 @@ def _netdev(slot: Slot, tap_fd: int | None) -> str:
         f"user,id=net0,restrict=on,net=169.254.0.0/24,host={GATEWAY_IP},dns=169.254.0.23,"
         f"dhcpstart={GUEST_IP},hostfwd=tcp:127.0.0.1:{slot.host_port}-{GUEST_IP}:{AGENT_PORT}"
     )
+
+
+def _throttling(spec: MachineSpec) -> str:
+    """What bounds the guest's use of its disk; the guest does not see it."""
+    options = ""
+    if spec.disk_bytes_per_sec:
+        options += f",throttling.bps-total={spec.disk_bytes_per_sec}"
+    if spec.disk_operations_per_sec:
+        options += f",throttling.iops-total={spec.disk_operations_per_sec}"
+    return options
 
 
 def _escaped(path: Path | str) -> str:
