@@ -170,7 +170,10 @@ class PlayedGuest:
         return await self._namespaces.run(self.netns, partial(listening_tcp, "169.254.0.21", port))
 
     def send_frame(self, frame: bytes) -> None:
-        """Put a frame on the guest's side of the slot's tap, whatever it holds."""
+        """Put a frame on the guest's side of the slot's tap, whatever it holds.
+
+        When this returns, the slot's rules have judged it.
+        """
         os.write(self._slot_tap, VNET_HEADER + frame)
 
     def forget_seen(self) -> None:
@@ -213,13 +216,14 @@ def udp_frame(
     source_mac: str = GUEST_MAC,
     options: bytes = b"",
     vlan: int | None = None,
+    port: int = 9,
 ) -> bytes:
-    """An Ethernet frame with one UDP packet from the guest to port 9.
+    """An Ethernet frame with one UDP packet from the guest.
 
     `options` are of the IP header, in whole words; with `vlan` the frame is tagged.
     """
     payload = b"frame"
-    udp = struct.pack("!HHHH", 4000, 9, 8 + len(payload), 0) + payload
+    udp = struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
     header = struct.pack(
         "!BBHHHBBH4s4s",
         0x45 + len(options) // 4,

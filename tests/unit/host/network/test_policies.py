@@ -15,7 +15,7 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, run
-from .played_guest import bound_udp
+from .played_guest import bound_udp, udp_frame
 from .world import World, a_world, receive
 
 CLOSED = NetworkPolicy(internet=False)
@@ -36,14 +36,12 @@ async def world(make_pool: PoolFactory, namespaces: NamespaceThread) -> AsyncIte
 async def reached(world: World, *targets: tuple[str, int]) -> set[str]:
     """The addresses, as they are outside, to which the guest's packets get through."""
     end = world.outside.address
-    with await world.guest.udp() as sock:
-        for target in targets:
-            sock.sendto(b"x", target)
-        # last of all one that arrives: what is not there by then was dropped
-        await world.allow(NetworkPolicy(allow=ranges(end)))
-        sock.sendto(b"x", (end, 9))
-        seen = await world.guest.left_until(end)
-    return {*seen} - {end}
+    for address, port in targets:
+        world.guest.send_frame(udp_frame(address, port=port))
+    # last of all one that arrives: what is not there by then was dropped
+    await world.allow(NetworkPolicy(allow=ranges(end)))
+    world.guest.send_frame(udp_frame(end))
+    return {*await world.guest.left_until(end)} - {end}
 
 
 def policies(world: World) -> Iterable[tuple[NetworkPolicy, set[str]]]:
