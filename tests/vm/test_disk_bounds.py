@@ -34,18 +34,18 @@ def test_a_guest_uses_its_disk_no_faster_than_it_may(new_rig: NewRig) -> None:
     unbounded = (_write(free, sandbox), _operate(free, sandbox))
     free.delete(sandbox)
 
-    rig, api = new_rig(WRENN_DISK_MBPS="4", WRENN_DISK_IOPS="100")
+    rig, api = new_rig(WRENN_DISK_MBPS="2", WRENN_DISK_IOPS="50")
     sandbox = api.create().id
     for life in ("restored", "adopted", "resumed"):
         if life == "adopted":
             rig.server.kill()
             rig.server.start()
-        if life == "resumed":
+        elif life == "resumed":
             api.pause(sandbox)
             api.resume(sandbox)
         bounded = (_write(api, sandbox), _operate(api, sandbox))
-        assert bounded[0] > max(_MB / 4 * 0.8, 1.5 * unbounded[0]), (life, bounded, unbounded)
-        assert bounded[1] > max(_OPERATIONS / 100 * 0.8, 1.5 * unbounded[1]), (life, bounded)
+        assert bounded[0] > max(_MB / 2 * 0.6, 1.5 * unbounded[0]), (life, bounded, unbounded)
+        assert bounded[1] > max(_OPERATIONS / 50 * 0.6, 1.5 * unbounded[1]), (life, bounded)
     began = time.monotonic()
     api.exec(sandbox, "sh", "-c", "dd if=/dev/zero of=/root/more bs=1M count=64 oflag=direct &")
     api.pause(sandbox)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -131,12 +130,16 @@ class Housekeeper:
     async def _collapse(self, sandbox: Sandbox) -> None:
         """Put one layer in the place of all that no machine writes to."""
         chain, image_id = sandbox.layers, sandbox.image_id
-        if image_id is None or len(chain) <= self._settings.max_disk_layers:
+        if image_id is None or not chain:
             return
         paths, store = self._parts.paths, self._parts.store
         disks = [paths.generation(sandbox.sandbox_id, each) / form.DISK for each in chain]
-        await self._require_space(await asyncio.to_thread(_allocated_mb, disks))
         image = await asyncio.to_thread(store.open, image_id)
+        grown = await asyncio.to_thread(sandbox.disk_layers, image.disk_mb)
+        few = len(chain) <= self._settings.max_disk_layers
+        if few and not grown.is_outgrown(self._settings.disk_factor):
+            return
+        await self._require_space(min(grown.older >> 20, image.disk_mb))
         given_up = threading.Event()
 
         def check() -> None:
@@ -176,7 +179,3 @@ async def _in_thread(work: Callable[[], None], given_up: threading.Event) -> Non
         given_up.set()
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-def _allocated_mb(paths: list[Path]) -> int:
-    return sum(path.stat().st_blocks * 512 for path in paths) >> 20

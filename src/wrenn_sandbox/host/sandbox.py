@@ -24,6 +24,7 @@ from wrenn_sandbox.errors import (
     WrennError,
 )
 from wrenn_sandbox.host import faults, snapshots, stored
+from wrenn_sandbox.host.disk.growth import Layers
 from wrenn_sandbox.host.disk_use import Holding
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
@@ -44,6 +45,8 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 NO_SPACE: Final = "The host has no disk space left for another sandbox."
+_UNTIDY: Final = "What the sandbox has written is being put together; try again in a moment."
+_UNTIDY_SEC: Final = 5.0
 
 
 class Sandbox:
@@ -119,6 +122,14 @@ class Sandbox:
             return self._stored.image_id
         return self._machine.record.image_id if self._machine is not None else None
 
+    def disk_layers(self, disk_mb: int) -> Layers:
+        """What the layers of its disk take; blocks. Raises OSError."""
+        newest = () if self._stored is None else (self._stored.generation,)
+        older, top = (
+            stored.disks(self._parts.paths, self.sandbox_id, each) for each in (self.layers, newest)
+        )
+        return Layers.of(disk_mb, older, top)
+
     @property
     def holding(self) -> Holding:
         """What it takes disk space with."""
@@ -189,6 +200,7 @@ class Sandbox:
             image = await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
             require(manifest.machine, self._hardware_of(manifest, image))
             await asyncio.to_thread(stored.check, paths, manifest)
+            await asyncio.to_thread(self._require_bounded, manifest)
             await asyncio.to_thread(self._require_disks, manifest, image)
             faults.reach("resume.checked")
             directory = paths.generation(self.sandbox_id, manifest.generation)
@@ -385,6 +397,11 @@ class Sandbox:
     def _exited(self, reason: str) -> None:
         if not self._gone:
             self._on_exit(self, reason)
+
+    def _require_bounded(self, manifest: StoredSandbox) -> None:
+        """Housekeeping looks at the sandbox after each attempt to resume it."""
+        if not self.disk_layers(manifest.disk_mb).may_start(self._parts.settings.disk_factor):
+            raise NoCapacity(_UNTIDY, retry_after=_UNTIDY_SEC)
 
     def _require_disks(
         self, manifest: StoredSandbox, image: Manifest, staged: Path | None = None

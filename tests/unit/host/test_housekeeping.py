@@ -10,9 +10,11 @@ import pytest
 import structlog
 
 from unit.host.disk.test_overlay import is_clean, qemu_io
+from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.host import merging, stored
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.disk import layers
+from wrenn_sandbox.host.disk_use import allocated
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.origin import Parts
@@ -30,8 +32,10 @@ def quiet_logs() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    values = {"data_dir": tmp_path / "data", "driver": "fake", "max_disk_layers": 2}
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """A parameter is the number of layers from which on they are too many."""
+    layers = getattr(request, "param", 2)
+    values = {"data_dir": tmp_path / "data", "driver": "fake", "max_disk_layers": layers}
     return Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
 
 
@@ -246,6 +250,60 @@ async def test_a_merge_that_fails_is_only_logged(
     await stand.settled()
     assert stand.generations() == {1}
     await stand.resume()
+
+
+def _rewrite(stand: Stand, number: int) -> None:
+    """Every byte of the guest's disk anew."""
+    stand.write(f"write -P {number + 1} 0 64M")
+
+
+def _taken_mb(stand: Stand) -> int:
+    machine = stand.sandbox.holding.machine_id
+    found = [stand.settings.data_dir / "paused" / stand.id]
+    found += [] if machine is None else [stand.settings.data_dir / "run" / machine]
+    return sum(map(allocated, found)) >> 20
+
+
+@pytest.mark.parametrize("settings", [100], indirect=True)
+async def test_a_disk_that_is_written_anew_takes_a_bounded_multiple(stand: Stand) -> None:
+    most = 0
+    for number in range(6):
+        _rewrite(stand, number)
+        most = max(most, _taken_mb(stand))
+        await stand.pause()
+        await stand.settled()
+        await stand.resume()
+        await stand.settled()
+    assert 128 <= most <= 3 * 64 * 33 / 32 + 2, most
+    assert is_clean(stand.sandbox.machine.spec.files.overlay)
+
+
+@pytest.mark.parametrize("settings", [100], indirect=True)
+async def test_a_resume_that_would_take_more_waits_for_housekeeping(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(_: object, sandbox: Sandbox) -> None:
+        assert sandbox.sandbox_id == stand.id
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Housekeeper, "_collapse", late)
+        for number in range(3):
+            _rewrite(stand, number)
+            await stand.pause()
+            await stand.settled()
+            if number < 2:
+                await stand.resume()
+                await stand.settled()
+        with pytest.raises(NoCapacity, match="put together") as caught:
+            await stand.resume()
+        assert caught.value.retry_after == 5
+        assert stand.sandbox.phase is Phase.PAUSED
+        await stand.settled()
+    with pytest.raises(NoCapacity):
+        await stand.resume()
+    await stand.settled()
+    await stand.resume()
+    assert _taken_mb(stand) <= 2 * 64 * 33 / 32 + 2
 
 
 async def _cycles(stand: Stand, first: int, last: int) -> None:
