@@ -1,9 +1,11 @@
 """The way of a new connection: its place, its TLS handshake, its protocol."""
 
 import asyncio
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from typing import Final
+
+import structlog
 
 from wrenn_sandbox.errors import WrennError
 
@@ -11,84 +13,76 @@ from .connections import Connections, Place
 from .http_protocol import HttpProtocol, refusal
 from .tls import Certificate
 
-
-@dataclass(frozen=True)
-class Gate:
-    """What all new connections pass. `protocol` speaks on one that has a place."""
-
-    connections: Connections
-    certificate: Certificate | None
-    handshake_seconds: float
-    protocol: Callable[[Place], HttpProtocol]
-    handshakes: set["asyncio.Task[None]"]
+_log = structlog.get_logger(__name__)
+_PAUSE_SECONDS: Final = 0.5
 
 
-class Entry(asyncio.Protocol):
-    """A connection until it can be spoken on. One without a place is told so, and closed."""
+class Entry:
+    """Lets connections in, each with a protocol of its own.
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    A connection is counted from the moment it is accepted, so that a client in the middle of its
+    handshake, which may take `handshake_seconds`, has its place too. One that gets none is told
+    so where no certificate stands in between, and closed.
+    """
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)
-        peer = transport.get_extra_info("peername")
-        try:
-            place = self._gate.connections.admit(str(peer[0]) if peer else "unknown")
-        except WrennError as error:
-            if self._gate.certificate is None:
-                transport.write(refusal(error, "http", ()))
-                transport.close()
-            else:
-                transport.abort()
-            return
-        if self._gate.certificate is None:
-            self._gate.protocol(place).take(transport)
-            return
-        task = asyncio.get_running_loop().create_task(
-            self._shake_hands(transport, self._gate.certificate, place)
-        )
-        self._gate.handshakes.add(task)
-        task.add_done_callback(self._gate.handshakes.discard)
-
-    async def _shake_hands(
-        self, transport: asyncio.Transport, certificate: Certificate, place: Place
+    def __init__(
+        self,
+        connections: Connections,
+        protocol: Callable[[Place], HttpProtocol],
+        certificate: Certificate | None,
+        *,
+        handshake_seconds: float,
     ) -> None:
-        early = _Early()
+        self.connections = connections
+        self._protocol = protocol
+        self._certificate = certificate
+        self._handshake_seconds = handshake_seconds
+
+    async def run(self, listener: socket.socket) -> None:
+        """Accept until cancelled, which also ends what has not got through."""
         loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    accepted, address = await loop.sock_accept(listener)
+                except OSError as error:
+                    _log.warning("no connection accepted", reason=error.strerror)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                try:
+                    place = self.connections.admit(str(address[0]))
+                except WrennError as error:
+                    self._turn_away(accepted, error)
+                else:
+                    tasks.create_task(self._let_in(accepted, place))
+
+    async def _let_in(self, accepted: socket.socket, place: Place) -> None:
+        context = None if self._certificate is None else self._certificate.context
+        done = False
         try:
-            secure = await loop.start_tls(
-                transport,
-                early,
-                certificate.context,
-                server_side=True,
-                ssl_handshake_timeout=self._gate.handshake_seconds,
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._protocol(place),
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else self._handshake_seconds,
             )
-            if secure is None or early.lost:
+            done = True
+        except OSError as error:
+            _log.debug("no handshake", reason=str(error))
+        except Exception:
+            _log.exception("connection failed")
+        finally:
+            if not done:
                 place.release()
-                return
-        except OSError:
-            place.release()
-            transport.abort()
-            return
-        except BaseException:
-            place.release()
-            transport.abort()
-            raise
-        protocol = self._gate.protocol(place)
-        protocol.take(secure)
-        if early.data:
-            protocol.data_received(bytes(early.data))
+                accepted.close()
 
-
-class _Early(asyncio.Protocol):
-    """Keeps what comes with the last message of a handshake."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.lost = False
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
+    def _turn_away(self, accepted: socket.socket, error: WrennError) -> None:
+        with accepted:
+            accepted.setblocking(False)
+            if self._certificate is None:
+                try:
+                    accepted.send(refusal(error, "http", ()))
+                except OSError as lost:
+                    _log.debug("a refusal was not heard", reason=lost.strerror)

@@ -1,6 +1,5 @@
 """How the server speaks HTTP/1.1: strictly, within limits, and not for ever."""
 
-import asyncio
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -109,11 +108,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._unsent_since = self._since
 
     # the transport
-
-    def take(self, transport: asyncio.Transport) -> None:
-        """Speak on `transport`, which another protocol has had."""
-        transport.set_protocol(self)
-        self.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -13,7 +13,7 @@ from wrenn_sandbox.control.api.forwarded import TrustedProxies
 from wrenn_sandbox.settings import Settings
 
 from .connections import Connections, Place
-from .entry import Entry, Gate
+from .entry import Entry
 from .http_protocol import HttpProtocol, Patience
 from .sockets import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
 from .tls import Certificate
@@ -67,16 +67,16 @@ class HttpServer(uvicorn.Server):
             body=settings.body_timeout_sec,
             write=settings.write_timeout_sec,
         )
-        self.gate = Gate(
-            Connections(
-                total=settings.max_connections,
-                per_address=settings.max_connections_per_address,
-                trusted=TrustedProxies(settings.trusted_proxies),
-            ),
+        self.connections = Connections(
+            total=settings.max_connections,
+            per_address=settings.max_connections_per_address,
+            trusted=TrustedProxies(settings.trusted_proxies),
+        )
+        self._entry = Entry(
+            self.connections,
+            self._protocol,
             certificate,
             handshake_seconds=settings.head_timeout_sec,
-            protocol=self._protocol,
-            handshakes=set(),
         )
 
     @property
@@ -90,22 +90,20 @@ class HttpServer(uvicorn.Server):
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: Entry(self.gate), sock=self._listener, backlog=_BACKLOG
-        )
-        self.servers = [server]
+        self.servers = []
+        self._listener.listen(_BACKLOG)
         self.started = True
-        self._on_ready(self.url)
 
     async def main_loop(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            watch = None
+            helpers = [tasks.create_task(self._entry.run(self._listener))]
             if self._certificate is not None:
-                watch = tasks.create_task(self._certificate.watch())
+                helpers.append(tasks.create_task(self._certificate.watch()))
+            self._on_ready(self.url)
             await super().main_loop()
-            if watch is not None:
-                watch.cancel()
+            self._listener.close()
+            for helper in helpers:
+                helper.cancel()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS_PER_CHECK == 0:
@@ -114,11 +112,6 @@ class HttpServer(uvicorn.Server):
                 if isinstance(connection, HttpProtocol | WebSocketProtocol):
                     connection.check(now)
         return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in self.gate.handshakes:
-            task.cancel()
-        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

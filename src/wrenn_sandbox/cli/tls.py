@@ -14,6 +14,8 @@ _log = structlog.get_logger(__name__)
 
 WATCH_SECONDS: Final = 10.0
 _OTHERS: Final = 0o007
+_MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""What OpenSSL says of a key that belongs to another certificate."""
 
 
 class Certificate:
@@ -28,6 +30,8 @@ class Certificate:
         self._key = key
         self._seen = self._stamp()
         self._changed = asyncio.Event()
+        self.reads = 0
+        """How often the files have been looked at again."""
         self.context = self._load()
 
     @classmethod
@@ -58,6 +62,12 @@ class Certificate:
             await asyncio.to_thread(self._read_again)
 
     def _read_again(self) -> None:
+        try:
+            self._take_new()
+        finally:
+            self.reads += 1
+
+    def _take_new(self) -> None:
         stamp = self._stamp()
         if stamp == self._seen:
             return
@@ -103,7 +113,7 @@ class Certificate:
         return context
 
     def _explain(self, error: ssl.SSLError) -> str:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if error.reason in _MISMATCH:
             return f"WRENN_TLS_KEY: {self._key} is not the key of {self._cert}"
         reason = (error.reason or "not PEM").replace("_", " ").lower()
         return f"WRENN_TLS_CERT, WRENN_TLS_KEY: {self._cert}, {self._key}: {reason}"
