@@ -1,0 +1,162 @@
+"""The jail on this machine, and what becomes of it where the kernel refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS
+from wrenn_sandbox.host.privileged.confinement import Confinement, confinement, jail_obstacle
+from wrenn_sandbox.host.privileged.jail import Jail, View, apart
+from wrenn_sandbox.host.privileged.limits import Limits
+from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
+
+SLOT = Slot(index=40_001, netns=None, host_ip="127.0.0.1", uid=760_124, tap=None, host_port=40_001)
+TRIAL = ("true",)
+LACKING = f"""
+import json
+from pathlib import Path
+from wrenn_sandbox.host.privileged.confinement import confinement, jail_obstacle
+found = confinement(Path("/tmp"), {TRIAL!r})
+print(json.dumps([found.jail is None, found.lacks, jail_obstacle({TRIAL!r})]))
+"""
+
+
+@pytest.fixture
+def jail(tmp_path: Path) -> Iterator[Jail]:
+    jail = Jail.make(tmp_path)
+    yield jail
+    jail.close()
+    jail.close()
+
+
+async def output_of(jail: Jail, view: View, *argv: str, directory: Path) -> str:
+    """What a program prints inside."""
+    log = directory / "log"
+    with log.open("wb") as file:
+        process = await spawn_in_slot(SLOT, argv, jail=jail, view=view, output=file, cwd=view.own)
+    status = await process.wait()
+    process.close()
+    text = log.read_text()
+    assert status == 0, text
+    return text
+
+
+async def test_a_view_shows_its_files_under_their_names(jail: Jail, tmp_path: Path) -> None:
+    own, shared, other = (tmp_path / name for name in ("run/own", "images/a/disk", "images/b"))
+    own.mkdir(parents=True)
+    (own / "log").write_text("mine")
+    shared.parent.mkdir(parents=True)
+    shared.write_text("shared")
+    other.mkdir()
+    view = View(own, (shared, shared, own / "log"))
+    text = await output_of(jail, view, "find", str(tmp_path), "-type", "f", directory=tmp_path)
+    assert set(text.splitlines()) == {str(shared), str(own / "log")}
+    text = await output_of(jail, view, "cat", str(shared), directory=tmp_path)
+    assert text == "shared"
+
+
+async def test_what_comes_later_is_seen_in_the_own_directory_alone(
+    jail: Jail, tmp_path: Path
+) -> None:
+    own, before = tmp_path / "own", tmp_path / "before"
+    own.mkdir()
+    before.mkdir()
+    script = "read go < own/pipe; cat own/later; ls"
+    os.mkfifo(own / "pipe", 0o666)
+    (own / "pipe").chmod(0o666)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        argv = ["bash", "-c", f"cd {tmp_path}; {script}"]
+        process = await spawn_in_slot(SLOT, argv, jail=jail, view=View(own), output=file)
+    (own / "later").write_text("later\n")
+    (tmp_path / "unseen").touch()
+    (own / "pipe").write_text("go\n")
+    assert await process.wait() == 0
+    process.close()
+    assert log.read_text().split() == ["later", "own"]
+
+
+async def test_a_file_that_is_missing(jail: Jail, tmp_path: Path) -> None:
+    view = View(tmp_path, (tmp_path.parent / "missing",))
+    with pytest.raises(HostFailure, match="confined") as caught:
+        await spawn_in_slot(SLOT, ["true"], jail=jail, view=view)
+    assert "missing" not in str(caught.value)
+    assert "missing" in (caught.value.detail or "")
+
+
+def traces() -> tuple[object, ...]:
+    """What this process has open, is in and sees mounted."""
+    names = ("mnt", "pid", "pid_for_children", "net", "ipc", "uts")
+    inside = [os.readlink(f"/proc/thread-self/ns/{name}") for name in names]
+    mounted = Path("/proc/self/mountinfo").read_text()
+    return len(os.listdir("/proc/self/fd")), inside, mounted, os.getcwd()
+
+
+async def test_nothing_stays_behind(jail: Jail, tmp_path: Path) -> None:
+    before = traces()
+    for _ in range(3):
+        await output_of(jail, View(tmp_path), "true", directory=tmp_path)
+        with pytest.raises(HostFailure):
+            await spawn_in_slot(SLOT, ["true"], jail=jail, view=View(tmp_path / "missing"))
+    Jail.make(tmp_path).close()
+    assert traces() == before
+
+
+def test_a_thread_of_its_own_tells_how_it_ended() -> None:
+    assert apart(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        apart(lambda: 1 // 0)
+
+
+def test_this_machine_has_a_jail(tmp_path: Path) -> None:
+    assert jail_obstacle(TRIAL) == ""
+    found = confinement(tmp_path, TRIAL)
+    assert found.jail is not None
+    assert set(found.lacks) <= {f"cgroup {each}" for each in CONTROLLERS}
+    found.close()
+    Confinement().close()
+
+
+def test_a_program_that_does_not_run_inside_is_an_obstacle(tmp_path: Path) -> None:
+    assert "status 1" in jail_obstacle(("false",))
+    program = tmp_path / "program"
+    program.symlink_to("/bin/true")
+    assert "127" in jail_obstacle((str(program),))
+    found = confinement(tmp_path, (str(program),))
+    assert found.jail is None
+    assert any(each.startswith("jail: ") for each in found.lacks)
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("lack", "words"),
+    [
+        (("--bounding-set=-sys_admin", "--inh-caps=-sys_admin"), "Operation not permitted"),
+        (("--reuid=760125", "--clear-groups"), "root"),
+    ],
+)
+def test_without_the_right_to_mount_there_is_no_jail_and_no_failure(
+    lack: tuple[str, ...], words: str
+) -> None:
+    argv = ["setpriv", *lack, sys.executable, "-c", LACKING]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    without, lacks, obstacle = json.loads(done.stdout)
+    assert without
+    assert words in lacks[0]
+    assert words in obstacle
+
+
+def test_limits_are_no_higher_than_the_servers_own() -> None:
+    argv = Limits(files=1 << 60, file_size=5, address_space=6, threads=7).argv()
+    assert {"--fsize=5:5", "--as=6:6", "--nproc=7:7", "--core=0:0", "--memlock=0:0"} <= {*argv}
+    [files] = [each for each in argv if each.startswith("--nofile=")]
+    assert files != f"--nofile={1 << 60}:{1 << 60}"
+    assert not [each for each in Limits().argv() if each.startswith(("--as", "--nproc", "--fsize"))]
