@@ -1,36 +1,85 @@
 """How often one address, and one email, may try to sign up or log in."""
 
 import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Final
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 
 from wrenn_sandbox.errors import RateLimited
 
+MOST_REMEMBERED: Final = 65_536
+"""Addresses, and emails, whose attempts are remembered; beyond those the oldest are forgotten."""
+
 
 class AttemptLimits:
-    """Limits in the notation of the `limits` package, such as `20/minute`."""
+    """Limits in the notation of the `limits` package, such as `20/minute`.
 
-    def __init__(self, *, per_email: str, per_address: str) -> None:
-        self._per_email = parse(per_email)
-        self._per_address = parse(per_address)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    An address and an email are counted as they are given: one client, and one account, must always
+    be written in one way. `now` gives seconds.
+    """
+
+    def __init__(
+        self, *, per_email: str, per_address: str, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._emails = MovingWindow(parse(per_email), now)
+        self._addresses = MovingWindow(parse(per_address), now)
 
     async def attempt(self, *, email: str, address: str) -> None:
         """Count one attempt; raises `RateLimited` when there were too many."""
         await self.attempt_from(address)
-        await self._count(self._per_email, "email", email)
+        _require(self._emails.hit(email), "email")
 
     async def attempt_from(self, address: str) -> None:
         """The same where no email is known yet."""
-        await self._count(self._per_address, "address", address)
+        _require(self._addresses.hit(address), "address")
 
-    async def _count(self, limit: RateLimitItem, kind: str, who: str) -> None:
-        if await self._limiter.hit(limit, kind, who):
-            return
-        window = await self._limiter.get_window_stats(limit, kind, who)
+
+class MovingWindow:
+    """Counts what happened within the last so many seconds, for each of many.
+
+    Kept are the times of what counted, and nothing of who has been quiet for a window. (The
+    storage that the `limits` package has for one process looks at every key on each hit.)
+    """
+
+    def __init__(
+        self, limit: RateLimitItem, now: Callable[[], float], most: int = MOST_REMEMBERED
+    ) -> None:
+        self._amount = limit.amount
+        self._seconds = float(limit.get_expiry())
+        self._now = now
+        self._most = most
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+        """Who was counted last stands last."""
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def hit(self, who: str) -> float | None:
+        """Count once more; else, where the limit is reached, give the seconds until it is not."""
+        now = self._now()
+        begin = now - self._seconds
+        times = self._times.setdefault(who, deque())
+        while times and times[0] <= begin:
+            times.popleft()
+        if len(times) >= self._amount:
+            return times[0] - begin
+        times.append(now)
+        self._times.move_to_end(who)
+        self._forget(begin)
+        return None
+
+    def _forget(self, begin: float) -> None:
+        while True:
+            who, times = next(iter(self._times.items()))
+            if len(self._times) <= self._most and times and times[-1] > begin:
+                return
+            del self._times[who]
+
+
+def _require(wait: float | None, kind: str) -> None:
+    if wait is not None:
         raise RateLimited(
-            f"Too many attempts from this {kind}; try again later",
-            retry_after=max(1.0, window.reset_time - time.time()),
+            f"Too many attempts from this {kind}; try again later", retry_after=max(1.0, wait)
         )
