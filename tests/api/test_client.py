@@ -26,6 +26,7 @@ from wrenn_sandbox.client import (
     Exit,
     InvalidRequest,
     InvalidState,
+    NetworkPolicy,
     NotFound,
     Sandbox,
     Size,
@@ -106,6 +107,18 @@ def test_the_life_of_a_sandbox(client: Client) -> None:
     assert sandbox.refresh().status == "stopped"
     with pytest.raises(NotFound):
         client.sandboxes.get("sb-nothere")
+
+
+def test_network_policies(client: Client) -> None:
+    closed = NetworkPolicy(internet=False, allow=("203.0.113.7/32",))
+    with client.sandboxes.create(network=closed) as sandbox:
+        assert sandbox.info.network == closed
+        assert sandbox.set_network(NetworkPolicy(deny=("8.8.8.8",))).deny == ("8.8.8.8/32",)
+        assert client.sandboxes.network(sandbox.id) == sandbox.refresh().network
+        with pytest.raises(InvalidRequest, match=r"allow\.0"):
+            sandbox.set_network(NetworkPolicy(allow=("10.0.0.1",)))
+    with pytest.raises(InvalidState):
+        sandbox.set_network(NetworkPolicy())
 
 
 def test_snapshots(client: Client) -> None:

@@ -124,6 +124,24 @@ def test_the_life_of_a_sandbox(person: Person) -> None:
     assert done.stderr.startswith(b"wrenn: ")
 
 
+def test_what_a_sandbox_may_reach(person: Person) -> None:
+    policy = ("--no-internet", "--allow", "203.0.113.7", "--allow", "203.0.113.64/26")
+    id = person.out("sandbox", "create", *policy, "--deny", "203.0.113.0/24").strip()
+    assert person.out("sandbox", "network", id).splitlines() == [
+        "internet closed",
+        "allow 203.0.113.7/32",
+        "allow 203.0.113.64/26",
+        "deny 203.0.113.0/24",
+    ]
+    changed = json.loads(person.out("sandbox", "network", "--json", "--deny", "8.8.8.8", id))
+    assert changed == {"internet": True, "allow": [], "deny": ["8.8.8.8/32"]}
+    assert person.out("sandbox", "network", id, "--internet") == "internet open\n"
+    done = person.run("sandbox", "network", id, "--allow", "10.0.0.0/8")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"allow.0" in done.stderr
+    person.out("sandbox", "delete", id)
+
+
 def test_a_template_of_a_sandbox(person: Person, sandbox: Sandbox) -> None:
     person.out("sandbox", "exec", sandbox.id, "touch", "kept")
     assert person.out("template", "snapshot", "--name", "mine", sandbox.id) == "mine\n"

@@ -6,7 +6,7 @@ import typer
 
 from wrenn_sandbox.client import SandboxInfo
 
-from . import sandbox_exec, sandbox_shell
+from . import sandbox_exec, sandbox_network, sandbox_shell
 from .account import open_client
 from .output import print_json, print_table, when
 
@@ -20,6 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for progra
 _COMMAND_LINE = {"allow_interspersed_args": False}
 app.command("exec", context_settings=_COMMAND_LINE)(sandbox_exec.command)
 app.command("shell", context_settings=_COMMAND_LINE)(sandbox_shell.command)
+app.command("network")(sandbox_network.command)
 
 
 @app.command("create")
@@ -32,12 +33,16 @@ def create(
     timeout: Annotated[
         int | None, typer.Option(help="Pause it after so long without activity.", metavar="SEC")
     ] = None,
+    internet: sandbox_network.Internet = None,
+    allow: sandbox_network.Allow = None,
+    deny: sandbox_network.Deny = None,
     json: Json = False,
 ) -> None:
     """Start a sandbox and print its id. What is not given is the server's choice."""
+    network = sandbox_network.policy_of(internet, allow, deny)
     with open_client() as client:
         sandbox = client.sandboxes.create(
-            template, vcpus=vcpus, memory_mb=memory, timeout_sec=timeout
+            template, vcpus=vcpus, memory_mb=memory, timeout_sec=timeout, network=network
         )
     if json:
         print_json(sandbox.info)

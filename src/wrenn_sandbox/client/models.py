@@ -29,6 +29,17 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
+
+    Ranges are IPv4, as CIDR or single addresses. Without `internet` there is no DNS either.
+    """
+
+    internet: bool = True
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox as it was when the server answered. `reason` says why it is in its state."""
 
@@ -45,6 +56,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     started_at: datetime | None = None
     last_active_at: datetime | None = None
+    network: NetworkPolicy = NetworkPolicy()
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

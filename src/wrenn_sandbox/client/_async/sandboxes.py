@@ -7,7 +7,14 @@ from typing import Self
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.frames import Command, Size
-from wrenn_sandbox.client.models import Event, ExecAnswer, Metrics, Result, SandboxInfo
+from wrenn_sandbox.client.models import (
+    Event,
+    ExecAnswer,
+    Metrics,
+    NetworkPolicy,
+    Result,
+    SandboxInfo,
+)
 from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, path_of
 
 from .api import AsyncApi
@@ -29,6 +36,7 @@ class AsyncSandboxes:
         vcpus: int | None = None,
         memory_mb: int | None = None,
         timeout_sec: int | None = None,
+        network: NetworkPolicy | None = None,
     ) -> "AsyncSandbox":
         """Start a machine; what is not given is the server's choice.
 
@@ -40,6 +48,7 @@ class AsyncSandboxes:
             "vcpus": vcpus,
             "memory_mb": memory_mb,
             "timeout_sec": timeout_sec,
+            "network": network,
         }
         body = {name: value for name, value in wanted.items() if value is not None}
         info = await self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
@@ -72,6 +81,17 @@ class AsyncSandboxes:
     async def resume(self, id: str) -> SandboxInfo:
         """Continue it where it was. `InvalidState`: it is not paused."""
         return await self._api.call("POST", _path(id) + "/resume", SandboxInfo)
+
+    async def network(self, id: str) -> NetworkPolicy:
+        """What it may reach."""
+        return await self._api.call("GET", _path(id) + "/network", NetworkPolicy)
+
+    async def set_network(self, id: str, policy: NetworkPolicy) -> NetworkPolicy:
+        """Let it reach what this policy says, for open connections too.
+
+        `InvalidState`: it is neither running nor paused.
+        """
+        return await self._api.call("PUT", _path(id) + "/network", NetworkPolicy, policy)
 
     async def events(self, id: str) -> tuple[Event, ...]:
         """Its transitions, newest first."""
@@ -119,6 +139,10 @@ class AsyncSandbox:
         """Continue it where it was."""
         self.info = await self._sandboxes.resume(self.id)
         return self.info
+
+    async def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:
+        """Let it reach what this policy says, for open connections too."""
+        return await self._sandboxes.set_network(self.id, policy)
 
     async def delete(self) -> None:
         """End it; may be repeated."""

@@ -8,7 +8,14 @@ from typing import Self
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.frames import Command, Size
-from wrenn_sandbox.client.models import Event, ExecAnswer, Metrics, Result, SandboxInfo
+from wrenn_sandbox.client.models import (
+    Event,
+    ExecAnswer,
+    Metrics,
+    NetworkPolicy,
+    Result,
+    SandboxInfo,
+)
 from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, path_of
 
 from .api import Api
@@ -30,6 +37,7 @@ class Sandboxes:
         vcpus: int | None = None,
         memory_mb: int | None = None,
         timeout_sec: int | None = None,
+        network: NetworkPolicy | None = None,
     ) -> "Sandbox":
         """Start a machine; what is not given is the server's choice.
 
@@ -41,6 +49,7 @@ class Sandboxes:
             "vcpus": vcpus,
             "memory_mb": memory_mb,
             "timeout_sec": timeout_sec,
+            "network": network,
         }
         body = {name: value for name, value in wanted.items() if value is not None}
         info = self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
@@ -73,6 +82,17 @@ class Sandboxes:
     def resume(self, id: str) -> SandboxInfo:
         """Continue it where it was. `InvalidState`: it is not paused."""
         return self._api.call("POST", _path(id) + "/resume", SandboxInfo)
+
+    def network(self, id: str) -> NetworkPolicy:
+        """What it may reach."""
+        return self._api.call("GET", _path(id) + "/network", NetworkPolicy)
+
+    def set_network(self, id: str, policy: NetworkPolicy) -> NetworkPolicy:
+        """Let it reach what this policy says, for open connections too.
+
+        `InvalidState`: it is neither running nor paused.
+        """
+        return self._api.call("PUT", _path(id) + "/network", NetworkPolicy, policy)
 
     def events(self, id: str) -> tuple[Event, ...]:
         """Its transitions, newest first."""
@@ -120,6 +140,10 @@ class Sandbox:
         """Continue it where it was."""
         self.info = self._sandboxes.resume(self.id)
         return self.info
+
+    def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:
+        """Let it reach what this policy says, for open connections too."""
+        return self._sandboxes.set_network(self.id, policy)
 
     def delete(self) -> None:
         """End it; may be repeated."""
