@@ -59,7 +59,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 def sqlite_writer(url: str) -> AsyncEngine:
     """An engine with one connection whose transactions take the write lock at once."""
-    engine = create_async_engine(url, pool_size=1, max_overflow=0)
+    engine = create_async_engine(url, hide_parameters=True, pool_size=1, max_overflow=0)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
@@ -67,7 +67,11 @@ def sqlite_writer(url: str) -> AsyncEngine:
 
 def _sqlite_reader(url: str) -> AsyncEngine:
     engine = create_async_engine(
-        url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, pool_size=4
+        url,
+        hide_parameters=True,
+        isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
+        pool_size=4,
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine
@@ -85,7 +89,9 @@ class Database:
             self._writer = sqlite_writer(url)
             self._reader = _sqlite_reader(url)
         else:
-            self._writer = create_async_engine(url, pool_pre_ping=True, pool_size=10)
+            self._writer = create_async_engine(
+                url, hide_parameters=True, pool_pre_ping=True, pool_size=10
+            )
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = asyncio.Lock()
 
