@@ -24,6 +24,7 @@ from .service.activity import Activity
 from .service.api_keys import ApiKeyService
 from .service.autopause import AutoPause
 from .service.callers import Revocations
+from .service.calls import Calls
 from .service.draining import Draining
 from .service.evacuation import Evacuation
 from .service.guests import GuestService
@@ -93,6 +94,7 @@ class ControlPlane:
             clock=clock,
             random=random,
         )
+        calls = Calls(per_sandbox=settings.calls_per_sandbox, per_team=settings.calls_per_team)
         self.sandboxes = SandboxService(
             self.store,
             host,
@@ -101,6 +103,7 @@ class ControlPlane:
             self.activity,
             wakeups,
             policies,
+            calls,
             bounds=Bounds(
                 max_vcpus=settings.max_vcpus,
                 min_memory_mb=settings.min_memory_mb,
@@ -115,7 +118,7 @@ class ControlPlane:
             clock=clock,
             random=random,
         )
-        self.guests = GuestService(self.store, host, self.activity, wakeups, random=random)
+        self.guests = GuestService(self.store, host, self.activity, wakeups, calls, random=random)
         self.snapshots = SnapshotService(
             self.store,
             host,

@@ -9,6 +9,12 @@ EXEC_TIMEOUT_DEFAULT: Final = 30
 EXEC_TIMEOUT_MAX: Final = 3600
 PASSWORD_MIN: Final = 8
 PASSWORD_MAX: Final = 1024
+EVENTS_KEPT: Final = 1000
+"""How many of its last transitions the history of a sandbox holds."""
+ENDED_KEPT: Final = 1000
+"""How many stopped and failed sandboxes of a team are listed at most."""
+COMMAND_BYTES: Final = 1024 * 1024
+"""Of a command with its arguments and environment; a guest's kernel takes two MiB at most."""
 
 
 class OutOfBounds(ValueError):

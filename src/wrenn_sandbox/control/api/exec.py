@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEED
     response_model=ExecResponse,
     responses={
         202: {"model": BackgroundExecResponse, "description": "It runs in the background"},
-        **failures(400, 401, 404, 409, 413, 502, 503, 504),
+        **failures(400, 401, 404, 409, 413, 429, 502, 503, 504),
     },
     openapi_extra=described(ExecRequest),
 )

@@ -101,7 +101,7 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
     operation_id="execStream",
     status_code=101,
     dependencies=NEEDS_KEY_OR_TOKEN,
-    responses=failures(400, 401, 404, 409),
+    responses=failures(400, 401, 404, 409, 429),
 )
 async def describe_exec_stream(id: str, team_id: CallerTeam) -> None:
     """A WebSocket: run a command and follow it, as docs/websockets.md says."""

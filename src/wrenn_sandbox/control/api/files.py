@@ -75,7 +75,7 @@ _CONTENT: Final[dict[int | str, dict[str, object]]] = {
     "/write",
     operation_id="uploadFile",
     status_code=204,
-    responses=failures(400, 401, 404, 409, 413, 502, 507),
+    responses=failures(400, 401, 404, 409, 413, 429, 502, 507),
     openapi_extra=_FORM,
 )
 async def upload_file(
@@ -92,8 +92,9 @@ async def upload_file(
                 await guest.write_file(path, _last_part(form))
                 return
             elif name == "file":
-                async with _spooled(form) as (path, chunks):
-                    await guest.write_file(path, chunks)
+                with services.guests.spooling(team_id, id):
+                    async with _spooled(form) as (path, chunks):
+                        await guest.write_file(path, chunks)
                 return
         raise InvalidRequest("file: the form has no such part")
 
@@ -102,7 +103,7 @@ async def upload_file(
     "/stream/write",
     operation_id="streamUploadFile",
     status_code=204,
-    responses=failures(400, 401, 404, 409, 502, 507),
+    responses=failures(400, 401, 404, 409, 429, 502, 507),
     openapi_extra=_FORM,
 )
 async def stream_upload_file(
@@ -135,7 +136,7 @@ async def stream_upload_file(
     "/read",
     operation_id="downloadFile",
     response_class=Response,
-    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 502)},
+    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 429, 502)},
     openapi_extra=described(ReadFileRequest),
 )
 async def download_file(
@@ -152,7 +153,7 @@ async def download_file(
     "/stream/read",
     operation_id="streamDownloadFile",
     response_class=Response,
-    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 502)},
+    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 429, 502)},
     openapi_extra=described(ReadFileRequest),
 )
 async def stream_download_file(
@@ -169,7 +170,7 @@ async def stream_download_file(
     "/list",
     operation_id="listFiles",
     response_model_exclude_none=True,
-    responses=failures(400, 401, 404, 409, 413, 502),
+    responses=failures(400, 401, 404, 409, 413, 429, 502),
     openapi_extra=described(ListFilesRequest),
 )
 async def list_files(
@@ -187,7 +188,7 @@ async def list_files(
     "/mkdir",
     operation_id="makeDirectory",
     response_model_exclude_none=True,
-    responses=failures(400, 401, 404, 409, 413, 502),
+    responses=failures(400, 401, 404, 409, 413, 429, 502),
     openapi_extra=described(MakeDirectoryRequest),
 )
 async def make_directory(
@@ -205,7 +206,7 @@ async def make_directory(
     "/remove",
     operation_id="removeFile",
     status_code=204,
-    responses=failures(400, 401, 404, 409, 413, 502),
+    responses=failures(400, 401, 404, 409, 413, 429, 502),
     openapi_extra=described(RemoveFileRequest),
 )
 async def remove_file(

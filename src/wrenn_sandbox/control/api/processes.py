@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/sandboxes/{id}", tags=["sandboxes"])
     operation_id="listProcesses",
     dependencies=NEEDS_KEY_OR_TOKEN,
     response_model_exclude_none=True,
-    responses=failures(401, 404, 409, 502),
+    responses=failures(401, 404, 409, 429, 502),
 )
 async def list_processes(id: str, team_id: CallerTeam, services: ServicesDependency) -> ProcessList:
     """The commands that were started through this API and still run."""
@@ -38,7 +38,7 @@ async def list_processes(id: str, team_id: CallerTeam, services: ServicesDepende
     operation_id="signalProcess",
     dependencies=NEEDS_KEY_OR_TOKEN,
     status_code=204,
-    responses=failures(400, 401, 404, 409, 502),
+    responses=failures(400, 401, 404, 409, 429, 502),
 )
 async def signal_process(
     id: str,
@@ -56,7 +56,7 @@ async def signal_process(
     "/metrics",
     operation_id="getSandboxMetrics",
     dependencies=NEEDS_KEY_OR_TOKEN,
-    responses=failures(401, 404, 409, 502),
+    responses=failures(401, 404, 409, 429, 502),
 )
 async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency) -> SandboxMetrics:
     """What the sandbox uses of its CPUs, memory and disk now; no activity."""
@@ -95,7 +95,7 @@ async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
     operation_id="processStream",
     dependencies=NEEDS_KEY_OR_TOKEN,
     status_code=101,
-    responses=failures(400, 401, 404, 409),
+    responses=failures(400, 401, 404, 409, 429),
 )
 async def describe_process_stream(id: str, process: str, team_id: CallerTeam) -> None:
     """A WebSocket: follow a running command, as docs/websockets.md says."""

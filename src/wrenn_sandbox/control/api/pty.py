@@ -107,7 +107,7 @@ async def pty(websocket: WebSocket, id: str) -> None:
     operation_id="openTerminal",
     status_code=101,
     dependencies=NEEDS_KEY_OR_TOKEN,
-    responses=failures(400, 401, 404, 409),
+    responses=failures(400, 401, 404, 409, 429),
 )
 async def describe_pty(id: str, team_id: CallerTeam) -> None:
     """A WebSocket: a terminal in the sandbox, as docs/websockets.md says."""

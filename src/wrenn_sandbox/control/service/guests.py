@@ -1,7 +1,7 @@
 """What a team can do inside its running sandboxes: files, commands, terminals."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from wrenn_sandbox.control.store import Store
@@ -23,8 +23,13 @@ from wrenn_sandbox.wire.messages import (
 from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
 from .activity import Activity
+from .calls import Calls, checked_command
 from .lifecycle import Wakeups, not_possible
 from .sandboxes import sandbox_id_of
+
+SPOOLS_PER_SANDBOX = 4
+SPOOLS_PER_TEAM = 16
+"""Uploads of which the server keeps up to 100 MiB each, until it knows where they go."""
 
 PATH_LIMIT = 4096
 """Bytes of a path, as in Linux."""
@@ -66,10 +71,11 @@ class Guest:
         stdin: bool = False,
         terminal: TerminalSize | None = None,
     ) -> AbstractAsyncContextManager[ProcessStream]:
+        command = checked_command(command)
         return self.host.start_process(self.id, command, tag=tag, stdin=stdin, terminal=terminal)
 
     async def start_detached(self, command: Command, tag: str) -> int:
-        return await self.host.start_detached(self.id, command, tag=tag)
+        return await self.host.start_detached(self.id, checked_command(command), tag=tag)
 
     def attach(
         self, process: ProcessRef, *, replay: bool
@@ -104,6 +110,7 @@ class GuestService:
         host: Host,
         activity: Activity,
         wakeups: Wakeups,
+        calls: Calls,
         *,
         random: Random,
     ) -> None:
@@ -111,7 +118,17 @@ class GuestService:
         self._host = host
         self._activity = activity
         self._wakeups = wakeups
+        self._calls = calls
+        self._spools = Calls(
+            per_sandbox=SPOOLS_PER_SANDBOX,
+            per_team=SPOOLS_PER_TEAM,
+            what="uploads whose file comes before its path",
+        )
         self._random = random
+
+    def spooling(self, team_id: TeamId, sandbox_id: str) -> AbstractContextManager[int]:
+        """A part of a call that keeps a whole file on the server; raises `QuotaExceeded`."""
+        return self._spools.going_on(team_id, sandbox_id_of(sandbox_id))
 
     @asynccontextmanager
     async def using(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
@@ -135,7 +152,8 @@ class GuestService:
         known = sandbox_id_of(sandbox_id)
         await self._require_running(team_id, known)
         try:
-            yield Guest(self._host, known)
+            with self._calls.going_on(team_id, known):
+                yield Guest(self._host, known)
         except NotInGuest:
             raise
         except (NotFound, AgentError) as error:

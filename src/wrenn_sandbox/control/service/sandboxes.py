@@ -22,6 +22,7 @@ from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
 
 from .activity import Activity
+from .calls import Calls, checked_command, output_limit
 from .lifecycle import Lifecycle, Wakeups, not_possible
 from .network import NetworkPolicies
 from .output import Output, readable
@@ -63,6 +64,7 @@ class SandboxService:
         activity: Activity,
         wakeups: Wakeups,
         policies: NetworkPolicies,
+        calls: Calls,
         *,
         bounds: Bounds,
         defaults: Defaults,
@@ -77,6 +79,7 @@ class SandboxService:
         self._activity = activity
         self._wakeups = wakeups
         self._policies = policies
+        self._calls = calls
         self._bounds = bounds
         self._defaults = defaults
         self._output_limit = output_limit
@@ -183,11 +186,13 @@ class SandboxService:
         self, team_id: TeamId, sandbox_id: str, command: Command, timeout_sec: int
     ) -> Executed:
         """Run a command to its end; raises `ExecTimeout` with what it wrote until then."""
-        known = sandbox_id_of(sandbox_id)
+        known, command = sandbox_id_of(sandbox_id), checked_command(command)
         with self._activity.using(known):
             await self._require_running(team_id, known)
             self._activity.touch(known)
-            result = await self._exec(team_id, known, command, timeout_sec)
+            with self._calls.going_on(team_id, known) as calls:
+                limit = output_limit(self._output_limit, calls)
+                result = await self._exec(team_id, known, command, timeout_sec, limit)
             self._activity.touch(known)
         output = readable(result.stdout, result.stderr, cut=result.truncated or result.timed_out)
         if result.timed_out:
@@ -200,11 +205,16 @@ class SandboxService:
         return Executed(output, result.exit_code, result.duration_ms, result.truncated)
 
     async def _exec(
-        self, team_id: TeamId, sandbox_id: SandboxId, command: Command, timeout_sec: int
+        self,
+        team_id: TeamId,
+        sandbox_id: SandboxId,
+        command: Command,
+        timeout_sec: int,
+        limit: int,
     ) -> CommandResult:
         try:
             return await self._host.exec(
-                sandbox_id, command, timeout=timeout_sec, output_limit=self._output_limit
+                sandbox_id, command, timeout=timeout_sec, output_limit=limit
             )
         except (NotFound, AgentError) as error:
             await self._require_running(team_id, sandbox_id)

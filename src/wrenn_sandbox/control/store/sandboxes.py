@@ -8,6 +8,7 @@ from sqlalchemy import Row, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
+from wrenn_sandbox.model.limits import ENDED_KEPT, EVENTS_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
 from wrenn_sandbox.model.sandbox import (
     Event,
@@ -29,6 +30,8 @@ from .records import Position, Sandbox, SandboxEvent
 from .tables import sandbox_events, sandboxes
 
 _REASON_LENGTH = 1000
+_REPEATED = frozenset({Event.PAUSE, Event.RESUME, Event.SNAPSHOT})
+"""What can happen to a sandbox again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +139,25 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
                 at=change.at,
             )
         )
+        if change.event in _REPEATED:
+            await _forget_old_events(connection, sandbox_id)
         return _sandbox(changed)
     raise IllegalTransition(sandbox.state, change.event)
+
+
+async def _forget_old_events(connection: AsyncConnection, sandbox_id: SandboxId) -> None:
+    mine = sandbox_events.c.sandbox_id == sandbox_id
+    oldest_kept = (
+        select(sandbox_events.c.number)
+        .where(mine)
+        .order_by(sandbox_events.c.number.desc())
+        .offset(EVENTS_KEPT - 1)
+        .limit(1)
+        .scalar_subquery()
+    )
+    await connection.execute(
+        delete(sandbox_events).where(mine, sandbox_events.c.number < oldest_kept)
+    )
 
 
 def _storable(reason: str) -> str:
@@ -290,12 +310,22 @@ class AllSandboxes:
         return result.rowcount == 1
 
     async def remove_ended(self, before: datetime) -> int:
-        """Remove stopped and failed sandboxes that changed last before `before`."""
+        """Remove stopped and failed sandboxes that changed last before `before`.
+
+        Of each team the last `ENDED_KEPT` at most are left.
+        """
+        ended = sandboxes.c.state.in_([State.STOPPED.value, State.ERROR.value])
+        place = func.row_number().over(
+            partition_by=sandboxes.c.team_id,
+            order_by=(sandboxes.c.last_updated.desc(), sandboxes.c.id),
+        )
+        placed = select(sandboxes.c.id, place.label("place")).where(ended).subquery()
+        too_many = select(placed.c.id).where(placed.c.place > ENDED_KEPT)
         async with self._database.write() as connection:
             result = await connection.execute(
                 delete(sandboxes).where(
-                    sandboxes.c.state.in_([State.STOPPED.value, State.ERROR.value]),
-                    sandboxes.c.last_updated < before,
+                    ended,
+                    or_(sandboxes.c.last_updated < before, sandboxes.c.id.in_(too_many)),
                 )
             )
         return result.rowcount

@@ -1,0 +1,159 @@
+"""Whatever a caller can make grow has an end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from api.double import HostDouble
+from api.harness import FakeClock, Server, Team, serve
+from wrenn_sandbox.control.service.calls import Calls, checked_command, output_limit
+from wrenn_sandbox.control.store import sandboxes
+from wrenn_sandbox.errors import InvalidRequest, QuotaExceeded
+from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.limits import COMMAND_BYTES
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.messages import Command
+
+
+@pytest.fixture
+async def busy(settings: Settings, host: HostDouble) -> AsyncIterator[Server]:
+    """A server with room for a few calls at once."""
+    few = {"calls_per_sandbox": 3, "calls_per_team": 4}
+    async with serve(settings.model_copy(update=few), host) as server:
+        yield server
+
+
+async def _create(team: Team) -> str:
+    answer = await team.client.post("/v1/sandboxes", json={})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+@pytest.mark.parametrize("database_url", [None])
+async def test_calls_at_once(busy: Server, host: HostDouble) -> None:
+    team, stranger = await busy.team(), await busy.team()
+    first, second, foreign = await _create(team), await _create(team), await _create(stranger)
+    gate = host.hold("exec")
+
+    def run(of: Team, id: str) -> "asyncio.Task[object]":
+        return busy.start(of.client.post(f"/v1/sandboxes/{id}/exec", json={"cmd": "true"}))
+
+    async def refusal(id: str) -> tuple[int, str]:
+        for verb, body in (("exec", {"cmd": "true"}), ("files/list", {"path": "/"})):
+            answer = await team.client.post(f"/v1/sandboxes/{id}/{verb}", json=body)
+            assert answer.headers["retry-after"] == "1"
+        metrics = await team.client.get(f"/v1/sandboxes/{id}/metrics")
+        assert metrics.json()["error"] == answer.json()["error"]
+        return answer.status_code, answer.json()["error"]["limit"]
+
+    under_way = [run(team, first) for _ in range(3)]
+    while len([each for each in host.calls if each == ("exec", first)]) < 3:
+        host.called["exec"].clear()
+        await host.called["exec"].wait()
+    assert await refusal(first) == (429, "calls_per_sandbox")
+    under_way.append(run(team, second))
+    while ("exec", second) not in host.calls:
+        host.called["exec"].clear()
+        await host.called["exec"].wait()
+    assert await refusal(second) == (429, "calls_per_team")
+    under_way.append(run(stranger, foreign))
+    for verb in ("pause", "resume"):
+        assert (await team.client.post(f"/v1/sandboxes/{second}/{verb}")).status_code == 200
+    gate.opened.set()
+    await asyncio.gather(*under_way)
+    assert (await team.client.get(f"/v1/sandboxes/{first}/metrics")).status_code == 200
+    assert (await team.client.get(f"/v1/sandboxes/{second}/processes")).status_code == 200
+
+
+def test_what_has_ended_is_not_remembered() -> None:
+    calls = Calls(per_sandbox=1, per_team=2)
+    team, one, two = TeamId("team-a"), SandboxId("sb-one"), SandboxId("sb-two")
+    with calls.going_on(team, one) as first, calls.going_on(team, two) as second:
+        assert (first, second) == (1, 2)
+        with pytest.raises(QuotaExceeded), calls.going_on(team, one):
+            pass
+    assert not calls._under_way
+
+
+def test_outputs_of_many_commands_share_their_room() -> None:
+    assert [output_limit(1600, calls) for calls in (1, 16, 32, 1024)] == [1600, 1600, 800, 25]
+
+
+def test_a_command_has_a_size() -> None:
+    half = "ü" * (COMMAND_BYTES // 4)
+    assert checked_command(Command(cmd="x", args=(half,)))
+    for command in (
+        Command(cmd="x", args=(half, half)),
+        Command(cmd="x", args=("",) * (COMMAND_BYTES // 8)),
+        Command(cmd="x", envs={half: half}),
+        Command(cmd="\ud800" * COMMAND_BYTES),
+    ):
+        with pytest.raises(InvalidRequest, match="together"):
+            checked_command(command)
+
+
+@pytest.mark.parametrize("database_url", [None])
+async def test_a_command_that_is_too_long_is_refused(user: Team, host: HostDouble) -> None:
+    id = await _create(user)
+    for body in ({"args": [""] * 150_000}, {"args": [""] * 150_000, "background": True}):
+        answer = await user.client.post(f"/v1/sandboxes/{id}/exec", json={"cmd": "x", **body})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert host.commands == []
+
+
+async def test_the_history_holds_the_last_events(
+    faulty: Server, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "EVENTS_KEPT", 5)
+    id, other = await _create(user), await _create(user)
+    for _ in range(3):
+        for verb in ("pause", "resume"):
+            assert (await user.client.post(f"/v1/sandboxes/{id}/{verb}")).status_code == 200
+    events = (await user.client.get(f"/v1/sandboxes/{id}/events")).json()
+    assert [each["event"] for each in events] == [
+        "resumed",
+        "resume",
+        "paused",
+        "pause",
+        "resumed",
+        "resume",
+    ]
+    assert len((await user.client.get(f"/v1/sandboxes/{other}/events")).json()) == 3
+
+
+async def test_of_ended_sandboxes_the_last_are_listed(
+    settings: Settings, host: HostDouble, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "ENDED_KEPT", 2)
+    async with serve(settings, host, clock) as server:
+        team, stranger = await server.team(), await server.team()
+        running = await _create(team)
+        ended = []
+        for each in (team, stranger, team, team):
+            id = await _create(each)
+            clock.now += timedelta(seconds=1)
+            assert (await each.client.delete(f"/v1/sandboxes/{id}")).status_code == 204
+            ended.append(id)
+        await server.plane.reconciler.sweep()
+        listed = {each["id"] for each in (await team.client.get("/v1/sandboxes")).json()}
+        assert listed == {running, ended[2], ended[3]}
+        assert (await stranger.client.get(f"/v1/sandboxes/{ended[1]}")).status_code == 200
+
+
+@pytest.mark.parametrize("database_url", [None])
+async def test_uploads_that_wait_on_the_server(
+    faulty: Server, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = await _create(user)
+    for number in range(5):
+        monkeypatch.setattr(faulty.plane.guests._spools, "_per_sandbox", 0 if number % 2 else 4)
+        content = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b\r\n'
+        content += b'Content-Disposition: form-data; name="path"\r\n\r\n/f\r\n--b--\r\n'
+        answer = await user.client.post(
+            f"/v1/sandboxes/{id}/files/write",
+            content=content,
+            headers={"Content-Type": "multipart/form-data; boundary=b"},
+        )
+        assert answer.status_code == (429 if number % 2 else 204), answer.text
