@@ -30,6 +30,9 @@ def _named(name: str) -> AliasChoices:
     return AliasChoices(name, name.upper())
 
 
+SECRET_MIN: Final = 32
+"""Characters of the secret that signs tokens: fewer could be guessed from one token."""
+
 _DATABASES: Final = (
     "postgresql://",
     "postgres://",
@@ -243,6 +246,13 @@ class Settings(BaseSettings):
             amount = 0
         if amount < 1:
             raise ValueError(f"{value!r} is not a rate such as 20/minute")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().strip()) < SECRET_MIN:
+            raise ValueError(f"must have at least {SECRET_MIN} characters, all of them random")
         return value
 
     @field_validator("database_url")

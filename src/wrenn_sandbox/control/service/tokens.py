@@ -4,17 +4,21 @@ import os
 import secrets
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jwt
+import structlog
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store.records import Account
-from wrenn_sandbox.errors import Unauthorized
+from wrenn_sandbox.errors import HostFailure, Unauthorized
 from wrenn_sandbox.ids import TeamId, UserId, is_id
+from wrenn_sandbox.settings import SECRET_MIN
 
+_log = structlog.get_logger(__name__)
 LIFETIME = timedelta(hours=6)
 _ALGORITHM = "HS256"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -78,7 +82,9 @@ class Tokens:
 def load_or_make_secret(path: Path) -> str:
     """The secret kept in a file of mode 0600; the first of several servers makes it.
 
-    Blocks: the file is written in full and synced before it gets its name.
+    Blocks: the file is written in full and synced before it gets its name. A file that others may
+    read is closed to them, with a warning. Raises `HostFailure` where that is not possible, where
+    it can not be read, and where it holds less than `SECRET_MIN` characters.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
@@ -88,9 +94,30 @@ def load_or_make_secret(path: Path) -> str:
                 file.write(secrets.token_urlsafe(48))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            return path.read_text(encoding="ascii")
+            with suppress(FileExistsError):
+                os.link(temporary, path)
         finally:
             Path(temporary).unlink()
-    return path.read_text(encoding="ascii")
+    try:
+        return _kept_secret(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HostFailure(
+            "The file jwt_secret in the data directory must be the server's own and hold text",
+            detail=str(error),
+        ) from error
+
+
+def _kept_secret(path: Path) -> str:
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+        _log.warning(
+            "jwt_secret could be read by others and is closed now; if they may have read it, "
+            "remove it and start again, which logs everyone out"
+        )
+    secret = path.read_text(encoding="ascii")
+    if len(secret.strip()) < SECRET_MIN:
+        raise HostFailure(
+            f"The file jwt_secret in the data directory holds less than {SECRET_MIN} characters: "
+            "remove it to have a new one made, which logs everyone out"
+        )
+    return secret
