@@ -51,7 +51,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: Settings) -> list[Li
             "page faults cannot be served by the server",
             "run as root on a kernel with CONFIG_USERFAULTFD; only Firecracker needs it",
         ),
-        *_confinement(facts),
+        *_confinement(facts, settings),
         Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
     ]
 
@@ -189,8 +189,9 @@ def _memory(facts: MachineFacts, settings: Settings) -> Line:
     )
 
 
-def _confinement(facts: MachineFacts) -> list[Line]:
+def _confinement(facts: MachineFacts, settings: Settings) -> list[Line]:
     """What holds a monitor that its guest has taken over."""
+    slots = facts.root and facts.tun and facts.netns and facts.nft and settings.network != "user"
     return [
         _line(
             "users",
@@ -198,6 +199,13 @@ def _confinement(facts: MachineFacts) -> list[Line]:
             "the monitor of each machine has a user and groups of its own, and no capability",
             "monitors run as the user of the server: one that is taken over reads and ends all",
             "run the server as root",
+        ),
+        _line(
+            "slots",
+            slots,
+            "the monitor of each machine is in a network of its own that lets nothing of it out",
+            "monitors are in the network of this host: one that is taken over reaches all it does",
+            "leave WRENN_NETWORK at auto or tap, and see the lines root to nftables",
         ),
         _line(
             "jail",

@@ -54,8 +54,8 @@ def test_a_good_machine() -> None:
     assert healthy(lines)
     assert {each.name for each in lines} >= {
         "kvm", "qemu", "tun", "namespaces", "nftables", "forwarding", "userfaultfd", "reflink",
-        "users", "jail", "seccomp", "memory images", "cgroup memory", "cgroup cpu", "cgroup pids",
-        "disk", "memory", "kernel",
+        "users", "slots", "jail", "seccomp", "memory images",
+        "cgroup memory", "cgroup cpu", "cgroup pids", "disk", "memory", "kernel",
     }  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def test_a_good_machine() -> None:
         ("userfaultfd", replace(GOOD, userfaultfd=False), "warn"),
         ("reflink", replace(GOOD, reflink=False), "warn"),
         ("users", replace(GOOD, root=False), "warn"),
+        ("slots", replace(GOOD, tun=False), "warn"),
+        ("slots", replace(GOOD, nft=False), "warn"),
         ("jail", replace(GOOD, jail_obstacle="mount /: Operation not permitted"), "warn"),
         ("seccomp", replace(GOOD, qemu_seccomp=False), "warn"),
         ("memory images", replace(GOOD, qemu_version="8.1.9"), "ok"),
@@ -94,6 +96,11 @@ def test_a_lack_has_a_status_and_advice(name: str, facts: MachineFacts, status: 
     assert found.status == status
     assert bool(found.advice) == (status != "ok")
     assert healthy(examine(facts, KVM, SETTINGS)) == (status != "missing")
+
+
+def test_user_mode_networking_is_the_network_of_the_host() -> None:
+    assert line("slots", GOOD).status == "ok"
+    assert line("slots", GOOD, network="user").status == "warn"
 
 
 def test_the_obstacle_is_named() -> None:

@@ -1,5 +1,6 @@
 """The jail on this machine, and what becomes of it where the kernel refuses."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.memory import pages
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement, jail_obstacle
@@ -19,6 +21,17 @@ from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
 
 SLOT = Slot(index=40_001, netns=None, host_ip="127.0.0.1", uid=760_124, tap=None, host_port=40_001)
 TRIAL = ("true",)
+MAPPING = f"""
+import mmap, signal, sys
+with open(sys.argv[1], "rb") as file:
+    area = mmap.mmap(
+        file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+    )
+area[3 * {pages.PAGE}:3 * {pages.PAGE} + 4] = b"mine"
+area[4 * {pages.PAGE}] = 1
+print("changed", flush=True)
+signal.pause()
+"""
 LACKING = f"""
 import json
 from pathlib import Path
@@ -81,6 +94,30 @@ async def test_what_comes_later_is_seen_in_the_own_directory_alone(
     assert await process.wait() == 0
     process.close()
     assert log.read_text().split() == ["later", "own"]
+
+
+async def test_the_host_finds_what_a_process_inside_has_mapped(jail: Jail, tmp_path: Path) -> None:
+    own, memory = tmp_path / "own", tmp_path / "images" / "memory"
+    own.mkdir()
+    memory.parent.mkdir()
+    memory.write_bytes(bytes(64 * pages.PAGE))
+    argv = ["/usr/bin/python3", "-I", "-c", MAPPING, str(memory)]
+    given, kept = os.pipe()
+    try:
+        process = await spawn_in_slot(
+            SLOT, argv, jail=jail, view=View(own, (memory,)), pass_fds=[kept], output=kept
+        )
+        assert await asyncio.to_thread(os.read, given, 100) == b"changed\n"
+    finally:
+        os.close(given)
+        os.close(kept)
+    found = pages.find_mapping(process.pid, str(memory), memory.stat().st_size)
+    assert pages.own_pages(found) == [pages.Run(3, 2)]
+    content = bytearray(2 * pages.PAGE)
+    pages.read(found, [pages.Run(3, 2)], memoryview(content))
+    assert content[:4] == b"mine"
+    await process.terminate(0)
+    process.close()
 
 
 async def test_a_file_that_is_missing(jail: Jail, tmp_path: Path) -> None:

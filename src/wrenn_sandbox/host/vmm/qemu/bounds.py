@@ -11,9 +11,13 @@ from .command import TRANSLATION_CACHE_MB
 _MB: Final = 1 << 20
 _THREADS: Final = 256
 """Processors of the guest, and up to 64 that wait for files at once; the rest is room."""
-_ADDRESSES_MB: Final = 4096
-"""Beside the guest's memory: libraries, stacks of 8 MB and heaps of 128 MB for many threads."""
+_BUSY_THREADS: Final = 72
+_THREAD_MB: Final = 72
+"""Addresses of one thread: a stack of 8 MB, and where there are processors for it a heap of 64."""
+_ADDRESSES_MB: Final = 2048
+"""Libraries and tables; measured with 8 processors, 4 GB and many files at once: 3 GB in all."""
 _OWN_MB: Final = 256
+_OWN_MB_PER_CPU: Final = 16
 """What the process itself comes to use of that, and pages of files in the host's cache."""
 _OWN_CPUS: Final = 1.0
 _METADATA_SHARE: Final = 512
@@ -26,17 +30,19 @@ def limits(spec: MachineSpec, *, own_user: bool) -> Limits:
     disk = spec.disk_mb * _MB
     layer = disk + disk // _METADATA_SHARE + _METADATA_MB * _MB
     memory = spec.memory_mb * _MB
+    own = _ADDRESSES_MB + TRANSLATION_CACHE_MB + (_BUSY_THREADS + spec.vcpus) * _THREAD_MB
     return Limits(
         file_size=max(layer, memory + _METADATA_MB * _MB),
-        address_space=memory + (TRANSLATION_CACHE_MB + _ADDRESSES_MB) * _MB,
+        address_space=memory + own * _MB,
         threads=_THREADS if own_user else None,
     )
 
 
 def bounds(spec: MachineSpec) -> Bounds:
     """For its control group."""
+    own = TRANSLATION_CACHE_MB + _OWN_MB + spec.vcpus * _OWN_MB_PER_CPU
     return Bounds(
-        memory=(spec.memory_mb + TRANSLATION_CACHE_MB + _OWN_MB) * _MB,
+        memory=(spec.memory_mb + own) * _MB,
         cpus=spec.vcpus + _OWN_CPUS,
         threads=_THREADS,
     )
