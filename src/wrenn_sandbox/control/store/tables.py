@@ -86,6 +86,7 @@ memberships = Table(
     Column("team_id", ForeignKey("teams.id", ondelete="CASCADE"), primary_key=True),
     Column("role", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Index("memberships_by_team", "team_id"),
 )
 
 api_keys = Table(

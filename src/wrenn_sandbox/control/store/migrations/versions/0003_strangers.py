@@ -33,6 +33,7 @@ def upgrade() -> None:
     op.create_index("spent_states_by_expiry", "spent_states", ["expires_at"])
     op.add_column("users", sa.Column("disabled_at", _TIME))
     op.add_column("users", sa.Column("tokens_not_before", _TIME))
+    op.create_index("memberships_by_team", "memberships", ["team_id"])
     op.create_table(
         "admin_actions",
         sa.Column(
