@@ -110,6 +110,14 @@ class Api:
         assert result.exit_code == 0, result
         return result.stdout.strip()
 
+    def agent_status(self, sandbox: str, token: str) -> str:
+        """The HTTP status of what the sandbox's agent answers to a caller with this token."""
+        return self.output(
+            sandbox,
+            f"curl -s -o /dev/null -w '%{{http_code}}' -H 'X-Access-Token: {token}' "
+            "'http://127.0.0.1:49983/files?path=/etc/hostname'",
+        )
+
     def pause(self, sandbox: str) -> Sandbox:
         return self._change(sandbox, "pause")
 

@@ -158,6 +158,7 @@ def test_a_resumed_sandbox_draws_new_random_numbers(rig: Rig, api: Api) -> None:
         seen.append(api.output(sandbox, "od -An -tx1 -N16 /dev/urandom"))
         tokens.append(rig.token_of(sandbox))
     assert len(set(seen)) == len(set(tokens)) == 3
+    assert [api.agent_status(sandbox, token) for token in tokens] == ["401", "401", "200"]
     assert api.output(sandbox, "hostname") == sandbox
     api.delete(sandbox)
 

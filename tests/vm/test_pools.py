@@ -33,7 +33,10 @@ def test_a_create_takes_a_machine_that_waits(new_rig: NewRig) -> None:
     assert eventually(_ready(rig, 2), within=60)
     assert eventually(lambda: len(_waiting(rig)) == 3, within=20)
     before = _waiting(rig)
+    tokens = [each.token for each in rig.journals() if each.sandbox_id is None and each.token]
     first, second = api.create().id, api.create().id
+    assert {api.agent_status(first, token) for token in tokens} == {"401"}
+    assert api.agent_status(first, rig.token_of(first)) == "200"
     assert {rig.machine_of(first), rig.machine_of(second)} <= before
     for question in ("hostname", "cat /etc/machine-id", "od -N8 -t x8 /dev/urandom"):
         assert api.output(first, question) != api.output(second, question)
