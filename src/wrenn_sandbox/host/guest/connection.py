@@ -26,10 +26,11 @@ UPLOAD_CHUNK: Final = 512 * 1024
 """Bytes of an upload that are gathered before they are sent."""
 _HIGH_WATER: Final = 1024 * 1024
 _LOW_WATER: Final = 256 * 1024
-_PIECE_COST: Final = 64
-"""Bytes that a piece of a body costs on top of its own, however small it is."""
-_GATHER: Final = 64 * 1024
-"""Bytes of small pieces that are handed on as one."""
+_SMALL: Final = 4 * 1024
+"""Bytes of a piece of a body that is put to others: as an object it costs more than it holds."""
+
+_PIECES_LIMIT: Final = 8192
+"""Pieces in what arrives at once, 256 KiB at most: the agent's smallest have some 45 bytes."""
 
 
 class GuestGone(AgentError):
@@ -51,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._chunks: deque[bytes] = deque()
+        self._small = bytearray()
+        self._pieces = 0
         self._buffered = 0
         self._wake = asyncio.Event()
         self._writable = asyncio.Event()
@@ -59,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._headers_done = False
         self._complete = False
         self._header_bytes = 0
+        self._header_count = 0
         self._failure: GuestGone | None = None
         self._paused = False
         self._cut = False
@@ -166,26 +170,28 @@ class Connection(asyncio.Protocol):
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives; reading slowly slows the guest down."""
         while True:
-            while self._chunks:
+            while self._chunks or self._small:
                 yield self._take()
             if self._complete:
                 return
             await self._progress(SILENCE_SEC)
 
     def _take(self) -> bytes:
-        """The next piece of the body, or as many small ones as are worth handing on."""
-        parts: list[bytes] = []
-        size = 0
-        while self._chunks and (not parts or size + len(self._chunks[0]) <= _GATHER):
-            part = self._chunks.popleft()
-            parts.append(part)
-            size += len(part)
-            self._buffered -= len(part) + _PIECE_COST
+        """The next piece of the body, small ones as one."""
+        if not self._chunks:
+            self._put_small()
+        chunk = self._chunks.popleft()
+        self._buffered -= len(chunk)
         if self._paused and self._buffered < _LOW_WATER:
             self._paused = False
             if self._transport is not None:
                 self._transport.resume_reading()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return chunk
+
+    def _put_small(self) -> None:
+        if self._small:
+            self._chunks.append(bytes(self._small))
+            self._small.clear()
 
     def _begin(self) -> None:
         if self._failure is not None:
@@ -193,10 +199,11 @@ class Connection(asyncio.Protocol):
         if self._headers_done:
             self._parser = httptools.HttpResponseParser(self)
         self._chunks.clear()
+        self._small.clear()
         self._buffered = 0
         self._headers_done = self._complete = self._cut = False
         self._asked = True
-        self._header_bytes = 0
+        self._header_bytes = self._header_count = 0
         self.status = 0
         self.headers = {}
 
@@ -244,6 +251,7 @@ class Connection(asyncio.Protocol):
         if self._header_bytes > HEADER_LIMIT + len(data):
             self._abort("endless header")
             return
+        self._pieces = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -275,7 +283,8 @@ class Connection(asyncio.Protocol):
             raise _Refused("an answer without a question")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= HEADER_COUNT_LIMIT:
+        self._header_count += 1
+        if self._header_count > HEADER_COUNT_LIMIT:
             raise _Refused("too many headers")
         if not self._headers_done:
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -287,8 +296,15 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
-        self._chunks.append(body)
-        self._buffered += len(body) + _PIECE_COST
+        self._pieces += 1
+        if self._pieces > _PIECES_LIMIT:
+            raise _Refused("a body in crumbs")
+        if len(body) < _SMALL:
+            self._small += body
+        else:
+            self._put_small()
+            self._chunks.append(body)
+        self._buffered += len(body)
         if self._buffered > _HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             with contextlib.suppress(RuntimeError):
