@@ -109,11 +109,13 @@ class Lag:
 class Stand:
     """A host with a sandbox whose guest is hostile and one whose guest is not."""
 
-    def __init__(self, host: HostAgent, guest: HostileGuest, data_dir: Path) -> None:
+    def __init__(
+        self, host: HostAgent, guest: HostileGuest, data_dir: Path, hostile_ports: set[int]
+    ) -> None:
         self.host = host
         self.guest = guest
         self.data_dir = data_dir
-        self.hostile_ports: set[int] = set()
+        self.hostile_ports = hostile_ports
         self.bad: SandboxId = new_sandbox_id()
         self.good: SandboxId = new_sandbox_id()
 
@@ -139,30 +141,35 @@ class Stand:
         machine._client = machine._new_client(machine.record.token)
 
 
+def diverted(monkeypatch: pytest.MonkeyPatch, guest: HostileGuest) -> set[int]:
+    """The ports of the guests that are the hostile one from when they are put in here."""
+    ports: set[int] = set()
+
+    async def connect(namespaces: NamespaceThread, slot: Slot, *args: object) -> socket.socket:
+        if slot.host_port not in ports:
+            return await connect_guest(namespaces, slot)
+        sock = socket.socket()
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, guest.address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    monkeypatch.setattr(agent_module, "connect_guest", connect)
+    return ports
+
+
 @asynccontextmanager
 async def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
     """A host on which both sandboxes run and one has turned."""
     values = {"data_dir": tmp_path / "data", "driver": "fake", "boot_timeout_sec": 3.0}
     settings = Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
     with HostileGuest() as guest:
-        ports: set[int] = set()
-
-        async def connect(namespaces: NamespaceThread, slot: Slot, *args: object) -> socket.socket:
-            if slot.host_port not in ports:
-                return await connect_guest(namespaces, slot)
-            sock = socket.socket()
-            sock.setblocking(False)
-            try:
-                await asyncio.get_running_loop().sock_connect(sock, guest.address)
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-
-        monkeypatch.setattr(agent_module, "connect_guest", connect)
+        ports = diverted(monkeypatch, guest)
         host = await HostAgent.start(settings)
-        stand = Stand(host, guest, settings.data_dir)
-        stand.hostile_ports = ports
+        stand = Stand(host, guest, settings.data_dir, ports)
         try:
             await stand.create(stand.bad)
             await stand.create(stand.good)

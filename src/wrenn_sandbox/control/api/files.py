@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from wrenn_sandbox.control.service.guests import GuestService, checked_path
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.wire.messages import FileEntry
 from wrenn_sandbox.wire.streams import FileContent
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
@@ -169,7 +170,7 @@ async def stream_download_file(
 @router.post(
     "/list",
     operation_id="listFiles",
-    response_model_exclude_none=True,
+    response_model=DirectoryListing,
     responses=failures(400, 401, 404, 409, 413, 429, 502),
     openapi_extra=described(ListFilesRequest),
 )
@@ -178,10 +179,12 @@ async def list_files(
     team_id: CallerTeam,
     services: ServicesDependency,
     body: Annotated[ListFilesRequest, Depends(json_body(ListFilesRequest))],
-) -> DirectoryListing:
+) -> Response:
     """What is in a directory, `depth` levels down."""
     async with services.guests.using(team_id, id) as guest:
-        return DirectoryListing.of(await guest.list_directory(body.path, body.depth))
+        entries = await guest.list_directory(body.path, body.depth)
+    listing = await asyncio.to_thread(_listing, entries)
+    return Response(listing, media_type="application/json")
 
 
 @router.post(
@@ -236,6 +239,11 @@ class _Download(Response):
             guest.read_file(self._path) as content,
         ):
             await _response(content)(scope, receive, send)
+
+
+def _listing(entries: list[FileEntry]) -> str:
+    """As JSON: of 20,000 entries that is a fifth of a second's work."""
+    return DirectoryListing.of(entries).model_dump_json(exclude_none=True)
 
 
 def _response(content: FileContent) -> StreamingResponse:
