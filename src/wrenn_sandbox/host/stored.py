@@ -29,11 +29,12 @@ from wrenn_sandbox.host.paths import (
     sync_directory,
     write_durably,
 )
-from wrenn_sandbox.ids import ImageId, SandboxId
+from wrenn_sandbox.ids import ImageId, SandboxId, is_id
 
 FORMAT_VERSION: Final = 1
 _STAGED: Final = ".new"
 _DIGEST_LIMIT: Final = 256 * 1024 * 1024
+_FILES: Final = frozenset({VMSTATE, DISK, diff.INDEX, diff.PAGES})
 _DAMAGED: Final = "The stored sandbox is damaged: "
 
 
@@ -207,7 +208,10 @@ def newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
             data = path.read_bytes()
         except FileNotFoundError:
             continue
-        return _decoded(data)
+        manifest = _decoded(data)
+        if (manifest.sandbox_id, manifest.generation) != (sandbox_id, generation):
+            raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="it is another's")
+        return manifest
     return None
 
 
@@ -303,9 +307,12 @@ def _decoded(data: bytes) -> StoredSandbox:
         version = msgspec.json.decode(data, type=_Version).format_version
         if version != FORMAT_VERSION:
             raise IncompatibleImage(f"The stored sandbox has format version {version}.")
-        return msgspec.json.decode(data, type=StoredSandbox)
+        manifest = msgspec.json.decode(data, type=StoredSandbox)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
+    if manifest.files.keys() != _FILES or not is_id("img", manifest.image_id):
+        raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="files or image")
+    return manifest
 
 
 def _generations(paths: Paths, sandbox_id: SandboxId) -> list[int]:

@@ -33,6 +33,7 @@ MEMORY: Final = "memory"
 _COLD_FILES = frozenset({KERNEL, INITRD, RUNTIME, DISK})
 _SNAPSHOT_FILES = frozenset({VMSTATE, MEMORY, DISK})
 _PRIVATE_FILES = frozenset({MEMORY})
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
@@ -105,7 +106,7 @@ def decode(data: bytes) -> Manifest:
     """Reads a manifest; raises IncompatibleImage when it is damaged or of another version."""
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise IncompatibleImage("the image's manifest is damaged", detail=str(error)) from error
     if version != FORMAT_VERSION:
         raise IncompatibleImage(
@@ -113,7 +114,7 @@ def decode(data: bytes) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise IncompatibleImage("the image's manifest is damaged", detail=str(error)) from error
     _check(manifest)
     return manifest

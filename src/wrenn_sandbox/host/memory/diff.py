@@ -103,12 +103,10 @@ def inject(mapping: Mapping, directory: Path) -> None:
 
     Raises `IncompatibleImage` where index and pages do not fit together.
     """
-    pages = (mapping.high - mapping.low) // PAGE
-    runs = decode_index((directory / INDEX).read_bytes(), pages)
+    runs = _read_index(directory, (mapping.high - mapping.low) // PAGE)
     fd = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if os.fstat(fd).st_size != sum(run.size for run in runs):
-            raise IncompatibleImage(_DAMAGED, detail="diff does not fit its index")
+        _require_fit(fd, runs)
         if not runs:
             return
         with mmap.mmap(
@@ -133,11 +131,11 @@ def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> No
 
     Raises OSError, `IncompatibleImage`, and what `check` raises, which is called now and then.
     """
-    pages = image.stat().st_size // PAGE
-    runs = decode_index((directory / INDEX).read_bytes(), pages)
+    runs = _read_index(directory, image.stat().st_size // PAGE)
     source = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
     target = os.open(image, os.O_WRONLY | os.O_CLOEXEC)
     try:
+        _require_fit(source, runs)
         offset = 0
         for batch in split(runs, _BATCH_PAGES):
             check()
@@ -149,6 +147,16 @@ def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> No
     finally:
         os.close(source)
         os.close(target)
+
+
+def _read_index(directory: Path, pages: int) -> list[Run]:
+    with (directory / INDEX).open("rb") as file:
+        return decode_index(file.read(_HEAD.size + 8 * pages + 1), pages)
+
+
+def _require_fit(fd: int, runs: Sequence[Run]) -> None:
+    if os.fstat(fd).st_size != sum(run.size for run in runs):
+        raise IncompatibleImage(_DAMAGED, detail="diff does not fit its index")
 
 
 def _new_file(path: Path) -> int:
