@@ -13,7 +13,7 @@ from structlog.typing import Processor
 
 from wrenn_sandbox.settings import Settings
 
-_QUIET_LIBRARIES = ("aiosqlite", "asyncio", "alembic", "httpcore2", "httpx2", "qemu", "sqlalchemy")
+_QUIET_LIBRARIES = ("aiosqlite", "asyncio", "alembic", "httpcore2", "httpx2", "sqlalchemy")
 
 
 def _shared() -> list[Processor]:
