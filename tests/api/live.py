@@ -4,43 +4,36 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from socket import socket
-
-import uvicorn
-from fastapi import FastAPI
 
 from api.harness import CHEAP
+from api.listening import edge
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
 
 
-class _Server(uvicorn.Server):
-    """Says when it is ready."""
-
-    def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="on")
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-
 @contextmanager
 def live_server(settings: Settings, host: Host) -> Iterator[str]:
     """The URL of a server that runs until the end of the block."""
-    listener = socket()
-    listener.bind(("127.0.0.1", 0))
     app = create_app(settings, host, hasher=CHEAP)
-    server = _Server(app)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    ready = threading.Event()
+    urls: list[str] = []
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def serve() -> None:
+        over = asyncio.Event()
+        async with app.router.lifespan_context(app), edge(app, settings) as server:
+            urls.append(server.url)
+            loops.append((asyncio.get_running_loop(), over))
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
-        assert server.ready.wait(30)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert ready.wait(30)
+        yield urls[0]
     finally:
-        server.should_exit = True
+        for loop, over in loops:
+            loop.call_soon_threadsafe(over.set)
         thread.join()
-        listener.close()

@@ -1,6 +1,11 @@
-"""Random requests, good and bad, made from the served document: never a 500, always conforming."""
+"""Random requests, good and bad, made from the served document: never a 500, always conforming.
+
+On a host in memory, because what is tried here includes removing every path there is; on
+PostgreSQL, because it takes fewer kinds of text than SQLite.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -16,34 +21,89 @@ from schemathesis.specs.openapi.checks import (
 from api.double import HostDouble
 from api.harness import PASSWORD, make_settings
 from api.live import live_server
+from api.postgres import PostgresServer
 from wrenn_sandbox.control.api.openapi import build_openapi
 from wrenn_sandbox.control.app import create_app
 
-_EXAMPLES = 40
+_EXAMPLES = 15
+_SEQUENCES = 15
+_STEPS = 12
+_NOT_OF_THE_DOCUMENT = [ignored_auth, negative_data_rejection, positive_data_acceptance]
+"""Whether a request is accepted is no question of the document's schemas alone.
+
+Either credential opens a route, unknown fields are ignored, a body may be empty where all its
+fields are optional, and bounds are settings: `test_requests` and others hold these.
+"""
+
+
+@dataclass
+class Caller:
+    """A team, and names of what it has: half of the requests use them."""
+
+    client: httpx2.Client
+    turn: int = 0
+    sandbox: str | None = None
+
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name: self.client.headers[name] for name in ("Authorization", "X-API-Key")}
+
+    def fill(
+        self,
+        case: schemathesis.Case,  # type: ignore[type-arg]
+    ) -> None:
+        """Put names of what is there into every second request."""
+        self.turn += 1
+        if self.turn % 2 and case.path_parameters:
+            path = case.operation.path
+            for parameter in case.path_parameters:
+                case.path_parameters[parameter] = self._name(path, parameter)
+        body = case.body
+        if self.turn % 4 and isinstance(body, dict) and "sandbox_id" in body:
+            body["sandbox_id"] = self._sandbox()
+
+    def _name(self, path: str, parameter: str) -> str:
+        if parameter == "provider":
+            return "github"
+        if parameter == "name":
+            return "minimal"
+        if parameter != "id":
+            return "proc-00000000"
+        return self._key() if path.startswith("/v1/api-keys") else self._sandbox()
+
+    def _sandbox(self) -> str:
+        """A running sandbox; what became of the last one, nobody knows."""
+        if self.sandbox is not None:
+            path = f"/v1/sandboxes/{self.sandbox}"
+            if self.client.get(path).json()["status"] == "running":
+                return self.sandbox
+            self.client.delete(path)
+        self.sandbox = str(self.client.post("/v1/sandboxes").json()["id"])
+        return self.sandbox
+
+    def _key(self) -> str:
+        return str(self.client.post("/v1/api-keys", json={}).json()["id"])
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def caller(
+    tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, migrated: str
+) -> Iterator[Caller]:
     directory: Path = tmp_path_factory.mktemp("schema")
-    login = {
-        "public_url": "http://localhost",
-        "oauth_redirect_url": "http://localhost",
-        "oauth_github_client_id": "id",
-        "oauth_github_client_secret": "secret",
-        "oauth_github_url": "http://127.0.0.1:1",
-    }
-    with live_server(make_settings(directory, None, **login), HostDouble()) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def credentials(url: str) -> dict[str, str]:
-    with httpx2.Client(base_url=url) as client:
+    database = postgres.url(postgres.make_database(migrated))
+    with (
+        live_server(make_settings(directory, database), HostDouble()) as url,
+        httpx2.Client(base_url=url) as client,
+    ):
         body = {"email": "fuzz@example.com", "password": PASSWORD}
         token = client.post("/v1/auth/signup", json=body).json()["token"]
-        bearer = {"Authorization": f"Bearer {token}"}
-        key = client.post("/v1/api-keys", json={}, headers=bearer).json()["key"]
-    return {**bearer, "X-API-Key": key}
+        client.headers["Authorization"] = f"Bearer {token}"
+        client.headers["X-API-Key"] = client.post("/v1/api-keys", json={}).json()["key"]
+        yield Caller(client)
 
 
 _APP = create_app(make_settings(Path("unused"), None), HostDouble())
@@ -61,16 +121,36 @@ schema = schemathesis.openapi.from_dict(build_openapi(_APP, "http://localhost"))
 )
 def test_random_requests(
     case: schemathesis.Case,  # type: ignore[type-arg]
-    url: str,
-    credentials: dict[str, str],
+    caller: Caller,
 ) -> None:
-    """Whether a request is accepted is no question of the document's schemas alone.
-
-    Either credential opens a route, unknown fields are ignored, a body may be empty where all
-    its fields are optional, and bounds are settings: `test_requests` and others hold these.
-    """
+    caller.fill(case)
     case.call_and_validate(
-        base_url=url,
-        headers=credentials,
-        excluded_checks=[ignored_auth, negative_data_rejection, positive_data_acceptance],
+        base_url=caller.url, headers=caller.headers, excluded_checks=_NOT_OF_THE_DOCUMENT
+    )
+
+
+def test_random_sequences(caller: Caller) -> None:
+    """What one answer names is used by the next requests."""
+
+    class Machine(schema.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: object) -> dict[str, object]:
+            return {"base_url": caller.url, "headers": caller.headers}
+
+        def validate_response(
+            self,
+            response: schemathesis.Response,
+            case: schemathesis.Case,  # type: ignore[type-arg]
+            **_: object,
+        ) -> None:
+            case.validate_response(response, excluded_checks=_NOT_OF_THE_DOCUMENT)
+
+    Machine.run(
+        settings=settings(
+            max_examples=_SEQUENCES,
+            stateful_step_count=_STEPS,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
     )

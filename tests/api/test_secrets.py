@@ -102,7 +102,7 @@ def _with_a_sandbox(
     assert client.post(f"{path}/exec", json=background, headers=team).status_code == 202
     content = known.new("content")
     form = (
-        '--b\r\nContent-Disposition: form-data; name="path"\r\n\r\n/tmp/edge-secret\r\n'
+        '--b\r\nContent-Disposition: form-data; name="path"\r\n\r\nedge-secret\r\n'
         f'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{content}\r\n--b--\r\n'
     )
     for kind in ("write", "stream/write"):
@@ -110,7 +110,7 @@ def _with_a_sandbox(
             f"{path}/files/{kind}", content=form, headers={**team, "Content-Type": _FORM}
         )
         assert answer.status_code == 204
-    file = {"path": "/tmp/edge-secret"}
+    file = {"path": "edge-secret"}
     for kind in ("read", "stream/read"):
         answer = client.post(f"{path}/files/{kind}", json=file, headers=team)
         assert answer.text == content

@@ -251,8 +251,8 @@ def test_a_server_with_a_certificate(
                 client.signup("tls@example.com", "correct horse")
                 sandbox = client.sandboxes.create()
                 content = os.urandom(3_000_000)
-                sandbox.files.write("/tmp/edge-file", content)
-                assert sandbox.files.read("/tmp/edge-file") == content
+                sandbox.files.write("edge-file", content)
+                assert sandbox.files.read("edge-file") == content
                 with sandbox.exec_stream("sh", "-c", "exit 7") as stream:
                     assert stream.wait() == 7
                 shutil.copy(other.cert, used.cert)
