@@ -5,10 +5,9 @@ with every credential of another team; the answer must be, to the byte, the one 
 nobody has, and afterwards the first team's world must be what it was.
 """
 
-import hashlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -17,202 +16,42 @@ import pytest_asyncio
 import structlog
 from websockets.exceptions import InvalidStatus
 
-from api.harness import Server, Team, destroy_all, make_settings, serve_processes
+from api.double import HostDouble
+from api.harness import Server, destroy_all, make_settings, serve_processes
 from api.listening import listening
 from api.postgres import PostgresServer
 from api.sockets import talking
 from security.routes import METHODS, Json, Names, Route, Unclassified, document_of, routes_of
+from security.worlds import (
+    NOT_FOUND,
+    PUBLIC,
+    SECRET,
+    World,
+    answer_of,
+    credentials,
+    is_foreign,
+    masked,
+    of_nobody,
+    private,
+)
 from wrenn_sandbox.control.app import create_app
-from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.ids import api_key_digest, new_api_key, new_key_id, new_sandbox_id
+from wrenn_sandbox.ids import api_key_digest, new_api_key
 from wrenn_sandbox.settings import Settings
 
 _HERE = pytest.mark.asyncio(loop_scope="module")
-_PUBLIC = frozenset(
-    {
-        ("POST", "/v1/auth/signup"),
-        ("POST", "/v1/auth/login"),
-        ("GET", "/v1/auth/oauth/{provider}"),
-        ("GET", "/v1/auth/oauth/{provider}/callback"),
-        ("GET", "/health"),
-        ("GET", "/metrics"),
-        ("GET", "/openapi.json"),
-        ("GET", "/docs"),
-        ("GET", "/docs.js"),
-    }
-)
-"""What answers without a credential of a team's; whatever else is added needs one."""
-
-_NOT_FOUND = {"createSandbox": "template", "createSnapshot": "sandbox_id"}
-"""Operations whose path names nothing, and the field whose thing must be the caller's."""
-
 _OWN = frozenset({"createAPIKey", "listAPIKeys", "listSandboxes", "listSnapshots", "getUsage"})
 """Operations that work on the caller's own things alone."""
-
-_VOLATILE = frozenset({"getSandboxMetrics", "listProcesses"})
-"""Reads that differ from one moment to the next, or keep a sandbox awake."""
-
-_SMALL = 1 << 20
-"""Bytes of files that are read whole in order to see that they did not change."""
-
-_SECRET = "what only team A knows"
 
 
 def test_every_route_is_known(tmp_path: Path) -> None:
     """A new route, parameter or field fails here until somebody says what it names."""
-    app = create_app(make_settings(tmp_path, None), HostAgent)  # type: ignore[arg-type]
+    app = create_app(make_settings(tmp_path, None), HostDouble())
     routes = list(routes_of(app))
     public = {(each.method, each.path) for each in routes if each.is_public}
-    assert public == _PUBLIC
-    for route in _private(routes):
-        if not route.names_things and route.name not in _OWN | _NOT_FOUND.keys():
+    assert public == PUBLIC
+    for route in private(routes):
+        if not route.names_things and route.name not in _OWN | NOT_FOUND.keys():
             raise Unclassified(f"{route.name}: whose things is it about?")
-
-
-def _private(routes: list[Route]) -> list[Route]:
-    return [each for each in routes if (each.method, each.path) not in _PUBLIC]
-
-
-@dataclass
-class World:
-    """A team with one of everything, and what must not change of it."""
-
-    team: Team
-    running: str
-    paused: str
-    stopped: str
-    pid: str
-    names: Names
-    marks: list[str]
-    """What must not be in any answer to somebody else."""
-
-    @classmethod
-    async def make(cls, server: Server, word: str) -> "World":
-        team = await server.team()
-        team.client.headers["X-Request-Id"] = "the-same-for-everyone"
-        ids = [await cls.sandbox(team, word) for _ in range(4)]
-        running, paused, stopped, source = ids
-        body = {"cmd": "sleep", "args": ["600"], "background": True, "tag": f"{word}-tag"}
-        process = (await team.client.post(f"/v1/sandboxes/{running}/exec", json=body)).json()
-        await team.client.post(f"/v1/sandboxes/{paused}/pause")
-        await team.client.delete(f"/v1/sandboxes/{stopped}")
-        snapshot = {"sandbox_id": source, "name": f"{word}-snapshot"}
-        assert (await team.client.post("/v1/snapshots", json=snapshot)).status_code == 201
-        name = {"name": f"{word}-key"}
-        key = await team.client.post("/v1/api-keys", json=name, headers=team.bearer)
-        names = Names(
-            sandbox=running,
-            process=f"{word}-tag",
-            key=key.json()["id"],
-            snapshot=f"{word}-snapshot",
-            file=f"{word}-file",
-        )
-        marks = [*ids, names.process, names.key, names.snapshot, team.email, team.team_id, word]
-        del team.client.headers["X-API-Key"]  # whose last use would be written down
-        team.client.headers.update(team.bearer)
-        await server.plane.lazy_writes.save()
-        return cls(team, running, paused, stopped, str(process["pid"]), names, marks)
-
-    @staticmethod
-    async def sandbox(team: Team, word: str) -> str:
-        """The id of a new sandbox with a file."""
-        made = await team.client.post("/v1/sandboxes")
-        assert made.status_code == 201, made.text
-        id = str(made.json()["id"])
-        form = {"data": {"path": f"{word}-file"}, "files": {"file": ("x", _SECRET.encode())}}
-        written = await team.client.post(f"/v1/sandboxes/{id}/files/write", **form)  # type: ignore[arg-type]
-        assert written.status_code == 204
-        return id
-
-    async def state(self, server: Server) -> dict[str, str]:
-        """What its team reads of it, and what lies on the disk; reading it changes nothing."""
-        client, document = server.client(self.team.bearer), document_of(server.app)
-        found = {}
-        for route in _private(list(routes_of(server.app))):
-            if route.method != "GET" or route.name in _VOLATILE:
-                continue
-            for id in (self.running, self.paused, self.stopped):
-                names = replace(self.names, sandbox=id)
-                answer = await client.send(route.request(client, document, names))
-                found[f"{route.name} {id}"] = f"{answer.status_code} {answer.text}"
-        for directory in (f"paused/{self.paused}", "images", "templates", "held"):
-            for path in sorted((server.settings.data_dir / directory).rglob("*")):
-                if path.is_file():
-                    found[str(path)] = _fingerprint(path)
-        return found
-
-    async def living(self) -> tuple[str, str, bytes]:
-        """What runs in the running sandbox, and its file, byte for byte."""
-        path = f"/v1/sandboxes/{self.running}"
-        processes = (await self.team.client.get(f"{path}/processes")).text
-        listing = await self.team.client.post(f"{path}/files/list", json={"path": "."})
-        body = {"path": self.names.file}
-        file = await self.team.client.post(f"{path}/files/read", json=body)
-        return processes, listing.text, file.content
-
-    def variants(self, own: "World") -> Iterator[Names]:
-        """Its things as another team may name them, alone and beside that team's own."""
-        for id in (self.running, self.paused, self.stopped):
-            yield replace(self.names, sandbox=id)
-        yield replace(self.names, process=self.pid)
-        yield replace(self.names, snapshot=own.names.snapshot)
-        yield replace(self.names, snapshot=own.names.snapshot, sandbox=self.paused)
-        yield replace(self.names, sandbox=own.running)
-        yield replace(self.names, sandbox=own.running, process=self.pid)
-
-
-def _fingerprint(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size < _SMALL:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return f"{stat.st_ino} {stat.st_size} {stat.st_blocks} {stat.st_mtime_ns}"
-
-
-def _of_nobody(names: Names, world: World) -> Names:
-    """The same with names of the same form that nobody has, where they are `world`'s."""
-    ids = {world.running, world.paused, world.stopped}
-    return replace(
-        names,
-        sandbox=new_sandbox_id() if names.sandbox in ids else names.sandbox,
-        process={world.names.process: "nobody-it", world.pid: "9" * len(world.pid)}[names.process],
-        key=new_key_id(),
-        snapshot="nobodys-things" if names.snapshot == world.names.snapshot else names.snapshot,
-    )
-
-
-def _is_foreign(route: Route, names: Names, world: World) -> bool:
-    """Whether a request to this route names something of `world`'s."""
-    kinds = set(route.parameters.values())
-    if route.name in _NOT_FOUND:
-        kinds = {"snapshot"} if route.name == "createSandbox" else {"sandbox"}
-    mine = {world.running, world.paused, world.stopped, world.pid, *world.marks}
-    return any(getattr(names, kind) in mine for kind in kinds)
-
-
-def _masked(text: str, names: Names) -> str:
-    """Without what the caller has said: an answer may repeat that."""
-    for kind in ("sandbox", "process", "key", "snapshot"):
-        text = text.replace(str(getattr(names, kind)), kind)
-    return text
-
-
-def _answer(response: httpx2.Response, names: Names) -> tuple[int, dict[str, str], str]:
-    headers = {name: value for name, value in response.headers.items() if name != "x-request-id"}
-    return response.status_code, headers, _masked(response.text, names)
-
-
-@dataclass
-class Credential:
-    name: str
-    headers: dict[str, str]
-    is_token: bool
-
-
-def _credentials(team: Team) -> list[Credential]:
-    return [
-        Credential("key", {"X-API-Key": team.key}, False),
-        Credential("token", team.bearer, True),
-    ]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -258,20 +97,20 @@ async def test_what_is_another_teams_is_not_there(
     routes, document = list(routes_of(server.app)), document_of(server.app)
     sockets = _sockets(routes)
     called: set[str] = set()
-    for route, credential in itertools.product(_private(routes), _credentials(bravo.team)):
+    for route, credential in itertools.product(private(routes), credentials(bravo.team)):
         if route.method == "WEBSOCKET" or route.name in _OWN:
             continue
         client = server.client({**credential.headers, "X-Request-Id": "the-same-for-everyone"})
         for names in alpha.variants(bravo):
-            if not _is_foreign(route, names, alpha):
+            if not is_foreign(route, names, alpha):
                 continue
             called.add(route.name)
             for query in ({}, {"overwrite": "true"}) if "Snapshot" in route.name else ({},):
                 where = f"{credential.name} {route.method} {route.url(names)} {query}"
                 answer = await client.send(route.request(client, document, names, **query))
-                unknown = _of_nobody(names, alpha)
+                unknown = of_nobody(names, alpha)
                 expected = await client.send(route.request(client, document, unknown, **query))
-                assert _answer(answer, names) == _answer(expected, unknown), where
+                assert answer_of(answer, names) == answer_of(expected, unknown), where
                 _reveals_nothing(answer, alpha, where, names)
                 if route.path in sockets:
                     assert answer.status_code == 400, where
@@ -279,7 +118,7 @@ async def test_what_is_another_teams_is_not_there(
                     assert answer.status_code == 401, where
                 else:
                     assert answer.status_code == 404, where
-    expected_names = {each.name for each in _private(routes) if each.method != "WEBSOCKET"}
+    expected_names = {each.name for each in private(routes) if each.method != "WEBSOCKET"}
     assert called == expected_names - _OWN
     assert await alpha.state(server) == before
     assert await alpha.living() == alive
@@ -290,8 +129,8 @@ def _reveals_nothing(
 ) -> None:
     text = f"{answer.headers}{answer.text}"
     if said is not None:
-        text = _masked(text, said)
-    assert [mark for mark in (*world.marks, _SECRET) if mark in text] == [], where
+        text = masked(text, said)
+    assert [mark for mark in (*world.marks, SECRET) if mark in text] == [], where
 
 
 @_HERE
@@ -301,14 +140,14 @@ async def test_methods_that_a_route_does_not_know(
     """No method that nobody thought of does anything, or tells what is there."""
     alpha, bravo = worlds
     before = await alpha.state(server)
-    routes = _private(list(routes_of(server.app)))
+    routes = private(list(routes_of(server.app)))
     known = {(each.method, each.path) for each in routes}
     client = server.client({"X-API-Key": bravo.team.key}, checked=False)
     for route, method in itertools.product(routes, (*METHODS, "HEAD", "OPTIONS", "TRACE")):
         if (method, route.path) in known:
             continue
         answer = await client.request(method, route.url(alpha.names))
-        expected = await client.request(method, route.url(_of_nobody(alpha.names, alpha)))
+        expected = await client.request(method, route.url(of_nobody(alpha.names, alpha)))
         assert answer.status_code == expected.status_code == 405, (method, route.path)
         assert answer.content == expected.content
     assert await alpha.state(server) == before
@@ -324,7 +163,7 @@ async def test_lists_hold_a_teams_own_things_alone(
     document = document_of(server.app)
     routes = [each for each in routes_of(server.app) if each.name in _OWN]
     assert {each.name for each in routes} == _OWN
-    for route, credential in itertools.product(routes, _credentials(bravo.team)):
+    for route, credential in itertools.product(routes, credentials(bravo.team)):
         if route.needs_token and not credential.is_token:
             continue
         client = server.client(credential.headers)
@@ -391,7 +230,7 @@ async def test_a_name_is_a_teams_own(server: Server, worlds: tuple[World, World]
     assert again.status_code == 201
     path = f"/v1/sandboxes/{again.json()['id']}/files/read"
     kept = await alpha.team.client.post(path, json={"path": alpha.names.file})
-    assert kept.text == _SECRET
+    assert kept.text == SECRET
 
 
 async def _without_images(world: World, server: Server) -> dict[str, str]:
@@ -419,13 +258,13 @@ async def test_forms_that_are_not_quite_an_id(server: Server, worlds: tuple[Worl
 
 async def _all_refused(server: Server, world: World, document: Json, names: Names) -> None:
     client = server.client(world.team.bearer, checked=False)
-    for route in _private(list(routes_of(server.app))):
+    for route in private(list(routes_of(server.app))):
         if not route.names_things or route.method == "WEBSOCKET":
             continue
         answer = await client.send(route.request(client, document, names))
         where = f"{route.method} {route.url(names)}"
         assert answer.status_code in (400, 404, 405), f"{where}: {answer.status_code}"
-        assert _SECRET not in answer.text
+        assert SECRET not in answer.text
 
 
 @_HERE
@@ -438,11 +277,11 @@ async def test_sockets_of_another_team_are_not_there(
     assert routes
     async with listening(server.app) as port:
         for route, names in itertools.product(routes, alpha.variants(bravo)):
-            if not _is_foreign(route, names, alpha):
+            if not is_foreign(route, names, alpha):
                 continue
             url = f"ws://127.0.0.1:{port}"
-            both = (names, _of_nobody(names, alpha))
-            for credential in _credentials(bravo.team):
+            both = (names, of_nobody(names, alpha))
+            for credential in credentials(bravo.team):
                 refused, expected = [
                     await _refused(url, route, each, credential.headers) for each in both
                 ]
@@ -463,7 +302,7 @@ async def _refused(
         async with talking(url + route.url(names), None, **headers):
             pass
     response = caught.value.response
-    return response.status_code, _masked(bytes(response.body or b"").decode(), names)
+    return response.status_code, masked(bytes(response.body or b"").decode(), names)
 
 
 async def _told(url: str, route: Route, names: Names, secret: str) -> tuple[int | None, str]:
@@ -471,7 +310,7 @@ async def _told(url: str, route: Route, names: Names, secret: str) -> tuple[int 
     async with talking(url + route.url(names), None) as peer:
         await peer.say(type="auth", token=secret)
         frames = await peer.rest()
-    return peer.closed_with[0], _masked(f"{frames} {peer.closed_with[1]}", names)
+    return peer.closed_with[0], masked(f"{frames} {peer.closed_with[1]}", names)
 
 
 @_HERE
@@ -495,12 +334,12 @@ async def test_without_a_credential_nothing_answers(
         {"Authorization": f"Bearer {alpha.team.token[:-2]}"},
         {"Cookie": f"token={alpha.team.token}"},
     ]
-    for route, headers in itertools.product(_private(list(routes_of(server.app))), bad):
+    for route, headers in itertools.product(private(list(routes_of(server.app))), bad):
         if route.method == "WEBSOCKET":
             continue
         client = server.client(headers)
         where = f"{route.method} {route.path} with {headers}"
-        for names in (alpha.names, _of_nobody(alpha.names, alpha)):
+        for names in (alpha.names, of_nobody(alpha.names, alpha)):
             answer = await client.send(route.request(client, document, names))
             assert answer.status_code == 401, f"{where}: {answer.status_code}"
             _reveals_nothing(answer, alpha, where)
@@ -514,7 +353,7 @@ async def test_keys_of_the_api_do_not_manage_keys(
     alpha, _ = worlds
     document = document_of(server.app)
     client = server.client({"X-API-Key": alpha.team.key})
-    routes = [each for each in _private(list(routes_of(server.app))) if each.needs_token]
+    routes = [each for each in private(list(routes_of(server.app))) if each.needs_token]
     assert {each.name for each in routes} == {"createAPIKey", "listAPIKeys", "deleteAPIKey"}
     for route in routes:
         answer = await client.send(route.request(client, document, alpha.names))
