@@ -155,12 +155,12 @@ def _tools(facts: MachineFacts) -> Line:
     absent = sorted(name for name, path in facts.tools.items() if path is None)
     if not absent:
         return Line("tools", "ok", ", ".join(facts.tools))
-    needed: Status = "missing" if "qemu-img" in absent else "warn"
+    needed: Status = "missing" if "prlimit" in absent or "setpriv" in absent else "warn"
     return Line(
         "tools",
         needed,
         "not installed: " + ", ".join(absent),
-        "install the packages iproute2, nftables, util-linux, qemu-utils, mmdebstrap, e2fsprogs "
+        "install the packages iproute2, nftables, util-linux, mmdebstrap, e2fsprogs "
         "and erofs-utils",
     )
 

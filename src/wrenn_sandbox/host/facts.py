@@ -27,7 +27,6 @@ TOOLS = (
     "nft",
     "setpriv",
     "prlimit",
-    "qemu-img",
     "mmdebstrap",
     "mke2fs",
     "debugfs",

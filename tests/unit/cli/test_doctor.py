@@ -34,7 +34,7 @@ GOOD = MachineFacts(
     qemu_path=Path("/usr/bin/qemu-system-x86_64"),
     qemu_version="10.0.2",
     qemu_seccomp=True,
-    tools={"qemu-img": Path("/usr/bin/qemu-img"), "nft": Path("/usr/sbin/nft")},
+    tools={"prlimit": Path("/usr/bin/prlimit"), "nft": Path("/usr/sbin/nft")},
     forwarding=True,
     forward_dropped=False,
 )
@@ -64,7 +64,7 @@ def test_a_good_machine() -> None:
     [
         ("qemu", replace(GOOD, qemu_path=None), "missing"),
         ("qemu", replace(GOOD, qemu_version=""), "missing"),
-        ("tools", replace(GOOD, tools={"qemu-img": None}), "missing"),
+        ("tools", replace(GOOD, tools={"prlimit": None}), "missing"),
         ("tools", replace(GOOD, tools={"mmdebstrap": None}), "warn"),
         ("disk", replace(GOOD, disk_free_mb=100), "missing"),
         ("memory", replace(GOOD, memory_available_mb=900), "missing"),
