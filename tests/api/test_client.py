@@ -82,6 +82,9 @@ def test_accounts_and_keys(served: Served) -> None:
         assert key.key is not None
         assert key.key.startswith(key.key_prefix.removesuffix("..."))
         assert key.id in [each.id for each in client.api_keys.list()]
+        usage = client.usage()
+        assert usage.used.api_keys == len(client.api_keys.list())
+        assert usage.limits.running == 100
         with Client(served.url, api_key=key.key) as other:
             other.sandboxes.list()
             client.api_keys.delete(key.id)

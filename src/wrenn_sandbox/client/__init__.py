@@ -42,6 +42,7 @@ from .models import (
     ApiKey,
     Event,
     FileEntry,
+    Limits,
     Metrics,
     NetworkPolicy,
     Process,
@@ -49,6 +50,8 @@ from .models import (
     SandboxInfo,
     Session,
     Template,
+    Usage,
+    Used,
 )
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "Frame",
     "InvalidRequest",
     "InvalidState",
+    "Limits",
     "Metrics",
     "NetworkPolicy",
     "NoCapacity",
@@ -97,4 +101,6 @@ __all__ = [
     "TooLarge",
     "Unauthorized",
     "UnexpectedAnswer",
+    "Usage",
+    "Used",
 ]

@@ -41,7 +41,9 @@ class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox as it was when the server answered. `reason` says why it is in its state."""
+    """A sandbox as it was when the server answered. `reason` says why it is in its state,
+    `disk_bytes` what it took on the host's disk when that was measured last.
+    """
 
     id: str
     status: Literal["pending", "running", "paused", "stopped", "error"]
@@ -56,6 +58,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     started_at: datetime | None = None
     last_active_at: datetime | None = None
+    disk_bytes: int = 0
     network: NetworkPolicy = NetworkPolicy()
 
 
@@ -68,6 +71,37 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     to_state: str = msgspec.field(name="to")
     from_state: str | None = msgspec.field(name="from", default=None)
     reason: str | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a team may have; None is no limit."""
+
+    running: int | None = None
+    vcpus: int | None = None
+    memory_mb: int | None = None
+    sandboxes: int | None = None
+    snapshots: int | None = None
+    disk_bytes: int | None = None
+    api_keys: int | None = None
+
+
+class Used(msgspec.Struct, frozen=True, kw_only=True):
+    """What a team has; the first three count sandboxes that run or are on their way."""
+
+    running: int
+    vcpus: int
+    memory_mb: int
+    sandboxes: int
+    snapshots: int
+    disk_bytes: int
+    api_keys: int
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of a team and what it uses of them."""
+
+    limits: Limits
+    used: Used
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

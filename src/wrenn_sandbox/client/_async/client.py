@@ -5,7 +5,7 @@ from typing import Self
 
 import httpx2
 
-from wrenn_sandbox.client.models import ApiKey, Session, Template
+from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage
 from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, path_of
 
 from .api import AsyncApi
@@ -113,6 +113,10 @@ class AsyncClient:
     async def login(self, email: str, password: str) -> Session:
         """Log in; the client acts as that user from now on."""
         return await self._enter("/v1/auth/login", email, password)
+
+    async def usage(self) -> Usage:
+        """What the team may have, and what it has."""
+        return await self._api.call("GET", "/v1/usage", Usage)
 
     def use_key(self, key: str) -> None:
         """Send this API key from now on."""
