@@ -132,20 +132,20 @@ async def test_an_open_connection_is_cut_and_goes_on(world: World) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_answers_of_a_closed_server_are_dropped(world: World) -> None:
-    second = world.outside.second_address
-    with (
-        await world.server(second, 9) as server,
-        await world.server(world.outside.address, 9) as other,
-        await world.guest.udp() as sock,
-    ):
-        for target in (second, world.outside.address):
-            sock.sendto(b"x", (target, 9))
-        (_, source), (_, elsewhere) = await receive(server), await receive(other)
+async def test_answers_of_closed_servers_are_dropped(world: World) -> None:
+    second, private = world.outside.second_address, world.outside.private_address
+    await world.allow(NetworkPolicy(allow=ranges(private)))
+    with ExitStack() as stack:
+        sock = stack.enter_context(await world.guest.udp())
+        sources = {}
+        for address in (second, private, world.outside.address):
+            server = stack.enter_context(await world.server(address, 9))
+            sock.sendto(b"x", (address, 9))
+            sources[server] = (await receive(server))[1]
         await world.allow(NetworkPolicy(deny=ranges(second)))
-        server.sendto(b"late", source)
-        other.sendto(b"later", elsewhere)
-        assert await receive(sock) == (b"later", (world.outside.address, 9))
+        for server, source in sources.items():
+            server.sendto(b"late", source)
+        assert await receive(sock) == (b"late", (world.outside.address, 9))
         with pytest.raises(BlockingIOError):
             sock.recv(100)
 
@@ -178,16 +178,50 @@ async def test_a_new_server_gives_its_rules_to_slots_in_use(
     second, private = world.outside.second_address, world.outside.private_address
     policy = NetworkPolicy(internet=False, allow=ranges(private, second))
     await world.allow(policy)
-    assert await reached(world, (private, 9), (second, 9)) == {private, second}
     index = world.guest.slot.index
-    await world.pool.close(keep={index})
-    successor = make_pool(size=0)
-    await successor.start(keep={index: policy})
-    assert successor.applied(world.guest.slot) == policy
-    with await world.guest.udp() as sock:
+    with (
+        await world.server(private, 9) as server,
+        await world.server(second, 9) as other,
+        await world.guest.udp() as sock,
+    ):
+        for target in (private, second):
+            sock.sendto(b"x", (target, 9))
+        (_, source), (_, elsewhere) = await receive(server), await receive(other)
+        await world.pool.close(keep={index})
+        successor = make_pool(size=0)
+        await successor.start(keep={index: policy})
+        assert successor.applied(world.guest.slot) == policy
+        server.sendto(b"late", source)
+        other.sendto(b"later", elsewhere)
+        assert await receive(sock) == (b"later", (second, 9))
+        world.guest.forget_seen()
         for target in (private, world.outside.address, second):
             sock.sendto(b"x", (target, 9))
         assert await world.guest.left_until(second) == [second]
+
+
+async def test_the_host_keeps_closed_what_no_policy_opens(
+    make_pool: PoolFactory, namespaces: NamespaceThread
+) -> None:
+    """Even if the slot's own rules were gone."""
+    async with a_world(make_pool, namespaces) as world:
+        await world.allow(NetworkPolicy())
+        await world.carries()
+        slot, private = world.guest.slot, world.outside.private_address
+        run("ip", "netns", "exec", str(slot.netns), "nft", "flush", "ruleset")
+        make = partial(bound_udp, slot.host_ip)
+        with (
+            await world.server(private, 9) as closed,
+            await world.server(private, 53) as resolver,
+            await world.server(world.outside.address, 9) as server,
+            await world.namespaces.run(slot.netns, make) as sock,
+        ):
+            for target in ((private, 9), (private, 53), (world.outside.address, 9)):
+                sock.sendto(b"x", target)
+            await receive(server)
+            await receive(resolver)
+            with pytest.raises(BlockingIOError):
+                closed.recv(100)
 
 
 Sockets = Callable[[], socket.socket]
