@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -18,6 +19,7 @@ from .http_protocol import HttpProtocol, Patience
 from .sockets import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
 from .tls import Certificate
 
+_log = structlog.get_logger(__name__)
 _BACKLOG: Final = 1024
 _TICKS_PER_CHECK: Final = 10
 """A tick is a tenth of a second."""
@@ -110,7 +112,7 @@ class HttpServer(uvicorn.Server):
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, HttpProtocol | WebSocketProtocol):
-                    connection.check(now)
+                    _check(connection, now)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -119,3 +121,12 @@ class HttpServer(uvicorn.Server):
 
     def _protocol(self, place: Place) -> HttpProtocol:
         return HttpProtocol(self.config, self.server_state, {}, self._patience, place)
+
+
+def _check(connection: HttpProtocol | WebSocketProtocol, now: float) -> None:
+    """One connection's trouble is not the others'."""
+    try:
+        connection.check(now)
+    except Exception:
+        _log.exception("a connection could not be looked after")
+        connection.transport.abort()
