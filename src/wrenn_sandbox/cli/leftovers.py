@@ -13,6 +13,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from wrenn_sandbox.host.network.addressing import data_dir_tag
+from wrenn_sandbox.host.privileged import cgroups
 
 _AGENT = "/agent/main.py --port"
 """A guest agent that runs as a machine of the fake driver."""
@@ -70,6 +71,12 @@ def _loop_devices() -> Iterator[str]:
             continue
 
 
+def _groups() -> Iterator[str]:
+    root = cgroups.hierarchy()
+    if root is not None:
+        yield from (f"cgroup {each.name}" for each in root.glob("wrenn-*"))
+
+
 def machines(data_dir: Path) -> set[int]:
     """Process ids of the machines of this directory's server."""
     mark = f"{data_dir.resolve()}/"
@@ -77,7 +84,7 @@ def machines(data_dir: Path) -> set[int]:
 
 
 def leftovers(data_dir: Path | None = None) -> set[str]:
-    """Every VMM process, namespace, link, packet filter table, mount and loop device there is.
+    """Every VMM process, namespace, link, filter table, mount, loop device and cgroup there is.
 
     With `data_dir` only those of that directory's server.
     """
@@ -88,6 +95,7 @@ def leftovers(data_dir: Path | None = None) -> set[str]:
         *_tables(),
         *_mounts(),
         *_loop_devices(),
+        *_groups(),
     }
     if data_dir is None:
         return found

@@ -43,7 +43,7 @@ class Equipment:
                 driver = FakeDriver()
             else:
                 accelerator = await _accelerator(settings, paths)
-                driver = await QemuDriver.create(accelerator, namespaces, paths)
+                driver = await QemuDriver.create(accelerator, namespaces, paths.data_dir)
             undo.push_async_callback(driver.close)
             slots: SlotSource
             if network == "tap":

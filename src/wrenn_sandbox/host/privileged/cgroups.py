@@ -67,21 +67,25 @@ def usable(root: Path | None) -> tuple[str, ...]:
 
 
 class Groups:
-    """The groups of one data directory's machines, bounded by some of the controllers."""
+    """The groups of one data directory's machines, bounded by some of the controllers.
 
-    def __init__(self, directory: Path, controllers: tuple[str, ...]) -> None:
+    `run` has a directory for each machine there is, named as its group.
+    """
+
+    def __init__(self, directory: Path, run: Path, controllers: tuple[str, ...]) -> None:
         self.controllers = controllers
         self._directory = directory
+        self._run = run
 
     @classmethod
-    def make(cls, root: Path, name: str, controllers: tuple[str, ...]) -> Self:
+    def make(cls, root: Path, name: str, run: Path, controllers: tuple[str, ...]) -> Self:
         """Raises OSError where that is not allowed after all."""
         directory = root / name
         directory.mkdir(exist_ok=True)
         for group in (root, directory):
             for missing in set(controllers) - set(_words(group / _CHILDREN)):
                 (group / _CHILDREN).write_text(f"+{missing}")
-        return cls(directory, controllers)
+        return cls(directory, run, controllers)
 
     def open(self, machine: str, bounds: Bounds) -> int:
         """Make a machine's group; a process whose id is written to the descriptor is in it.
@@ -101,15 +105,16 @@ class Groups:
         with contextlib.suppress(OSError):
             (self._directory / machine).rmdir()
 
-    def sweep(self, run: Path) -> None:
-        """Remove the groups of machines that have no directory in `run` any more."""
+    def sweep(self) -> None:
+        """Remove the groups of machines that are no more."""
         for group in self._directory.iterdir():
-            if group.is_dir() and not (run / group.name).exists():
+            if group.is_dir() and not (self._run / group.name).exists():
                 self.remove(group.name)
 
     def close(self) -> None:
-        """Remove what holds the groups, unless there are any."""
+        """Remove what holds the groups, unless machines run on in there."""
         with contextlib.suppress(OSError):
+            self.sweep()
             self._directory.rmdir()
 
 

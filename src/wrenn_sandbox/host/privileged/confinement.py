@@ -12,6 +12,7 @@ from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.addressing import data_dir_tag
+from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged import cgroups
 from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS, Groups
 from wrenn_sandbox.host.privileged.jail import Jail, View, apart
@@ -60,7 +61,9 @@ def confinement(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = 
     controllers = cgroups.usable(root)
     if root is not None and controllers:
         try:
-            groups = Groups.make(root, f"wrenn-{data_dir_tag(data_dir)}", controllers)
+            name, run = f"wrenn-{data_dir_tag(data_dir)}", Paths(data_dir).run
+            groups = Groups.make(root, name, run, controllers)
+            groups.sweep()
         except OSError as error:
             lacks.append(f"control groups: {_reason(error)}")
             controllers = ()

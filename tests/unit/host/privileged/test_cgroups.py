@@ -44,7 +44,7 @@ def test_without_the_hierarchy_there_are_none(tmp_path: Path) -> None:
 
 
 def test_each_bound_is_written_where_the_kernel_reads_it(tmp_path: Path) -> None:
-    groups = Groups(tmp_path, ("memory", "pids"))
+    groups = Groups(tmp_path, tmp_path, ("memory", "pids"))
     group = tmp_path / "vm-1"
     group.mkdir()
     (group / "memory.swap.max").touch()
@@ -66,8 +66,9 @@ def test_a_process_is_in_its_group_until_it_ends(tmp_path: Path) -> None:
         assert usable(root) == ()
         return
     name = f"wrenn-unit-{os.getpid()}"
-    groups = Groups.make(root, name, ())
-    (tmp_path / "vm-1").mkdir()
+    groups = Groups.make(root, name, tmp_path, ())
+    directory = tmp_path / "vm-1"
+    directory.mkdir()
     with subprocess.Popen(["sleep", "1000"]) as process:
         try:
             descriptor = groups.open("vm-1", BOUNDS)
@@ -76,14 +77,15 @@ def test_a_process_is_in_its_group_until_it_ends(tmp_path: Path) -> None:
             membership = Path(f"/proc/{process.pid}/cgroup").read_text()
             assert f"/{name}/vm-1\n" in membership
             groups.remove("vm-1")
-            groups.sweep(tmp_path / "nowhere")
+            directory.rmdir()
             groups.close()
             assert (root / name / "vm-1").is_dir()
         finally:
             process.kill()
-    groups.sweep(tmp_path)
+    directory.mkdir()
+    groups.sweep()
     assert (root / name / "vm-1").is_dir()
-    groups.sweep(tmp_path / "nowhere")
+    directory.rmdir()
     groups.close()
     assert not (root / name).exists()
     with pytest.raises(OSError, match="vm-2"):

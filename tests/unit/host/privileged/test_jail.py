@@ -120,6 +120,16 @@ async def test_the_host_finds_what_a_process_inside_has_mapped(jail: Jail, tmp_p
     process.close()
 
 
+async def test_devices_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    jail = Jail.make(tmp_path, devices=[Path("/dev/full")])
+    script = "ls /dev; head -c 3 /dev/full | wc -c"
+    try:
+        text = await output_of(jail, View(), "bash", "-c", script, directory=tmp_path)
+    finally:
+        jail.close()
+    assert text.split() == ["full", "null", "urandom", "zero", "3"]
+
+
 async def test_a_file_that_is_missing(jail: Jail, tmp_path: Path) -> None:
     view = View(tmp_path, (tmp_path.parent / "missing",))
     with pytest.raises(HostFailure, match="confined") as caught:

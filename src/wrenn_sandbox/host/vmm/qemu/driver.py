@@ -18,7 +18,6 @@ from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
-from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -49,7 +48,9 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 BINARY: Final = "qemu-system-x86_64"
-_ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error", "io-error"})
+_ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error"})
+_DISK_FULL: Final = "io-error"
+"""A write found no space on the host; it is done again when the machine goes on."""
 _QBOOT_SINCE: Final = (8, 0)
 
 
@@ -61,19 +62,17 @@ class QemuDriver:
         variant: Variant,
         version: tuple[int, int, int],
         namespaces: NamespaceThread,
-        paths: Paths,
         confinement: Confinement,
     ) -> None:
         self._variant = variant
         self._version = version
         self._namespaces = namespaces
-        self._paths = paths
         self._confinement = confinement
         self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
 
     @classmethod
-    async def create(cls, accelerator: str, namespaces: NamespaceThread, paths: Paths) -> Self:
+    async def create(cls, accelerator: str, namespaces: NamespaceThread, data_dir: Path) -> Self:
         """A driver for the QEMU on this machine; raises `HostFailure` where there is none.
 
         Protections that the machine can not give are named in one line of the log.
@@ -86,16 +85,12 @@ class QemuDriver:
         tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
         seccomp = await asyncio.to_thread(has_seccomp, binary)
         devices = (KVM_DEVICE,) if accelerator == "kvm" else ()
-        confined = await asyncio.to_thread(
-            confinement, paths.data_dir, (binary, "--version"), devices
-        )
+        confined = await asyncio.to_thread(confinement, data_dir, (binary, "--version"), devices)
         lacks = confined.lacks if seccomp else (*confined.lacks, "QEMU's seccomp filter")
         if lacks:
             _log.warning("machines are less protected; see `wrenn doctor`", without=list(lacks))
-        if confined.groups is not None:
-            await asyncio.to_thread(confined.groups.sweep, paths.run)
         variant = Variant(binary, accelerator, firmware, tsc_khz, seccomp)
-        return cls(variant, version, namespaces, paths, confined)
+        return cls(variant, version, namespaces, confined)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -190,6 +185,13 @@ class QemuDriver:
         running = self._running[process]
         await unless_ended(running, running.monitor.cont())
 
+    async def wake(self, process: Process) -> bool:
+        running = self._running.get(process)
+        if running is None or await running.monitor.status() != _DISK_FULL:
+            return False
+        await running.monitor.cont()
+        return True
+
     async def kill(self, process: Process) -> None:
         running = self._running.pop(process, None)
         if running is not None:
@@ -263,7 +265,7 @@ class QemuDriver:
             running.handle.close()
         self._running.clear()
         self._sealed.close()
-        self._confinement.close()
+        await asyncio.to_thread(self._confinement.close)
 
     def forget(self, memory: Path) -> None:
         """Close the sealed copy of a memory image; machines keep theirs."""
@@ -275,7 +277,7 @@ class QemuDriver:
         Removes what a machine that ended without its server has left, as well.
         """
         if self._confinement.groups is not None:
-            self._confinement.groups.sweep(self._paths.run)
+            self._confinement.groups.sweep()
         used = {each.memory for each in list(self._running.values()) if each.memory is not None}
         self._sealed.trim(idle, used)
 
