@@ -8,19 +8,26 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
+import structlog
 
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host import stored
+from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.disk import layers, overlay, qcow2
+from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Machine
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.stored import StoredSandbox
-from wrenn_sandbox.ids import ImageId, SandboxId
+from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.messages import Command, CreateSandbox, Egress, Phase
 
 _MB = 1 << 20
 _SIZE = 4 * _MB
@@ -371,3 +378,87 @@ def test_permissions_that_a_monitor_gave_its_disk_are_taken_away(paths: Paths, l
     stored.take_disk(directory, layer)
     assert (directory / "disk").stat().st_mode & 0o7777 == 0o600
     assert (directory / "disk").stat().st_uid == os.geteuid()
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[HostAgent]:
+    values = {"data_dir": tmp_path / "data", "driver": "fake", "max_disk_layers": 1}
+    with structlog.testing.capture_logs():
+        host = await HostAgent.start(
+            Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
+        )
+        yield host
+        for report in await host.sandboxes():
+            await host.destroy(report.sandbox_id, new_operation_id())
+        await host.close()
+
+
+async def _created(host: HostAgent) -> Sandbox:
+    [template] = await host.templates()
+    sandbox_id = new_sandbox_id()
+    await host.create(
+        CreateSandbox(
+            sandbox_id=sandbox_id,
+            operation_id=new_operation_id(),
+            image_id=template.image_id,
+            vcpus=1,
+            memory_mb=256,
+        )
+    )
+    return host._sandboxes[sandbox_id]
+
+
+async def test_a_machine_with_such_a_disk_is_not_stored(host: HostAgent, secret: Path) -> None:
+    """It runs on, and goes when it is deleted."""
+    sandbox = await _created(host)
+    _over_another_file(sandbox.machine.spec.files.overlay, secret)
+    with pytest.raises(IncompatibleImage):
+        await host.pause(sandbox.sandbox_id, new_operation_id())
+    assert sandbox.phase is Phase.RUNNING
+    await host.exec(sandbox.sandbox_id, Command(cmd="true"), timeout=20, output_limit=10)
+
+
+async def test_a_machine_does_not_continue_on_such_a_disk(host: HostAgent, secret: Path) -> None:
+    """As of a monitor that went on writing to its disk when it had been looked at."""
+    sandbox = await _created(host)
+    await host.pause(sandbox.sandbox_id, new_operation_id())
+    assert sandbox.stored is not None
+    disk = host._paths.generation(sandbox.sandbox_id, 1) / "disk"
+    _over_another_file(disk, secret)
+    files = {**sandbox.stored.files, "disk": stored.describe(disk)}
+    sandbox.own_stored(msgspec.structs.replace(sandbox.stored, files=files))
+    with pytest.raises(IncompatibleImage):
+        await host.resume(sandbox.sandbox_id, new_operation_id(), Egress())
+    assert sandbox.phase is Phase.PAUSED
+
+
+async def test_a_snapshot_of_such_a_disk(host: HostAgent, secret: Path) -> None:
+    """Has nothing of the file that the disk names."""
+    sandbox = await _created(host)
+    _over_another_file(sandbox.machine.spec.files.overlay, secret)
+    image_id = ImageId("img-" + "s" * 20)
+    await host.snapshot(sandbox.sandbox_id, new_operation_id(), image_id)
+    disk = host._store.file(host._store.open(image_id), "disk")
+    assert _SECRET not in disk.read_bytes()
+    assert str(secret).encode() not in disk.read_bytes()
+
+
+async def test_housekeeping_over_such_a_disk(
+    host: HostAgent, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that were looked at once are not trusted the next time either."""
+    sandbox = await _created(host)
+    with monkeypatch.context() as patch:
+        patch.setattr(Housekeeper, "consider", lambda *_: None)
+        for _ in range(2):
+            await host.pause(sandbox.sandbox_id, new_operation_id())
+            await host.resume(sandbox.sandbox_id, new_operation_id(), Egress())
+        assert len(sandbox.layers) == 2
+        for each in sandbox.layers:
+            disk = host._paths.generation(sandbox.sandbox_id, each) / "disk"
+            _over_another_file(disk, secret)
+    host._housekeeper.consider(sandbox)
+    await host._housekeeper.settled()
+    assert len(sandbox.layers) == 1
+    for path in host._paths.stored(sandbox.sandbox_id).rglob("disk"):
+        assert _SECRET not in path.read_bytes()

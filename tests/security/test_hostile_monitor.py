@@ -456,9 +456,10 @@ def test_logs_of_any_size_are_read_from_their_end(tmp_path: Path) -> None:
     files.vmm_log.write_bytes(b"")
     os.truncate(files.vmm_log, 2**40)
     with files.vmm_log.open("ab") as log:
-        log.write(b"\xff last words")
+        log.write(b"\xff\x1b[2J last words")
     assert tails(files).endswith("last words")
     assert len(tails(files)) < 10_000
+    assert "\x1b" not in tails(files)
 
 
 async def test_a_lost_monitor_is_no_end_of_the_machine(process: Process, tmp_path: Path) -> None:

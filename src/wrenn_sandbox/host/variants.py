@@ -184,6 +184,8 @@ def _move(source: Path, target: Path) -> None:
 def _describe(
     made: Path, cold: Manifest, record: Record, hardware: Hardware, image_id: ImageId
 ) -> Manifest:
+    if (made / form.MEMORY).stat().st_size != hardware.memory_mb << 20:
+        raise HostFailure("The template could not be prepared.", detail="size of its memory")
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     return Manifest(
         image_id=image_id,

@@ -112,14 +112,19 @@ def append(path: Path, text: bytes) -> None:
 
 
 def tails(files: MachineFiles) -> str:
-    """The end of what the monitor and the guest wrote; blocks."""
+    """The end of what the monitor and the guest wrote, fit for a terminal; blocks."""
     parts = []
     for path in (files.vmm_log, files.console):
         with contextlib.suppress(OSError):
-            text = _end(path).decode("utf-8", "replace").strip()
+            text = _shown(_end(path))
             if text:
                 parts.append(f"{path.name}: {text}")
     return "\n".join(parts)
+
+
+def _shown(data: bytes) -> str:
+    text = data.decode("utf-8", "replace").strip()
+    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
 
 
 def _end(path: Path) -> bytes:
