@@ -34,6 +34,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: Settings) -> list[Li
         _kvm(kvm),
         _qemu(facts),
         *_network(facts, required=settings.network == "tap"),
+        *_guest_limits(facts, settings),
         _tools(facts),
         _disk(facts, settings),
         _memory(facts, settings),
@@ -131,6 +132,37 @@ def _network(facts: MachineFacts, *, required: bool) -> list[Line]:
     return [*lines, _forwarding(facts, slots=all(good for _, good, _, _ in checks))]
 
 
+def _guest_limits(facts: MachineFacts, settings: Settings) -> list[Line]:
+    """What one guest takes of this machine's network; rules that the kernel lacks make no slot."""
+    connections = settings.guest_connections or settings.guest_connections_per_sec
+    if not _slots(facts, settings):
+        return []
+    return [
+        _line(
+            "connections",
+            facts.connection_limits,
+            "the connections of each guest can be bounded",
+            "this kernel can not bound the connections of a guest",
+            "use a kernel with CONFIG_NFT_CONNLIMIT and CONFIG_NFT_LIMIT, or set"
+            " WRENN_GUEST_CONNECTIONS and WRENN_GUEST_CONNECTIONS_PER_SEC to 0",
+            "missing" if connections else "warn",
+        ),
+        _line(
+            "bandwidth",
+            facts.bandwidth_limits,
+            "the bandwidth of each guest can be bounded",
+            "this kernel can not bound the bandwidth of a guest",
+            "use a kernel with CONFIG_NET_SCH_TBF, or set WRENN_GUEST_MBIT_PER_SEC to 0",
+            "missing" if settings.guest_mbit_per_sec else "warn",
+        ),
+    ]
+
+
+def _slots(facts: MachineFacts, settings: Settings) -> bool:
+    """Whether machines get network slots of their own."""
+    return facts.root and facts.tun and facts.netns and facts.nft and settings.network != "user"
+
+
 def _forwarding(facts: MachineFacts, *, slots: bool) -> Line:
     if not slots:
         return Line(
@@ -191,7 +223,6 @@ def _memory(facts: MachineFacts, settings: Settings) -> Line:
 
 def _confinement(facts: MachineFacts, settings: Settings) -> list[Line]:
     """What holds a monitor that its guest has taken over."""
-    slots = facts.root and facts.tun and facts.netns and facts.nft and settings.network != "user"
     return [
         _line(
             "users",
@@ -202,7 +233,7 @@ def _confinement(facts: MachineFacts, settings: Settings) -> list[Line]:
         ),
         _line(
             "slots",
-            slots,
+            _slots(facts, settings),
             "the monitor of each machine is in a network of its own that lets nothing of it out",
             "monitors are in the network of this host: one that is taken over reaches all it does",
             "leave WRENN_NETWORK at auto or tap, and see the lines root to nftables",

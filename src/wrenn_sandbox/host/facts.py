@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from wrenn_sandbox.host.network.rules import limits_alone, shape_of
 from wrenn_sandbox.host.privileged import cgroups
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.confinement import jail_obstacle
@@ -25,6 +26,7 @@ QEMU = "qemu-system-x86_64"
 TOOLS = (
     "ip",
     "nft",
+    "tc",
     "setpriv",
     "prlimit",
     "mmdebstrap",
@@ -33,6 +35,7 @@ TOOLS = (
     "mkfs.erofs",
 )
 MB = 1024 * 1024
+_APART = ("unshare", "--net")
 _FICLONE = 0x40049409  # linux/fs.h
 _CLONE_NEWNET = 0x40000000
 _USERFAULTFD = 323  # x86-64
@@ -53,6 +56,8 @@ class MachineFacts:
     tun: bool
     netns: bool
     nft: bool
+    connection_limits: bool
+    bandwidth_limits: bool
     userfaultfd: bool
     reflink: bool
     cgroup_v2: bool
@@ -86,6 +91,8 @@ def machine_facts(data_dir: Path) -> MachineFacts:
         tun=_can_open(TUN_DEVICE),
         netns=_succeeds(["unshare", "--net", "true"]),
         nft=_succeeds(["nft", "list", "tables"]),
+        connection_limits=_succeeds([*_APART, "nft", "-f", "-"], limits_alone()),
+        bandwidth_limits=_succeeds([*_APART, "tc", "-batch", "-"], shape_of("lo", 1) + "\n"),
         userfaultfd=_userfaultfd(),
         reflink=_reflink(_existing(data_dir)),
         cgroup_v2=hierarchy is not None,
@@ -111,18 +118,24 @@ def _tool(name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _output(argv: list[str]) -> str | None:
+def _output(argv: list[str], text: str = "") -> str | None:
     try:
         done = subprocess.run(
-            argv, capture_output=True, timeout=10, env=ENVIRONMENT, check=False, text=True
+            argv,
+            input=text,
+            capture_output=True,
+            timeout=10,
+            env=ENVIRONMENT,
+            check=False,
+            text=True,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
 
 
-def _succeeds(argv: list[str]) -> bool:
-    return _output(argv) is not None
+def _succeeds(argv: list[str], text: str = "") -> bool:
+    return _output(argv, text) is not None
 
 
 def _can_open(device: Path) -> bool:

@@ -25,6 +25,8 @@ GOOD = MachineFacts(
     tun=True,
     netns=True,
     nft=True,
+    connection_limits=True,
+    bandwidth_limits=True,
     userfaultfd=True,
     reflink=True,
     cgroup_v2=True,
@@ -53,7 +55,8 @@ def test_a_good_machine() -> None:
     assert not any(each.advice for each in lines)
     assert healthy(lines)
     assert {each.name for each in lines} >= {
-        "kvm", "qemu", "tun", "namespaces", "nftables", "forwarding", "userfaultfd", "reflink",
+        "kvm", "qemu", "tun", "namespaces", "nftables", "connections", "bandwidth", "forwarding",
+        "userfaultfd", "reflink",
         "users", "slots", "jail", "seccomp", "memory images",
         "cgroup memory", "cgroup cpu", "cgroup pids", "disk", "memory", "kernel",
     }  # fmt: skip
@@ -72,6 +75,8 @@ def test_a_good_machine() -> None:
         ("tun", replace(GOOD, tun=False), "warn"),
         ("namespaces", replace(GOOD, netns=False), "warn"),
         ("nftables", replace(GOOD, nft=False), "warn"),
+        ("connections", replace(GOOD, connection_limits=False), "missing"),
+        ("bandwidth", replace(GOOD, bandwidth_limits=False), "warn"),
         ("forwarding", replace(GOOD, nft=False), "warn"),
         ("forwarding", replace(GOOD, forward_dropped=True), "warn"),
         ("forwarding", replace(GOOD, forwarding=False), "ok"),
@@ -101,6 +106,13 @@ def test_a_lack_has_a_status_and_advice(name: str, facts: MachineFacts, status: 
 def test_user_mode_networking_is_the_network_of_the_host() -> None:
     assert line("slots", GOOD).status == "ok"
     assert line("slots", GOOD, network="user").status == "warn"
+
+
+def test_limits_that_are_set_must_be_possible() -> None:
+    facts = replace(GOOD, connection_limits=False, bandwidth_limits=False)
+    assert line("bandwidth", facts, guest_mbit_per_sec=10).status == "missing"
+    found = line("connections", facts, guest_connections=0, guest_connections_per_sec=0)
+    assert found.status == "warn"
 
 
 def test_the_obstacle_is_named() -> None:

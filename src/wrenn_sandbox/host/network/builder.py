@@ -15,7 +15,13 @@ from wrenn_sandbox.host.network.addressing import (
     netns_prefix,
     veth_prefix,
 )
-from wrenn_sandbox.host.network.rules import Ground, host_rules, policy_change, slot_rules
+from wrenn_sandbox.host.network.rules import (
+    Ground,
+    host_rules,
+    policy_change,
+    shape_of,
+    slot_rules,
+)
 from wrenn_sandbox.host.network.slot import (
     GATEWAY_IP,
     GUEST_IP,
@@ -30,10 +36,6 @@ from wrenn_sandbox.host.privileged.netns import NETNS_DIR, NamespaceThread
 from wrenn_sandbox.host.privileged.process import kill_now, processes_in_netns
 from wrenn_sandbox.model.network import NetworkPolicy
 
-BURST_MS = 10
-MIN_BURST_KB = 128
-QUEUE_MS = 100
-"""Of a bandwidth limit: what may pass at once, and how long what has to wait is kept."""
 SYSCTL = Path("/proc/sys/net")
 
 
@@ -172,9 +174,7 @@ class SlotBuilder:
         """Bound what is sent over these interfaces."""
         rate = self._ground.limits.mbit_per_sec
         if rate:
-            burst_kb = max(MIN_BURST_KB, rate * 1000 // 8 * BURST_MS // 1000)
-            how = f"root tbf rate {rate}mbit burst {burst_kb}kb latency {QUEUE_MS}ms"
-            commands.tc_batch([f"qdisc replace dev {name} {how}" for name in names])
+            commands.tc_batch([shape_of(name, rate) for name in names])
 
     def _open(self, policy: NetworkPolicy, before: NetworkPolicy | None) -> None:
         """Runs inside the namespace of the slot."""

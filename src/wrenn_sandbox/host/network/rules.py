@@ -19,6 +19,8 @@ from wrenn_sandbox.model.network import NetworkPolicy
 SLOT_TABLE: Final = "wrenn"
 BURST_SEC: Final = 5
 """A guest that was quiet may open the connections of so many seconds at once."""
+_MIN_BURST_KB: Final = 128
+"""Room for the biggest packet that the kernel hands on as one, 64 KB."""
 _EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
 _DNS: Final = "meta l4proto { tcp, udp } th dport 53"
 _ICMP_ERRORS: Final = "{ destination-unreachable, time-exceeded, parameter-problem }"
@@ -178,6 +180,35 @@ def _limited(limits: Limits, key: str) -> str:
         rules += f"""
         {_FIRST_PACKET} {_for_each(key, "connections", over)} drop"""
     return rules
+
+
+def limits_alone() -> str:
+    """The rules that bound connections in a table of their own: to see whether this kernel can."""
+    limits = Limits(connections=1, connections_per_sec=1)
+    return f"""
+table inet {SLOT_TABLE} {{
+    set rates {{
+        type ipv4_addr; size 1; flags dynamic
+    }}
+    set connections {{
+        type ipv4_addr; size 1; flags dynamic
+    }}
+    chain slot {{{_limited(limits, "")}
+    }}
+    chain host {{{_limited(limits, "ip saddr")}
+    }}
+}}
+"""
+
+
+def shape_of(interface: str, mbit_per_sec: int) -> str:
+    """A line for `tc` that bounds what is sent over an interface.
+
+    What may pass at once is 10 ms' worth, what has to wait is kept for 100 ms.
+    """
+    burst_kb = max(_MIN_BURST_KB, mbit_per_sec * 10 // 8)
+    rate = f"rate {mbit_per_sec}mbit burst {burst_kb}kb latency 100ms"
+    return f"qdisc replace dev {interface} root tbf {rate}"
 
 
 def _for_each(key: str, name: str, condition: str) -> str:
