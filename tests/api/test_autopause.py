@@ -10,7 +10,7 @@ from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, make_settings, serve
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import SandboxId, TeamId
 
 _TIMEOUT = 60
 
@@ -122,12 +122,23 @@ async def test_a_command_that_begins_just_then_wins(
     timed: Server, owner: Team, clock: FakeClock, host: HostDouble
 ) -> None:
     id = SandboxId(await _create(owner))
-    with timed.plane.activity.using(id):
+    with timed.plane.activity.using(id, TeamId(owner.team_id)):
         clock.advance(_TIMEOUT)
         with pytest.raises(Exception, match="in use again"):
             await timed.plane.lifecycle.pause(id, "auto")
     assert await _status(owner, id) == "running"
     assert ("pause", id) not in host.calls
+
+
+async def test_who_may_not_use_a_sandbox_does_not_keep_it_awake(
+    timed: Server, owner: Team, clock: FakeClock
+) -> None:
+    id = SandboxId(await _create(owner))
+    other = await timed.team()
+    with timed.plane.activity.using(id, TeamId(other.team_id)):
+        clock.advance(_TIMEOUT)
+        await timed.plane.autopause.sweep()
+    assert await _status(owner, id) == "paused"
 
 
 async def test_a_failure_keeps_it_running_and_is_tried_again_later(

@@ -185,10 +185,10 @@ async def test_a_lost_connection_ends_the_process(
     async with talking(url, team.key) as peer:
         await peer.say(type="start", cmd="sh", args=["-c", "echo up; sleep 7655"])
         await peer.until("stdout", "up")
-        assert server.plane.activity.in_use(SandboxId(sandbox))
+        assert server.plane.activity.users_of(SandboxId(sandbox))
         if how == "abort":
             peer.connection.transport.abort()
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     assert await _exec(team, sandbox, "pgrep -f '^sleep 7655'") == 1
 
 
@@ -205,7 +205,7 @@ async def test_a_lost_connection_with_input_that_nobody_reads(
             assert not sending.done()
             peer.connection.transport.abort()
             await asyncio.wait([sending])
-        await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+        await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     assert await _exec(team, sandbox, "pgrep -f '^sleep 7656'") == 1
 
 
@@ -260,7 +260,7 @@ async def test_a_reader_that_stops_reading_stops_the_command(
         assert _resident_kib() - before < 32 * 1024
         assert await _exec(team, sandbox, "pgrep -x tee") == 0
         peer.connection.transport.abort()
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ async def test_later_messages_that_are_not_acceptable(
     (frame,) = await peer.rest()
     assert (frame["type"], frame["code"]) == ("error", "invalid_request")
     assert peer.closed_with[0] == 4400
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     assert await _exec(team, sandbox, "pgrep -f '^sleep 7657'") == 1
 
 
@@ -329,7 +329,7 @@ async def test_a_message_that_is_too_large(
     await peer.say(type="stdin", data="x" * (1 << 20))
     await peer.rest()
     assert peer.closed_with[0] == 1009
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     assert await _exec(team, sandbox, "pgrep -f '^sleep 7658'") == 1
 
 
@@ -492,4 +492,4 @@ async def test_many_streams_at_once(server: Server, url: str, team: Team, sandbo
     async with asyncio.timeout(120):
         told = await asyncio.gather(*[one(number) for number in range(count)])
     assert told == [f"hello {number}" for number in range(count)]
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))

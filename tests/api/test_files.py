@@ -357,10 +357,10 @@ async def test_a_file_call_is_activity(
     gate = host.hold("write_file")
     writing = faulty.start(_write(user, doubled, "x", b"1"))
     await gate.arrived.wait()
-    assert faulty.plane.activity.in_use(SandboxId(doubled))
+    assert faulty.plane.activity.users_of(SandboxId(doubled))
     gate.opened.set()
     assert (await writing).status_code == 204
-    assert not faulty.plane.activity.in_use(SandboxId(doubled))
+    assert not faulty.plane.activity.users_of(SandboxId(doubled))
     assert (await user.client.get(f"/v1/sandboxes/{doubled}")).json()["last_active_at"]
 
 
@@ -403,7 +403,7 @@ async def test_a_client_that_goes_leaves_the_old_file(
     upload.writer.transport.abort()
     await _until(team, sandbox, f"! {_TEMPORARY}")
     assert (await _read(team, sandbox, "kept")).content == b"old"
-    assert not server.plane.activity.in_use(SandboxId(sandbox))
+    assert not server.plane.activity.users_of(SandboxId(sandbox))
 
 
 @pytest.mark.parametrize("ending", ["pause", "delete"])
@@ -457,8 +457,8 @@ async def test_a_client_that_stops_reading_and_goes(
         ) as answer,
     ):
         await anext(answer.aiter_raw())
-        assert server.plane.activity.in_use(SandboxId(sandbox))
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+        assert server.plane.activity.users_of(SandboxId(sandbox))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
 
 
 def _resident_kib() -> int:

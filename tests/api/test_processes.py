@@ -173,7 +173,7 @@ async def test_a_client_that_goes_leaves_the_command(
     async with talking(_url(port, sandbox, "stays"), team.key) as peer:
         await peer.say(type="start", cmd="ignored")
         await peer.until("stdout", "up")
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     assert [each["tag"] for each in await _list(team, sandbox)] == ["stays"]
     async with talking(_url(port, sandbox, "stays"), team.key) as peer:
         await peer.until("stdout", "up")

@@ -71,7 +71,7 @@ async def test_coming_back_by_the_tag(
     await _type(peer, "V=kept; stty -echo; echo said\n")
     await peer.until("output", "said\r\n")
     await peer.connection.close()
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     async with talking(url, team.key) as again:
         await again.say(type="connect", tag="mine")
         assert (await again.hear())["type"] == "started"
@@ -92,7 +92,7 @@ async def test_input_before_a_hasty_good_bye(
         await _type(peer, "x" * 1000)
     await _type(peer, "\x03exit 8\n")
     await peer.connection.close()
-    await eventually(lambda: not server.plane.activity.in_use(SandboxId(sandbox)))
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     async with talking(url, team.key) as again:
         await again.say(type="connect", tag="mine")
         assert (await again.rest())[-1] == {"type": "exit", "exit_code": 8}

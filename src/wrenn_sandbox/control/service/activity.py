@@ -4,38 +4,46 @@ Kept in memory and written to the store every few seconds: the hot path costs no
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import datetime
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import SandboxId, TeamId
 
 
 class Activity:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._users: Counter[SandboxId] = Counter()
+        self._users: dict[SandboxId, Counter[TeamId]] = {}
         self._unsaved: dict[SandboxId, datetime] = {}
 
     @contextmanager
-    def using(self, sandbox_id: SandboxId) -> Iterator[None]:
-        """Counts as activity from the beginning to the end of the block."""
-        self._users[sandbox_id] += 1
+    def using(self, sandbox_id: SandboxId, team_id: TeamId) -> Iterator[None]:
+        """Counts as activity of this team from the beginning to the end of the block.
+
+        To be entered before the team's right to the sandbox is checked, since a pause that begins
+        after that check has to see it: so it counts for nothing where the team has none.
+        """
+        users = self._users.setdefault(sandbox_id, Counter())
+        users[team_id] += 1
         try:
             yield
         finally:
-            self._users[sandbox_id] -= 1
-            if not self._users[sandbox_id]:
-                del self._users[sandbox_id]
+            users[team_id] -= 1
+            if not users[team_id]:
+                del users[team_id]
+            if not users:
+                self._users.pop(sandbox_id, None)
 
     def touch(self, sandbox_id: SandboxId) -> None:
         self._unsaved[sandbox_id] = self._clock()
 
-    def in_use(self, sandbox_id: SandboxId) -> bool:
-        return sandbox_id in self._users
+    def users_of(self, sandbox_id: SandboxId) -> Set[TeamId]:
+        """The teams that use, or try to use, a sandbox right now."""
+        return self._users.get(sandbox_id, Counter()).keys()
 
     def latest(self, sandbox_id: SandboxId, saved: datetime | None) -> datetime | None:
         """The last activity, given what the store says of it."""

@@ -94,7 +94,7 @@ class AutoPause:
         return min(rest, default=_LONGEST_SLEEP)
 
     def _due(self, sandbox: Sandbox) -> datetime:
-        if self._activity.in_use(sandbox.id):
+        if sandbox.team_id in self._activity.users_of(sandbox.id):
             return self._clock() + _BUSY_RECHECK
         saved = sandbox.last_active_at or sandbox.last_updated
         latest = self._activity.latest(sandbox.id, saved) or saved

@@ -138,7 +138,7 @@ class GuestService:
         block; `AgentError` when the guest fails.
         """
         known = sandbox_id_of(sandbox_id)
-        with self._activity.using(known):
+        with self._activity.using(known, team_id):
             async with self.watching(team_id, sandbox_id) as guest:
                 self._activity.touch(known)
                 try:

@@ -126,7 +126,7 @@ class Lifecycle:
             sandbox_id, Event.PAUSE, actor, "only a running sandbox can be paused", reason
         )
         try:
-            if actor == "auto" and self._activity.in_use(sandbox_id):
+            if actor == "auto" and sandbox.team_id in self._activity.users_of(sandbox_id):
                 raise InvalidState("The sandbox is in use again")
             await self._host.pause(sandbox_id, self._operation())
         except Exception as error:

@@ -187,7 +187,7 @@ class SandboxService:
     ) -> Executed:
         """Run a command to its end; raises `ExecTimeout` with what it wrote until then."""
         known, command = sandbox_id_of(sandbox_id), checked_command(command)
-        with self._activity.using(known):
+        with self._activity.using(known, team_id):
             await self._require_running(team_id, known)
             self._activity.touch(known)
             with self._calls.going_on(team_id, known) as calls:
