@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import resource
 import signal
 import socket
@@ -21,6 +22,7 @@ from wrenn_sandbox.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _FILES = 65_536
+_FILES_OF_HOST = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,7 +39,9 @@ async def run(settings: Settings) -> None:
         if certificate is not None:
             stack.enter_context(_renewed_by_signal(certificate))
         listener = stack.enter_context(_listen(settings.host, settings.port))
-        _allow_many_files()
+        _allow_many_files(settings.max_connections + _FILES_OF_HOST)
+        if certificate is None and not settings.trusted_proxies and not _is_local(listener):
+            _log.warning("keys and tokens travel in the clear: see docs/tls.md", host=settings.host)
         host = await HostAgent.start(settings)
         stack.push_async_callback(host.close)
         app = create_app(settings, host)
@@ -121,8 +125,14 @@ def _renewed_by_signal(certificate: Certificate) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-def _allow_many_files() -> None:
+def _allow_many_files(needed: int) -> None:
     """Each connection is a file, and so is much of each machine."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if most == resource.RLIM_INFINITY else min(most, _FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    limit = _FILES if most == resource.RLIM_INFINITY else min(most, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    if limit < needed:
+        _log.warning("few files may be open; raise the limit (nofile)", limit=limit, needed=needed)
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -416,8 +416,9 @@ async def test_a_long_answer_takes_its_time() -> None:
     app = App()
     short = _settings(head_timeout_sec=0.3, body_timeout_sec=0.3, write_timeout_sec=0.3)
     async with edge(app, short) as server, _peer(server) as peer:
-        await peer.send(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n\r\n")
+        await peer.send(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n")
         await app.begun.wait()
+        await peer.send(b"\r\n")
         await asyncio.sleep(2.5)
         app.gate.set()
         assert _status(await peer.answer()) == 200
