@@ -1,16 +1,21 @@
-"""How fast a guest may use its disk, and how much of the host's disk it can come to take."""
+"""How fast a guest may use its disk, and what becomes of it when the host's disk is full."""
 
+import hashlib
+import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from vm.conftest import NewRig
-from vm.harness import Api
+from vm.harness import Api, eventually
 
 pytestmark = pytest.mark.vm
 
 _MB = 4
 _OPERATIONS = 100
+_BYTES = 24 << 20
 
 
 def _seconds(api: Api, sandbox: str, script: str) -> float:
@@ -50,3 +55,42 @@ def test_a_guest_uses_its_disk_no_faster_than_it_may(new_rig: NewRig) -> None:
     api.exec(sandbox, "sh", "-c", "dd if=/dev/zero of=/root/more bs=1M count=64 oflag=direct &")
     api.pause(sandbox)
     assert time.monotonic() - began < 10, "what waits for its turn does not hold up a pause"
+
+
+def test_a_guest_that_finds_the_disk_full_goes_on_when_there_is_room(new_rig: NewRig) -> None:
+    """And has written every byte."""
+    rig, api = new_rig()
+    api.delete(api.create().id)
+    small = rig.data_dir / "run"
+    _mount(small, "size=12m,mode=711")
+    try:
+        sandbox = api.create().id
+        script = (
+            f"yes wrenn | head -c {_BYTES} > /root/big; sync; echo 3 > /proc/sys/vm/drop_caches"
+        )
+        fields = {"cmd": "sh", "args": ["-c", f"{script}; sha256sum /root/big > /root/sum"]}
+        answer = api.request(
+            "POST", f"/v1/sandboxes/{sandbox}/exec", {**fields, "background": True}
+        )
+        assert answer.status_code == 202, answer.text
+        assert eventually(lambda: _free(small) < 1 << 20, within=30)
+        rig.server.kill()
+        rig.server.start()
+        assert api.get(sandbox).status == "running", "it is no lost machine"
+        _mount(small, "remount,size=256m")
+        assert eventually(lambda: _free(small) < (256 << 20) - _BYTES, within=30)
+        wanted = hashlib.sha256((b"wrenn\n" * (_BYTES // 6 + 1))[:_BYTES]).hexdigest()
+        script = "until test -s /root/sum; do sleep 0.1; done; cat /root/sum"
+        assert api.output(sandbox, script).split() == [wanted, "/root/big"]
+        api.delete(sandbox)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def _mount(directory: Path, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], check=True)
+
+
+def _free(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize

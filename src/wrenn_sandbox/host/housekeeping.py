@@ -9,7 +9,7 @@ sandbox's lock only to be switched to; a sandbox that is resumed meanwhile does 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
@@ -27,7 +27,7 @@ from wrenn_sandbox.ids import SandboxId, new_image_id
 
 _log = structlog.get_logger(__name__)
 
-_TRIM_SEC: Final = 30.0
+_ROUND_SEC: Final = 10.0
 _LEAST_SHARE: Final = 16
 """Pages are merged when they are at least one part in so many of the guest's memory."""
 
@@ -39,14 +39,16 @@ class Housekeeper:
         self._parts = parts
         self._settings = parts.settings
         self._collection = collection
+        self._sandboxes: Collection[Sandbox] = ()
         self._waiting: dict[SandboxId, Sandbox] = {}
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
 
-    def start(self, sandboxes: Iterable[Sandbox]) -> None:
-        """Begin to work, first on what there is."""
+    def start(self, sandboxes: Collection[Sandbox]) -> None:
+        """Begin to work, first on what there is; `sandboxes` changes as they come and go."""
+        self._sandboxes = sandboxes
         for sandbox in sandboxes:
             self.consider(sandbox)
         self._worker = asyncio.create_task(self._work(), name="housekeeping")
@@ -71,13 +73,24 @@ class Housekeeper:
     async def _work(self) -> None:
         while not self._closing:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TRIM_SEC):
+                async with asyncio.timeout(_ROUND_SEC):
                     await self._wake.wait()
+            if not self._wake.is_set():
+                await self._look_around()
             self._wake.clear()
-            await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
             while self._waiting and not self._closing:
                 await self._tidy(self._waiting.pop(next(iter(self._waiting))))
             self._settled.set()
+
+    async def _look_around(self) -> None:
+        """What is due from time to time: free memory, wake those that a full disk has stopped."""
+        await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
+        for sandbox in list(self._sandboxes):
+            try:
+                if await sandbox.wake():
+                    _log.warning("the disk was full", sandbox=sandbox.sandbox_id)
+            except WrennError as error:
+                _log.warning("not woken", sandbox=sandbox.sandbox_id, detail=str(error))
 
     async def _tidy(self, sandbox: Sandbox) -> None:
         log = _log.bind(sandbox=sandbox.sandbox_id)

@@ -118,6 +118,10 @@ class Driver(Protocol):
         """Let a machine that `pause` stopped run on."""
         ...
 
+    async def wake(self, process: Process) -> bool:
+        """Let a machine go on that stands still since the host's disk was full; whether it did."""
+        ...
+
     async def kill(self, process: Process) -> None:
         """End the machine at once and wait for its end; safe to repeat."""
         ...

@@ -93,6 +93,9 @@ class FakeDriver:
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         self._handles[process].signal(signal.SIGCONT)
 
+    async def wake(self, process: Process) -> bool:
+        return False
+
     async def kill(self, process: Process) -> None:
         handle = self._handles.pop(process, None)
         if handle is None:
