@@ -453,8 +453,9 @@ async def test_housekeeping_over_such_a_disk(
         for _ in range(2):
             await host.pause(sandbox.sandbox_id, new_operation_id())
             await host.resume(sandbox.sandbox_id, new_operation_id(), Egress())
-        assert len(sandbox.layers) == 2
-        for each in sandbox.layers:
+        before = sandbox.layers
+        assert len(before) == 2
+        for each in before:
             disk = host._paths.generation(sandbox.sandbox_id, each) / "disk"
             _over_another_file(disk, secret)
     host._housekeeper.consider(sandbox)
