@@ -192,13 +192,6 @@ class QemuDriver:
         await running.monitor.cont()
         return True
 
-    async def wake(self, process: Process) -> bool:
-        running = self._running.get(process)
-        if running is None or await running.monitor.status() != _DISK_FULL:
-            return False
-        await running.monitor.cont()
-        return True
-
     async def kill(self, process: Process) -> None:
         running = self._running.pop(process, None)
         if running is not None:
