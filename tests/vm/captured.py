@@ -28,7 +28,7 @@ def outcome(attempt: Callable[[], object]) -> str:
         return f"done: {attempt()}"
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, type(error).__name__)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, OverflowError, RuntimeError) as error:
         return type(error).__name__
 
 
