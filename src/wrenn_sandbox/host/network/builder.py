@@ -8,6 +8,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import structlog
+
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.addressing import (
     AddressPlan,
@@ -32,10 +34,12 @@ from wrenn_sandbox.host.network.slot import (
     UPLINK_NAME,
 )
 from wrenn_sandbox.host.privileged import commands
+from wrenn_sandbox.host.privileged.conntrack import forget_connections
 from wrenn_sandbox.host.privileged.netns import NETNS_DIR, NamespaceThread
 from wrenn_sandbox.host.privileged.process import kill_now, processes_in_netns
 from wrenn_sandbox.model.network import NetworkPolicy
 
+_log = structlog.get_logger(__name__)
 SYSCTL = Path("/proc/sys/net")
 
 
@@ -219,11 +223,22 @@ class SlotBuilder:
             ],
             force=True,
         )
+        for index in indices:
+            _forget_connections(plan.slot_end(index))
         stayed = leftovers(plan.tag) & set(indices)
         if stayed:
             raise HostFailure(
                 "network slots could not be removed", detail=f"slots {sorted(stayed)}"
             )
+
+
+def _forget_connections(address: IPv4Address) -> None:
+    """A slot that is gone ends its connections without a word: the host would keep them for days,
+    and count them for whoever has the address next."""
+    try:
+        forget_connections(address)
+    except OSError as error:
+        _log.warning("connections of a removed slot are kept", detail=str(error))
 
 
 def _end_processes_of(netns: str) -> None:

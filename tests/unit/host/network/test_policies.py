@@ -5,12 +5,13 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.rules import BURST_SEC, Limits
+from wrenn_sandbox.host.privileged.conntrack import forget_connections
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
 
@@ -272,6 +273,29 @@ async def test_new_connections_are_bounded_twice(
         make = partial(bound_udp, other.host_ip)
         through = await flows_that_arrive(world, str(other.netns), make, 2 * most)
         assert most // 2 < through <= most + 4
+
+
+async def test_the_next_in_a_slot_does_not_answer_for_its_predecessor(
+    make_pool: PoolFactory, namespaces: NamespaceThread
+) -> None:
+    """Connections of a machine that is gone are nobody's, and the host forgets them."""
+    async with a_world(make_pool, namespaces, limits=Limits(connections=4)) as world:
+        await world.allow(NetworkPolicy())
+        await world.carries()
+        first = await world.pool.acquire()
+        for slot in (first, None):
+            used = slot or await world.pool.acquire()
+            assert used.index == first.index
+            await world.pool.apply(used, NetworkPolicy())
+            run("ip", "netns", "exec", str(used.netns), "nft", "flush", "ruleset")
+            make = partial(bound_udp, used.host_ip)
+            assert await flows_that_arrive(world, str(used.netns), make, 16) == 4
+            assert forget_connections(IPv4Address("10.231.255.254")) == 0
+            if slot is not None:
+                world.pool.release(used)
+                await world.pool.filled()
+        assert forget_connections(IPv4Address(first.host_ip)) == 4
+        assert forget_connections(IPv4Address(first.host_ip)) == 0
 
 
 async def test_a_connection_that_is_open_may_send_as_often_as_it_likes(
