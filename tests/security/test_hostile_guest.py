@@ -583,19 +583,28 @@ async def test_a_token_that_is_echoed_is_not_kept(
     assert "ffff" not in str(caught.value) + (caught.value.detail or "") + str(logs)
 
 
-@pytest.mark.parametrize("early", [answer(b"{}"), b"HTTP/1.1 ", b"x", b"HTTP/1.1 200 OK\r\n\r\n"])
-async def test_what_comes_before_the_question_is_no_answer(early: bytes, stand: Stand) -> None:
-    """Nor is what comes after one: the connection is not used again."""
-    metrics = b'{"cpu_count":1,"cpu_used_pct":1,"mem_total":1,"mem_used":1,'
-    metrics += b'"disk_used":1,"disk_total":1}'
-    stand.guest.script = Script([(0, answer(metrics) + early)], "wait")
-    with suppress(AgentError):
-        await _metrics(stand)
-    await asyncio.sleep(0.05)
-    before = stand.guest.connections
-    stand.guest.script = says(answer(metrics), ending="wait")
-    await _metrics(stand)
-    assert stand.guest.connections == before + 1
+_HEALTHY: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+@pytest.mark.parametrize("early", [_HEALTHY, answer(b"{}"), b"HTTP/1.1 ", b"x"])
+async def test_what_comes_before_a_question_is_not_its_answer(early: bytes, stand: Stand) -> None:
+    """A connection on which there was more than one answer is not used again."""
+    client = stand.host._sandboxes[stand.bad].client
+    stand.guest.script = Script([(0, _HEALTHY), (0.05, early)], "wait")
+    await client.health()
+    await asyncio.sleep(0.1)
+    assert stand.guest.connections == 1
+    stand.guest.script = says(_HEALTHY, ending="wait")
+    await client.health()
+    assert stand.guest.connections == 2
+
+
+async def test_a_connection_on_which_nothing_else_came_is_used_again(stand: Stand) -> None:
+    client = stand.host._sandboxes[stand.bad].client
+    stand.guest.script = Script([(0, _HEALTHY), (0.2, _HEALTHY)], "wait")
+    await client.health()
+    await client.health()
+    assert stand.guest.connections == 1
 
 
 async def fuzz(stand: Stand, seed: int, seconds: float) -> tuple[int, float, int]:
