@@ -7,11 +7,12 @@ are decided one after the other, and each remembers its promise before the next 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.host import capacity
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import OperationId, SandboxId
 from wrenn_sandbox.settings import Settings
 
 _LATER_SEC: Final = 10.0
@@ -31,11 +32,13 @@ class Admission:
         self._settings = settings
         self._running = running
         self._make_room = make_room
-        self._promised: dict[SandboxId, int] = {}
+        self._promised: dict[tuple[SandboxId, OperationId], int] = {}
         self._turn = asyncio.Lock()
         self._closed = False
 
-    async def reserve(self, sandbox_id: SandboxId, memory_mb: int) -> None:
+    async def reserve(
+        self, sandbox_id: SandboxId, operation_id: OperationId, memory_mb: int
+    ) -> None:
         """Promise a sandbox its machine, until `release`; raises `NoCapacity`."""
         async with self._turn:
             if self._closed:
@@ -50,11 +53,11 @@ class Admission:
                 shortage = await self._shortage(others, memory_mb)
             if shortage is not None:
                 raise _full(f"The host has no {shortage} left for another sandbox")
-            self._promised[sandbox_id] = memory_mb
+            self._promised[sandbox_id, operation_id] = memory_mb
 
-    def release(self, sandbox_id: SandboxId) -> None:
+    def release(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
         """Forget a promise: its machine runs, or will not; harmless without one."""
-        self._promised.pop(sandbox_id, None)
+        self._promised.pop((sandbox_id, operation_id), None)
 
     async def has_room(self, memory_mb: int) -> bool:
         """Whether a machine that was not asked for may be made ready."""
@@ -62,13 +65,19 @@ class Admission:
             return False
         return await self._shortage(self._others(None), memory_mb) is None
 
+    async def require_disk(self, needed_mb: int, *, share: float = 1.0) -> None:
+        """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays."""
+        await asyncio.to_thread(
+            partial(capacity.require_disk, self._settings, needed_mb, share=share)
+        )
+
     def close(self) -> None:
         """Refuse everything from now on."""
         self._closed = True
 
     def _others(self, sandbox_id: SandboxId | None) -> dict[SandboxId, int]:
         """The memory of every machine that runs or is promised, but for this sandbox's."""
-        others = {**self._running(), **self._promised}
+        others = {**self._running(), **{each: mb for (each, _), mb in self._promised.items()}}
         if sandbox_id is not None:
             others.pop(sandbox_id, None)
         return others
@@ -77,7 +86,7 @@ class Admission:
         """What is missing for one more machine of this size; None where nothing is."""
         settings = self._settings
         free = await asyncio.to_thread(capacity.measure, settings.data_dir)
-        promised = sum(mb for each, mb in self._promised.items() if each in others)
+        promised = sum(mb for (each, _), mb in self._promised.items() if each in others)
         if free.memory_free_mb - promised - memory_mb < settings.memory_reserve_mb:
             return "memory"
         bound = settings.memory_overcommit * (free.memory_total_mb - settings.memory_reserve_mb)

@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound
+from wrenn_sandbox.errors import Conflict, NoCapacity, NotFound
 from wrenn_sandbox.host import capacity, disk_use, faults, ownership, stored
 from wrenn_sandbox.host.admission import Admission
 from wrenn_sandbox.host.collection import ImageCollection
@@ -19,6 +19,7 @@ from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.guest_calls import GuestCalls
 from wrenn_sandbox.host.housekeeping import Housekeeper
+from wrenn_sandbox.host.image_calls import ImageCalls
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.lock import DirectoryLock
@@ -33,7 +34,6 @@ from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_random
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
-    BaseTemplate,
     CreateSandbox,
     Egress,
     EventKind,
@@ -54,7 +54,7 @@ _PAUSE_SHARE: Final = 0.25
 """The part of the disk's reserve that a pause leaves."""
 
 
-class HostAgent(GuestCalls):
+class HostAgent(GuestCalls, ImageCalls):
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
     def __init__(self, settings: Settings, paths: Paths, equipment: Equipment) -> None:
@@ -94,7 +94,6 @@ class HostAgent(GuestCalls):
         self._housekeeper = Housekeeper(self._parts, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
-
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
         self._numbers = itertools.count(1)
         self._event_added = asyncio.Event()
@@ -167,40 +166,19 @@ class HostAgent(GuestCalls):
             disk_free_mb=free.disk_free_mb,
         )
 
-    async def templates(self) -> list[BaseTemplate]:
-        found = await asyncio.to_thread(self._store.templates)
-        return [
-            BaseTemplate(
-                name=template.name,
-                image_id=template.manifest.image_id,
-                vcpus=template.manifest.vcpus,
-                memory_mb=template.manifest.memory_mb,
-                size=template.size,
-                created_at=template.manifest.created_at,
-            )
-            for template in found
-        ]
-
-    async def warm(self, template: str) -> None:
-        """Make the snapshot of a template for its own size, unless it is there.
-
-        Raises `NotFound` and `HostFailure`.
-        """
-        image = await asyncio.to_thread(self._store.resolve, template)
-        await self._variants.get(image, Size(image.vcpus, image.memory_mb))
-
     async def create(self, request: CreateSandbox) -> Placement:
         sandbox = self._sandboxes.get(request.sandbox_id)
         if sandbox is not None and sandbox.operation_id not in (None, request.operation_id):
             raise Conflict("The sandbox exists.")
         if sandbox is None:
-            await self._admission.reserve(request.sandbox_id, request.memory_mb)
+            await self._admission.reserve(
+                request.sandbox_id, request.operation_id, request.memory_mb
+            )
             sandbox = self._sandboxes.get(request.sandbox_id)
         if sandbox is None:
             sandbox = self._new_sandbox(request.sandbox_id)
             sandbox.operation_id = request.operation_id
             self._sandboxes[request.sandbox_id] = sandbox
-
         return await self._once(
             request.sandbox_id, request.operation_id, lambda: self._create(sandbox, request)
         )
@@ -216,13 +194,6 @@ class HostAgent(GuestCalls):
             if self._sandboxes.get(request.sandbox_id) is sandbox:
                 del self._sandboxes[request.sandbox_id]
             raise
-
-    async def _startable(self, request: CreateSandbox) -> Manifest:
-        """The snapshot to continue: the image itself, or a template's for the size."""
-        image = await asyncio.to_thread(self._store.open, request.image_id)
-        if not image.is_cold:
-            return await asyncio.to_thread(self._store.open_sound, request.image_id)
-        return await self._variants.get(image, Size(request.vcpus, request.memory_mb))
 
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
         sandbox = self._sandboxes.get(sandbox_id)
@@ -244,17 +215,13 @@ class HostAgent(GuestCalls):
 
     async def _pause(self, sandbox: Sandbox) -> None:
         """A pause may use the disk's reserve, save for a part: work goes before newcomers."""
+        require_disk = partial(self._admission.require_disk, share=_PAUSE_SHARE)
         try:
-            await self._require_disk(sandbox.memory_mb, share=_PAUSE_SHARE)
+            await require_disk(sandbox.memory_mb)
         except NoCapacity:
             usage = await self._driver.usage(sandbox.machine.process)
-            await self._require_disk(usage.own_memory >> 20, share=_PAUSE_SHARE)
+            await require_disk(usage.own_memory >> 20)
         await sandbox.pause()
-
-    async def _require_disk(self, needed_mb: int, *, share: float = 1.0) -> None:
-        await asyncio.to_thread(
-            partial(capacity.require_disk, self._settings, needed_mb, share=share)
-        )
 
     async def resume(
         self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
@@ -262,8 +229,8 @@ class HostAgent(GuestCalls):
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.RUNNING:
             return sandbox.machine.placement
-        await self._admission.reserve(sandbox_id, sandbox.memory_mb)
         policy = network.policy()
+        await self._admission.reserve(sandbox_id, operation_id, sandbox.memory_mb)
         return await self._once(
             sandbox_id, operation_id, lambda: sandbox.resume(operation_id, policy)
         )
@@ -284,36 +251,17 @@ class HostAgent(GuestCalls):
                 return image
         sandbox = self._sandbox(sandbox_id)
         if (sandbox_id, operation_id) not in self._operations:
-            disk = (await self._disk_use()).get(sandbox_id, 0)
-            await self._require_disk(sandbox.memory_mb + (disk >> 20))
+            disk = await disk_use.measured(self._parts, [sandbox.holding])
+            needed_mb = sandbox.memory_mb + (disk.get(sandbox_id, 0) >> 20)
+            await self._admission.require_disk(needed_mb)
         await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
         self._sandboxes.pop(sandbox_id, None)
         await sandbox.destroy()
         return await self._image_info(image_id)
 
-    async def _image_info(self, image_id: ImageId) -> ImageInfo:
-        image = await asyncio.to_thread(self._store.open, image_id)
-        return ImageInfo(
-            image_id=image_id,
-            vcpus=image.vcpus,
-            memory_mb=image.memory_mb,
-            size=await asyncio.to_thread(self._store.size, image_id),
-            created_at=image.created_at,
-        )
-
-    async def remove_image(self, image_id: ImageId) -> None:
-        await asyncio.to_thread(self._store.let_go, image_id)
-        await self._collection.run()
-
-    async def held_images(self) -> list[ImageInfo]:
-        found = []
-        for image_id in await asyncio.to_thread(self._store.held):
-            with suppress(NotFound, IncompatibleImage):
-                found.append(await self._image_info(image_id))
-        return found
-
     async def sandboxes(self) -> list[SandboxReport]:
-        disk = await self._disk_use()
+        holdings = [each.holding for each in self._sandboxes.values()]
+        disk = await disk_use.measured(self._parts, holdings)
         return [
             SandboxReport(
                 sandbox_id=sandbox_id,
@@ -369,7 +317,7 @@ class HostAgent(GuestCalls):
 
     def _finished(self, key: tuple[SandboxId, OperationId], task: asyncio.Task[object]) -> None:
         self._operations.pop(key, None)
-        self._admission.release(key[0])
+        self._admission.release(*key)
         sandbox = self._sandboxes.get(key[0])
         if sandbox is not None:
             self._housekeeper.consider(sandbox)
@@ -394,18 +342,6 @@ class HostAgent(GuestCalls):
             for each in self._sandboxes.values()
             if each.phase is Phase.RUNNING
         }
-
-    async def _disk_use(self) -> dict[SandboxId, int]:
-        """What sandboxes take on the disk; nothing where that can not be told just now."""
-        holdings = [each.holding for each in self._sandboxes.values()]
-        kept = self._settings.max_variants
-        try:
-            return await asyncio.to_thread(
-                disk_use.measure, self._paths, self._store, holdings, kept
-            )
-        except (OSError, IncompatibleImage) as error:
-            _log.warning("disk use not measured", detail=str(error))
-            return {}
 
     def _needed_images(self) -> set[ImageId] | None:
         """The images of all sandboxes; None while there is one of which they are not known."""

@@ -1,22 +1,29 @@
-"""What each sandbox takes on the host's disk, in allocated bytes. Blocks.
+"""What each sandbox takes on the host's disk, in allocated bytes.
 
 A sandbox takes its machine's directory, all that is stored of it, and its share of the images that
 are there for sandboxes only: private ones, and those that nobody names any more.
 """
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import structlog
 
 from wrenn_sandbox.errors import IncompatibleImage, NotFound
 from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
 
-_BLOCK = 512
+_log = structlog.get_logger(__name__)
+
+_BLOCK: Final = 512
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,20 @@ class Holding:
     image_id: ImageId | None
 
 
+async def measured(parts: Parts, holdings: Sequence[Holding]) -> dict[SandboxId, int]:
+    """Bytes of each sandbox; nothing where that can not be told just now."""
+    variants = parts.settings.max_variants
+    try:
+        return await asyncio.to_thread(measure, parts.paths, parts.store, holdings, variants)
+    except (OSError, IncompatibleImage) as error:
+        _log.warning("disk use not measured", detail=str(error))
+        return {}
+
+
 def measure(
     paths: Paths, store: ImageStore, holdings: Sequence[Holding], variants: int
 ) -> dict[SandboxId, int]:
-    """Bytes of each sandbox; a file that goes meanwhile counts nothing."""
+    """Bytes of each sandbox; a file that goes meanwhile counts nothing. Blocks."""
     kept = store.kept(variants)
     needed = {each.sandbox_id: _own_images(store, each, kept) for each in holdings}
     users = Counter(image for images in needed.values() for image in images)

@@ -9,8 +9,10 @@ from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.host import capacity
 from wrenn_sandbox.host.admission import Admission
 from wrenn_sandbox.host.capacity import Free
-from wrenn_sandbox.ids import SandboxId, new_sandbox_id
+from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
+
+_OPERATION = new_operation_id()
 
 
 class Machine:
@@ -50,7 +52,7 @@ async def _reserved(admission: Admission, number: int, memory_mb: int) -> list[S
     """Those of many requests at once that got their machine."""
     ids = [new_sandbox_id() for _ in range(number)]
     answers = await asyncio.gather(
-        *(admission.reserve(id, memory_mb) for id in ids), return_exceptions=True
+        *(admission.reserve(id, _OPERATION, memory_mb) for id in ids), return_exceptions=True
     )
     assert all(answer is None or isinstance(answer, NoCapacity) for answer in answers)
     return [id for id, answer in zip(ids, answers, strict=True) if answer is None]
@@ -60,8 +62,10 @@ async def test_promises_count_before_their_memory_is_taken(machine: Machine) -> 
     admission = machine.admission()
     first = await _reserved(admission, 20, 1024)
     assert len(first) == 5, "6 GiB are free and 1 is kept"
-    admission.release(first[0])
-    admission.release(first[0])
+    admission.release(first[0], new_operation_id())
+    assert await _reserved(admission, 1, 1024) == [], "another operation has promised nothing"
+    admission.release(first[0], _OPERATION)
+    admission.release(first[0], _OPERATION)
     assert len(await _reserved(admission, 3, 1024)) == 1
 
 
@@ -80,8 +84,8 @@ async def test_a_machine_that_runs_is_not_counted_twice(machine: Machine) -> Non
     admission = machine.admission(memory_overcommit=1.0, max_running=2)
     [id] = await _reserved(admission, 1, 4096)
     machine.running[id] = 4096
-    await admission.reserve(id, 4096)
-    admission.release(id)
+    await admission.reserve(id, _OPERATION, 4096)
+    admission.release(id, _OPERATION)
     assert len(await _reserved(admission, 2, 1024)) == 1, "two may run"
 
 
@@ -101,7 +105,7 @@ async def test_room_is_made_where_there_is_too_little(machine: Machine) -> None:
 async def test_no_disk_no_machine(machine: Machine) -> None:
     machine.free = Free(memory_total_mb=10_240, memory_free_mb=6144, disk_free_mb=1023)
     with pytest.raises(NoCapacity, match="disk space") as caught:
-        await machine.admission().reserve(new_sandbox_id(), 64)
+        await machine.admission().reserve(new_sandbox_id(), _OPERATION, 64)
     assert caught.value.retry_after
 
 
@@ -120,4 +124,4 @@ async def test_nothing_is_promised_by_a_host_that_closes(machine: Machine) -> No
     admission.close()
     assert not await admission.has_room(64)
     with pytest.raises(NoCapacity, match="shutting down"):
-        await admission.reserve(new_sandbox_id(), 64)
+        await admission.reserve(new_sandbox_id(), _OPERATION, 64)
