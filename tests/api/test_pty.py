@@ -57,7 +57,7 @@ async def test_a_login_shell(peer: Peer) -> None:
 
 
 async def test_control_characters(peer: Peer) -> None:
-    await peer.say(type="start", cmd="sh", args=["-c", "echo up; sleep 60"])
+    await peer.say(type="start", cmd="sh", args=["-c", "echo up; while :; do :; done"])
     await peer.until("output", "up")
     await _type(peer, "\x03")
     assert (await peer.rest())[-1] == {"type": "exit", "exit_code": 130}
