@@ -63,6 +63,7 @@ class Reconciler:
         self._wakeup = wakeup
         self._interval = interval
         self._retention = retention
+        self._turn = asyncio.Lock()
         self._clock = clock
         self._random = random
 
@@ -81,7 +82,11 @@ class Reconciler:
                 pass
 
     async def sweep(self) -> None:
-        """Compare once and correct what differs."""
+        """Compare once and correct what differs, after whoever does so already."""
+        async with self._turn:
+            await self._sweep()
+
+    async def _sweep(self) -> None:
         with self._operations.watch() as touched:
             reports = {report.sandbox_id: report for report in await self._host.sandboxes()}
             live = {each.id: each for each in await self._store.all_sandboxes.in_states(_LIVE)}
