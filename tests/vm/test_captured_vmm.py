@@ -310,8 +310,18 @@ def limit_of(process: Path, name: str) -> int:
     return int(line[26:].split()[1])
 
 
+def require_lacks_logged(rig: Rig) -> None:
+    """The server has said what this machine can not give, and nothing where it can all."""
+    confined = confinement(rig.data_dir, ["true"])
+    confined.close()
+    lines = [line for line in rig.server.log.read_text().splitlines() if "less protected" in line]
+    assert len(lines) == bool(confined.lacks)
+    assert all(each in lines[0] for each in confined.lacks)
+
+
 def test_real_monitors_are_confined_all_their_lives(new_rig: NewRig) -> None:
     rig, api = new_rig()
+    require_lacks_logged(rig)
     sandbox = api.create().id
     require_confined(rig, sandbox)
     api.pause(sandbox)
