@@ -202,7 +202,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_stuck(now):
             self._give_up("unread")
             return
-        if self.flow.read_paused or self._is_behind():
+        if self.flow.read_paused or self._is_behind() or self._owes_continue():
             self._since = now  # it is us who do not get on
         waited = now - self._since
         if self._reading is _Reading.REFUSED and waited > LINGER_SECONDS:
@@ -226,6 +226,10 @@ class HttpProtocol(HttpToolsProtocol):
         return self._is_pending() and (
             self._reading is _Reading.HEAD or self._running is not self.cycle
         )
+
+    def _owes_continue(self) -> bool:
+        """Whether the client waits for 100 before it sends its body."""
+        return self._reading is _Reading.BODY and self.cycle.waiting_for_100_continue
 
     def _is_stuck(self, now: float) -> bool:
         unsent = self.transport.get_write_buffer_size()

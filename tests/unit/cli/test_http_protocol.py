@@ -401,6 +401,24 @@ async def test_a_body_that_waits_for_the_server() -> None:
         await sending
 
 
+async def test_a_body_that_nobody_has_asked_for_yet() -> None:
+    gate = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await gate.wait()
+        assert (await receive())["body"] == b"abc"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async with edge(app, _settings(body_timeout_sec=0.3)) as server, _peer(server) as peer:
+        await peer.send(_POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        await asyncio.sleep(2.5)
+        gate.set()
+        assert _status(await peer.reader.readuntil(b"\r\n\r\n")) == 100
+        await peer.send(b"abc")
+        assert _status(await peer.answer()) == 200
+
+
 async def test_a_body_for_which_nobody_waits_any_more() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
