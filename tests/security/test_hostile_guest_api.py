@@ -195,6 +195,7 @@ async def test_text_that_is_none(caller: Caller) -> None:
     caller.guest.script = says(answer(json.dumps(message).encode(), b"500 x"), ending="wait")
     response = await caller.get("metrics")
     assert response.status_code == 502
+    await asyncio.to_thread(caller.guest.hang_up)
     caller.guest.script = says(
         CHUNKED + event(start={"pid": 7}) + event(data={"stdout": "AFxIG+2ggAo="}),
         event(end={"exitCode": 0}) + END,
@@ -203,6 +204,7 @@ async def test_text_that_is_none(caller: Caller) -> None:
     response = await caller.post("exec", {"cmd": "true", "timeout_sec": 1})
     assert response.status_code == 200
     assert response.json()["encoding"] == "base64"
+    await asyncio.to_thread(caller.guest.hang_up)
     caller.guest.script = says(
         CHUNKED + chunk(frame(b'{"event":{"start":{"pid":7,"x":"\\ud800"}}}')), ending="wait"
     )
