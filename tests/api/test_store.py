@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -40,6 +41,19 @@ async def test_servers_that_start_at_once_share_a_database(settings: Settings) -
     for store in stores:
         assert await store.all_sandboxes.count_by_status() == {}
         await store.close()
+
+
+async def test_nobody_else_on_the_host_reads_an_sqlite_file(tmp_path: Path) -> None:
+    file = tmp_path / "readable" / "wrenn.db"
+    file.parent.mkdir(mode=0o755)
+    file.touch(mode=0o644)
+    database = Database(f"sqlite+aiosqlite:///{file}")
+    await database.prepare()
+    async with database.write() as connection:
+        await connection.execute(text("CREATE TABLE secrets (each TEXT)"))
+        found = {path.name: path.stat().st_mode & 0o777 for path in file.parent.iterdir()}
+    await database.close()
+    assert found == {"wrenn.db": 0o600, "wrenn.db-wal": 0o600, "wrenn.db-shm": 0o600}
 
 
 async def test_an_sslmode_as_in_libpq(postgres: PostgresServer, migrated: str) -> None:

@@ -1,8 +1,8 @@
 """Every path that the host side uses, and the permissions of each.
 
     DATA_DIR/                            0711: a VMM's own uid may pass through, not list
-      images/<image_id>/                 0755, files 0444: manifest.json and what it names
-      templates/<name>.json              which image a template name stands for
+      images/<image_id>/                 0711, files 0444: manifest.json and what it names
+      templates/<name>.json              0700: which image a template name stands for
       paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
       held/<image_id>                    which images the control plane has given a name
       owner                              0600: which installation the sandboxes here belong to
@@ -100,8 +100,8 @@ class Paths:
         """Makes the directories with their permissions; harmless when they exist."""
         for path, mode in (
             (self.data_dir, PASSAGE_DIRECTORY),
-            (self.images, PUBLIC_DIRECTORY),
-            (self.templates, PUBLIC_DIRECTORY),
+            (self.images, PASSAGE_DIRECTORY),
+            (self.templates, PRIVATE_DIRECTORY),
             (self.run, PASSAGE_DIRECTORY),
             (self.paused, PASSAGE_DIRECTORY),
             (self.held, PRIVATE_DIRECTORY),

@@ -16,9 +16,10 @@ def test_permissions_do_not_depend_on_the_umask_or_the_past(tmp_path: Path) -> N
     paths.prepare()
     paths.data_dir.chmod(0o777)
     paths.prepare()
-    assert {mode(p) for p in (paths.data_dir, paths.run, paths.paused)} == {0o711}
-    assert mode(paths.images) == mode(paths.templates) == 0o755
-    assert {mode(p) for p in (paths.held, paths.network, paths.cache, paths.locks)} == {0o700}
+    passages = (paths.data_dir, paths.images, paths.run, paths.paused)
+    assert {mode(p) for p in passages} == {0o711}
+    private = (paths.templates, paths.held, paths.network, paths.cache, paths.locks)
+    assert {mode(p) for p in private} == {0o700}
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -36,10 +36,13 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
 
 
 def _make_wal(file: Path) -> None:
-    """Switch a new database to WAL; blocks.
+    """Make a database that its owner alone may read, and switch it to WAL; blocks.
 
     SQLite does not wait for its busy timeout there, so servers that start at once would fail.
+    What it keeps beside the file gets the file's permissions.
     """
+    file.touch(mode=0o600)
+    file.chmod(0o600)
     deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
     with closing(sqlite3.connect(file)) as connection:
         while True:
@@ -101,7 +104,7 @@ class Database:
         return self._file is None or self._file.is_file()
 
     async def prepare(self) -> None:
-        """Make an SQLite file in WAL mode, in a directory readable by its owner alone."""
+        """Make an SQLite file in WAL mode, readable by its owner alone."""
         if self._file is not None:
             directory = self._file.parent
             await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
