@@ -215,13 +215,18 @@ class Machine:
         except (TimeoutError, WrennError) as error:
             _log.warning("the guest's clock may be late", detail=str(error))
 
-    async def set_network(self, policy: NetworkPolicy) -> None:
-        """Let the guest reach what the policy says; before the first time it reaches nothing.
+    async def open_network(self, policy: NetworkPolicy) -> None:
+        """Let a guest that reaches nothing yet reach what the policy says. Raises `HostFailure`.
 
-        Raises `HostFailure`.
+        The next `note` writes it down.
         """
         await self._parts.slots.apply(self._spec.slot, policy)
-        self.note(network=Egress.of(policy))
+        self._record = msgspec.structs.replace(self._record, network=Egress.of(policy))
+
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        """Let the guest reach what the policy says from now on. Raises `HostFailure`."""
+        await self.open_network(policy)
+        self.note()
 
     async def _unless_ended(self, work: Coroutine[None, None, GuestClient]) -> GuestClient:
         task = asyncio.create_task(work)

@@ -242,7 +242,7 @@ class Sandbox:
 
     async def _take(self, machine: Machine, policy: NetworkPolicy) -> None:
         """Make a machine that runs this sandbox's own."""
-        await machine.set_network(policy)
+        await machine.open_network(policy)
         await machine.greet(self.sandbox_id)
         faults.reach("machine.greeted")
         machine.note(
