@@ -13,6 +13,7 @@ ClientError
     ├── Conflict          409 conflict
     │   ├── InvalidState  409 invalid_state
     │   └── AlreadyExists 409 already_exists, email_taken
+    ├── RequestTimeout    408 request_timeout
     ├── TooLarge          413 too_large
     ├── RateLimited       429 rate_limited
     ├── QuotaExceeded     429 quota_exceeded
@@ -97,6 +98,10 @@ class AlreadyExists(Conflict):
     pass
 
 
+class RequestTimeout(ApiError):
+    """The server stopped waiting for the rest of the request."""
+
+
 class TooLarge(ApiError):
     pass
 
@@ -138,6 +143,7 @@ _BY_CODE: Final[dict[str, type[ApiError]]] = {
     "invalid_state": InvalidState,
     "already_exists": AlreadyExists,
     "email_taken": AlreadyExists,
+    "request_timeout": RequestTimeout,
     "too_large": TooLarge,
     "rate_limited": RateLimited,
     "quota_exceeded": QuotaExceeded,

@@ -52,7 +52,8 @@ def test_every_code_of_the_server_has_its_error() -> None:
     def tree(kind: type[server_errors.WrennError]) -> set[str]:
         return {kind.code}.union(*(tree(each) for each in kind.__subclasses__()))
 
-    generic = {"internal_error", "method_not_allowed"}
+    only_in_redirects = {"access_denied", "missing_code", "exchange_failed"}
+    generic = {"internal_error", "method_not_allowed", *only_in_redirects}
     for code in tree(server_errors.WrennError):
         error = error_of_answer(
             500, json.dumps({"error": {"code": code, "message": "m"}}).encode(), None
