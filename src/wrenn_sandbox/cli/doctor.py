@@ -16,7 +16,12 @@ from wrenn_sandbox.settings import Settings
 
 Status = Literal["ok", "warn", "missing"]
 
-_BOUNDED: Final = {"memory": "memory", "cpu": "processor time", "pids": "number of threads"}
+_BOUNDED: Final = {
+    "memory": ("memory", "only its address space bounds the memory that a monitor takes"),
+    "cpu": ("processor time", "nothing bounds the processor time that a monitor takes"),
+    "pids": ("number of threads", "only a limit of its user's bounds the threads of a monitor"),
+}
+"""For each controller what it bounds, and what is so without it."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -255,7 +260,7 @@ def _confinement(facts: MachineFacts, settings: Settings) -> list[Line]:
             "install a QEMU with seccomp support on a kernel with CONFIG_SECCOMP_FILTER",
         ),
         _memory_images(facts),
-        *(_cgroup(facts, name, what) for name, what in _BOUNDED.items()),
+        *(_cgroup(facts, name, *words) for name, words in _BOUNDED.items()),
     ]
 
 
@@ -272,13 +277,12 @@ def _memory_images(facts: MachineFacts) -> Line:
     )
 
 
-def _cgroup(facts: MachineFacts, controller: str, what: str) -> Line:
+def _cgroup(facts: MachineFacts, controller: str, what: str, without: str) -> Line:
     return _line(
         f"cgroup {controller}",
         controller in facts.cgroup_controllers,
         f"the {what} of each machine is bounded, its monitor's own included",
-        f"nothing bounds the {what} that a monitor takes"
-        + ("" if facts.cgroup_v2 else ": the unified hierarchy (cgroup v2) is not mounted"),
+        without + ("" if facts.cgroup_v2 else ": the unified hierarchy (cgroup v2) is not mounted"),
         "run as root with the unified hierarchy alone (systemd.unified_cgroup_hierarchy=1);"
         " in a container, with /sys/fs/cgroup writable and a group below for its own processes",
     )
