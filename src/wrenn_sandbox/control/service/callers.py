@@ -5,15 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import structlog
-
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.ids import KeyId, TeamId
 
+from .repeated import repeated
 from .tokens import Claims
-from .uninterrupted import uninterrupted
 
-_log = structlog.get_logger(__name__)
 _INTERVAL = 2.0
 
 
@@ -54,12 +51,9 @@ class Revocations:
                 del self._open[caller]
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            try:
-                await uninterrupted(self.sweep())
-            except Exception:
-                _log.exception("credentials of open connections not checked")
+        await repeated(
+            self.sweep, every=_INTERVAL, complaint="credentials in use not checked"
+        )
 
     async def sweep(self) -> None:
         """Ask the store once for each credential that is in use."""

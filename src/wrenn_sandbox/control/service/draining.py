@@ -3,7 +3,6 @@
 The wish is in the database, where `wrenn admin drain` writes it.
 """
 
-import asyncio
 from datetime import datetime
 from typing import Final
 
@@ -13,7 +12,7 @@ from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.errors import NoCapacity
 
-from .uninterrupted import uninterrupted
+from .repeated import repeated
 
 _log = structlog.get_logger(__name__)
 _INTERVAL: Final = 1.0
@@ -44,9 +43,4 @@ class Draining:
         self._metrics.draining(since is not None)
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            try:
-                await uninterrupted(self.refresh())
-            except Exception:
-                _log.exception("whether to drain is not known")
+        await repeated(self.refresh, every=_INTERVAL, complaint="whether to drain is not known")

@@ -19,8 +19,8 @@ from wrenn_sandbox.model.sandbox import State
 
 from .draining import Draining
 from .lifecycle import Lifecycle
+from .repeated import repeated
 from .stop import pause_limit
-from .uninterrupted import uninterrupted
 
 ADMIN: Final = "admin"
 """The actor of what is done to sandboxes because an operator wants it."""
@@ -52,12 +52,7 @@ class Evacuation:
         self._not_before: dict[SandboxId, datetime] = {}
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            try:
-                await uninterrupted(self.sweep())
-            except Exception:
-                _log.exception("evacuation failed")
+        await repeated(self.sweep, every=_INTERVAL, complaint="evacuation failed")
 
     async def sweep(self) -> None:
         """Pause what may not run now, save for what failed within the last minute."""

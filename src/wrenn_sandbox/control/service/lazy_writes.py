@@ -1,14 +1,9 @@
 """Writes down every few seconds what the hot path keeps in memory."""
 
-import asyncio
-
-import structlog
-
 from .activity import Activity
 from .api_keys import ApiKeyService
-from .uninterrupted import uninterrupted
+from .repeated import repeated
 
-_log = structlog.get_logger(__name__)
 _INTERVAL = 2.0
 
 
@@ -18,12 +13,7 @@ class LazyWrites:
         self._api_keys = api_keys
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            try:
-                await uninterrupted(self.save())
-            except Exception:
-                _log.exception("activity not saved")
+        await repeated(self.save, every=_INTERVAL, complaint="activity not saved")
 
     async def save(self) -> None:
         await self._activity.save()
