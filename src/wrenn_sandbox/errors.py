@@ -13,7 +13,7 @@
     │   ├── AlreadyExists       409 already_exists
     │   └── EmailTaken          409 email_taken
     ├── LoginRefused            a login with a provider; the front end is told the code
-    │   ├── AccessDenied        access_denied       refused at the provider, or a disabled user
+    │   ├── AccessDenied        access_denied       refused at the provider or by this server
     │   ├── StateRefused        invalid_state
     │   ├── MissingCode         missing_code
     │   └── ExchangeFailed      exchange_failed     the provider does not say who it is

@@ -95,6 +95,7 @@ class Settings(BaseSettings):
 
     database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
     jwt_secret: SecretStr | None = None
+    signup: Literal["open", "closed"] = "open"
     public_url: str | None = Field(default=None, validation_alias=_named("cp_public_url"))
 
     oauth_github_client_id: str | None = Field(

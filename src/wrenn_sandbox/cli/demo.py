@@ -55,7 +55,7 @@ def command() -> None:
 
 
 def _serve_and_tour(data_dir: Path, report: "_Report") -> None:
-    server = ServerProcess(data_dir, data_dir / "server.log")
+    server = ServerProcess(data_dir, data_dir / "server.log", {"WRENN_SIGNUP": "open"})
     try:
         with report.step("started the server"):
             server.start()

@@ -217,6 +217,7 @@ class ControlPlane:
             self.passwords,
             Tokens(secret, self._clock),
             limits,
+            signup_open=self._settings.signup == "open",
             clock=self._clock,
             random=self._random,
         )

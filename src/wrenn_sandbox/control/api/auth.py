@@ -24,7 +24,7 @@ def attempted_from(request: Request) -> str:
     "/signup",
     operation_id="signup",
     status_code=201,
-    responses=failures(400, 409, 413, 429),
+    responses=failures(400, 403, 409, 413, 429),
     openapi_extra=described(SignupRequest),
 )
 async def signup(
@@ -32,7 +32,10 @@ async def signup(
     services: ServicesDependency,
     body: Annotated[SignupRequest, Depends(json_body(SignupRequest))],
 ) -> AuthResponse:
-    """Make a user with a team of their own and log them in."""
+    """Make a user with a team of their own and log them in.
+
+    403 where the server's operator makes all accounts.
+    """
     session = await services.accounts.signup(
         body.email, body.password, address=attempted_from(request)
     )

@@ -20,7 +20,7 @@ from .schemas import Error
 _MEANING: dict[type[WrennError], str] = {
     InvalidRequest: "The body, a field or a query value is not acceptable",
     Unauthorized: "The credential is missing or not valid",
-    Forbidden: "The credential does not allow this",
+    Forbidden: "The credential or the server does not allow this",
     NotFound: "There is no such thing, or it belongs to another team",
     Conflict: "The state of things does not allow this",
     TooLarge: "The body is too large",

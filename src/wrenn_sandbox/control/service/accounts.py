@@ -7,12 +7,12 @@ from email_validator import EmailNotValidError, validate_email
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Account, Identity
-from wrenn_sandbox.errors import AccessDenied, EmailTaken, InvalidRequest, Unauthorized
+from wrenn_sandbox.errors import AccessDenied, EmailTaken, Forbidden, InvalidRequest, Unauthorized
 from wrenn_sandbox.ids import Random, new_team_id, new_user_id
-from wrenn_sandbox.model.limits import PASSWORD_MAX, PASSWORD_MIN
+from wrenn_sandbox.model.limits import PASSWORD_MAX
 
 from .callers import Caller
-from .passwords import Passwords
+from .passwords import Passwords, check_password
 from .rate_limits import AttemptLimits
 from .tokens import Tokens
 
@@ -35,6 +35,8 @@ def normal_email(text: str) -> str:
 
 
 class AccountService:
+    """With `signup_open` false people log in to the accounts that there are, and make none."""
+
     def __init__(
         self,
         store: Store,
@@ -42,6 +44,7 @@ class AccountService:
         tokens: Tokens,
         limits: AttemptLimits,
         *,
+        signup_open: bool,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -49,16 +52,20 @@ class AccountService:
         self._passwords = passwords
         self._tokens = tokens
         self._limits = limits
+        self._signup_open = signup_open
         self._clock = clock
         self._random = random
 
     async def signup(self, email: str, password: str, *, address: str) -> Session:
-        """Make a user with a team of their own; raises `EmailTaken`, `InvalidRequest`."""
+        """Make a user with a team of their own; raises `EmailTaken`, `InvalidRequest`.
+
+        Raises `Forbidden` where sign-up is closed, without a look at the email.
+        """
+        if not self._signup_open:
+            await self._limits.attempt_from(address)
+            raise Forbidden("Sign-up is closed here; ask whoever runs this server for an account")
         email = normal_email(email)
-        if not PASSWORD_MIN <= len(password) <= PASSWORD_MAX:
-            raise InvalidRequest(
-                f"password must have between {PASSWORD_MIN} and {PASSWORD_MAX} characters"
-            )
+        check_password(password)
         await self._limits.attempt(email=email, address=address)
         account = await self._store.accounts.create(
             user_id=new_user_id(self._random),
@@ -67,7 +74,7 @@ class AccountService:
             password_hash=await self._passwords.hash(password),
             now=self._clock(),
         )
-        return Session(account, self._tokens.issue(account))
+        return Session(account, self._tokens.issue(account, self._clock()))
 
     async def login(self, email: str, password: str, *, address: str) -> Session:
         """Raises the same `Unauthorized`, after the same time, whatever is wrong."""
@@ -76,29 +83,33 @@ class AccountService:
         except InvalidRequest:
             email = ""
         await self._limits.attempt(email=email, address=address)
+        begun = self._clock()
         account = await self._store.accounts.by_email(email)
         hashed = None if account is None else account.password_hash
         fits = await self._passwords.verify(hashed, password[: PASSWORD_MAX + 1])
         if account is None or not fits or account.disabled_at is not None:
             raise Unauthorized("Wrong email or password")
-        return Session(account, self._tokens.issue(account))
+        return Session(account, self._tokens.issue(account, begun))
 
     async def login_with_identity(self, identity: Identity, email: str) -> Session:
         """Log in whoever a provider has named; who is new gets a user and a team of their own.
 
         `email` is one that the provider has verified, in its normal form. An account that has it
         already is another's until its owner says otherwise: raises `EmailTaken`. Raises
-        `AccessDenied` for a disabled user.
+        `AccessDenied` for a disabled user, and where sign-up is closed for who is new.
         """
+        begun = self._clock()
         account = await self._store.accounts.by_identity(identity)
         if account is None:
+            if not self._signup_open:
+                raise AccessDenied("Sign-up is closed here", detail="sign-up is closed")
             try:
                 account = await self._store.accounts.create(
                     user_id=new_user_id(self._random),
                     team_id=new_team_id(self._random),
                     email=email,
                     password_hash=None,
-                    now=self._clock(),
+                    now=begun,
                     identity=identity,
                 )
             except EmailTaken:
@@ -108,7 +119,7 @@ class AccountService:
                     raise
         if account.disabled_at is not None:
             raise AccessDenied("This user is disabled", detail="the user is disabled")
-        return Session(account, self._tokens.issue(account))
+        return Session(account, self._tokens.issue(account, begun))
 
     async def caller_of_token(self, token: str) -> Caller:
         """Whom a token acts for, as long as it counts; raises `Unauthorized`."""

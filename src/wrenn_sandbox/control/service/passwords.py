@@ -5,7 +5,18 @@ import asyncio
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
 
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.model.limits import PASSWORD_MAX, PASSWORD_MIN
+
 _AT_ONCE = 2
+
+
+def check_password(password: str) -> None:
+    """Raise `InvalidRequest` for one that nobody may choose."""
+    if not PASSWORD_MIN <= len(password) <= PASSWORD_MAX:
+        raise InvalidRequest(
+            f"password must have between {PASSWORD_MIN} and {PASSWORD_MAX} characters"
+        )
 
 
 class Passwords:

@@ -39,9 +39,12 @@ class Tokens:
         self._secret = secret.encode("utf-8")
         self._clock = clock
 
-    def issue(self, account: Account) -> str:
-        """A token from now on, though never older than what its user's tokens must be."""
-        now = max(self._clock(), account.tokens_not_before or _EPOCH)
+    def issue(self, account: Account, at: datetime) -> str:
+        """A token of this time, though never older than what its user's tokens must be.
+
+        `at` is before `account` was read: what has revoked tokens since then revokes this one too.
+        """
+        now = max(at, account.tokens_not_before or _EPOCH)
         claims = {
             "sub": account.user_id,
             "team_id": account.team_id,
