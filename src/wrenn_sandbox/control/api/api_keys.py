@@ -12,7 +12,7 @@ from .authentication import NEEDS_TOKEN, TokenTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas import APIKeyResponse, CreateAPIKeyRequest
+from .schemas.api_keys import APIKeyResponse, CreateAPIKeyRequest
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"], dependencies=NEEDS_TOKEN)

@@ -9,7 +9,7 @@ from .body import described, json_body
 from .forwarded import group_of
 from .middleware import client_address
 from .responses import failures
-from .schemas import AuthResponse, LoginRequest, SignupRequest
+from .schemas.auth import AuthResponse, LoginRequest, SignupRequest
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/auth", tags=["auth"])

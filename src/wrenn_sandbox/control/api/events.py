@@ -10,7 +10,7 @@ from wrenn_sandbox.errors import InvalidRequest
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .paging import Page, PageDependency, announce_next
 from .responses import failures
-from .schemas import SandboxEvent
+from .schemas.events import SandboxEvent
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)

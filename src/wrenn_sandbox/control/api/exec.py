@@ -10,7 +10,7 @@ from wrenn_sandbox.wire.messages import Command
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .responses import failures
-from .schemas import BackgroundExecResponse, ExecRequest, ExecResponse
+from .schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)

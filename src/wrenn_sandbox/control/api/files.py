@@ -22,7 +22,7 @@ from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .multipart import FormStream
 from .responses import failures
-from .schemas import (
+from .schemas.files import (
     DirectoryListing,
     ListFilesRequest,
     MakeDirectoryRequest,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .responses import failures
-from .schemas import NetworkPolicy
+from .schemas.network import NetworkPolicy
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)

@@ -12,7 +12,7 @@ from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .exec_stream import MESSAGES, attached_action_of, not_a_websocket
 from .frames import Started, TextFrames
 from .responses import failures
-from .schemas import ProcessList, SandboxMetrics
+from .schemas.processes import ProcessList, SandboxMetrics
 from .services import ServicesDependency, services_of
 from .session import Session
 from .sockets import Socket

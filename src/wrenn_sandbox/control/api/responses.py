@@ -15,7 +15,7 @@ from wrenn_sandbox.errors import (
     WrennError,
 )
 
-from .schemas import Error
+from .schemas.errors import Error
 
 _MEANING: dict[type[WrennError], str] = {
     InvalidRequest: "The body, a field or a query value is not acceptable",

@@ -12,7 +12,7 @@ from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas import CreateSandboxRequest, Sandbox
+from .schemas.sandboxes import CreateSandboxRequest, Sandbox
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)

@@ -13,7 +13,7 @@ from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas import CreateSnapshotRequest, Template
+from .schemas.snapshots import CreateSnapshotRequest, Template
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], dependencies=NEEDS_KEY_OR_TOKEN)

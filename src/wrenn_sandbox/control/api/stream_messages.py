@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from wrenn_sandbox.wire.messages import Command, TerminalSize
 
-from .schemas import Argument, Environment, Integer, OptionalArgument, Request, Tag
+from .schemas.fields import Argument, Environment, Integer, OptionalArgument, Request, Tag
 
 Side = Annotated[Integer, Field(ge=1, le=65535)]
 """Columns or rows of a terminal."""

@@ -1,0 +1,65 @@
+"""What the shapes are made of."""
+
+import re
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    return value
+
+
+def _environment(value: dict[str, str]) -> dict[str, str]:
+    for name, content in value.items():
+        if not name or "=" in name or "\0" in name or "\0" in content:
+            raise ValueError("names must be neither empty nor hold = or NUL, values no NUL")
+    return value
+
+
+def _tag(value: str) -> str:
+    if not _TAG.fullmatch(value) or value.isdigit():
+        raise ValueError("must be 1 to 64 letters, digits, '.', '_' or '-', and not digits only")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+"""A JSON number without a fraction, whether written 1 or 1.0."""
+
+Argument = Annotated[str, AfterValidator(_without_nul)]
+"""Text that a program can be given."""
+
+NullableTime = Annotated[
+    datetime | None,
+    WithJsonSchema({"type": "string", "format": "date-time", "nullable": True}),
+]
+NullableText = Annotated[str | None, WithJsonSchema({"type": "string", "nullable": True})]
+NullableInteger = Annotated[int | None, WithJsonSchema({"type": "integer", "nullable": True})]
+Environment = Annotated[dict[str, str], AfterValidator(_environment)]
+"""Environment variables that a program can be given."""
+
+Tag = Annotated[str, AfterValidator(_tag)]
+"""A caller's name for a command."""
+
+OptionalArgument = Annotated[Argument | None, WithJsonSchema({"type": "string"})]
+
+
+class Request(BaseModel):
+    """What callers send; unknown fields are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Response(BaseModel):
+    """What callers are sent."""
+
+    model_config = ConfigDict(frozen=True)
