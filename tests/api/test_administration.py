@@ -14,6 +14,7 @@ from api.double import HostDouble
 from api.harness import PASSWORD, FakeClock, Server, Team, eventually, make_settings, serve
 from api.listening import listening
 from api.postgres import PostgresServer
+from api.rows import count_rows
 from api.sockets import Peer, talking
 from wrenn_sandbox.control.api import session
 from wrenn_sandbox.control.clock import utc_now
@@ -21,8 +22,9 @@ from wrenn_sandbox.control.service import callers, draining, evacuation
 from wrenn_sandbox.control.store.administration import Administration
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.existing import administration
-from wrenn_sandbox.errors import Conflict, HostFailure, InvalidRequest, NotFound
-from wrenn_sandbox.ids import SandboxId, TeamId, UserId
+from wrenn_sandbox.control.store.records import Account
+from wrenn_sandbox.errors import Conflict, EmailTaken, HostFailure, InvalidRequest, NotFound
+from wrenn_sandbox.ids import SandboxId, TeamId, UserId, new_team_id, new_user_id
 from wrenn_sandbox.model.quota import QuotaOverride
 from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.settings import Settings
@@ -151,6 +153,56 @@ async def test_revoked_tokens_and_new_ones_of_the_same_second(
         assert await admin.revoke_tokens(None, clock()) == 2
         for each in (token, other.token):
             assert not await _works(server, Authorization=f"Bearer {each}")
+
+
+async def test_a_login_with_the_old_password_while_a_new_one_is_set(
+    settings: Settings, host: HostDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is checked and fits, then the password changes, then the token is made: worth nothing."""
+    clock = FakeClock()
+    async with (
+        serve(settings, host, clock) as server,
+        administration(settings.sql_url, "tester") as admin,
+    ):
+        team = await server.team()
+        hashed = await server.plane.passwords.hash("another one")
+        verify = server.plane.passwords.verify
+
+        async def slow(hash: str | None, password: str) -> bool:
+            fits = await verify(hash, password)
+            await admin.set_password(UserId(team.user_id), hashed, clock())
+            clock.advance(5)
+            return fits
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.plane.passwords, "verify", slow)
+            answer = await _login(server, team.email)
+        assert answer.status_code == 200
+        old = answer.json()["token"]
+        assert not await _works(server, Authorization=f"Bearer {old}")
+        assert (await _login(server, team.email)).status_code == 401
+        new = (await _login(server, team.email, "another one")).json()["token"]
+        assert await _works(server, Authorization=f"Bearer {new}")
+
+
+async def test_an_email_is_made_once(
+    faulty: Server, user: Team, admin: Administration, settings: Settings
+) -> None:
+    hashed = await faulty.plane.passwords.hash(PASSWORD)
+
+    def account(email: str) -> Account:
+        return Account(new_user_id(), new_team_id(), email, hashed)
+
+    with pytest.raises(EmailTaken):
+        await admin.create_user(account(user.email), utc_now())
+    assert await count_rows(settings, "users", "teams", "admin_actions") == [1, 1, 0]
+    made = await asyncio.gather(
+        *(admin.create_user(account("new@example.com"), utc_now()) for _ in range(3)),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in made].count(EmailTaken) == 2
+    assert await count_rows(settings, "users", "teams", "admin_actions") == [2, 2, 1]
+    assert (await _login(faulty, "new@example.com")).status_code == 200
 
 
 async def test_a_leaked_key_by_whatever_is_known_of_it(

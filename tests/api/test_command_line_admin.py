@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from served import Served, serving
+from screen import Screen
+from served import PASSWORD, Served, serving
 from wrenn_sandbox.cli.main import main
 from wrenn_sandbox.client import Client, ClientError
 
@@ -163,11 +164,74 @@ def test_a_quota(served: Served, operator: Operator) -> None:
 
 
 def test_all_keys_of_a_team(served: Served, operator: Operator) -> None:
-    """The last test here: the team's key is gone."""
+    """From here on the team's key is gone."""
     (team,) = json.loads(operator.out("teams", "--json"))
     assert "keys of" in operator.out("revoke-keys", team["id"])
     with served.client() as client:
         assert not _works(client)
+
+
+def test_making_users(served: Served, operator: Operator) -> None:
+    """From here on there are more users."""
+    create = ("create-user", " Ada@Example.com ", "--password-stdin")
+    said = operator.out(*create, input="no spaces cut \n")
+    with Client(served.url) as client:
+        ada = client.login("ada@example.com", "no spaces cut ")
+        assert said == f"ada@example.com is {ada.user_id} with {ada.team_id}\n"
+        assert client.api_keys.create("hers").key
+    log = json.loads(operator.out("log", "--json"))
+    assert (log[0]["action"], log[0]["subject"]) == ("create-user", ada.user_id)
+    before = operator.out("users", "--json"), operator.out("teams", "--json")
+    for arguments, input, complaint in (
+        (create, f"{PASSWORD}\n", "There is a user ada@example.com already"),
+        (("create-user", "no address", "--password-stdin"), PASSWORD, "email must be"),
+        (("create-user", "b@example.com", "--password-stdin"), "", "between 8 and 1024"),
+        (("create-user", "b@example.com", "--password-stdin"), "x" * 1025, "between 8 and 1024"),
+        (("create-user", "b@example.com", "--password-stdin"), "\udcff" * 8, "UTF-8"),
+        (("create-user", "b@example.com"), PASSWORD, "no terminal"),
+    ):
+        refused = operator.run(*arguments, input=input)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("wrenn: ")
+        assert complaint in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    assert operator.run("create-user", "b@example.com", PASSWORD).returncode == 2
+    assert (operator.out("users", "--json"), operator.out("teams", "--json")) == before
+    assert json.loads(operator.out("log", "--json")) == log
+
+
+def test_a_forgotten_password(served: Served, operator: Operator) -> None:
+    with Client(served.url) as client:
+        user_id = client.login(served.email, PASSWORD).user_id
+        assert client.api_keys.list() is not None
+        operator.out("set-password", served.email, "--password-stdin", input="another one\n")
+        with pytest.raises(ClientError, match="does not count"):
+            client.api_keys.list()
+        with pytest.raises(ClientError, match="Wrong email or password"):
+            client.login(served.email, PASSWORD)
+        assert client.login(served.email, "another one").user_id == user_id
+        assert client.api_keys.list() is not None
+    log = json.loads(operator.out("log", "--json"))
+    assert (log[0]["action"], log[0]["subject"]) == ("set-password", user_id)
+    short = operator.run("set-password", user_id, "--password-stdin", input="short\n")
+    assert "between 8 and 1024" in short.stderr
+    unknown = operator.run("set-password", "nobody@example.com")
+    assert unknown.stderr == "wrenn: There is no user nobody@example.com\n"
+    assert json.loads(operator.out("log", "--json")) == log
+    operator.out("set-password", user_id, "--password-stdin", input=PASSWORD)
+
+
+def test_a_password_that_is_typed_is_not_shown(served: Served, operator: Operator) -> None:
+    command = [sys.executable, "-m", "wrenn_sandbox", "admin", "create-user", "typed@example.com"]
+    with Screen(command, os.environ) as screen:
+        for prompt in ("Password: ", "Repeat for confirmation: "):
+            screen.expect(prompt)
+            screen.type(f"{PASSWORD}\n")
+        screen.expect("typed@example.com is usr-")
+        assert screen.wait() == 0
+    assert PASSWORD.encode() not in screen.shown
+    with Client(served.url) as client:
+        assert client.login("typed@example.com", PASSWORD).token
 
 
 def test_without_a_server_and_without_a_database(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 from wrenn_sandbox.ids import TeamId
 from wrenn_sandbox.model.sandbox import State
 
-from . import admin_drain, admin_quota
+from . import admin_accounts, admin_drain, admin_quota
 from .output import print_json, print_table, printable, when
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.command("drain")(admin_drain.command)
 app.command("set-quota")(admin_quota.command)
+app.command("create-user")(admin_accounts.create_user)
+app.command("set-password")(admin_accounts.set_password)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
 User = Annotated[str, typer.Argument(metavar="USER", help="Email or id of a user.")]

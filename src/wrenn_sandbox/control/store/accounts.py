@@ -4,6 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, insert, or_, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import EmailTaken
 from wrenn_sandbox.ids import TeamId, UserId
@@ -20,6 +21,26 @@ _ACCOUNT = select(
     users.c.disabled_at,
     users.c.tokens_not_before,
 ).join_from(users, memberships, memberships.c.user_id == users.c.id)
+
+
+async def add_account(connection: AsyncConnection, account: Account, now: datetime) -> None:
+    """Add user, team and owner membership; raises `IntegrityError` where the email is known."""
+    await connection.execute(
+        insert(users).values(
+            id=account.user_id,
+            email=account.email,
+            password_hash=account.password_hash,
+            created_at=now,
+        )
+    )
+    await connection.execute(
+        insert(teams).values(id=account.team_id, name=f"{account.email}'s Team", created_at=now)
+    )
+    await connection.execute(
+        insert(memberships).values(
+            user_id=account.user_id, team_id=account.team_id, role="owner", created_at=now
+        )
+    )
 
 
 class Accounts:
@@ -40,21 +61,10 @@ class Accounts:
 
         With `identity` that is the user's too; the error then also means that it has an account.
         """
+        account = Account(user_id, team_id, email, password_hash)
         try:
             async with self._database.write() as connection:
-                await connection.execute(
-                    insert(users).values(
-                        id=user_id, email=email, password_hash=password_hash, created_at=now
-                    )
-                )
-                await connection.execute(
-                    insert(teams).values(id=team_id, name=f"{email}'s Team", created_at=now)
-                )
-                await connection.execute(
-                    insert(memberships).values(
-                        user_id=user_id, team_id=team_id, role="owner", created_at=now
-                    )
-                )
+                await add_account(connection, account, now)
                 if identity is not None:
                     await connection.execute(
                         insert(identities).values(
@@ -66,7 +76,7 @@ class Accounts:
                     )
         except IntegrityError as error:
             raise EmailTaken("This email is already registered; log in instead") from error
-        return Account(user_id, team_id, email, password_hash)
+        return account
 
     async def by_email(self, email: str) -> Account | None:
         """The account of an email with the first team that it joined."""

@@ -19,9 +19,10 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from wrenn_sandbox.errors import Conflict, InvalidRequest, NotFound
+from wrenn_sandbox.errors import Conflict, EmailTaken, InvalidRequest, NotFound
 from wrenn_sandbox.ids import (
     API_KEY,
     KeyId,
@@ -34,6 +35,7 @@ from wrenn_sandbox.ids import (
 from wrenn_sandbox.model.quota import QuotaOverride, decode_override, encode_override
 from wrenn_sandbox.model.sandbox import IN_FLIGHT, State
 
+from .accounts import add_account
 from .database import Database
 from .overview import (
     ActionRow,
@@ -47,6 +49,7 @@ from .overview import (
     team_row,
     user_row,
 )
+from .records import Account
 from .tables import (
     UtcDateTime,
     admin_actions,
@@ -132,6 +135,25 @@ class Administration:
         if not await self._rows(select(teams.c.id).where(teams.c.id == which)):
             raise NotFound(f"There is no team {which}; wrenn admin teams lists them")
         return TeamId(which)
+
+    async def create_user(self, account: Account, now: datetime) -> None:
+        """Add a user with a team of their own, as sign-up does; raises `EmailTaken`."""
+        try:
+            async with self._database.write() as connection:
+                await add_account(connection, account, now)
+                await self._note(connection, now, "create-user", account.user_id)
+        except IntegrityError as error:
+            raise EmailTaken(f"There is a user {account.email} already") from error
+
+    async def set_password(self, user_id: UserId, password_hash: str, now: datetime) -> None:
+        """The user logs in with this password, and no token issued until now counts."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(users)
+                .where(users.c.id == user_id)
+                .values(password_hash=password_hash, tokens_not_before=_next_second(now))
+            )
+            await self._note(connection, now, "set-password", user_id)
 
     async def disable(self, user_id: UserId, now: datetime) -> None:
         """The user can not log in, and no token that they have counts, now or later."""
