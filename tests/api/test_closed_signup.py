@@ -46,6 +46,8 @@ async def test_whoever_signs_up_is_told_the_same(
                 assert refused.json() == {"error": _REFUSAL}
         body = {"email": known, "password": PASSWORD}
         assert (await server.client().post("/v1/auth/login", json=body)).status_code == 200
+        document = (await server.client().get("/openapi.json")).json()
+        assert "403" in document["paths"]["/v1/auth/signup"]["post"]["responses"]
     assert await count_rows(settings, "users", "teams", "memberships") == [1, 1, 1]
 
 
