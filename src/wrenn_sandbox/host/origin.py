@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from wrenn_sandbox.host import stored
+from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.network.slot import Slot, SlotSource
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Snapshot
 from wrenn_sandbox.settings import Settings
 
@@ -59,6 +62,24 @@ def origin_of(parts: Parts, image: Manifest) -> Origin:
         disk_format=image.disk_format,
         snapshot=Snapshot(parts.store.vmstate(image)),
         token=image.token or None,
+    )
+
+
+def stored_origin(paths: Paths, manifest: StoredSandbox, image: Manifest) -> Origin:
+    """What a machine that continues a stored one, whose memory is over `image`, starts from."""
+    directory = paths.generation(manifest.sandbox_id, manifest.generation)
+    layers = (*manifest.layers, manifest.generation)
+    disks = stored.disks(paths, manifest.sandbox_id, layers)
+    return Origin(
+        image=image,
+        vcpus=manifest.machine.vcpus,
+        memory_mb=manifest.machine.memory_mb,
+        disk=directory / form.DISK,
+        disk_format="qcow2",
+        snapshot=Snapshot(directory / form.VMSTATE, directory, disks),
+        token=manifest.token,
+        generation=manifest.generation,
+        layers=layers,
     )
 
 

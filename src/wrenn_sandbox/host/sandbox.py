@@ -5,48 +5,31 @@ cancels whatever is under way. What is acknowledged is on disk first.
 """
 
 import asyncio
-import contextlib
-import errno
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
 
 import structlog
 
-from wrenn_sandbox.errors import (
-    Conflict,
-    HostFailure,
-    IncompatibleImage,
-    NoCapacity,
-    NotFound,
-    WrennError,
-)
-from wrenn_sandbox.host import faults, snapshots, stored
+from wrenn_sandbox.errors import Conflict, IncompatibleImage, NotFound, WrennError
+from wrenn_sandbox.host import faults, fitness, snapshots, stored
 from wrenn_sandbox.host.disk.growth import Layers
 from wrenn_sandbox.host.disk_use import Holding
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.compatibility import require
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.network.slot import Slot
-from wrenn_sandbox.host.origin import Origin, Parts, origin_of
+from wrenn_sandbox.host.operations import to_the_end, translated
+from wrenn_sandbox.host.origin import Origin, Parts, origin_of, stored_origin
 from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.stored import StoredSandbox
-from wrenn_sandbox.host.vmm.base import Snapshot
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Phase, Placement
 
-T = TypeVar("T")
-
 _log = structlog.get_logger(__name__)
-
-NO_SPACE: Final = "The host has no disk space left for another sandbox."
-_UNTIDY: Final = "What the sandbox has written is being put together; try again in a moment."
-_UNTIDY_SEC: Final = 5.0
 
 
 class Sandbox:
@@ -173,7 +156,7 @@ class Sandbox:
         self.operation_id = operation_id
         self._starting_from = image.image_id
         async with self._exclusive():
-            self._require_fit(image)
+            fitness.require_image(self._parts, image)
             while pool is not None and (machine := pool.take(image.image_id)) is not None:
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(machine.release)
@@ -198,25 +181,13 @@ class Sandbox:
             self.operation_id = operation_id
             paths = self._parts.paths
             image = await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
-            require(manifest.machine, self._hardware_of(manifest, image))
+            fitness.require_stored(self._parts, manifest, image)
             await asyncio.to_thread(stored.check, paths, manifest)
-            await asyncio.to_thread(self._require_bounded, manifest)
-            await asyncio.to_thread(self._require_disks, manifest, image)
+            layers = await asyncio.to_thread(self.disk_layers, manifest.disk_mb)
+            fitness.require_bounded(self._parts, layers)
+            await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image)
             faults.reach("resume.checked")
-            directory = paths.generation(self.sandbox_id, manifest.generation)
-            layers = (*manifest.layers, manifest.generation)
-            disks = tuple(paths.generation(self.sandbox_id, each) / form.DISK for each in layers)
-            origin = Origin(
-                image=image,
-                vcpus=manifest.machine.vcpus,
-                memory_mb=manifest.machine.memory_mb,
-                disk=directory / form.DISK,
-                disk_format="qcow2",
-                snapshot=Snapshot(directory / form.VMSTATE, directory, disks),
-                token=manifest.token,
-                generation=manifest.generation,
-                layers=layers,
-            )
+            origin = stored_origin(paths, manifest, image)
             share = partial(stored.share_disks, paths, manifest)
             placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
             self._stored = None
@@ -284,18 +255,18 @@ class Sandbox:
                     generation=generation,
                     created_at=self._parts.clock(),
                     image_id=record.image_id,
-                    machine=self._hardware(record.vcpus, record.memory_mb, image),
+                    machine=fitness.hardware(self._parts, record.vcpus, record.memory_mb, image),
                     token=record.token,
                     disk_mb=image.disk_mb,
                     files=files,
                     layers=record.layers,
                 )
-                await asyncio.to_thread(self._require_disks, manifest, image, staged)
-                await _to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
+                await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image, staged)
+                await to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
                 undo.pop_all()
             faults.reach("pause.committed")
             self._machine, self._stored = None, manifest
-            await _to_the_end(machine.release())
+            await to_the_end(machine.release())
             faults.reach("pause.released")
 
     async def snapshot(self, image_id: ImageId) -> Manifest:
@@ -310,7 +281,7 @@ class Sandbox:
                     await machine.store(made)
                     stopped.push_async_callback(machine.run_on)
                     faults.reach("snapshot.stored")
-                    hardware = self._hardware(record.vcpus, record.memory_mb, base)
+                    hardware = fitness.hardware(self._parts, record.vcpus, record.memory_mb, base)
                     disks = stored.disks(self._parts.paths, self.sandbox_id, record.layers)
                     source = snapshots.Source(
                         directory=made,
@@ -319,13 +290,13 @@ class Sandbox:
                         hardware=hardware,
                         token=record.token,
                     )
-                    image = await _to_the_end(
+                    image = await to_the_end(
                         asyncio.to_thread(snapshots.publish, self._parts, source, image_id)
                     )
                     stopped.pop_all()
             faults.reach("snapshot.published")
             self._machine = None
-            await _to_the_end(machine.release())
+            await to_the_end(machine.release())
             faults.reach("snapshot.released")
             return image
 
@@ -344,7 +315,7 @@ class Sandbox:
         async with self._lock:
             if self._gone or self._stored is not instead_of:
                 return False
-            self._stored = await _to_the_end(
+            self._stored = await to_the_end(
                 asyncio.to_thread(stored.refer, self._parts.paths, instead_of, image_id)
             )
             return True
@@ -354,7 +325,7 @@ class Sandbox:
         async with self._lock:
             if self._gone or not chain or self.layers[: len(chain)] != chain:
                 return False
-            await _to_the_end(self._replace_layers(chain, disk))
+            await to_the_end(self._replace_layers(chain, disk))
             return True
 
     async def _replace_layers(self, chain: tuple[int, ...], disk: Path) -> None:
@@ -408,35 +379,6 @@ class Sandbox:
         if not self._gone:
             self._on_exit(self, reason)
 
-    def _require_bounded(self, manifest: StoredSandbox) -> None:
-        """Housekeeping looks at the sandbox after each attempt to resume it."""
-        if not self.disk_layers(manifest.disk_mb).may_start(self._parts.settings.disk_factor):
-            raise NoCapacity(_UNTIDY, retry_after=_UNTIDY_SEC)
-
-    def _require_disks(
-        self, manifest: StoredSandbox, image: Manifest, staged: Path | None = None
-    ) -> None:
-        disk = self._parts.store.disk(image)
-        stored.require_disks(self._parts.paths, manifest, disk, image.disk_format, staged)
-
-    def _require_fit(self, image: Manifest) -> None:
-        if image.machine is None or image.private:
-            raise IncompatibleImage("The image is none that a machine can be started from.")
-        require(image.machine, self._hardware(image.vcpus, image.memory_mb, image))
-
-    def _hardware_of(self, manifest: StoredSandbox, image: Manifest) -> form.Machine:
-        return self._hardware(manifest.machine.vcpus, manifest.machine.memory_mb, image)
-
-    def _hardware(self, vcpus: int, memory_mb: int, image: Manifest) -> form.Machine:
-        """The machine as this host would make it now."""
-        assert image.machine is not None
-        return self._parts.driver.machine(
-            vcpus=vcpus,
-            memory_mb=memory_mb,
-            network=self._parts.network,
-            kernel_sha256=image.machine.kernel_sha256,
-        )
-
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
         async with self._lock:
@@ -444,32 +386,7 @@ class Sandbox:
                 raise Conflict("The sandbox is gone.")
             self._operation = asyncio.current_task()
             try:
-                with _translated():
+                with translated():
                     yield
             finally:
                 self._operation = None
-
-
-async def _to_the_end(work: Coroutine[None, None, T]) -> T:
-    """The result of work that, once begun, is carried through even if its task is cancelled."""
-    task = asyncio.ensure_future(work)
-    while True:
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            current = asyncio.current_task()
-            assert current is not None
-            current.uncancel()
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Failures of files and disks as the platform's own errors."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoCapacity(NO_SPACE, detail=str(error)) from error
-        raise HostFailure("The host could not do that.", detail=str(error)) from error
