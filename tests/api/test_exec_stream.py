@@ -15,7 +15,7 @@ from api.double import HostDouble
 from api.harness import Server, Team, eventually
 from api.listening import listening
 from api.sockets import Frame, Peer, output_of, talking
-from wrenn_sandbox.control.api import exec_stream, session, sockets
+from wrenn_sandbox.control.api import exec_stream, frames, session, sockets
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import Channel, Ended, Output
@@ -207,6 +207,24 @@ async def test_a_lost_connection_with_input_that_nobody_reads(
             await asyncio.wait([sending])
         await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     assert await _exec(team, sandbox, "pgrep -f '^sleep 7656'") == 1
+
+
+async def test_a_connection_that_is_lost_while_the_command_starts(
+    server: Server, url: str, team: Team, sandbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = sockets.Socket.send
+    async with talking(url, team.key) as peer:
+
+        async def send_late(socket: sockets.Socket, frame: frames.Frame) -> None:
+            peer.connection.transport.abort()
+            await socket.lost.wait()
+            await send(socket, frame)
+
+        monkeypatch.setattr(sockets.Socket, "send", send_late)
+        await peer.say(type="start", cmd="sleep", args=["7657"])
+        await peer.rest()
+    await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
+    assert await _exec(team, sandbox, "pgrep -f '^sleep 7657'") == 1
 
 
 async def _flood(peer: Peer) -> None:

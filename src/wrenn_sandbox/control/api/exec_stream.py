@@ -81,8 +81,6 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
         async with guest.start(
             start.command, stdin=not start.tty, terminal=start.terminal
         ) as stream:
-            if stream.pid is not None:
-                await socket.send(Started(stream.pid))
             session = Session(
                 socket,
                 guest,
@@ -92,6 +90,7 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
                 action_of,
                 terminal=start.tty,
                 ends_with_client=True,
+                first=None if stream.pid is None else Started(stream.pid),
             )
             await session.run()
 

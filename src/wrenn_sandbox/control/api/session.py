@@ -50,8 +50,9 @@ class Frames(Protocol):
 class Session:
     """Runs until the command has ended, or until the client has gone.
 
-    With `ends_with_client` a client that goes takes the process group with it; without, the
-    command runs on. `pings` sends a frame now and then, for clients that see no protocol pings.
+    With `ends_with_client` a client that goes takes the process group with it, also one that does
+    not stay for the `first` frame; without, the command runs on. `pings` sends a frame now and
+    then, for clients that see no protocol pings.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Session:
         *,
         terminal: bool,
         ends_with_client: bool,
+        first: Frame | None = None,
         pings: bool = False,
     ) -> None:
         self._socket = socket
@@ -75,6 +77,7 @@ class Session:
         self._action_of = action_of
         self._terminal = terminal
         self._ends_with_client = ends_with_client
+        self._first = first
         self._pings = pings
         self._input = _InputBuffer()
         self._failure: WrennError | None = None
@@ -108,6 +111,8 @@ class Session:
 
     async def _follow(self) -> None:
         try:
+            if self._first is not None:
+                await self._say([self._first])
             async for event in self._stream.events:
                 if isinstance(event, Ended):
                     await self._say([*self._frames.rest(), Exit(event.exit_code)])
