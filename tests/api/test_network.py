@@ -184,6 +184,15 @@ async def test_policies_belong_to_their_team(faulty: Server, host: HostDouble, u
     assert (await faulty.client().get(f"/v1/sandboxes/{id}/network")).status_code == 401
 
 
+async def test_who_has_no_right_to_a_sandbox_is_in_nobodys_way(faulty: Server, user: Team) -> None:
+    """The reconciler leaves alone what has an operation at any time while it looks."""
+    id, stranger = await _create(user), await faulty.team()
+    with faulty.plane.operations.watch() as touched:
+        answer = await stranger.client.put(f"/v1/sandboxes/{id}/network", json=CLOSED)
+    assert answer.status_code == 404
+    assert not touched
+
+
 async def test_a_host_that_fails_is_tried_again(
     faulty: Server, host: HostDouble, user: Team
 ) -> None:
