@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -123,6 +124,7 @@ def commit(paths: Paths, manifest: StoredSandbox) -> None:
     Raises OSError, after which it is not there: its machine may run on.
     """
     staged = _staged(paths, manifest.sandbox_id, manifest.generation)
+    withdraw_disks(paths, manifest.sandbox_id, manifest.layers)
     for name in manifest.files:
         _sync(staged / name)
     with open(staged / FILE_NAME, "xb", opener=_private) as file:
@@ -279,6 +281,19 @@ def share_disks(paths: Paths, manifest: StoredSandbox, uid: int) -> None:
         disk = paths.generation(manifest.sandbox_id, generation) / DISK
         os.chown(disk, 0, uid)
         disk.chmod(0o440)
+
+
+def withdraw_disks(paths: Paths, sandbox_id: SandboxId, generations: Collection[int]) -> None:
+    """Let the server alone read disks again: the group of a slot is another machine's later.
+
+    A monitor that has one open goes on with it.
+    """
+    if os.geteuid() != 0:
+        return
+    for disk in disks(paths, sandbox_id, generations):
+        with suppress(FileNotFoundError):
+            os.chown(disk, 0, 0)
+            disk.chmod(OWNER_ONLY_FILE)
 
 
 def describe(path: Path) -> FileEntry:

@@ -101,5 +101,6 @@ class TakeOver:
             return
         kept = {complete.generation, *complete.layers}
         await asyncio.to_thread(stored.keep, paths, sandbox_id, kept)
+        await asyncio.to_thread(stored.withdraw_disks, paths, sandbox_id, kept)
         sandbox.own_stored(complete)
         self._sandboxes[sandbox_id] = sandbox

@@ -260,3 +260,20 @@ def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Path
     for generation in (1, 2):
         status = (paths.generation(_ID, generation) / "disk").stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 720_123, 0o440)
+
+
+def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths: Paths) -> None:
+    """The number of a slot's user is another sandbox's soon."""
+    first = commit(paths, 1)
+    stored.share_disks(paths, first, 720_123)
+    stored.consume(paths, first)
+    commit(paths, 2, (1,))
+    status = (paths.generation(_ID, 1) / "disk").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
+
+
+def test_disks_are_taken_back_also_where_one_is_missing(paths: Paths) -> None:
+    manifest = commit(paths, 1)
+    stored.share_disks(paths, manifest, 720_123)
+    stored.withdraw_disks(paths, _ID, (7, 1))
+    assert (paths.generation(_ID, 1) / "disk").stat().st_gid == 0
