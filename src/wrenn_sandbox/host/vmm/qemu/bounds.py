@@ -20,15 +20,17 @@ _OWN_MB: Final = 256
 _OWN_MB_PER_CPU: Final = 16
 """What the process itself comes to use of that, and pages of files in the host's cache."""
 _OWN_CPUS: Final = 1.0
-_METADATA_SHARE: Final = 512
+_HOLES: Final = 2
+"""Where a guest has given space back the layer has holes, and large writes go behind its end: its
+length passes the disk's size then, though not what it takes. Were that too little, a guest would
+see errors of its disk."""
 _METADATA_MB: Final = 64
-"""Tables of a disk layer are one part in 6500 of it; the rest is room for free clusters."""
 
 
 def limits(spec: MachineSpec, *, own_user: bool) -> Limits:
     """For the process alone; `own_user` says that nothing else runs as its user."""
     disk = spec.disk_mb * _MB
-    layer = disk + disk // _METADATA_SHARE + _METADATA_MB * _MB
+    layer = _HOLES * disk + _METADATA_MB * _MB
     memory = spec.memory_mb * _MB
     own = _ADDRESSES_MB + TRANSLATION_CACHE_MB + (_BUSY_THREADS + spec.vcpus) * _THREAD_MB
     return Limits(

@@ -1,0 +1,54 @@
+"""What a monitor is held to leaves room for what an honest guest makes it do."""
+
+import subprocess
+from pathlib import Path
+
+from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.vmm.base import MachineSpec
+from wrenn_sandbox.host.vmm.qemu.bounds import limits
+
+DISK_MB = 256
+CLUSTER = 64 * 1024
+SLOT = Slot(index=1, netns=None, host_ip="127.0.0.1", uid=720_001, tap=None, host_port=1)
+
+
+def spec_in(directory: Path) -> MachineSpec:
+    file = directory / "file"
+    return MachineSpec(
+        files=MachineFiles(directory),
+        slot=SLOT,
+        vcpus=1,
+        memory_mb=128,
+        kernel=file,
+        initrd=file,
+        kernel_args="",
+        runtime=file,
+        disk_mb=DISK_MB,
+    )
+
+
+def test_a_layer_with_holes_stays_below_the_limit_of_its_length(tmp_path: Path) -> None:
+    """Two halves of a disk written in turns, one given back and written anew in large pieces."""
+    size, half = DISK_MB << 20, DISK_MB << 19
+    base, layer = tmp_path / "base", tmp_path / "layer"
+    with base.open("wb") as file:
+        file.truncate(size)
+    overlay.create(layer, backing=base, backing_format="raw", size=size)
+    places = range(0, half, CLUSTER)
+    commands = [f"write -q {at} 64k\nwrite -q {half + at} 64k" for at in places]
+    commands += [f"discard -q {half + at} 64k" for at in places]
+    commands += [f"write -q {half + at} 1M" for at in range(0, half, 1 << 20)]
+    subprocess.run(
+        ["qemu-io", "-n", "-d", "unmap", "-t", "unsafe", str(layer)],
+        input="\n".join((*commands, "quit")),
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+    status = layer.stat()
+    bound = limits(spec_in(tmp_path), own_user=True).file_size
+    assert bound is not None
+    assert size + (100 << 20) < status.st_size < bound
+    assert status.st_blocks * 512 < size + (8 << 20)
