@@ -1,6 +1,9 @@
 """How the server speaks HTTP/1.1: strictly, within limits, and not for ever."""
 
+import fcntl
 import re
+import sys
+import termios
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -233,11 +236,18 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _is_stuck(self, now: float) -> bool:
         unsent = self.transport.get_write_buffer_size()
+        if unsent:
+            unsent += self._on_its_way()
         if not unsent or unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
             return False
         limit = CLOSE_SECONDS if self.transport.is_closing() else self._patience.write
         return now - self._unsent_since > min(limit, self._patience.write)
+
+    def _on_its_way(self) -> int:
+        """Bytes that the system has taken and the client has not: it takes more in large steps."""
+        connection = self.transport.get_extra_info("socket")
+        return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -449,6 +450,22 @@ async def test_an_answer_that_nobody_reads() -> None:
         await peer.send(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
         await app.ended.wait()
         await eventually(lambda: server.connections.count == 0)
+
+
+async def test_an_answer_that_is_read_slowly() -> None:
+    """The system tells of room for more only when a third of what it keeps has been read."""
+    app, loop = App(), asyncio.get_running_loop()
+    async with edge(app, _settings(write_timeout_sec=1)) as server:
+        with socket.socket() as reader:
+            reader.setblocking(False)
+            await loop.sock_connect(reader, ("127.0.0.1", server.port))
+            await loop.sock_sendall(reader, b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+            deadline = loop.time() + 3.5
+            while loop.time() < deadline:
+                assert await loop.sock_recv(reader, 20_000)
+                await asyncio.sleep(0.1)
+            assert not app.ended.is_set()
+        await app.ended.wait()
 
 
 async def test_a_connection_that_is_not_used_any_more() -> None:
