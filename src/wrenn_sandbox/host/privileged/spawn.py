@@ -16,6 +16,7 @@ from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged import mounts
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.jail import Jail, View, apart
+from wrenn_sandbox.host.privileged.keyring import leave_session_keyring
 from wrenn_sandbox.host.privileged.limits import Limits
 from wrenn_sandbox.host.privileged.netns import NETNS_DIR
 from wrenn_sandbox.host.privileged.process import PROC, ProcessHandle
@@ -97,6 +98,7 @@ async def spawn_in_slot(
                 _enter_slot(stack, slot.netns)
             if jail is not None:
                 _enter_jail(jail, view or View())
+            _leave_keys()
             child = starting()
         if group is not None:
             _put_into(group, child)
@@ -182,6 +184,15 @@ def _enter_slot(stack: ExitStack, netns: str) -> None:
 def _enter_jail(jail: Jail, view: View) -> None:
     try:
         jail.enter(view)
+    except OSError as error:
+        raise HostFailure(
+            "a virtual machine process cannot be confined", detail=str(error)
+        ) from error
+
+
+def _leave_keys() -> None:
+    try:
+        leave_session_keyring()
     except OSError as error:
         raise HostFailure(
             "a virtual machine process cannot be confined", detail=str(error)

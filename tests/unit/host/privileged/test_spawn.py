@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,40 @@ from wrenn_sandbox.host.privileged.spawn import Identity, kvm_groups, spawn, spa
 from wrenn_sandbox.host.privileged.tap import open_tap
 
 SLOT = Slot(index=40_000, netns=None, host_ip="127.0.0.1", uid=760_123, tap=None, host_port=40_000)
+
+
+KEYS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+KEYCTL, ADD_KEY, JOIN, SEARCH, SESSION = *NUMBERS, 1, 10, -3
+
+
+def found() -> int:
+    return libc.syscall(KEYCTL, SEARCH, SESSION, b"user", b"wrenn-test", 0)
+"""
+KEYS = KEYS.replace("NUMBERS", str((250, 248) if os.uname().machine == "x86_64" else (219, 217)))
+HOLDER = (
+    KEYS
+    + """
+import asyncio, subprocess, sys
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
+
+assert libc.syscall(KEYCTL, JOIN, None) > 0
+assert libc.syscall(ADD_KEY, b"user", b"wrenn-test", b"secret", 6, SESSION) > 0
+
+
+async def main() -> None:
+    slot = Slot(index=1, netns=None, host_ip="127.0.0.1", uid=760_123, tap=None, host_port=1)
+    argv = ["/usr/bin/python3", "-I", "-c", sys.argv[1]]
+    child = await spawn_in_slot(slot, argv, output=sys.stdout.fileno())
+    await child.wait()
+    child.close()
+
+print(found() > 0, flush=True)
+asyncio.run(main())
+"""
+)
 
 
 async def output_of(argv: list[str], directory: Path) -> str:
@@ -144,3 +179,9 @@ def test_the_group_of_the_kvm_device(tmp_path: Path) -> None:
     assert kvm_groups(device) == (761_001,)
     device.chmod(0o600)
     assert kvm_groups(device) == ()
+
+
+def test_the_keys_that_a_server_holds_are_not_handed_on() -> None:
+    argv = [sys.executable, "-c", HOLDER, KEYS + "print(found() > 0)"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "False"], done.stderr
