@@ -484,3 +484,23 @@ async def test_a_lost_monitor_is_no_end_of_the_machine(process: Process, tmp_pat
     handle.signal(9)  # type: ignore[arg-type]
     await handle.wait()
     handle.close()
+
+
+async def test_a_monitor_that_stood_still_for_a_while_is_as_good_as_before(tmp_path: Path) -> None:
+    """Housekeeping asks each machine for its state: a busy host must not cost it its monitor."""
+    numbers: list[int] = []
+
+    def answer(number: int) -> bytes:
+        numbers.append(number)
+        if len(numbers) == 1:
+            time.sleep(0.8)
+        return b'{"return": {"status": "running"}, "id": %d}\n' % number
+
+    async with played(tmp_path / "s", answers(answer)) as path:
+        monitor = await Monitor.connect(path)
+        with pytest.raises(HostFailure):
+            await monitor.status()
+        await asyncio.sleep(0.4)
+        await monitor.cont()
+        assert await monitor.status() == "running"
+        await monitor.close()

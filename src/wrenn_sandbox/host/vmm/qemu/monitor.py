@@ -62,7 +62,7 @@ class _Reason(msgspec.Struct):
 
 class Monitor:
     """A QMP session. Every method raises `HostFailure` where QEMU refuses, lies or is gone, and
-    where it does not answer in time; the session is of no use then.
+    where it does not answer in time; but for `status`, the session is of no use then.
     """
 
     def __init__(self, session: Session) -> None:
@@ -104,8 +104,12 @@ class Monitor:
         await self._execute("cont")
 
     async def status(self) -> str:
-        """QEMU's run state: running, paused, shutdown, ..."""
-        answer = await self._execute("query-status", seconds=_STATUS_SEC)
+        """QEMU's run state: running, paused, shutdown, ...
+
+        It is asked for time and again: on a host that stands still for a moment it has no answer,
+        and the machine is as good as before.
+        """
+        answer = await self._execute("query-status", seconds=_STATUS_SEC, patient=True)
         return _decoded(answer, _Status).status
 
     async def console(self) -> bytes:
@@ -128,10 +132,15 @@ class Monitor:
         return f"{event.name} {_reason(event)}".strip()
 
     async def _execute(
-        self, command: str, arguments: object = None, seconds: float = ANSWER_SEC
+        self,
+        command: str,
+        arguments: object = None,
+        seconds: float = ANSWER_SEC,
+        *,
+        patient: bool = False,
     ) -> bytes:
         try:
-            return await self._session.execute(command, arguments, seconds)
+            return await self._session.execute(command, arguments, seconds, patient=patient)
         except QmpError as error:
             raise HostFailure(_NO_ANSWER, detail=f"{command}: {error}") from error
 

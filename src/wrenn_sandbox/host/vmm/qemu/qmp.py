@@ -89,9 +89,17 @@ class Session(asyncio.Protocol):
             raise QmpError(f"connect: {error}") from error
 
     async def execute(
-        self, command: str, arguments: object = None, seconds: float = ANSWER_SEC
+        self,
+        command: str,
+        arguments: object = None,
+        seconds: float = ANSWER_SEC,
+        *,
+        patient: bool = False,
     ) -> bytes:
-        """The JSON that answers a command; raises `QmpError`, also after so many seconds."""
+        """The JSON that answers a command; raises `QmpError`, also after so many seconds.
+
+        The session has failed then, unless it is `patient` and the monitor still reads.
+        """
         if self._failure is not None or self._transport is None:
             raise self._failure or QmpError("not connected")
         self._number += 1
@@ -106,7 +114,8 @@ class Session(asyncio.Protocol):
                 self._transport.write(msgspec.json.encode(message) + b"\n")
                 return await answer
         except TimeoutError as error:
-            self._fail(f"no answer to {command}")
+            if not patient or self._transport.get_write_buffer_size():
+                self._fail(f"no answer to {command}")
             raise QmpError(f"no answer to {command}") from error
         finally:
             self._answers.pop(number, None)
