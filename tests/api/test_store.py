@@ -96,6 +96,22 @@ async def test_one_of_many_transitions_wins(faulty: Server, user: Team) -> None:
     assert sandbox.state in (State.PAUSING, State.SNAPSHOTTING)
 
 
+async def test_notes_of_many_sandboxes_do_not_lock_each_other_out(
+    faulty: Server, user: Team
+) -> None:
+    answers = [await user.client.post("/v1/sandboxes") for _ in range(12)]
+    ids = [SandboxId(answer.json()["id"]) for answer in answers]
+    sandboxes = faulty.plane.store.all_sandboxes
+    for second in range(8):
+        at = datetime(2100, 1, 1, second=second, tzinfo=UTC)
+        await asyncio.gather(
+            sandboxes.touch({each: at for each in ids}),
+            sandboxes.note_disk({each: second for each in reversed(ids)}),
+        )
+    found = await sandboxes.in_states([State.RUNNING])
+    assert {(each.last_active_at, each.disk_bytes) for each in found} == {(at, second)}
+
+
 async def test_a_transition_that_is_not_legal_changes_nothing(faulty: Server, user: Team) -> None:
     id = SandboxId((await user.client.post("/v1/sandboxes")).json()["id"])
     store = faulty.plane.store.all_sandboxes

@@ -331,9 +331,12 @@ class AllSandboxes:
         return result.rowcount
 
     async def touch(self, active: Mapping[SandboxId, datetime]) -> None:
-        """Move `last_active_at` of these sandboxes forward."""
+        """Move `last_active_at` of these sandboxes forward.
+
+        Rows are locked in the order of their ids, so that two such notes wait for each other once.
+        """
         async with self._database.write() as connection:
-            for sandbox_id, at in active.items():
+            for sandbox_id, at in sorted(active.items()):
                 await connection.execute(
                     update(sandboxes)
                     .where(
@@ -344,9 +347,9 @@ class AllSandboxes:
                 )
 
     async def note_disk(self, sizes: Mapping[SandboxId, int]) -> None:
-        """Write down what these sandboxes take on the host's disk, in bytes."""
+        """Write down what these sandboxes take on the host's disk, in bytes; rows as in `touch`."""
         async with self._database.write() as connection:
-            for sandbox_id, size in sizes.items():
+            for sandbox_id, size in sorted(sizes.items()):
                 await connection.execute(
                     update(sandboxes).where(sandboxes.c.id == sandbox_id).values(disk_bytes=size)
                 )
