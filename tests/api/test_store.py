@@ -105,8 +105,8 @@ async def test_notes_of_many_sandboxes_do_not_lock_each_other_out(
     for second in range(8):
         at = datetime(2100, 1, 1, second=second, tzinfo=UTC)
         await asyncio.gather(
-            sandboxes.touch({each: at for each in ids}),
-            sandboxes.note_disk({each: second for each in reversed(ids)}),
+            sandboxes.touch(dict.fromkeys(ids, at)),
+            sandboxes.note_disk(dict.fromkeys(reversed(ids), second)),
         )
     found = await sandboxes.in_states([State.RUNNING])
     assert {(each.last_active_at, each.disk_bytes) for each in found} == {(at, second)}
