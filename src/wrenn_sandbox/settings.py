@@ -163,7 +163,6 @@ class Settings(BaseSettings):
 
     body_limit_bytes: int = 1024 * 1024
     output_limit_bytes: int = 10 * 1024 * 1024
-    console_limit_bytes: int = 256 * 1024
     retention_sec: float = 86_400.0
     reconcile_interval_sec: float = 5.0
     auth_attempts: str = "20/minute"
