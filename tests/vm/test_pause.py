@@ -313,6 +313,7 @@ def test_a_resume_that_fails_leaves_the_sandbox_paused(new_rig: NewRig) -> None:
         assert str(rig.data_dir) not in answer.text
         assert api.get(sandbox).status == "paused"
         assert rig.stored_of(sandbox) == stored
+        assert {each.with_name("disk").stat().st_gid for each in stored} == {0}
         assert rig.machines() == set()
         assert rig.run_directories() == set()
     assert rig.reasons_of(sandbox)[-1]

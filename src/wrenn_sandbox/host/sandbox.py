@@ -189,7 +189,11 @@ class Sandbox:
             faults.reach("resume.checked")
             origin = stored_origin(paths, manifest, image)
             share = partial(stored.share_disks, paths, manifest)
-            placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
+            withdraw = partial(stored.withdraw_disks, paths, self.sandbox_id, origin.layers)
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(asyncio.to_thread, withdraw)
+                placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
+                undo.pop_all()
             self._stored = None
             await asyncio.to_thread(stored.consume, paths, manifest)
             faults.reach("resume.consumed")
