@@ -19,6 +19,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 from uvicorn.server import ServerState
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from wrenn_sandbox.control.api.errors import error_response
 from wrenn_sandbox.control.api.headers import secured
@@ -295,6 +298,10 @@ class HttpProtocol(HttpToolsProtocol):
         longest = max(len(name) + len(value) for name, value in self.headers)
         if max(longest, len(self.url)) > _UPGRADE_LINE_LIMIT:
             raise _Refusal(HeadTooLarge("A line of the head is too long for a WebSocket"))
+        fields_as_text = ((name.decode(), value.decode("latin-1")) for name, value in self.headers)
+        request = Request(self.url.decode(), Headers(fields_as_text))
+        if ServerProtocol().accept(request).status_code != 101:
+            raise _Refusal(InvalidRequest("The headers are not those of a WebSocket (RFC 6455)"))
 
     # the end
 

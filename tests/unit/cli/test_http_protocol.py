@@ -88,6 +88,11 @@ _REFUSED = (
     (_UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0") + _KEY + b"\r\n", 400),
     (_UPGRADE + _KEY + b"Content-Length: 3\r\n\r\nabc", 400),
     (_UPGRADE + _KEY + b"X: " + b"a" * 9000 + b"\r\n\r\n", 431),
+    (_UPGRADE + _KEY + _KEY + b"\r\n", 400),
+    (_UPGRADE + _KEY + b"Upgrade: websocket\r\n\r\n", 400),
+    (_UPGRADE + _KEY + b"Origin: a\r\nOrigin: b\r\n\r\n", 400),
+    (_UPGRADE + _KEY + b"Sec-WebSocket-Protocol: a b\r\n\r\n", 400),
+    (_UPGRADE.replace(b"Upgrade\r", b"Upgrade, (\r", 1) + _KEY + b"\r\n", 400),
     # sizes
     (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
     (b"GET /" + b"a" * 300_000, 414),
