@@ -10,6 +10,7 @@ from api.harness import Server, Team, eventually
 from api.listening import listening
 from api.sockets import Peer, output_of, talking
 from wrenn_sandbox.control.api import session
+from wrenn_sandbox.control.service.guests import Guest
 from wrenn_sandbox.ids import SandboxId
 
 
@@ -82,20 +83,41 @@ async def test_coming_back_by_the_tag(
         assert (await again.rest())[-1] == {"type": "exit", "exit_code": 137}
 
 
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once a session has noticed that its client is gone; the guest takes no input before."""
+    gone = asyncio.Event()
+    send_input, client_gone = Guest.send_input, session.Session._client_gone
+
+    async def held(self: Guest, pid: int, data: bytes, *, terminal: bool) -> None:
+        await gone.wait()
+        await send_input(self, pid, data, terminal=terminal)
+
+    def noticed(self: session.Session) -> None:
+        client_gone(self)
+        asyncio.get_running_loop().call_soon(gone.set)
+
+    monkeypatch.setattr(Guest, "send_input", held)
+    monkeypatch.setattr(session.Session, "_client_gone", noticed)
+    return gone
+
+
 async def test_input_before_a_hasty_good_bye(
-    server: Server, url: str, team: Team, sandbox: str, peer: Peer
+    server: Server, url: str, team: Team, sandbox: str, peer: Peer, gone: asyncio.Event
 ) -> None:
     await peer.say(type="start", cmd="sh", tag="mine")
     assert (await peer.hear())["tag"] == "mine"
-    await _type(peer, "sleep 0.3; stty -echo; echo late\n")
-    for _ in range(20):
-        await _type(peer, "x" * 1000)
-    await _type(peer, "\x03exit 8\n")
+    await _type(peer, "stty -echo; FIRST=on")
+    await _type(peer, "ly\nSECOND=" + "x" * 1000 + "\n")
+    assert not gone.is_set()
     await peer.connection.close()
     await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
     async with talking(url, team.key) as again:
         await again.say(type="connect", tag="mine")
-        assert (await again.rest())[-1] == {"type": "exit", "exit_code": 8}
+        await _type(again, "echo $FIRST ${#SECOND}; exit 8\n")
+        frames = await again.rest()
+    assert "only 1000\r\n" in output_of(frames, "output")
+    assert frames[-1] == {"type": "exit", "exit_code": 8}
 
 
 async def test_a_tag_that_is_taken_or_unknown(url: str, team: Team, peer: Peer) -> None:
