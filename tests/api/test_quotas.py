@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import httpx2
 import pytest
+from sqlalchemy import select
 
 from api.double import HostDouble
 from api.harness import Server, Team, serve
+from wrenn_sandbox.control.store.database import Database
+from wrenn_sandbox.control.store.tables import teams
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.quota import QuotaOverride
@@ -59,6 +62,21 @@ def _is_over(answer: httpx2.Response, limit: str) -> bool:
         "quota_exceeded",
         limit,
     )
+
+
+async def test_many_requests_of_one_team_leave_connections_to_the_others(
+    faulty: Server, user: Team
+) -> None:
+    other, database = await faulty.team(), Database(faulty.settings.sql_url)
+    row = select(teams.c.id).where(teams.c.id == user.team_id).with_for_update()
+    async with database.write() as connection:
+        await connection.execute(row)
+        creating = [faulty.start(_create(user)) for _ in range(40)]
+        async with asyncio.timeout(5):
+            for _ in range(40):
+                assert (await other.client.get("/v1/sandboxes")).status_code == 200
+    await database.close()
+    assert {(await each).status_code for each in creating} == {201}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What a team has and may have, and the guard that keeps the one within the other.
 
 The guard locks the team's row first: what the same team does at the same time waits for it. On
-SQLite all writing transactions take turns anyway.
+SQLite all writing transactions take turns anyway. Within one server a team waits before it takes a
+connection, so that it never holds more than one of those that all teams share.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Select, func, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -43,11 +46,13 @@ class Guard:
     def __init__(self, database: Database, quota: Quota) -> None:
         self._database = database
         self._quota = quota
+        self._turns: WeakValueDictionary[TeamId, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def write(self, team_id: TeamId, *checks: Check) -> AsyncIterator[AsyncConnection]:
         """A transaction; raises `QuotaExceeded` at its end, after which nothing has changed."""
-        async with self._database.write() as connection:
+        turn = self._turns.setdefault(team_id, asyncio.Lock())
+        async with turn, self._database.write() as connection:
             override = await _override(connection, team_id, lock=True)
             yield connection
             self._require(_own(self._quota, override), await _usage(connection, team_id), checks)
