@@ -4,7 +4,8 @@ On a host in memory, because what is tried here includes removing every path the
 PostgreSQL, because it takes fewer kinds of text than SQLite.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from wrenn_sandbox.control.api.openapi import build_openapi
 from wrenn_sandbox.control.app import create_app
 
 _EXAMPLES = 15
-_SEQUENCES = 15
+_SEQUENCES = 10
 _STEPS = 12
 _NOT_OF_THE_DOCUMENT = [ignored_auth, negative_data_rejection, positive_data_acceptance]
 """Whether a request is accepted is no question of the document's schemas alone.
@@ -89,12 +90,27 @@ class Caller:
         return str(self.client.post("/v1/api-keys", json={}).json()["id"])
 
 
+NewCaller = Callable[[], AbstractContextManager[Caller]]
+
+
 @pytest.fixture(scope="module")
-def caller(
+def new_caller(
     tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, migrated: str
-) -> Iterator[Caller]:
-    directory: Path = tmp_path_factory.mktemp("schema")
-    database = postgres.url(postgres.make_database(migrated))
+) -> NewCaller:
+    """Makes callers, each of a server with a database of its own."""
+    return lambda: _calling(
+        tmp_path_factory.mktemp("schema"), postgres.url(postgres.make_database(migrated))
+    )
+
+
+@pytest.fixture(scope="module")
+def caller(new_caller: NewCaller) -> Iterator[Caller]:
+    with new_caller() as made:
+        yield made
+
+
+@contextmanager
+def _calling(directory: Path, database: str) -> Iterator[Caller]:
     with (
         live_server(make_settings(directory, database), HostDouble()) as url,
         httpx2.Client(base_url=url) as client,
@@ -129,12 +145,25 @@ def test_random_requests(
     )
 
 
-def test_random_sequences(caller: Caller) -> None:
-    """What one answer names is used by the next requests."""
+def test_random_sequences(new_caller: NewCaller) -> None:
+    """What one answer names is used by the next requests.
+
+    Each sequence has a server of its own: what is drawn depends on what was answered before, and
+    has to be the same when it is drawn again.
+    """
 
     class Machine(schema.as_state_machine()):  # type: ignore[misc]
+        def setup(self) -> None:
+            super().setup()
+            self._stack = ExitStack()
+            self._caller = self._stack.enter_context(new_caller())
+
+        def teardown(self) -> None:
+            self._stack.close()
+            super().teardown()
+
         def get_call_kwargs(self, case: object) -> dict[str, object]:
-            return {"base_url": caller.url, "headers": caller.headers}
+            return {"base_url": self._caller.url, "headers": self._caller.headers}
 
         def validate_response(
             self,
