@@ -9,7 +9,7 @@ import pytest
 from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, serve
 from wrenn_sandbox.control.service.calls import Calls, checked_command, output_limit
-from wrenn_sandbox.control.store import sandboxes
+from wrenn_sandbox.control.store import history, sandboxes
 from wrenn_sandbox.errors import InvalidRequest, QuotaExceeded
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import COMMAND_BYTES
@@ -106,7 +106,7 @@ async def test_a_command_that_is_too_long_is_refused(user: Team, host: HostDoubl
 async def test_the_history_holds_the_last_events(
     faulty: Server, user: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandboxes, "EVENTS_KEPT", 5)
+    monkeypatch.setattr(history, "EVENTS_KEPT", 5)
     id, other = await _create(user), await _create(user)
     for _ in range(3):
         for verb in ("pause", "resume"):
@@ -121,6 +121,18 @@ async def test_the_history_holds_the_last_events(
         "resume",
     ]
     assert len((await user.client.get(f"/v1/sandboxes/{other}/events")).json()) == 3
+
+
+async def test_so_it_does_when_the_network_policy_changes(
+    user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "EVENTS_KEPT", 4)
+    id = await _create(user)
+    for number in range(6):
+        policy = {"deny": [f"192.0.2.{number}"]}
+        assert (await user.client.put(f"/v1/sandboxes/{id}/network", json=policy)).status_code < 300
+    events = (await user.client.get(f"/v1/sandboxes/{id}/events")).json()
+    assert [each["event"] for each in events] == ["network"] * 4
 
 
 async def test_of_ended_sandboxes_the_last_are_listed(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import Insert, insert, select, update
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.network import NetworkPolicy
@@ -13,6 +14,7 @@ from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.wire.messages import Egress
 
 from .database import Database
+from .history import forget_old_events
 from .tables import sandbox_events, sandboxes
 
 _EVENT = "network"
@@ -70,7 +72,7 @@ class TeamPolicies:
                 found = await connection.execute(select(sandboxes.c.state).where(this))
                 state = found.scalar_one_or_none()
             else:
-                await connection.execute(_row(sandbox_id, state, change))
+                await _note(connection, sandbox_id, state, change)
         return None if state is None else State(state)
 
 
@@ -92,16 +94,21 @@ class AllPolicies:
     async def note(self, sandbox_id: SandboxId, change: PolicyChange) -> None:
         """Add to the history of a running sandbox that its policy was set again."""
         async with self._database.write() as connection:
-            await connection.execute(_row(sandbox_id, State.RUNNING.value, change))
+            await _note(connection, sandbox_id, State.RUNNING.value, change)
 
 
-def _row(sandbox_id: SandboxId, state: str, change: PolicyChange) -> Insert:
-    return insert(sandbox_events).values(
-        sandbox_id=sandbox_id,
-        event=_EVENT,
-        from_state=state,
-        to_state=state,
-        reason=change.reason,
-        actor=change.actor,
-        at=change.at,
+async def _note(
+    connection: AsyncConnection, sandbox_id: SandboxId, state: str, change: PolicyChange
+) -> None:
+    await connection.execute(
+        insert(sandbox_events).values(
+            sandbox_id=sandbox_id,
+            event=_EVENT,
+            from_state=state,
+            to_state=state,
+            reason=change.reason,
+            actor=change.actor,
+            at=change.at,
+        )
     )
+    await forget_old_events(connection, sandbox_id)

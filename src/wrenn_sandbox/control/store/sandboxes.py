@@ -8,7 +8,7 @@ from sqlalchemy import Row, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
-from wrenn_sandbox.model.limits import ENDED_KEPT, EVENTS_KEPT
+from wrenn_sandbox.model.limits import ENDED_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
 from wrenn_sandbox.model.sandbox import (
     Event,
@@ -23,6 +23,7 @@ from wrenn_sandbox.wire.messages import Placement
 
 from . import policies
 from .database import Database
+from .history import forget_old_events
 from .paging import newest_first
 from .presence import has_somebody
 from .quotas import Guard
@@ -140,24 +141,9 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
             )
         )
         if change.event in _REPEATED:
-            await _forget_old_events(connection, sandbox_id)
+            await forget_old_events(connection, sandbox_id)
         return _sandbox(changed)
     raise IllegalTransition(sandbox.state, change.event)
-
-
-async def _forget_old_events(connection: AsyncConnection, sandbox_id: SandboxId) -> None:
-    mine = sandbox_events.c.sandbox_id == sandbox_id
-    oldest_kept = (
-        select(sandbox_events.c.number)
-        .where(mine)
-        .order_by(sandbox_events.c.number.desc())
-        .offset(EVENTS_KEPT - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    await connection.execute(
-        delete(sandbox_events).where(mine, sandbox_events.c.number < oldest_kept)
-    )
 
 
 def _storable(reason: str) -> str:
