@@ -284,7 +284,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _check_upgrade(self, version: str, fields: dict[bytes, bytes]) -> None:
         if b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip() != b"0":
-            raise _Refusal(InvalidRequest("A request with Upgrade can not have a body"))
+            raise _Refusal(InvalidRequest("Send a body without Upgrade; there is no HTTP/2 here"))
         if not self._should_upgrade():
             return
         if self._is_pending():
