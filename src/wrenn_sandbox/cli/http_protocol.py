@@ -250,6 +250,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _on_its_way(self) -> int:
         """Bytes that the system has taken and the client has not: it takes more in large steps."""
         connection = self.transport.get_extra_info("socket")
+        if connection is None:
+            return 0  # over TLS the end is told a moment later
         return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _count_head(self, size: int) -> None:
