@@ -227,6 +227,12 @@ class Settings(BaseSettings):
                 raise ValueError(f"{each} is not within {', '.join(map(str, PRIVATE))}")
         return value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _from_the_root(cls, value: Path) -> Path:
+        """Disk layers and monitors name its files from elsewhere."""
+        return value.absolute()
+
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -132,3 +132,12 @@ def test_github_login_that_is_not_set_up(
         Settings()
     assert name.lower().removeprefix("cp_") in str(caught.value).lower()
     assert "hush-hush" not in str(caught.value)
+
+
+def test_a_data_directory_is_named_from_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings(data_dir=Path("data")).data_dir == tmp_path / "data"
+    monkeypatch.setenv("WRENN_DATA_DIR", "./other/")
+    assert Settings().data_dir == tmp_path / "other"
