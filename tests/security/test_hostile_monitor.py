@@ -28,7 +28,15 @@ from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.vmm.qemu import monitor as monitor_module
 from wrenn_sandbox.host.vmm.qemu import qmp, running
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
-from wrenn_sandbox.host.vmm.qemu.running import Running, or_no_end, read_state, tails, unless_ended
+from wrenn_sandbox.host.vmm.qemu.running import (
+    LOG_LIMIT,
+    Running,
+    or_no_end,
+    read_state,
+    shorten_log,
+    tails,
+    unless_ended,
+)
 
 _MB = 1 << 20
 _GREETING = b'{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}\r\n'
@@ -504,3 +512,17 @@ async def test_a_monitor_that_stood_still_for_a_while_is_as_good_as_before(tmp_p
         await monitor.cont()
         assert await monitor.status() == "running"
         await monitor.close()
+
+
+def test_a_log_does_not_grow_for_ever(tmp_path: Path) -> None:
+    """Every device that a guest breaks and resets is a line; the monitor keeps its log open."""
+    path = tmp_path / "vmm.log"
+    shorten_log(path)
+    with path.open("ab", buffering=0) as log:
+        log.write(b"short\n")
+        shorten_log(path)
+        assert path.read_bytes() == b"short\n"
+        log.write(b"x" * LOG_LIMIT)
+        shorten_log(path)
+        log.write(b"goes on\n")
+    assert path.read_bytes() == b"goes on\n"

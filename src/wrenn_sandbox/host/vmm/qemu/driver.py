@@ -38,6 +38,7 @@ from .running import (
     or_no_end,
     read_state,
     require_same,
+    shorten_log,
     tails,
     unless_ended,
 )
@@ -274,11 +275,15 @@ class QemuDriver:
     def trim(self, idle: float) -> None:
         """Close the sealed copies that no machine uses and none has for `idle` seconds.
 
-        Removes what a machine that ended without its server has left, as well.
+        Removes what a machine that ended without its server has left, and logs that have grown too
+        long, as well.
         """
         if self._confinement.groups is not None:
             self._confinement.groups.sweep()
-        used = {each.memory for each in list(self._running.values()) if each.memory is not None}
+        running = list(self._running.values())
+        for each in running:
+            shorten_log(each.files.vmm_log)
+        used = {each.memory for each in running if each.memory is not None}
         self._sealed.trim(idle, used)
 
     def _register(self, running: Running) -> Process:

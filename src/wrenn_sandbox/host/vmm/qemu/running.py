@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 STATE_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of device state; a machine's is some 13 KiB."""
+LOG_LIMIT: Final = 1024 * 1024
+"""Bytes of a monitor's own log; a guest can make it complain as often as it likes."""
 _TAIL_BYTES: Final = 2000
 
 
@@ -109,6 +111,13 @@ def append(path: Path, text: bytes) -> None:
     """Add to a log file; blocks."""
     with open(path, "ab") as file:
         file.write(text)
+
+
+def shorten_log(path: Path) -> None:
+    """Empty a log that has grown too long, under the hands of its monitor; blocks."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_LIMIT:
+            os.truncate(path, 0)
 
 
 def tails(files: MachineFiles) -> str:
