@@ -399,8 +399,13 @@ async def test_what_can_not_be_paused_keeps_running(settings: Settings, host: Ho
         del host.fail["pause"]
         await server.plane.evacuation.sweep()
         assert [host.calls.count(("pause", id)) for id in ids] == [1, 1, 1]
+        assert (await team.client.delete(f"/v1/sandboxes/{ids.pop()}")).status_code == 204
         clock.advance(60)
-        await _states(admin, State.PAUSED)
+        await eventually(lambda: not server.plane.evacuation.failed_lately)
+        await eventually(lambda: all(host.calls.count(("pause", id)) == 2 for id in ids))
+        for id in ids:
+            await _settled(server, id)
+            assert await _status(team, id) == "paused"
 
 
 async def test_a_create_under_way_is_paused_once_it_runs(

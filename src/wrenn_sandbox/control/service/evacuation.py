@@ -51,11 +51,18 @@ class Evacuation:
         self._clock = clock
         self._not_before: dict[SandboxId, datetime] = {}
 
+    @property
+    def failed_lately(self) -> int:
+        """How many sandboxes wait for another attempt."""
+        return len(self._not_before)
+
     async def run(self) -> None:
         await repeated(self.sweep, every=_INTERVAL, complaint="evacuation failed")
 
     async def sweep(self) -> None:
         """Pause what may not run now, save for what failed within the last minute."""
+        now = self._clock()
+        self._not_before = {each: due for each, due in self._not_before.items() if due > now}
         nobodys = await self._store.running_without_somebody()
         await self._pause_all(nobodys, NOBODY)
         if self._draining.since is not None:
@@ -65,10 +72,7 @@ class Evacuation:
         for sandbox in sandboxes:
             if reason == DRAINED and self._draining.since is None:
                 return
-            due = self._not_before.pop(sandbox.id, None)
-            if due is not None and due > self._clock():
-                self._not_before[sandbox.id] = due
-            elif not await self._pause(sandbox, reason):
+            if sandbox.id not in self._not_before and not await self._pause(sandbox, reason):
                 self._not_before[sandbox.id] = self._clock() + _RETRY
 
     async def _pause(self, sandbox: Sandbox, reason: str) -> bool:
