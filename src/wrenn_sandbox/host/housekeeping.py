@@ -71,20 +71,28 @@ class Housekeeper:
             await asyncio.gather(self._worker, return_exceptions=True)
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _ROUND_SEC
         while not self._closing:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ROUND_SEC):
-                    await self._wake.wait()
-            if not self._wake.is_set():
+            if loop.time() >= due:
                 await self._look_around()
-            self._wake.clear()
-            while self._waiting and not self._closing:
+                due = loop.time() + _ROUND_SEC
+            if self._waiting:
                 await self._tidy(self._waiting.pop(next(iter(self._waiting))))
+                continue
             self._settled.set()
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wake.wait()
 
     async def _look_around(self) -> None:
-        """What is due from time to time: free memory, wake those that a full disk has stopped."""
-        await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
+        """What is due from time to time, however much there is to do for sandboxes: free memory,
+        wake those that a full disk has stopped."""
+        try:
+            await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
+        except OSError as error:
+            _log.warning("housekeeping failed", detail=str(error))
         for sandbox in list(self._sandboxes):
             try:
                 if await sandbox.wake():

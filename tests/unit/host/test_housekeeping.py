@@ -11,7 +11,7 @@ import structlog
 
 from unit.host.disk.test_overlay import is_clean, qemu_io
 from wrenn_sandbox.errors import NoCapacity
-from wrenn_sandbox.host import merging, stored
+from wrenn_sandbox.host import housekeeping, merging, stored
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.disk import layers
 from wrenn_sandbox.host.disk_use import allocated
@@ -393,3 +393,25 @@ async def test_layers_of_a_stored_sandbox(stand: Stand, monkeypatch: pytest.Monk
     assert stand.layers() == [3]
     await stand.resume()
     _check_disk(stand, 5)
+
+
+@pytest.fixture
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "_ROUND_SEC", 0.05)
+
+
+async def test_a_busy_host_is_looked_after_too(
+    short_rounds: None, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There always is a sandbox to consider, and what is due fails."""
+    looked: list[float] = []
+
+    def trim(idle: float) -> None:
+        looked.append(idle)
+        raise OSError("refused")
+
+    monkeypatch.setattr(stand.host._driver, "trim", trim)
+    async with asyncio.timeout(20):
+        while len(looked) < 2:
+            stand.host._housekeeper.consider(stand.sandbox)
+            await asyncio.sleep(0.01)
