@@ -16,6 +16,7 @@ from api.harness import FakeClock, Server, Team, serve_processes
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.errors import HostFailure, NotFound
 from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.host.guest.connection import GuestGone
 from wrenn_sandbox.host.images.manifest import FileEntry
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
@@ -94,6 +95,34 @@ async def test_what_is_paused_is_on_disk_and_nowhere_else(server: Server, team: 
     assert (await _history(team.client, id))[3:] == cycle_events * 3
     assert (await team.client.delete(f"/v1/sandboxes/{id}")).status_code == 204
     assert _found(paths.run) == _found(paths.paused) == set()
+
+
+async def test_no_connection_to_a_guest_outlives_its_life(restartable: Settings) -> None:
+    async with serve_processes(restartable) as (server, host):
+        team = await server.team()
+        id = SandboxId(await _create(team.client))
+        lives = []
+        for _ in range(3):
+            client = host._sandboxes[id].client
+            await _shell(team.client, id, "true")
+            kept = list(client._idle)
+            assert any(connection.reusable for connection in kept)
+            await _act(team.client, id, "pause")
+            assert not any(connection.reusable for connection in kept)
+            with pytest.raises(GuestGone):
+                await client.health()
+            await _act(team.client, id, "resume")
+            lives.append(client)
+        machine = host._sandboxes[id].machine
+        lives.append(machine.client)
+        await _shell(team.client, id, "true")
+        kept = list(machine.client._idle)
+        assert any(connection.reusable for connection in kept)
+        await machine.greet("another")
+        assert not any(connection.reusable for connection in kept)
+        lives.append(machine.client)
+        assert len(set(lives)) == 5
+        assert await _shell(team.client, id, "echo here") == "here\n"
 
 
 async def test_a_paused_sandbox_can_be_deleted(server: Server, team: Team) -> None:

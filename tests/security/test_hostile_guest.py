@@ -368,15 +368,15 @@ async def _at_rest(stand: Stand) -> tuple[int, int]:
         if not client._busy and all(not each.reusable for each in client._idle):
             break
     assert not client._busy
-    for each in client._idle:
-        each.close()
-    client._idle.clear()
+    for idle in (client._idle, stand.host._sandboxes[stand.good].client._idle):
+        for each in idle:
+            each.close()
+        idle.clear()
     await asyncio.sleep(0.01)
     return len(asyncio.all_tasks()), _files()
 
 
 async def _nothing_left(stand: Stand, before: tuple[int, int]) -> None:
-    """The other sandbox's own connection may have come or gone."""
     tasks, files = await _at_rest(stand)
     assert tasks <= before[0]
     assert files <= before[1] + 2
@@ -599,11 +599,16 @@ async def test_what_comes_before_a_question_is_not_its_answer(early: bytes, stan
     assert stand.guest.connections == 2
 
 
-async def test_a_connection_on_which_nothing_else_came_is_used_again(stand: Stand) -> None:
+@pytest.mark.parametrize(
+    "whole", [_HEALTHY, answer(b"{}"), CHUNKED + chunk(b"{}") + b"0\r\n\r\n", CHUNKED + END]
+)
+async def test_a_connection_on_which_nothing_else_came_is_used_again(
+    whole: bytes, stand: Stand
+) -> None:
     client = stand.host._sandboxes[stand.bad].client
-    stand.guest.script = Script([(0, _HEALTHY), (0.2, _HEALTHY)], "wait")
-    await client.health()
-    await client.health()
+    stand.guest.script = Script([(0, whole), (0.2, whole)], "wait")
+    await client.call("GET", "/x")
+    await client.call("GET", "/x")
     assert stand.guest.connections == 1
 
 

@@ -20,7 +20,7 @@ _KILL_GRACE: Final = 5.0
 CALL_SEC: Final = 120.0
 """How long a whole answer may take that is not a stream, and the beginning of one that is."""
 _SMALL_ANSWER: Final = 256 * 1024
-_IDLE_LIMIT: Final = 16
+_IDLE_LIMIT: Final = 4
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 
@@ -91,7 +91,10 @@ _DECODE_MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
 class GuestClient:
-    """Connections are kept between calls; `close` drops them with the machine's life."""
+    """Connections are kept between calls; `close` drops them with the machine's life.
+
+    No request is sent twice: what the guest may have read, it may have done.
+    """
 
     def __init__(self, connect: Connect, token: str | None) -> None:
         self._connect = connect
@@ -246,13 +249,11 @@ class GuestClient:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for one exchange; it is kept afterwards when the exchange is complete."""
-        if self._closed:
-            raise GuestGone("The sandbox is not running any more.")
-        connection = self._take_idle()
-        if connection is None:
-            connection = await Connection.open(self._connect)
+        self._require_life()
+        connection = self._take_idle() or await Connection.open(self._connect)
         self._busy.add(connection)
         try:
+            self._require_life()
             yield connection
         finally:
             self._busy.discard(connection)
@@ -260,6 +261,10 @@ class GuestClient:
                 self._idle.append(connection)
             else:
                 connection.close()
+
+    def _require_life(self) -> None:
+        if self._closed:
+            raise GuestGone("The sandbox is not running any more.")
 
     def _take_idle(self) -> Connection | None:
         while self._idle:

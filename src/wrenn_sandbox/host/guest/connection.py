@@ -48,7 +48,8 @@ class _Refused(Exception):
 class Connection(asyncio.Protocol):
     """A connection that carries one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._chunks: deque[bytes] = deque()
@@ -65,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._header_count = 0
         self._failure: GuestGone | None = None
         self._paused = False
-        self._cut = False
+        self._cut = self._kept_alive = self._read = False
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -80,7 +81,7 @@ class Connection(asyncio.Protocol):
             ) from error
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(cls, sock=sock)
+            _, connection = await loop.create_connection(lambda: cls(sock), sock=sock)
         except BaseException:
             sock.close()
             raise
@@ -88,13 +89,28 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent: the last exchange is complete and it is open."""
+        """Whether another request may be sent.
+
+        The last answer is complete and was read to its end, and nothing came after it, be it the
+        end of the connection. The kernel is asked: the loop may not have heard of it yet.
+        """
         return (
             self._failure is None
             and self._complete
+            and self._read
+            and self._kept_alive
             and not self._cut
-            and self._parser.should_keep_alive()
+            and self._is_silent()
         )
+
+    def _is_silent(self) -> bool:
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def close(self) -> None:
         """Close at once; safe to repeat."""
@@ -173,6 +189,7 @@ class Connection(asyncio.Protocol):
             while self._chunks or self._small:
                 yield self._take()
             if self._complete:
+                self._read = True
                 return
             await self._progress(SILENCE_SEC)
 
@@ -201,7 +218,7 @@ class Connection(asyncio.Protocol):
         self._chunks.clear()
         self._small.clear()
         self._buffered = 0
-        self._headers_done = self._complete = self._cut = False
+        self._headers_done = self._complete = self._read = self._cut = False
         self._asked = True
         self._header_bytes = self._header_count = 0
         self.status = 0
@@ -247,6 +264,9 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._complete:
+            self._abort("more than the answer")
+            return
         self._header_bytes += len(data)
         if self._header_bytes > HEADER_LIMIT + len(data):
             self._abort("endless header")
@@ -313,6 +333,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        # asked now: afterwards the parser says no for every answer with a body
+        self._kept_alive = self._parser.should_keep_alive()
         self._header_bytes = 0
         self._wake.set()
 
