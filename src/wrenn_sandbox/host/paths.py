@@ -1,7 +1,8 @@
 """Every path that the host side uses, and the permissions of each.
 
     DATA_DIR/                            0711: a VMM's own uid may pass through, not list
-      images/<image_id>/                 0711, files 0444: manifest.json and what it names
+      images/                            0711
+      images/<image_id>/                 0755, files 0444: manifest.json and what it names
       templates/<name>.json              0700: which image a template name stands for
       paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
       held/<image_id>                    which images the control plane has given a name
