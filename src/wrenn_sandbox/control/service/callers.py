@@ -51,9 +51,7 @@ class Revocations:
                 del self._open[caller]
 
     async def run(self) -> None:
-        await repeated(
-            self.sweep, every=_INTERVAL, complaint="credentials in use not checked"
-        )
+        await repeated(self.sweep, every=_INTERVAL, complaint="credentials in use not checked")
 
     async def sweep(self) -> None:
         """Ask the store once for each credential that is in use."""
