@@ -13,6 +13,7 @@ from typing import TypeVar
 import httpx2
 from argon2 import PasswordHasher
 from fastapi import FastAPI
+from fastapi.dependencies import models
 
 from contract.checking import check_response
 from wrenn_sandbox.control.app import create_app
@@ -168,6 +169,14 @@ async def serve(
             await asyncio.gather(*server.tasks, return_exceptions=True)
             for client in server.clients:
                 await client.aclose()
+            _forget_applications()
+
+
+def _forget_applications() -> None:
+    """What FastAPI remembers of functions would keep hundreds of applications in memory."""
+    for each in vars(models).values():
+        if hasattr(each, "cache_clear"):
+            each.cache_clear()
 
 
 @asynccontextmanager

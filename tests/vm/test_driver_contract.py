@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from vm.stand import Stand, standing
-from wrenn_sandbox.errors import AgentError, HostFailure
+from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.equipment import Equipment
+from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, Process
 from wrenn_sandbox.wire.messages import Command
 
@@ -41,7 +42,7 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
     capabilities = stand.driver.capabilities
     assert capabilities.version
     assert capabilities.name == stand.settings.driver
-    async with stand.machine() as (_, process, client):
+    async with stand.machine() as (spec, process, client):
         result = await client.exec(
             Command(cmd="echo", args=("hello",)), timeout=30, output_limit=1024
         )
@@ -54,8 +55,8 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
         assert await asyncio.wait_for(ended, 5)
         assert not _exists(process)
         await stand.driver.kill(process)
-        with pytest.raises(AgentError):
-            await client.health()
+        with pytest.raises(OSError):
+            await connect_guest(stand.equipment.namespaces, spec.slot)
 
 
 async def test_a_machine_that_dies_by_itself(stand: Stand) -> None:
