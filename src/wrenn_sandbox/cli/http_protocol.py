@@ -55,6 +55,7 @@ LINGER_SECONDS: Final = 1.0
 
 _UPGRADE_LINE_LIMIT: Final = 8000
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
 
@@ -109,6 +110,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed: int | None = 0
         self._overhead = 0
         self._progress = 0
+        self._head_is_known = False
         self._running: RequestResponseCycle | None = None
         self._unsent = 0
         self._unsent_since = self._since
@@ -128,11 +130,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._reading, self._since, self._unparsed = _Reading.HEAD, self.loop.time(), 0
         self._overhead += len(data)
         try:
-            self.parser.feed_data(data)
+            self._feed(data)
             self._check_unparsed(len(data))
-        except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
         except _Refusal as refused:
             self._refuse(refused.error)
         except httptools.HttpParserCallbackError as error:
@@ -144,6 +143,29 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"This is not HTTP/1.1: {error}"))
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._decline_upgrade()
+                self._feed(data[upgrade.args[0] :])
+
+    def _decline_upgrade(self) -> None:
+        """Go on in HTTP/1.1 behind a head that also offered another protocol.
+
+        The parser that read this head takes what follows for the other protocol: a new one is
+        told how long the body is.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        framing = [b"%b: %b\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        self._head_is_known = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+        self._head_is_known = False
+
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
@@ -153,6 +175,8 @@ class HttpProtocol(HttpToolsProtocol):
     # the parser
 
     def on_message_begin(self) -> None:
+        if self._head_is_known:
+            return
         super().on_message_begin()
         self._reading = _Reading.HEAD
         self._since = self.loop.time()
@@ -160,12 +184,16 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed = None
 
     def on_url(self, url: bytes) -> None:
+        if self._head_is_known:
+            return
         super().on_url(url)
         if len(self.url) > URL_LIMIT:
             raise _Refusal(UrlTooLong(f"The URL is longer than {URL_LIMIT} bytes"))
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_is_known:
+            return
         self._count_head(len(name) + len(value) + 4)
         if self._reading is _Reading.BODY:
             return  # a trailer, which nothing here needs
@@ -174,6 +202,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise _Refusal(HeadTooLarge(f"The request has more than {HEADERS_LIMIT} headers"))
 
     def on_headers_complete(self) -> None:
+        if self._head_is_known:
+            return
         self._check_head()
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise _Refusal(InvalidRequest("Too many requests wait on this connection"))
@@ -181,8 +211,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._reading = _Reading.BODY
         self._since = self.loop.time()
         self._head_bytes = self._progress = self._overhead = 0
-        if self.parser.should_upgrade() and not self._should_upgrade():
-            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -192,6 +220,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._progress, self._since = 0, self.loop.time()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            return  # only its head is read
         super().on_message_complete()
         self._reading = _Reading.IDLE
 
@@ -285,10 +315,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._check_upgrade(version, fields)
 
     def _check_upgrade(self, version: str, fields: dict[bytes, bytes]) -> None:
-        if b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip() != b"0":
-            raise _Refusal(InvalidRequest("Send a body without Upgrade; there is no HTTP/2 here"))
         if not self._should_upgrade():
             return
+        if b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip() != b"0":
+            raise _Refusal(InvalidRequest("A WebSocket begins without a body"))
         if self._is_pending():
             raise _Refusal(InvalidRequest("Wait for the answer before you upgrade"))
         if self.parser.get_method() != b"GET" or version != "1.1":

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.harness import eventually
@@ -81,7 +82,6 @@ _REFUSED = (
     (b"GET / HTTP/1.1\r\nHost: <script>\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: u@h\r\n\r\n", 400),
     # upgrades
-    (_POST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc", 400),
     (_UPGRADE + b"\r\n", 400),
     (_UPGRADE.replace(b"13", b"8") + _KEY + b"\r\n", 400),
     (_UPGRADE.replace(b"GET", b"POST") + _KEY + b"\r\n", 400),
@@ -115,7 +115,6 @@ _HARMLESS = (
     b"GET /%00%ff%2e%2e HTTP/1.1\r\nHost: [::1]:80\r\nConnection: close\r\n\r\n",
     b"\r\n\r\nGET / HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n",
     _GET + b"Connection: close\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n",
-    _GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
     _GET + b"Upgrade: websocket\r\nConnection: close\r\n\r\n",
     _GET + b"X: 1\r\n" * (HEADERS_LIMIT - 2) + b"Connection: close\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -317,6 +316,44 @@ async def test_an_error_behind_a_request_does_not_answer_it() -> None:
         assert await peer.rest() == b""
         app.gate.set()
         await app.ended.wait()
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+async def test_another_protocol_that_is_offered_is_not_taken(step: int) -> None:
+    """Some clients offer HTTP/2 with each request to a server that they do not know."""
+    app = App()
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+    requests = (
+        (_GET + offer + b"\r\n", b""),
+        (_POST + offer + b"Content-Length: 0\r\n\r\n", b""),
+        (_POST + offer + b"Content-Length: 3\r\n\r\nabc", b"abc"),
+        (
+            _POST + offer + b"Transfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1\r\nf\r\n0\r\n\r\n",
+            b"def",
+        ),
+        (_GET + b"\r\n", b""),
+        (_POST + offer + b"Connection: close\r\nContent-Length: 1\r\n\r\ng", b"g"),
+    )
+    async with edge(app, _settings()) as server, _peer(server) as peer:
+        data = b"".join(request for request, _ in requests)
+        for start in range(0, len(data), step):
+            await peer.send(data[start : start + step])
+            await asyncio.sleep(0)
+        for _ in requests[:-1]:
+            assert _status(await peer.answer()) == 200
+        assert _status(await peer.rest()) == 200
+    assert app.bodies == [body for _, body in requests]
+
+
+async def test_a_body_behind_an_offer_has_its_limits() -> None:
+    app = App()
+    head = _POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with edge(app, _settings(body_timeout_sec=0.5)) as server:
+        for rest, status in ((b"xyz\r\n", 400), (b"3;" + bytes(100_000), 400), (b"3\r\na", 408)):
+            async with _peer(server) as peer:
+                await peer.send(head + rest)
+                _check_refusal(await peer.rest(), status)
+    assert app.bodies == []
 
 
 async def test_an_upgrade_behind_a_request() -> None:
