@@ -7,6 +7,7 @@ from typing import Final
 TEMPLATE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 EXEC_TIMEOUT_DEFAULT: Final = 30
 EXEC_TIMEOUT_MAX: Final = 3600
+EMAIL_MAX: Final = 320
 PASSWORD_MIN: Final = 8
 PASSWORD_MAX: Final = 1024
 EVENTS_KEPT: Final = 1000
