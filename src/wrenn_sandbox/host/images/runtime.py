@@ -67,7 +67,7 @@ def make_base(packages_root: Path, target: Path) -> None:
     shutil.copytree(
         packages_root / "usr/lib" / version,
         stdlib,
-        ignore=lambda _, names: [n for n in names if n in _LEFT_OUT or n.startswith("config-")],
+        ignore=lambda directory, names: [n for n in names if _is_left_out(Path(directory, n))],
     )
     dynload = stdlib / "lib-dynload"
     dynload.mkdir()
@@ -91,6 +91,12 @@ def add_agent(base: Path, agent: Path, target: Path) -> None:
     _compile(target, target / "agent", optimize=0)
     main.with_suffix(".pyc").unlink()
     main.write_bytes(kept)
+
+
+def _is_left_out(path: Path) -> bool:
+    """Also links with an absolute target, which are followed to files of this host."""
+    leads_out = path.is_symlink() and path.readlink().is_absolute()
+    return leads_out or path.name in _LEFT_OUT or path.name.startswith("config-")
 
 
 def _python_version(packages_root: Path) -> str:

@@ -162,6 +162,9 @@ def test_the_first_file_system_loads_modules_in_order(tmp_path: Path, guest: Gue
 
 def test_the_runtime_needs_nothing_of_the_host(tmp_path: Path, guest: GuestFiles) -> None:
     fill_python(tmp_path / "root")
+    [library] = (tmp_path / "root/usr/lib").glob("python3.*")
+    (library / "of_the_host.py").symlink_to("/etc/passwd")
+    (library / "missing_here.py").symlink_to("/etc/python2.0/missing_here.py")
     for name in ("one", "two"):
         guest.agent.chmod(0o700 if name == "one" else 0o775)
         runtime.make_base(tmp_path / "root", tmp_path / name / "base")
@@ -170,6 +173,7 @@ def test_the_runtime_needs_nothing_of_the_host(tmp_path: Path, guest: GuestFiles
     tree = tmp_path / "one/tree"
     output = tools.run([*runtime.interpreter(tree), str(tree / "agent/main.py")])
     assert output == b'"agent"\n'
+    assert not {"of_the_host.pyc", "missing_here.pyc"} & {path.name for path in tree.rglob("*")}
     sources = [path for path in tree.rglob("*.py") if path.name != "main.py"]
     assert sources == []
     assert (tmp_path / "one/image").read_bytes() == (tmp_path / "two/image").read_bytes()
