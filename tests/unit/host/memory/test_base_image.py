@@ -1,5 +1,6 @@
 """Sealed copies of memory images: made once, closed when nobody needs them, never early."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -69,8 +70,11 @@ def test_a_copy_is_equal_sparse_and_can_not_be_changed(sealed: SealedMemories, i
     assert os.fstat(memory.fd).st_blocks * 512 < _MB
     with pytest.raises(PermissionError):
         os.pwrite(memory.fd, b"x", 0)
+    for size in (0, 5 * _MB):
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.fd, size)
     with pytest.raises(PermissionError):
-        os.ftruncate(memory.fd, 0)
+        fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, 0)
     os.close(memory.fd)
 
 
