@@ -7,14 +7,15 @@ from datetime import timedelta
 import pytest
 
 from api.double import HostDouble
-from api.harness import FakeClock, Server, Team, serve
+from api.harness import FakeClock, Server, Team, eventually, serve
+from api.listening import edge
 from wrenn_sandbox.control.service.calls import Calls, checked_command, output_limit
 from wrenn_sandbox.control.store import history, sandboxes
 from wrenn_sandbox.errors import InvalidRequest, QuotaExceeded
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import COMMAND_BYTES
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.wire.messages import Command
+from wrenn_sandbox.wire.messages import Command, CommandResult
 
 
 @pytest.fixture
@@ -65,6 +66,40 @@ async def test_calls_at_once(busy: Server, host: HostDouble) -> None:
     await asyncio.gather(*under_way)
     assert (await team.client.get(f"/v1/sandboxes/{first}/metrics")).status_code == 200
     assert (await team.client.get(f"/v1/sandboxes/{second}/processes")).status_code == 200
+
+
+@pytest.mark.parametrize("database_url", [None])
+@pytest.mark.parametrize("timed_out", [False, True])
+async def test_an_answer_that_nobody_reads_is_a_call_still(
+    busy: Server, host: HostDouble, timed_out: bool
+) -> None:
+    """Else one client could have any number of outputs kept for it."""
+    team = await busy.team()
+    id = await _create(team)
+    host.answer = lambda _: CommandResult(
+        exit_code=0, stdout=bytes(10 << 20), stderr=b"", duration_ms=1, timed_out=timed_out
+    )
+    calls = busy.plane.guests._calls._under_way
+    async with edge(busy.app, busy.settings) as server:
+        request = f"POST /v1/sandboxes/{id}/exec HTTP/1.1\r\nHost: x\r\nX-API-Key: {team.key}\r\n"
+        body = 'Content-Type: application/json\r\nContent-Length: 12\r\n\r\n{"cmd": "c"}'
+        clients = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
+        for reader, writer in clients:
+            writer.write((request + "Connection: close\r\n" + body).encode())
+            await reader.readuntil(b"\r\n")
+        assert calls[id] == 3
+        refused = await team.client.post(f"/v1/sandboxes/{id}/exec", json={"cmd": "c"})
+        assert (refused.status_code, refused.json()["error"]["limit"]) == (429, "calls_per_sandbox")
+        (reader, _), (_, hasty), (_, other) = clients
+        rest = await reader.read()
+        assert rest.endswith(b"}")
+        assert rest.count(b"\\u0000") == 10 << 20
+        await eventually(lambda: calls[id] == 2)
+        hasty.close()
+        other.transport.abort()
+        await eventually(lambda: not calls)
+        for _, writer in clients:
+            writer.close()
 
 
 def test_what_has_ended_is_not_remembered() -> None:

@@ -1,14 +1,21 @@
 """`POST /v1/sandboxes/{id}/exec`: one command to its end."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
+from wrenn_sandbox.control.service.sandboxes import Executed
+from wrenn_sandbox.errors import ExecTimeout
 from wrenn_sandbox.wire.messages import Command
 
+from .answers import Held
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
+from .errors import error_response
 from .responses import failures
 from .schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
 from .services import ServicesDependency
@@ -31,7 +38,7 @@ async def exec_command(
     team_id: CallerTeam,
     services: ServicesDependency,
     body: Annotated[ExecRequest, Depends(json_body(ExecRequest))],
-) -> ExecResponse | Response:
+) -> Response:
     """Run a command and answer when it has ended, with all that it wrote.
 
     With `background` the answer comes at once and the command runs on.
@@ -46,5 +53,29 @@ async def exec_command(
             sandbox_id=id, cmd=body.cmd, pid=started.pid, tag=started.tag
         )
         return Response(answer.model_dump_json(), 202, media_type="application/json")
-    executed = await services.sandboxes.exec(team_id, id, command, body.timeout_sec)
-    return ExecResponse.of(id, body.cmd, executed)
+    execution = services.sandboxes.exec(team_id, id, command, body.timeout_sec)
+    return Held(_answer(execution, id, body))
+
+
+@asynccontextmanager
+async def _answer(
+    execution: AbstractAsyncContextManager[Executed], id: str, body: ExecRequest
+) -> AsyncIterator[Response]:
+    async with execution as executed:
+        yield await asyncio.to_thread(_written, executed, id, body)
+
+
+def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
+    """As JSON: of 20 MiB that is a tenth of a second's work and more."""
+    if executed.timed_out:
+        output = executed.output
+        return error_response(
+            ExecTimeout(
+                f"The command did not end within {body.timeout_sec} s and was killed",
+                stdout=output.stdout,
+                stderr=output.stderr,
+                encoding=output.encoding,
+            )
+        )
+    answer = ExecResponse.of(id, body.cmd, executed).model_dump_json()
+    return Response(answer, media_type="application/json")

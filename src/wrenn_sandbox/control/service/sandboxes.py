@@ -1,5 +1,7 @@
 """What a team can do with its sandboxes."""
 
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from wrenn_sandbox.control.clock import Clock
@@ -7,7 +9,6 @@ from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxEvent
 from wrenn_sandbox.errors import (
     AgentError,
-    ExecTimeout,
     InvalidRequest,
     NotFound,
     WrennError,
@@ -31,12 +32,13 @@ from .templates import Templates
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A command that has ended within its time."""
+    """A command that has ended, by itself or (`timed_out`) because its time was over."""
 
     output: Output
     exit_code: int
     duration_ms: int
     truncated: bool
+    timed_out: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,27 +184,31 @@ class SandboxService:
         await self._require_running(team_id, known)
         self._activity.touch(known)
 
+    @asynccontextmanager
     async def exec(
         self, team_id: TeamId, sandbox_id: str, command: Command, timeout_sec: int
-    ) -> Executed:
-        """Run a command to its end; raises `ExecTimeout` with what it wrote until then."""
+    ) -> AsyncIterator[Executed]:
+        """Run a command to its end.
+
+        It counts among the team's calls until the end of the block: as long as its output is kept.
+        """
         known, command = sandbox_id_of(sandbox_id), checked_command(command)
-        with self._activity.using(known, team_id):
-            await self._require_running(team_id, known)
-            self._activity.touch(known)
-            with self._calls.going_on(team_id, known) as calls:
+        with ExitStack() as place:
+            with self._activity.using(known, team_id):
+                await self._require_running(team_id, known)
+                self._activity.touch(known)
+                calls = place.enter_context(self._calls.going_on(team_id, known))
                 limit = output_limit(self._output_limit, calls)
                 result = await self._exec(team_id, known, command, timeout_sec, limit)
-            self._activity.touch(known)
-        output = readable(result.stdout, result.stderr, cut=result.truncated or result.timed_out)
-        if result.timed_out:
-            raise ExecTimeout(
-                f"The command did not end within {timeout_sec} s and was killed",
-                stdout=output.stdout,
-                stderr=output.stderr,
-                encoding=output.encoding,
+                self._activity.touch(known)
+            cut = result.truncated or result.timed_out
+            yield Executed(
+                readable(result.stdout, result.stderr, cut=cut),
+                result.exit_code,
+                result.duration_ms,
+                result.truncated,
+                result.timed_out,
             )
-        return Executed(output, result.exit_code, result.duration_ms, result.truncated)
 
     async def _exec(
         self,
