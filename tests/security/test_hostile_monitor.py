@@ -31,6 +31,7 @@ from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
 from wrenn_sandbox.host.vmm.qemu.running import (
     LOG_LIMIT,
     Running,
+    connected,
     or_no_end,
     read_state,
     shorten_log,
@@ -76,8 +77,8 @@ async def played(path: Path, play: Play) -> AsyncIterator[Path]:
         assert not thread.is_alive()
 
 
-def negotiate(connection: socket.socket) -> None:
-    connection.sendall(_GREETING)
+def negotiate(connection: socket.socket, greeting: bytes = _GREETING) -> None:
+    connection.sendall(greeting)
     connection.recv(65536)
     connection.sendall(_READY)
 
@@ -512,6 +513,32 @@ async def test_a_monitor_that_stood_still_for_a_while_is_as_good_as_before(tmp_p
         await monitor.cont()
         assert await monitor.status() == "running"
         await monitor.close()
+
+
+@pytest.mark.parametrize("greeting", [_GREETING, b'{"QMP": {}}\n', b'{"QMP": {"version": 7}}\n'])
+async def test_a_new_monitor_of_another_version_is_not_taken(
+    greeting: bytes, process: Process, tmp_path: Path
+) -> None:
+    """It would continue, or store, what belongs to the one that was installed before."""
+    handle = ProcessHandle.of_child(process.child)  # type: ignore[arg-type]
+    open_before = len(os.listdir("/proc/self/fd"))
+
+    def play(connection: socket.socket) -> None:
+        negotiate(connection, greeting)
+        connection.recv(65536)
+
+    async with played(tmp_path / "s", play) as path:
+        with pytest.raises(HostFailure) as caught:
+            await connected(handle, path, (7, 0, 1))
+        assert ("replaced" in str(caught.value)) == (greeting is _GREETING)
+    assert len(os.listdir("/proc/self/fd")) <= open_before
+    async with played(tmp_path / "s", negotiate) as path:
+        monitor = await connected(handle, path, (7, 0, 0))
+        assert monitor.version == (7, 0, 0)
+        await monitor.close()
+    handle.signal(9)  # type: ignore[arg-type]
+    await handle.wait()
+    handle.close()
 
 
 def test_a_log_does_not_grow_for_ever(tmp_path: Path) -> None:

@@ -18,13 +18,18 @@ _UNTIDY_SEC: Final = 5.0
 
 def hardware(parts: Parts, vcpus: int, memory_mb: int, image: Manifest) -> Hardware:
     """A machine over this image as this host would make it now; memory in MiB."""
-    assert image.machine is not None
     return parts.driver.machine(
         vcpus=vcpus,
         memory_mb=memory_mb,
         network=parts.network,
-        kernel_sha256=image.machine.kernel_sha256,
+        kernel_sha256=started_as(image).kernel_sha256,
     )
+
+
+def started_as(image: Manifest) -> Hardware:
+    """The machine that continues this image: what is here by now can be another QEMU."""
+    assert image.machine is not None
+    return image.machine
 
 
 def require_image(parts: Parts, image: Manifest) -> None:

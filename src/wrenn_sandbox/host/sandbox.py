@@ -259,7 +259,7 @@ class Sandbox:
                     generation=generation,
                     created_at=self._parts.clock(),
                     image_id=record.image_id,
-                    machine=fitness.hardware(self._parts, record.vcpus, record.memory_mb, image),
+                    machine=fitness.started_as(image),
                     token=record.token,
                     disk_mb=image.disk_mb,
                     files=files,
@@ -285,13 +285,12 @@ class Sandbox:
                     await machine.store(made)
                     stopped.push_async_callback(machine.run_on)
                     faults.reach("snapshot.stored")
-                    hardware = fitness.hardware(self._parts, record.vcpus, record.memory_mb, base)
                     disks = stored.disks(self._parts.paths, self.sandbox_id, record.layers)
                     source = snapshots.Source(
                         directory=made,
                         disks=(*disks, machine.spec.files.overlay),
                         base=base,
-                        hardware=hardware,
+                        hardware=fitness.started_as(base),
                         token=record.token,
                     )
                     image = await to_the_end(

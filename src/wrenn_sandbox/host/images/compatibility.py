@@ -7,6 +7,7 @@ from wrenn_sandbox.errors import IncompatibleImage
 from .manifest import Machine
 
 _TSC_TOLERANCE: Final = 0.001
+_OWN: Final = "its own"
 _NAMES: Final = {
     "vcpus": "number of vcpus",
     "memory_mb": "memory size",
@@ -23,7 +24,7 @@ _NAMES: Final = {
 def differences(stored: Machine, here: Machine) -> list[str]:
     """What of a stored machine is not as this host would make it, in words; empty if it fits."""
     found = [
-        f"{words} ({getattr(stored, field)}, here {getattr(here, field)})"
+        f"{words} ({getattr(stored, field) or _OWN}, here {getattr(here, field) or _OWN})"
         if field != "kernel_sha256"
         else words
         for field, words in _NAMES.items()

@@ -328,7 +328,7 @@ class QemuDriver:
                 groups=kvm_groups() if self._variant.accelerator == "kvm" else (),
             )
         try:
-            monitor = await connected(handle, socket_path)
+            monitor = await connected(handle, socket_path, self._version)
         except BaseException as error:
             await asyncio.shield(handle.terminate(0))
             handle.close()
@@ -338,12 +338,13 @@ class QemuDriver:
         return Running(handle, monitor, spec.files, memory=spec.memory)
 
     def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
+        """Where the machine has its image; one that was adopted may be of another QEMU."""
         assert spec.memory is not None
-        if self._version[:2] >= READ_ONLY_BASE_SINCE:
-            name = str(spec.memory)
-        else:
-            name = self._sealed.name(spec.memory)
-        return pages.find_mapping(pid, name, spec.memory_mb << 20)
+        size = spec.memory_mb << 20
+        try:
+            return pages.find_mapping(pid, self._sealed.name(spec.memory), size)
+        except LookupError:
+            return pages.find_mapping(pid, str(spec.memory), size)
 
     def _inject(self, pid: int, spec: MachineSpec, directory: Path) -> None:
         try:

@@ -56,6 +56,20 @@ class _Status(msgspec.Struct):
     status: str
 
 
+class _Numbers(msgspec.Struct):
+    major: int = 0
+    minor: int = 0
+    micro: int = 0
+
+
+class _Package(msgspec.Struct):
+    qemu: _Numbers
+
+
+class _Greeting(msgspec.Struct):
+    version: _Package
+
+
 class _Reason(msgspec.Struct):
     reason: str = ""
 
@@ -80,6 +94,12 @@ class Monitor:
     async def close(self) -> None:
         """End the session; the machine runs on."""
         await self._session.close()
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """Major, minor and micro version of the QEMU that runs, whatever is installed by now."""
+        numbers = _decoded(self._session.greeting, _Greeting).version.qemu
+        return numbers.major, numbers.minor, numbers.micro
 
     async def load(self, vmstate_fd: int) -> None:
         """Load device state from a descriptor that QEMU was started with, and let it run."""

@@ -60,7 +60,7 @@ class Session(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._failure: QmpError | None = None
-        self._greeting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._greeting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._listeners: dict[asyncio.Future[Event], Collection[str]] = {}
         self._number = 0
@@ -87,6 +87,11 @@ class Session(asyncio.Protocol):
             raise QmpError("no answer") from error
         except OSError as error:
             raise QmpError(f"connect: {error}") from error
+
+    @property
+    def greeting(self) -> bytes:
+        """What the monitor said of itself first, as JSON."""
+        return self._greeting.result()
 
     async def execute(
         self,
@@ -207,7 +212,7 @@ class Session(asyncio.Protocol):
                     heard.set_result(event)
         elif bytes(message.greeting):
             if not self._greeting.done():
-                self._greeting.set_result(None)
+                self._greeting.set_result(bytes(message.greeting))
         elif message.id in self._answers and not self._answers[message.id].done():
             answer = self._answers[message.id]
             if message.error is None:

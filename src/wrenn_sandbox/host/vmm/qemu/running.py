@@ -22,6 +22,7 @@ STATE_LIMIT: Final = 16 * 1024 * 1024
 LOG_LIMIT: Final = 1024 * 1024
 """Bytes of a monitor's own log; a guest can make it complain as often as it likes."""
 _TAIL_BYTES: Final = 2000
+_REPLACED: Final = "QEMU was replaced on this host; its operator has to restart the server."
 
 
 @dataclass
@@ -37,15 +38,26 @@ class Running:
     """The image that its memory is a private mapping of."""
 
 
-async def connected(handle: ProcessHandle, path: Path) -> Monitor:
-    """The monitor of a process that was just started; raises `HostFailure` when it ends first."""
+async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, int]) -> Monitor:
+    """The monitor of a process that was just started.
+
+    Raises `HostFailure` when it ends first or is a QEMU of another version: what is stored names
+    the one that it needs.
+    """
     connecting = asyncio.ensure_future(Monitor.connect(path))
     ended = asyncio.ensure_future(handle.wait())
     try:
         await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not connecting.done():
             raise HostFailure("The machine did not start.")
-        return connecting.result()
+        monitor = connecting.result()
+        try:
+            if monitor.version != version:
+                raise HostFailure(_REPLACED)
+        except BaseException:
+            await monitor.close()
+            raise
+        return monitor
     finally:
         for task in (connecting, ended):
             task.cancel()
