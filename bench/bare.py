@@ -15,6 +15,7 @@ from pathlib import Path
 
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.disk.qcow2 import depth
 from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.base_image import SealedMemories
@@ -133,6 +134,7 @@ class Bare:
             _variant(self._origin),
             self._spec,
             self._memory(),
+            depth(self._spec.files.overlay),
             qmp_fd=self._listener.fileno(),
             tap_fd=self._tap,
             restore=True,

@@ -39,6 +39,7 @@ ZERO: Final = 1
 
 _FEATURE_NAMES: Final = 0x6803F857
 _LONGEST_HEADER: Final = 4096
+_DEEPEST: Final = 1000
 _OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
 _DAMAGED: Final = "The sandbox's disk is damaged."
 
@@ -119,6 +120,23 @@ def require(path: Path, below: Collection[tuple[Path, str]], size: int) -> None:
         found = (layer.header.backing, layer.header.backing_format)
     if found not in [(os.fsencode(each), form.encode("ascii")) for each, form in below]:
         raise _damaged(f"it is over {found!r}"[:500])
+
+
+def depth(path: Path) -> int:
+    """How many files are below a layer that `require` has passed. Blocks.
+
+    Raises OSError, and `IncompatibleImage` for what is no layer.
+    """
+    for count in range(1, _DEEPEST + 1):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            header = parse(os.pread(fd, CLUSTER, 0))
+        finally:
+            os.close(fd)
+        if header.backing_format == b"raw":
+            return count
+        path = path.parent / os.fsdecode(header.backing)
+    raise _damaged(f"more than {_DEEPEST} layers")
 
 
 class Layer:

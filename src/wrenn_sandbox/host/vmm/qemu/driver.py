@@ -14,6 +14,7 @@ import structlog
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import faults
+from wrenn_sandbox.host.disk import qcow2
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
@@ -310,13 +311,10 @@ class QemuDriver:
                 stack.callback(os.close, tap)
                 passed.append(tap)
             log = stack.enter_context(spec.files.vmm_log.open("ab"))
+            below = await asyncio.to_thread(qcow2.depth, spec.files.overlay)
+            qmp = listener.fileno()
             argv = command(
-                self._variant,
-                spec,
-                memory,
-                qmp_fd=listener.fileno(),
-                tap_fd=tap,
-                restore=restore,
+                self._variant, spec, memory, below, qmp_fd=qmp, tap_fd=tap, restore=restore
             )
             handle = await launch(
                 self._confinement,
