@@ -53,10 +53,8 @@ def write(path: Path, record: Record) -> None:
     """Replace the record; raises OSError."""
     staged = path.with_suffix(".new")
     fd = os.open(staged, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, msgspec.json.encode(record))
-    finally:
-        os.close(fd)
+    with open(fd, "wb") as file:
+        file.write(msgspec.json.encode(record))
     os.rename(staged, path)
 
 

@@ -61,6 +61,27 @@ def test_a_crash_while_writing_leaves_the_old_record(tmp_path: Path, record: Rec
     assert journal.read(path) == record
 
 
+def test_a_record_that_does_not_fit_on_the_disk_leaves_the_old_one(
+    tmp_path: Path, record: Record
+) -> None:
+    """The kernel writes as much as there is room for, and says so; it raises nothing."""
+    path = tmp_path / "journal.json"
+    journal.write(path, record)
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from wrenn_sandbox.host import journal\n"
+        "path = Path(sys.argv[1])\n"
+        "record = journal.read(path)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "journal.write(path, record)\n"
+    )
+    argv = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
+    assert journal.read(path) == record
+
+
 @pytest.mark.parametrize(
     "data",
     [
