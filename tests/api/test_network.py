@@ -12,6 +12,7 @@ from wrenn_sandbox.control.store.policies import PolicyChange
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Egress
@@ -269,11 +270,31 @@ async def test_a_real_host_applies_and_reports(restartable: Settings) -> None:
         assert await _applied(host) == {id: _egress(CLOSED), other: _egress(CLOSED)}
 
 
+@pytest.mark.parametrize("database_url", [None])
+async def test_what_is_listed_is_not_parsed_again(
+    faulty: Server, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A millisecond for each row of 256 ranges: everybody would wait for one team's lists."""
+    ranges = [f"203.0.113.{number}/32" for number in range(128)]
+    policy = {"internet": False, "allow": ranges, "deny": ranges}
+    id = await _create(user, network=policy)
+
+    def parse(**_: object) -> None:
+        raise AssertionError("parsed again")
+
+    monkeypatch.setattr(NetworkPolicy, "parse", parse)
+    (listed,) = (await user.client.get("/v1/sandboxes")).json()
+    assert (listed["id"], listed["network"]) == (id, policy)
+    await faulty.plane.reconciler.sweep()
+    for verb in ("pause", "resume"):
+        assert (await user.client.post(f"/v1/sandboxes/{id}/{verb}")).status_code == 200
+
+
 async def test_a_server_that_died_between_the_two_writes(restartable: Settings) -> None:
     async with serve_processes(restartable) as (server, host):
         team = await server.team()
         id = await _create(team)
-        change = PolicyChange(_egress(CLOSED).policy(), "user", "closed", datetime.now(UTC))
+        change = PolicyChange(_egress(CLOSED), "user", "closed", datetime.now(UTC))
         policies = server.plane.store.team(TeamId(team.team_id)).policies
         assert await policies.change(id, change, [State.RUNNING]) is State.RUNNING
     async with serve_processes(restartable) as (server, host):

@@ -18,7 +18,7 @@ from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import OperationId, Random, SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
 from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import CreateSandbox, Egress, Placement
+from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
 from .activity import Activity
 from .draining import Draining
@@ -100,7 +100,7 @@ class Lifecycle:
             image_id=sandbox.image_id,
             vcpus=sandbox.vcpus,
             memory_mb=sandbox.memory_mb,
-            network=Egress.of(sandbox.network),
+            network=sandbox.network,
         )
         try:
             placement = await self._host.create(request)
@@ -147,8 +147,7 @@ class Lifecycle:
             sandbox_id, Event.RESUME, actor, "only a paused sandbox can be resumed"
         )
         try:
-            network = Egress.of(sandbox.network)
-            placement = await self._host.resume(sandbox_id, self._operation(), network)
+            placement = await self._host.resume(sandbox_id, self._operation(), sandbox.network)
         except Exception as error:
             await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))
             self._look_into(error)

@@ -52,8 +52,11 @@ class NetworkPolicies:
         self._random = random
         self._order: WeakValueDictionary[SandboxId, asyncio.Lock] = WeakValueDictionary()
 
-    def accepted(self, wanted: Egress, prefix: str = "") -> NetworkPolicy:
-        """The policy that a caller asks for; `InvalidRequest` names the field behind `prefix`."""
+    def accepted(self, wanted: Egress, prefix: str = "") -> Egress:
+        """The policy that a caller asks for, each range once.
+
+        `InvalidRequest` names the field behind `prefix`.
+        """
         try:
             policy = NetworkPolicy.parse(
                 internet=wanted.internet, allow=wanted.allow, deny=wanted.deny
@@ -61,9 +64,9 @@ class NetworkPolicies:
             policy.require_open(self._closed)
         except InvalidPolicy as error:
             raise InvalidRequest(f"{prefix}{error}") from error
-        return policy
+        return Egress.of(policy)
 
-    async def change(self, team_id: TeamId, sandbox_id: SandboxId, wanted: Egress) -> NetworkPolicy:
+    async def change(self, team_id: TeamId, sandbox_id: SandboxId, wanted: Egress) -> Egress:
         """Give a running or paused sandbox another policy.
 
         When this returns the policy holds, also for open connections. Raises `InvalidRequest`,
@@ -75,9 +78,7 @@ class NetworkPolicies:
             raise NotFound("There is no such sandbox")
         return await self._operations.run(sandbox_id, self._change(team_id, sandbox_id, policy))
 
-    async def _change(
-        self, team_id: TeamId, sandbox_id: SandboxId, policy: NetworkPolicy
-    ) -> NetworkPolicy:
+    async def _change(self, team_id: TeamId, sandbox_id: SandboxId, policy: Egress) -> Egress:
         async with self._in_order(sandbox_id):
             change = PolicyChange(policy, "user", _summary(policy), self._clock())
             state = await self._store.team(team_id).policies.change(sandbox_id, change, _CHANGEABLE)
@@ -89,10 +90,10 @@ class NetworkPolicies:
                 await self._tell(sandbox_id, policy)
         return policy
 
-    async def _tell(self, sandbox_id: SandboxId, policy: NetworkPolicy) -> None:
+    async def _tell(self, sandbox_id: SandboxId, policy: Egress) -> None:
         operation = new_operation_id(self._random)
         try:
-            await self._host.set_network(sandbox_id, operation, Egress.of(policy))
+            await self._host.set_network(sandbox_id, operation, policy)
         except NotFound:
             # paused or gone meanwhile: a resume takes the policy from the store
             self._wakeups.reconciler.set()
@@ -107,7 +108,7 @@ class NetworkPolicies:
             if policy is None:
                 return
             operation = new_operation_id(self._random)
-            await self._host.set_network(sandbox_id, operation, Egress.of(policy))
+            await self._host.set_network(sandbox_id, operation, policy)
             reason = "the host applied another network policy"
             change = PolicyChange(policy, actor, reason, self._clock())
             await self._store.policies.note(sandbox_id, change)
@@ -118,6 +119,6 @@ class NetworkPolicies:
         return self._order.setdefault(sandbox_id, asyncio.Lock())
 
 
-def _summary(policy: NetworkPolicy) -> str:
+def _summary(policy: Egress) -> str:
     internet = "open" if policy.internet else "closed"
     return f"internet {internet}, {len(policy.allow)} allowed, {len(policy.deny)} denied"

@@ -20,7 +20,7 @@ from wrenn_sandbox.errors import NotFound, WrennError
 from wrenn_sandbox.ids import Random, SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
 from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import Egress, Phase, SandboxReport
+from wrenn_sandbox.wire.messages import Phase, SandboxReport
 
 from .corrections import CORRECTIONS, Correction
 from .images import DiscardedImages
@@ -143,7 +143,7 @@ class Reconciler:
         await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
 
     async def _check_network(self, sandbox: Sandbox, report: SandboxReport) -> None:
-        if report.phase is Phase.RUNNING and report.network != Egress.of(sandbox.network):
+        if report.phase is Phase.RUNNING and report.network != sandbox.network:
             work = self._policies.apply_again(sandbox.id, _ACTOR)
             await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
 

@@ -15,7 +15,6 @@ from wrenn_sandbox.errors import (
 )
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
-from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import State, Status
 from wrenn_sandbox.model.template import Size, TemplateType
@@ -175,7 +174,7 @@ class SandboxService:
         quota = self._store.team(team_id).quota
         return await quota.limits(), await quota.usage()
 
-    async def set_network(self, team_id: TeamId, sandbox_id: str, wanted: Egress) -> NetworkPolicy:
+    async def set_network(self, team_id: TeamId, sandbox_id: str, wanted: Egress) -> Egress:
         """Give a running or paused sandbox another network policy; see `NetworkPolicies.change`."""
         return await self._policies.change(team_id, sandbox_id_of(sandbox_id), wanted)
 

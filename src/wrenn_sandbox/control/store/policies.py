@@ -9,7 +9,6 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import SandboxId, TeamId
-from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.wire.messages import Egress
 
@@ -24,24 +23,23 @@ _EVENT = "network"
 class PolicyChange:
     """A change of a sandbox's policy, by whom and why."""
 
-    policy: NetworkPolicy
+    policy: Egress
     actor: str
     reason: str
     at: datetime
 
 
-def written(policy: NetworkPolicy) -> str | None:
+def written(policy: Egress) -> str | None:
     """A policy as its column holds it; the default one as nothing."""
-    if policy == NetworkPolicy():
-        return None
-    return msgspec.json.encode(Egress.of(policy)).decode("ascii")
+    return None if policy == Egress() else msgspec.json.encode(policy).decode("ascii")
 
 
-def read(column: str | None) -> NetworkPolicy:
-    """The policy that a column holds."""
-    if column is None:
-        return NetworkPolicy()
-    return msgspec.json.decode(column, type=Egress).policy()
+def read(column: str | None) -> Egress:
+    """The policy that a column holds, whose texts were checked when it was written.
+
+    They are not parsed again: thousands of rows are read at once, with 256 ranges each at worst.
+    """
+    return Egress() if column is None else msgspec.json.decode(column, type=Egress)
 
 
 class TeamPolicies:
@@ -82,7 +80,7 @@ class AllPolicies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def of_running(self, sandbox_id: SandboxId) -> NetworkPolicy | None:
+    async def of_running(self, sandbox_id: SandboxId) -> Egress | None:
         """The policy of a sandbox that runs; None of any other."""
         query = select(sandboxes.c.network).where(
             sandboxes.c.id == sandbox_id, sandboxes.c.state == State.RUNNING.value

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
-from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.sandbox import State, Status
+from wrenn_sandbox.wire.messages import Egress
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Sandbox:
     vcpus: int
     memory_mb: int
     timeout_sec: int
-    network: NetworkPolicy
+    network: Egress
     guest_ip: str | None
     host_ip: str | None
     reason: str | None

@@ -28,12 +28,8 @@ class NetworkPolicy(Request):
     deny: Cidrs = Field([])
 
     @classmethod
-    def of(cls, policy: network.NetworkPolicy) -> Self:
-        return cls(
-            internet=policy.internet,
-            allow=[str(each) for each in policy.allow],
-            deny=[str(each) for each in policy.deny],
-        )
+    def of(cls, policy: messages.Egress) -> Self:
+        return cls(internet=policy.internet, allow=list(policy.allow), deny=list(policy.deny))
 
     def egress(self) -> messages.Egress:
         return messages.Egress(
