@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from wrenn_sandbox.host.network.pool import SlotPool
-from wrenn_sandbox.host.network.slot import GUEST_MAC, TAP_MAC, Slot
+from wrenn_sandbox.host.network.slot import GATEWAY_IP, GUEST_MAC, TAP_MAC, Slot
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import attach_tap, open_tap
 
@@ -26,6 +26,7 @@ from .conftest import run
 VNET_HEADER = bytes(10)
 ETH_P_ALL = 3
 ETH_P_IP = 0x0800
+ETH_P_ARP = 0x0806
 ETH_P_8021Q = 0x8100
 ETH_P_IPV6 = 0x86DD
 
@@ -176,11 +177,13 @@ class PlayedGuest:
         """
         os.write(self._slot_tap, VNET_HEADER + frame)
 
+    def send_to_slot(self, frame: bytes) -> None:
+        """Put a frame on the slot's link to the host, past the rules of the host."""
+        self._wire.send(frame)
+
     def forget_seen(self) -> None:
         """Forget the packets that have left so far."""
-        with suppress(BlockingIOError):
-            while True:
-                self._wire.recv(2048)
+        self.left_so_far()
 
     async def left_until(self, last: str) -> list[str]:
         """Destinations of the IP packets that leave the slot, to the first one to `last`."""
@@ -188,14 +191,25 @@ class PlayedGuest:
         seen: list[str] = []
         async with asyncio.timeout(10):
             while last not in seen:
-                frame, sender = await loop.sock_recvfrom(self._wire, 2048)
-                outgoing = sender[2] == socket.PACKET_OUTGOING
-                if outgoing or frame[12:14] != struct.pack("!H", ETH_P_IP):
-                    if frame[12:14] == struct.pack("!H", ETH_P_IPV6):
-                        seen.append("ipv6")
-                    continue
-                seen.append(socket.inet_ntoa(frame[30:34]))
+                seen += _destination(*await loop.sock_recvfrom(self._wire, 2048))
         return seen
+
+    def left_so_far(self) -> list[str]:
+        """The same for those that have left by now."""
+        seen: list[str] = []
+        with suppress(BlockingIOError):
+            while True:
+                seen += _destination(*self._wire.recvfrom(2048))
+        return seen
+
+
+def _destination(frame: bytes, sender: tuple[str, int, int, int, bytes]) -> list[str]:
+    """Where a packet that leaves a slot is bound for; of nothing else."""
+    if frame[12:14] == struct.pack("!H", ETH_P_IPV6):
+        return ["ipv6"]
+    outgoing = sender[2] == socket.PACKET_OUTGOING
+    is_ip = frame[12:14] == struct.pack("!H", ETH_P_IP)
+    return [socket.inet_ntoa(frame[30:34])] if is_ip and not outgoing else []
 
 
 def _copy_frame(source: int, target: int) -> None:
@@ -217,8 +231,9 @@ def udp_frame(
     options: bytes = b"",
     vlan: int | None = None,
     port: int = 9,
+    target_mac: str = TAP_MAC,
 ) -> bytes:
-    """An Ethernet frame with one UDP packet from the guest.
+    """An Ethernet frame with one UDP packet, from the guest unless it says otherwise.
 
     `options` are of the IP header, in whole words; with `vlan` the frame is tagged.
     """
@@ -240,7 +255,16 @@ def udp_frame(
     checksum = struct.pack("!H", _checksum(header + options))
     header = header[:10] + checksum + header[12:] + options
     tag = b"" if vlan is None else struct.pack("!HH", ETH_P_8021Q, vlan)
-    return mac(TAP_MAC) + mac(source_mac) + tag + struct.pack("!H", ETH_P_IP) + header + udp
+    return mac(target_mac) + mac(source_mac) + tag + struct.pack("!H", ETH_P_IP) + header + udp
+
+
+def arp_frame(*, source: str, source_mac: str = GUEST_MAC, claimed_mac: str = GUEST_MAC) -> bytes:
+    """An Ethernet frame that asks who has the gateway's address, and says who asks."""
+    head = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, 1)
+    asker = mac(claimed_mac) + socket.inet_aton(source)
+    asked = bytes(6) + socket.inet_aton(GATEWAY_IP)
+    frame = mac(TAP_MAC) + mac(source_mac) + struct.pack("!H", ETH_P_ARP) + head
+    return frame + asker + asked
 
 
 def ipv6_frame(destination: str) -> bytes:

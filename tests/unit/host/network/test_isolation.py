@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 
+from wrenn_sandbox.host.network.slot import GUEST_MAC, TAP_NAME, UPLINK_NAME
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest, guest_socket
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, run
-from .played_guest import bound_udp, ipv6_frame, listening_tcp, udp_frame
+from .played_guest import arp_frame, bound_udp, ipv6_frame, listening_tcp, udp_frame
 from .world import World, a_world, receive
 
 SPECIAL = [
@@ -41,6 +42,8 @@ SOURCE_ROUTE = b"\x01\x83\x07\x04" + bytes(4)
 
 ECHO_REQUEST = b"\x08\x00\xf7\xff" + bytes(4)
 ECHO_REPLY = 0
+UNASKED_REPLY = b"\x00\x00\xff\xff" + bytes(4)
+STRANGER = "02:00:00:00:00:07"
 
 
 def raw_icmp() -> socket.socket:
@@ -175,7 +178,7 @@ async def test_forged_frames_go_nowhere(world: World) -> None:
     guest.send_frame(udp_frame(world.outside.second_address, source="169.254.0.20"))
     guest.send_frame(udp_frame(world.outside.second_address, source="8.8.8.8"))
     guest.send_frame(udp_frame(world.outside.second_address, source=guest.slot.host_ip))
-    guest.send_frame(udp_frame(world.outside.second_address, source_mac="02:00:00:00:00:07"))
+    guest.send_frame(udp_frame(world.outside.second_address, source_mac=STRANGER))
     guest.send_frame(udp_frame(world.outside.second_address, options=NO_OPERATIONS))
     guest.send_frame(udp_frame(world.outside.second_address, options=SOURCE_ROUTE))
     guest.send_frame(udp_frame(world.outside.second_address, vlan=7))
@@ -185,6 +188,27 @@ async def test_forged_frames_go_nowhere(world: World) -> None:
     guest.send_frame(bytes(14))
     guest.send_frame(udp_frame(target))
     assert await guest.left_until(target) == [target]
+
+
+async def test_forged_arp_leaves_no_trace(world: World) -> None:
+    """What all slots remember of neighbours has to fit in one table of this machine."""
+    guest = world.guest
+    for asker in ("198.51.100.7", "169.254.0.22", guest.slot.host_ip):
+        guest.send_frame(arp_frame(source=asker))
+    for forged in ({"source_mac": STRANGER}, {"claimed_mac": STRANGER}):
+        guest.send_frame(arp_frame(source="169.254.0.21", **forged))
+    known = run("ip", "-n", str(guest.slot.netns), "neigh", "show", "dev", TAP_NAME)
+    assert known.split() == ["169.254.0.21", "lladdr", GUEST_MAC, "PERMANENT"]
+
+
+async def test_what_belongs_to_no_connection_goes_nowhere(world: World) -> None:
+    with (
+        await world.namespaces.run(world.guest.netns, raw_icmp) as sock,
+        await world.guest.udp() as last,
+    ):
+        sock.sendto(UNASKED_REPLY, (world.outside.second_address, 0))
+        last.sendto(b"x", (world.outside.address, 9))
+        assert await world.guest.left_until(world.outside.address) == [world.outside.address]
 
 
 async def test_services_in_the_slot_are_not_reached(world: World) -> None:
@@ -294,3 +318,31 @@ async def test_nobody_outside_reaches_a_slot(world: World) -> None:
             inside.recv(100)
         with pytest.raises(BlockingIOError):
             guest.recv(100)
+
+
+async def test_the_host_lets_nobody_outside_into_a_slot(world: World) -> None:
+    """Even if the slot's own rules were gone."""
+    slot, far = world.guest.slot, (world.outside.address, 9)
+    run("ip", "netns", "exec", str(slot.netns), "nft", "flush", "ruleset")
+    route = ("route", "add", slot.host_ip, "via", world.outside.host_address)
+    run("ip", "-n", world.outside.netns, *route)
+    with (
+        await world.namespaces.run(slot.netns, partial(bound_udp, slot.host_ip, 7000)) as inside,
+        await world.server(*far) as server,
+    ):
+        server.sendto(b"unasked", (slot.host_ip, 7000))
+        inside.sendto(b"x", far)
+        server.sendto(b"answer", (await receive(server))[1])
+        assert await receive(inside) == (b"answer", far)
+
+
+async def test_a_slot_lets_nobody_in_to_its_guest(world: World) -> None:
+    """Even if the host's own rules were gone."""
+    guest, far = world.guest, (world.outside.address, 9)
+    link = run("ip", "-n", str(guest.slot.netns), "-br", "link", "show", UPLINK_NAME).split()[2]
+    frame = udp_frame("169.254.0.21", source=far[0], port=7000, target_mac=link)
+    with await guest.udp(7000) as inside, await world.server(*far) as server:
+        guest.send_to_slot(frame)
+        inside.sendto(b"x", far)
+        server.sendto(b"answer", (await receive(server))[1])
+        assert await receive(inside) == (b"answer", far)

@@ -215,12 +215,16 @@ async def test_the_host_keeps_closed_what_no_policy_opens(
             await world.server(private, 9) as closed,
             await world.server(private, 53) as resolver,
             await world.server(world.outside.address, 9) as server,
+            await world.server(world.outside.second_address, 9) as untranslated,
             await world.namespaces.run(slot.netns, make) as sock,
         ):
+            world.guest.send_frame(udp_frame(world.outside.second_address))
             for target in ((private, 9), (private, 53), (world.outside.address, 9)):
                 sock.sendto(b"x", target)
             await receive(server)
             await receive(resolver)
+            with pytest.raises(BlockingIOError):
+                untranslated.recv(100)
             with pytest.raises(BlockingIOError):
                 closed.recv(100)
 
@@ -256,7 +260,10 @@ async def arrived_within(server: socket.socket, seconds: float = 0.2) -> int:
 async def test_new_connections_are_bounded_twice(
     make_pool: PoolFactory, namespaces: NamespaceThread, limits: Limits, most: int
 ) -> None:
-    """In the slot, and by the host should the slot's kernel have forgotten some."""
+    """In the slot, and by the host should the slot's kernel have forgotten some.
+
+    What the slot drops does not leave it.
+    """
     async with a_world(make_pool, namespaces, limits=limits) as world:
         await world.allow(NetworkPolicy())
         await world.carries()
@@ -264,6 +271,7 @@ async def test_new_connections_are_bounded_twice(
         make = partial(bound_udp, "169.254.0.21")
         through = await flows_that_arrive(world, world.guest.netns, make, 2 * most)
         assert most // 2 < through <= most + 4
+        assert world.guest.left_so_far().count(world.outside.second_address) == through
         other = await world.pool.acquire()
         await world.pool.apply(other, NetworkPolicy())
         for each in (slot, other):
