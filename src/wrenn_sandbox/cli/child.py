@@ -19,21 +19,24 @@ from .leftovers import leftovers, machines
 _READY = "Wrenn is ready at "
 _TAIL_LINES = 20
 _TAIL_COLUMNS = 1000
+_NOT_ITS_OWN = frozenset({"DATABASE_URL", "WRENN_TLS_CERT", "WRENN_TLS_KEY"})
+"""What this process's environment says of another server: its database, and its names."""
 
 
 class ServerProcess:
     """A server of its own on a free loopback port; ended when the `with` block ends.
 
-    `overrides` are environment variables on top of this process's own. Everything the server logs
-    is in `log`, which several lives may share.
+    `overrides` are environment variables on top of this process's own, of which it gets neither
+    database nor certificate. Everything the server logs is in `log`, which several lives may share.
     """
 
     def __init__(self, data_dir: Path, log: Path, overrides: Mapping[str, str] = {}) -> None:
         self.log = log
         self.url = ""
         self._data_dir = data_dir
+        inherited = {k: v for k, v in os.environ.items() if k.upper() not in _NOT_ITS_OWN}
         self._environment = {
-            **os.environ,
+            **inherited,
             "WRENN_HOST": "127.0.0.1",
             "WRENN_PORT": "0",
             "WRENN_LOG_FORMAT": "json",

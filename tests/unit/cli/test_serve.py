@@ -70,6 +70,18 @@ def test_it_starts_again_where_it_was(server: ServerProcess) -> None:
         assert httpx2.post(f"{server.url}/v1/auth/login", json=account).status_code == 200
 
 
+def test_it_does_not_use_the_database_of_a_server_that_the_environment_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take that server's sandboxes, which do not run here, for lost."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("WRENN_TLS_CERT", str(tmp_path / "certificate.pem"))
+    monkeypatch.setenv("WRENN_TLS_KEY", str(tmp_path / "key.pem"))
+    with ServerProcess(tmp_path / "data", tmp_path / "log", _FAKE) as server:
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert not (tmp_path / "other.db").exists()
+
+
 def test_a_stop_can_pause(tmp_path: Path) -> None:
     settings = {**_FAKE, "WRENN_ON_STOP": "pause"}
     with ServerProcess(tmp_path / "data", tmp_path / "log", settings) as server:
