@@ -57,8 +57,9 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     """What holds in the namespace of a slot, whatever its guest sends.
 
     Replaces older tables in one transaction. Each packet is judged by its far end's address, also
-    those of open connections: a change of the policy concerns them at once. Destinations are judged
-    after the redirection of DNS, so a private resolver is reached on port 53 and nowhere else.
+    those of open connections: a change of the policy concerns them at once. What others report of a
+    connection is judged by whom the connection is to. Destinations are judged after the redirection
+    of DNS, so a private resolver is reached on port 53 and nowhere else.
     Without `internet` the guest reaches nothing.
     """
     forward = redirect = ""
@@ -76,7 +77,7 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
         to_private = f"""
         ip daddr {{ {private} }} drop"""
         from_private = f"""
-        ip saddr {{ {private} }} drop"""
+        ct reply ip saddr {{ {private} }} drop"""
     return f"""
 table netdev {SLOT_TABLE}
 delete table netdev {SLOT_TABLE}
@@ -119,12 +120,13 @@ table inet {SLOT_TABLE} {{
         ct state new accept
     }}
     chain inward {{
-        ct state related icmp type {_ICMP_ERRORS} accept
         ct state != {{ established, related }} drop
+        ct state related icmp type != {_ICMP_ERRORS} drop
         ip saddr @resolvers meta l4proto {{ tcp, udp }} th sport 53 accept
-        ip saddr {{ {closed} }} drop
-        ip saddr @allowed accept{from_private}
-        ip saddr @denied drop
+        ct state related ct reply ip saddr @resolvers accept
+        ct reply ip saddr {{ {closed} }} drop
+        ct reply ip saddr @allowed accept{from_private}
+        ct reply ip saddr @denied drop
         meta nfproto ipv4 accept
     }}
     chain forward {{
