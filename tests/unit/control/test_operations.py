@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from wrenn_sandbox.control.service.operations import Operations
-from wrenn_sandbox.errors import NoCapacity
+from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
 from wrenn_sandbox.ids import SandboxId
 
 _ONE, _TWO = SandboxId("sb-one"), SandboxId("sb-two")
@@ -60,3 +61,30 @@ async def test_watches_do_not_end_each_other() -> None:
             assert inner == outer == set()
         await operations.run(_ONE, asyncio.sleep(0))
     assert (outer, inner) == ({_ONE}, set())
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (HostFailure("It did not start.", detail="/run/x: no such file"), True),
+        (NoCapacity("The host is full.", retry_after=5), False),
+    ],
+)
+async def test_the_log_says_what_a_caller_is_not_told(error: WrennError, logged: bool) -> None:
+    operations = Operations()
+
+    async def work() -> None:
+        raise error
+
+    with capture_logs() as logs:
+        with pytest.raises(type(error)):
+            await operations.run(_ONE, work())
+        await asyncio.sleep(0)
+    expected = {
+        "event": "operation failed",
+        "log_level": "warning",
+        "sandbox_id": _ONE,
+        "error": error.message,
+        "detail": error.detail,
+    }
+    assert logs == ([expected] if logged else [])

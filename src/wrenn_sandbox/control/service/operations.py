@@ -100,7 +100,15 @@ class Operations:
             _log.warning("operation cancelled", sandbox_id=sandbox_id)
             return
         error = task.exception()
-        if error is not None and not isinstance(error, WrennError):
+        if isinstance(error, WrennError):
+            if error.detail:
+                _log.warning(
+                    "operation failed",
+                    sandbox_id=sandbox_id,
+                    error=error.message,
+                    detail=error.detail,
+                )
+        elif error is not None:
             _log.error("operation failed", sandbox_id=sandbox_id, exc_info=error)
 
     def _tell(self, sandbox_id: SandboxId) -> None:
