@@ -165,6 +165,10 @@ async def serve(
         server = Server(app, app.state.plane, settings)
         try:
             yield server
+        except BaseException:
+            for task in server.tasks:
+                task.cancel()  # a test that failed opens no gate that they wait for
+            raise
         finally:
             await asyncio.gather(*server.tasks, return_exceptions=True)
             for client in server.clients:

@@ -103,6 +103,17 @@ async def test_pages_of_named_origins(open_server: Server) -> None:
         assert "access-control-allow-origin" not in answer.headers, origin
 
 
+async def test_no_pages_unless_they_are_named(tmp_path: Path, host: HostDouble) -> None:
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    async with serve(make_settings(tmp_path, None), host) as server:
+        for method, headers in (("GET", {}), ("OPTIONS", asks)):
+            answer = await server.client(checked=False).request(
+                method, "/v1/sandboxes", headers={"Origin": _APP, **headers}
+            )
+            assert answer.status_code in (401, 405)
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 async def test_a_failure_can_be_read(open_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
