@@ -293,6 +293,29 @@ async def test_open_connections_end_with_their_credential(
         assert refused.value.response.status_code == 401
 
 
+@pytest.mark.parametrize("route", ["exec/stream", "pty"])
+@pytest.mark.parametrize("database_url", [None])
+async def test_a_connection_that_waits_can_not_start_without_its_credential(
+    server: Server, team: Team, route: str
+) -> None:
+    """A command on a terminal would run on when its client is turned out."""
+    async with (
+        administration(server.settings.sql_url, "tester") as admin,
+        listening(server.app) as port,
+    ):
+        id = await _create(team)
+        url = f"ws://127.0.0.1:{port}/v1/sandboxes/{id}/{route}"
+        async with talking(url, team.key) as peer:
+            await admin.revoke_key((await admin.find_key(team.key)).id, utc_now())
+            await server.plane.revocations.sweep()
+            await peer.say(type="start", cmd="sleep", args=["7659"])
+            (frame,) = await peer.rest()
+            assert (frame["type"], frame["code"]) == ("error", "unauthorized")
+            assert peer.closed_with[0] == 4401
+        listed = await server.client(team.bearer).get(f"/v1/sandboxes/{id}/processes")
+        assert listed.json() == {"processes": []}
+
+
 async def _is_open(peer: Peer) -> None:
     await (await peer.connection.ping())
 

@@ -15,7 +15,7 @@ from api.double import HostDouble
 from api.harness import Server, Team, eventually
 from api.listening import listening
 from api.sockets import Frame, Peer, output_of, talking
-from wrenn_sandbox.control.api import exec_stream, frames, session, sockets
+from wrenn_sandbox.control.api import frames, session, sockets
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import Channel, Ended, Output
@@ -355,7 +355,7 @@ async def test_a_start_that_does_not_come(
     url: str, team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sockets.START_SECONDS == 10
-    monkeypatch.setattr(exec_stream, "START_SECONDS", 1.0)
+    monkeypatch.setattr(sockets, "START_SECONDS", 1.0)
     async with talking(url, team.key) as peer:
         (frame,) = await peer.rest()
         assert (frame["type"], frame["code"]) == ("error", "invalid_request")

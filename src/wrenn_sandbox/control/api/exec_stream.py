@@ -16,7 +16,7 @@ from .frames import Started, TextFrames
 from .responses import failures
 from .services import services_of
 from .session import Session
-from .sockets import START_SECONDS, Malformed, Socket
+from .sockets import Malformed, Socket
 from .stream_messages import (
     Action,
     CloseInput,
@@ -76,8 +76,7 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
         services_of(websocket).guests.using(team_id, id) as guest,
     ):
         await socket.accept()
-        start = await socket.receive(_START, START_SECONDS, "start")
-        socket.begun = True
+        start = await socket.first(_START, "start")
         async with guest.start(
             start.command, stdin=not start.tty, terminal=start.terminal
         ) as stream:

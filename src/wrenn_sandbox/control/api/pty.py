@@ -19,7 +19,7 @@ from .frames import PtyStarted, TerminalFrames
 from .responses import failures
 from .services import services_of
 from .session import Session
-from .sockets import START_SECONDS, Malformed, Socket
+from .sockets import Malformed, Socket
 from .stream_messages import (
     Action,
     End,
@@ -82,8 +82,7 @@ async def pty(websocket: WebSocket, id: str) -> None:
         guests.using(team_id, id) as guest,
     ):
         await socket.accept()
-        first = await socket.receive(_FIRST, START_SECONDS, "start or connect")
-        socket.begun = True
+        first = await socket.first(_FIRST, "start or connect")
         async with _terminal(guests, guest, first) as (tag, stream):
             if stream.pid is None:
                 raise InvalidRequest(await guests.reason_of(stream))

@@ -18,7 +18,7 @@ from wrenn_sandbox.wire.messages import (
 from wrenn_sandbox.wire.streams import ProcessStream
 
 from .frames import PING, Exit, Frame
-from .sockets import Lost, Malformed, Socket
+from .sockets import NO_LONGER, Lost, Malformed, Socket
 from .stream_messages import Action, CloseInput, End, Input, Resize
 
 TERM_SECONDS: Final = 5.0
@@ -170,7 +170,7 @@ class Session:
             self._listening.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                await self._socket.fail(Unauthorized("The credential does not count any more"))
+                await self._socket.fail(Unauthorized(NO_LONGER))
         self._client_gone()
         if self._ending is not None:
             await asyncio.wait([self._ending])

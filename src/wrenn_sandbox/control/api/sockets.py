@@ -24,6 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 AUTH_SECONDS: Final = 5.0
 START_SECONDS: Final = 10.0
 NORMAL: Final = 1000
+NO_LONGER: Final = "The credential does not count any more"
 _REFUSED: Final = 4000
 """Plus an HTTP status: why a connection was refused after the upgrade."""
 
@@ -118,6 +119,17 @@ class Socket:
             raise Malformed(
                 invalid(error.errors(include_url=False, include_input=False)).message
             ) from error
+
+    async def first(self, kind: TypeAdapter[Model], wanted: str) -> Model:
+        """The message that says what the client wants, in `START_SECONDS`; as `receive`.
+
+        Raises `Unauthorized` where the credential was taken away while it was waited for.
+        """
+        message = await self.receive(kind, START_SECONDS, wanted)
+        if self.revoked.is_set():
+            raise Unauthorized(NO_LONGER)
+        self.begun = True
+        return message
 
     async def send(self, frame: Frame) -> None:
         """Send a frame, waiting for a slow reader; raises `Lost`."""
