@@ -5,7 +5,10 @@ httptools parses; this module keeps the bounds, the back-pressure and the order 
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, cast
@@ -22,8 +25,13 @@ HEADER_COUNT_LIMIT: Final = 100
 BODY_LIMIT: Final = 8 * 1024 * 1024
 SILENCE_SEC: Final = 300.0
 """How long a guest may say and take nothing at all: its agent breaks each silence after 90 s."""
+TAKEN_SEC: Final = 5.0
+"""How long a kept connection may take until the guest's kernel has anything of a new request: as
+long as a new one may take to come to be. Nothing is asked of the agent, nor of who reads later."""
 UPLOAD_CHUNK: Final = 512 * 1024
 """Bytes of an upload that are gathered before they are sent."""
+_SILENT: Final = "The sandbox did not answer; try again."
+_CLOSED: Final = "The sandbox closed the connection."
 _HIGH_WATER: Final = 1024 * 1024
 _LOW_WATER: Final = 256 * 1024
 _SMALL: Final = 4 * 1024
@@ -60,6 +68,8 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._asked = False
+        self._given = 0
+        self._watch: asyncio.TimerHandle | None = None
         self._headers_done = False
         self._complete = False
         self._header_bytes = 0
@@ -76,9 +86,7 @@ class Connection(asyncio.Protocol):
         try:
             sock = await connect()
         except OSError as error:
-            raise GuestUnreachable(
-                "The sandbox did not answer; try again.", detail=f"connect: {error}"
-            ) from error
+            raise GuestUnreachable(_SILENT, detail=f"connect: {error}") from error
         loop = asyncio.get_running_loop()
         try:
             _, connection = await loop.create_connection(lambda: cls(sock), sock=sock)
@@ -215,22 +223,36 @@ class Connection(asyncio.Protocol):
             raise self._failure
         if self._headers_done:
             self._parser = httptools.HttpResponseParser(self)
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_later(TAKEN_SEC, self._require_taken)
         self._chunks.clear()
         self._small.clear()
         self._buffered = 0
         self._headers_done = self._complete = self._read = self._cut = False
         self._asked = True
+        self._given = 0
         self._header_bytes = self._header_count = 0
         self.status = 0
         self.headers = {}
 
     async def _send(self, data: bytes) -> None:
         if self._failure is not None or self._transport is None:
-            raise self._failure or GuestGone("The sandbox closed the connection.")
+            raise self._failure or GuestGone(_CLOSED)
+        self._given += len(data)
         self._transport.write(data)
         if not self._writable.is_set():
             async with self._unless_silent(SILENCE_SEC):
                 await self._writable.wait()
+
+    def _require_taken(self) -> None:
+        """Give up where the kernel has all of the request still, or again."""
+        with contextlib.suppress(OSError):
+            answer = fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4))
+            (kept,) = struct.unpack("i", answer)
+            if self._transport is not None and not self._transport.is_closing():
+                kept += self._transport.get_write_buffer_size()
+                if kept >= self._given > 0:
+                    self._abort("nothing of the request was taken", _SILENT)
 
     async def _progress(self, seconds: float | None) -> None:
         """Wait for something to happen, for so many seconds at most; raises `GuestGone`."""
@@ -251,9 +273,11 @@ class Connection(asyncio.Protocol):
             self._abort("silent")
             raise GuestGone("The sandbox did not answer in time.") from error
 
-    def _fail(self, detail: str) -> None:
+    def _fail(self, detail: str, message: str = _CLOSED) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         if self._failure is None:
-            self._failure = GuestGone("The sandbox closed the connection.", detail=detail)
+            self._failure = GuestGone(message, detail=detail)
         self._wake.set()
         self._writable.set()
 
@@ -291,8 +315,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def _abort(self, detail: str) -> None:
-        self._fail(detail)
+    def _abort(self, detail: str, message: str = _CLOSED) -> None:
+        self._fail(detail, message)
         if self._transport is not None:
             self._transport.abort()
 
@@ -312,6 +336,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
         self._headers_done = True
+        if self._watch is not None:
+            self._watch.cancel()
         self._wake.set()
 
     def on_body(self, body: bytes) -> None:
