@@ -76,7 +76,13 @@ class Scene:
     @property
     def readable(self) -> set[Path]:
         spec = self.spec
-        return {spec.kernel, spec.initrd, spec.runtime, *spec.disks, *self.layers}
+        return {spec.kernel, spec.initrd, spec.runtime, *spec.disks, *self.besides}
+
+    @property
+    def besides(self) -> tuple[Path, ...]:
+        """What the driver adds; the image's memory is there as a file for QEMU from 8.2 on."""
+        assert self.spec.memory is not None
+        return (*self.layers, self.spec.memory)
 
 
 def spec_of(rig: Rig, sandbox: str) -> tuple[MachineSpec, tuple[Path, ...]]:
@@ -135,7 +141,7 @@ def scene(rig: Rig, api: Api) -> Iterator[Scene]:
                 Path("/sys/kernel/vmcoreinfo"),
             ),
             sockets=(victim.files.control_socket, spec.files.control_socket),
-            pids=(rig.server.pid, rig.machine_of(running), os.getpid(), os.getppid()),
+            pids=(rig.server.pid, rig.machine_of(running), os.getpid()),
             twin=rig.machine_of(own),
         )
         others.request("DELETE", "/v1/snapshots/theirs")
@@ -187,7 +193,7 @@ async def run(scene: Scene, wanted: dict[str, object], memory: int, output: Path
     try:
         with output.open("wb") as file:
             process = await launch(
-                confined, scene.spec, argv, readable=scene.layers, pass_fds=[memory], output=file
+                confined, scene.spec, argv, readable=scene.besides, pass_fds=[memory], output=file
             )
         async with asyncio.timeout(30):
             return await process.wait()
