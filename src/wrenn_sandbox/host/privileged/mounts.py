@@ -86,7 +86,7 @@ def mount_tmpfs(target: Path | str, flags: int) -> None:
 
 def mount_proc(target: Path | str) -> None:
     """A `/proc` that shows a process itself and nothing else but what it may trace."""
-    _mount("proc", target, "proc", DATA_ONLY, "hidepid=invisible,subset=pid")
+    _mount("proc", target, "proc", READ_ONLY | DATA_ONLY, "hidepid=invisible,subset=pid")
 
 
 def restrict(target: Path | str, flags: int) -> None:

@@ -32,6 +32,18 @@ area[4 * {pages.PAGE}] = 1
 print("changed", flush=True)
 signal.pause()
 """
+STAYING = """
+import sys
+from pathlib import Path
+score = Path("/proc/self/oom_score_adj")
+while score.read_text().strip() == sys.argv[1]:
+    pass
+try:
+    score.write_text(sys.argv[1])
+except OSError:
+    pass
+print(score.read_text())
+"""
 READS_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 """For a checkout below a directory of root's own."""
 LACKING = f"""
@@ -120,6 +132,19 @@ async def test_the_host_finds_what_a_process_inside_has_mapped(jail: Jail, tmp_p
     assert content[:4] == b"mine"
     await process.terminate(0)
     process.close()
+
+
+async def test_a_process_stays_the_first_to_go_when_memory_is_short(
+    jail: Jail, tmp_path: Path
+) -> None:
+    """Also where the server may not say that for good, for want of `CAP_SYS_RESOURCE`."""
+    argv = ("/usr/bin/python3", "-I", "-c", STAYING, own_score())
+    text = await output_of(jail, View(), *argv, directory=tmp_path)
+    assert int(text) > int(own_score())
+
+
+def own_score() -> str:
+    return Path("/proc/self/oom_score_adj").read_text().strip()
 
 
 async def test_devices_are_those_that_are_asked_for(tmp_path: Path) -> None:
