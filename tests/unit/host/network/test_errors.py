@@ -62,7 +62,7 @@ async def judged(world: World) -> None:
             """About whom the guest hears, of all who say something."""
             for (source, _), message in about.items():
                 teller.sendto(message, (source, 0))
-            found = set()
+            found: set[str] = set()
             while True:
                 try:
                     async with asyncio.timeout(0.2):
