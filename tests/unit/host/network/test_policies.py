@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network.builder import SlotBuilder
 from wrenn_sandbox.host.network.rules import BURST_SEC, Limits
 from wrenn_sandbox.host.privileged.conntrack import forget_connections
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
@@ -85,6 +86,24 @@ async def test_a_slot_reaches_nothing_until_it_is_somebodys(
         assert await reached(world, (second, 9), ("169.254.0.22", 53)) == set()
         await world.allow(NetworkPolicy())
         assert await reached(world, (second, 9)) == {second}
+
+
+async def test_not_even_where_new_namespaces_forward_at_once(
+    make_pool: PoolFactory, namespaces: NamespaceThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do as this machine does."""
+    make_pairs = SlotBuilder._make_pairs
+
+    def forwarding(builder: SlotBuilder, indices: Sequence[int]) -> None:
+        make_pairs(builder, indices)
+        for index in indices:
+            argv = ("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+            run("ip", "netns", "exec", builder._plan.netns(index), *argv)
+
+    monkeypatch.setattr(SlotBuilder, "_make_pairs", forwarding)
+    async with a_world(make_pool, namespaces) as world:
+        assert await reached(world, (world.outside.second_address, 9)) == set()
+        assert run("ip", "-n", str(world.guest.slot.netns), "-6", "addr") == ""
 
 
 async def test_an_open_connection_is_cut_and_goes_on(world: World) -> None:
@@ -281,6 +300,30 @@ async def test_new_connections_are_bounded_twice(
         make = partial(bound_udp, other.host_ip)
         through = await flows_that_arrive(world, str(other.netns), make, 2 * most)
         assert most // 2 < through <= most + 4
+
+
+async def test_a_name_server_on_this_machine(
+    make_pool: PoolFactory, namespaces: NamespaceThread
+) -> None:
+    """It is asked no more often than others are, whatever has become of the slot's own rules."""
+    limits = Limits(connections=8)
+    async with a_world(
+        make_pool, namespaces, limits=limits, name_server=lambda outside: outside.host_address
+    ) as world:
+        await world.allow(NetworkPolicy())
+        await world.carries()
+        slot, here = world.guest.slot, (world.outside.host_address, 53)
+        with ExitStack() as stack:
+            resolver = stack.enter_context(bound_udp(*here))
+            sock = stack.enter_context(await world.guest.udp())
+            sock.sendto(b"question", ("169.254.0.22", 53))
+            assert (await receive(resolver))[0] == b"question"
+            run("ip", "netns", "exec", str(slot.netns), "nft", "flush", "ruleset")
+            make = partial(bound_udp, slot.host_ip)
+            for _ in range(16):
+                asker = stack.enter_context(await world.namespaces.run(slot.netns, make))
+                asker.sendto(b"x", here)
+            assert 0 < await arrived_within(resolver) <= 8
 
 
 async def test_the_next_in_a_slot_does_not_answer_for_its_predecessor(

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -71,11 +71,12 @@ async def a_world(
     *,
     limits: Limits = Limits(),  # noqa: B008 - immutable
     allowable: Sequence[IPv4Network] = (),
+    name_server: Callable[[Internet], str] = lambda outside: outside.private_address,
 ) -> AsyncIterator[World]:
-    """The name server is the private address; the guest's slot is still closed."""
+    """A world in which the guest's slot is still closed."""
     async with AsyncExitStack() as stack:
         outside = await stack.enter_async_context(internet(namespaces))
-        servers = (outside.private_address,)
+        servers = (name_server(outside),)
         pool = make_pool(size=0, dns_servers=servers, limits=limits, allowable=allowable)
         await pool.start()
         assert pool.internet, pool.internet_reason
