@@ -39,10 +39,14 @@ class TakeOver:
         parts = self._parts
         kept: dict[int, NetworkPolicy] = {}
         for directory in await asyncio.to_thread(lambda: sorted(parts.paths.run.iterdir())):
-            machine = await self._adopted(MachineId(directory.name))
+            journal_of = parts.paths.machine(MachineId(directory.name)).journal
+            record = await asyncio.to_thread(journal.read, journal_of)
+            machine = None if record is None else await self._adopted(record)
             if machine is not None:
                 kept[machine.record.slot.index] = machine.record.network.policy()
                 continue
+            if record is not None and record.process is not None and self._is_current(record):
+                await parts.driver.kill(record.process)  # a captured one can hide from the search
             for pid in await asyncio.to_thread(journal.processes_of, directory):
                 await asyncio.to_thread(kill_now, pid)
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -54,12 +58,9 @@ class TakeOver:
             await self._take_stored(sandbox_id)
         return self._sandboxes
 
-    async def _adopted(self, machine_id: MachineId) -> Machine | None:
+    async def _adopted(self, record: Record) -> Machine | None:
         """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""
-        record = await asyncio.to_thread(
-            journal.read, self._parts.paths.machine(machine_id).journal
-        )
-        if record is None or record.sandbox_id is None or not self._may_run(record):
+        if record.sandbox_id is None or not self._may_run(record):
             return None
         with suppress(IncompatibleImage):
             complete = await asyncio.to_thread(stored.newest, self._parts.paths, record.sandbox_id)
@@ -71,14 +72,14 @@ class TakeOver:
         sandbox = self._new_sandbox(record.sandbox_id)
         sandbox.own(machine)
         self._sandboxes[record.sandbox_id] = sandbox
-        _log.info("adopted a machine", sandbox=record.sandbox_id, machine=machine_id)
+        _log.info("adopted a machine", sandbox=record.sandbox_id, machine=record.machine_id)
         return machine
 
     def _may_run(self, record: Record) -> bool:
-        return (
-            record.boot_id == self._boot_id
-            and record.driver == self._parts.driver.capabilities.name
-        )
+        return self._is_current(record) and record.driver == self._parts.driver.capabilities.name
+
+    def _is_current(self, record: Record) -> bool:
+        return record.boot_id == self._boot_id
 
     async def _take_stored(self, sandbox_id: SandboxId) -> None:
         """Take over what is stored of a sandbox, or tidy up behind one that runs."""

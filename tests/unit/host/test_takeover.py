@@ -1,0 +1,113 @@
+"""What a new server ends of the machines that it does not make its own."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from wrenn_sandbox.host import journal
+from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.journal import Record
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.network.usermode import UserModeSlots
+from wrenn_sandbox.host.origin import Parts
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.process import process_start_time
+from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.host.takeover import TakeOver
+from wrenn_sandbox.host.vmm.base import Process
+from wrenn_sandbox.host.vmm.fake import FakeDriver
+from wrenn_sandbox.ids import ImageId, SandboxId, new_machine_id, new_random
+from wrenn_sandbox.settings import Settings
+
+_HIDDEN = """
+import ctypes, threading
+threading.Thread(target=threading.Event().wait).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+"""The main thread ends and the process goes on: it has no command line and no namespaces then."""
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    settings = Settings(data_dir=tmp_path, driver="fake")
+    paths = Paths(tmp_path)
+    paths.prepare()
+
+    async def no_guest(_: Slot) -> socket.socket:
+        raise AssertionError("nobody speaks to a guest here")
+
+    return Parts(
+        settings=settings,
+        paths=paths,
+        store=ImageStore(paths),
+        driver=FakeDriver(),
+        slots=UserModeSlots.from_settings(settings),
+        network="user",
+        connect=no_guest,
+        clock=lambda: datetime.now(UTC),
+        random=new_random,
+    )
+
+
+@pytest.fixture
+def hidden() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen([sys.executable, "-c", _HIDDEN], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            continue
+        yield process
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+
+def noted(parts: Parts, pid: int, boot_id: str) -> Path:
+    """The directory of a machine that nobody can adopt, with the process of its journal."""
+    machine_id = new_machine_id(parts.random)
+    files = parts.paths.machine(machine_id)
+    files.directory.mkdir()
+    record = Record(
+        machine_id=machine_id,
+        image_id=ImageId("img-" + "b" * 20),
+        vcpus=1,
+        memory_mb=128,
+        driver="fake",
+        boot_id=boot_id,
+        slot=Slot(index=1, netns=None, host_ip="127.0.0.1", uid=720_001, tap=None, host_port=1),
+        process=Process(pid, process_start_time(pid)),
+    )
+    journal.write(files.journal, record)
+    return files.directory
+
+
+async def taken_over(parts: Parts) -> dict[SandboxId, Sandbox]:
+    def none(_: SandboxId) -> Sandbox:
+        raise AssertionError("there is nothing to adopt")
+
+    return await TakeOver(parts, none).run()
+
+
+async def test_a_monitor_that_hides_is_ended(
+    parts: Parts, hidden: "subprocess.Popen[bytes]"
+) -> None:
+    directory = noted(parts, hidden.pid, journal.boot_id())
+    assert journal.processes_of(directory) == []
+    assert await taken_over(parts) == {}
+    assert not directory.exists()
+    assert hidden.wait(5) == -9
+
+
+async def test_a_process_of_a_time_before_the_last_boot_is_another(
+    parts: Parts, hidden: "subprocess.Popen[bytes]"
+) -> None:
+    directory = noted(parts, hidden.pid, "another boot")
+    assert await taken_over(parts) == {}
+    assert not directory.exists()
+    assert hidden.poll() is None
