@@ -50,6 +50,25 @@ asyncio.run(main())
 )
 
 
+RICH = """
+import asyncio, sys
+from wrenn_sandbox.host.privileged.spawn import Identity, spawn
+
+child = spawn(["cat", "/proc/self/status"], identity=Identity(760_123), output=sys.stdout.fileno())
+asyncio.run(child.wait())
+child.close()
+"""
+
+
+def status_of(text: str) -> dict[str, list[str]]:
+    """What /proc/PID/status says, by its names."""
+    return {name: value.split() for name, value in (x.split(":", 1) for x in text.splitlines())}
+
+
+def oom_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 async def output_of(argv: list[str], directory: Path) -> str:
     """What the process prints once started as the user of SLOT."""
     log = directory / "log"
@@ -80,16 +99,37 @@ def directory(tmp_path: Path) -> Path:
 
 
 async def test_the_process_has_no_privileges(directory: Path) -> None:
-    text = await output_of(["cat", "/proc/self/status"], directory)
-    status = {
-        name: value.split() for name, value in (line.split(":", 1) for line in text.splitlines())
-    }
+    status = status_of(await output_of(["cat", "/proc/self/status"], directory))
     assert status["Uid"] == [str(SLOT.uid)] * 4
     assert status["Gid"] == [str(SLOT.uid)] * 4
     assert status["Groups"] == ["761000"]
     assert status["NoNewPrivs"] == ["1"]
     for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(status[kind][0], 16) == 0
+
+
+def test_nothing_of_what_the_server_has_is_handed_on() -> None:
+    gifts = ("--groups=761002", "--inh-caps=+net_admin", "--ambient-caps=+net_admin")
+    argv = ["setpriv", *gifts, sys.executable, "-c", RICH]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    status = status_of(done.stdout)
+    assert status["Groups"] == []
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind][0], 16) == 0
+
+
+async def test_the_process_is_bounded_and_the_first_to_go(tmp_path: Path) -> None:
+    """Its id gets into its group, and out of memory the kernel prefers it to the server."""
+    members = tmp_path / "cgroup.procs"
+    with members.open("wb") as group:
+        process = await spawn_in_slot(SLOT, ["sleep", "60"], group=group.fileno())
+    try:
+        assert members.read_text() == str(process.pid)
+        assert oom_score(process.pid) > oom_score(os.getpid())
+    finally:
+        await process.terminate(0)
+        process.close()
 
 
 async def test_the_process_gets_only_its_environment(directory: Path) -> None:
