@@ -44,7 +44,7 @@ def test_without_the_hierarchy_there_are_none(tmp_path: Path) -> None:
 
 
 def test_each_bound_is_written_where_the_kernel_reads_it(tmp_path: Path) -> None:
-    groups = Groups(tmp_path, tmp_path, ("memory", "pids"))
+    groups = Groups(tmp_path, tmp_path, ("memory", "cpu", "pids"))
     group = tmp_path / "vm-1"
     group.mkdir()
     (group / "memory.swap.max").touch()
@@ -55,6 +55,7 @@ def test_each_bound_is_written_where_the_kernel_reads_it(tmp_path: Path) -> None
         "memory.max": str(1 << 30),
         "memory.swap.max": str(1 << 30),
         "memory.oom.group": "1",
+        "cpu.max": "200000 100000",
         "pids.max": "100",
         "cgroup.procs": "",
     }

@@ -46,6 +46,16 @@ print(score.read_text())
 """
 READS_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 """For a checkout below a directory of root's own."""
+KINDS = ("mnt", "pid", "ipc", "uts")
+SHARING = """
+from pathlib import Path
+from wrenn_sandbox.host.privileged.jail import Jail
+
+before = Path("/proc/self/mountinfo").read_text()
+jail = Jail.make(Path("/tmp"))
+print(Path("/proc/self/mountinfo").read_text() == before)
+jail.close()
+"""
 LACKING = f"""
 import json
 from pathlib import Path
@@ -87,6 +97,42 @@ async def test_a_view_shows_its_files_under_their_names(jail: Jail, tmp_path: Pa
     assert set(text.splitlines()) == {str(shared), str(own / "log")}
     text = await output_of(jail, view, "cat", str(shared), directory=tmp_path)
     assert text == "shared"
+
+
+async def test_every_mount_inside_is_harmless(jail: Jail, tmp_path: Path) -> None:
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    own.mkdir()
+    shared.touch()
+    argv = ("cat", "/proc/self/mountinfo")
+    text = await output_of(jail, View(own, (shared,)), *argv, directory=tmp_path)
+    options = {line.split()[4]: line.split()[5].split(",") for line in text.splitlines()}
+    system = ("/usr", "/lib", "/bin", "/sbin")
+    assert options.keys() >= {"/usr", "/dev/null", "/proc", *map(str, (tmp_path, own, shared))}
+    for place, flags in options.items():
+        assert "nosuid" in flags, place
+        assert "nodev" in flags or place.startswith("/dev/"), place
+        assert "noexec" in flags or place.startswith(system), place
+        assert "ro" in flags or place in (str(own), "/proc") or place.startswith("/dev/"), place
+
+
+async def test_nothing_else_of_this_machine_is_seen(jail: Jail, tmp_path: Path) -> None:
+    script = (
+        "uname -n; for kind in mnt pid ipc uts; do readlink /proc/self/ns/$kind; done; ls /proc"
+    )
+    text = await output_of(jail, View(), "bash", "-c", f"{script} | cat", directory=tmp_path)
+    name, *rest = text.split()
+    assert name == "machine"
+    spaces, seen = rest[:4], {each for each in rest[4:] if not each.isdigit()}
+    assert not set(spaces) & {os.readlink(f"/proc/self/ns/{kind}") for kind in KINDS}
+    assert seen == {"self", "thread-self"}
+    assert len(rest) - 4 - len(seen) <= 3, "its shell and what that has started"
+
+
+def test_what_is_mounted_for_it_is_not_mounted_for_others() -> None:
+    """Also where namespaces share their mounts, as they do unless a machine is told not to."""
+    argv = ["unshare", "--mount", "--propagation", "shared", sys.executable, "-c", SHARING]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
 async def test_what_comes_later_is_seen_in_the_own_directory_alone(
@@ -232,6 +278,7 @@ def test_without_the_right_to_mount_there_is_no_jail_and_no_failure(
 def test_limits_are_no_higher_than_the_servers_own() -> None:
     argv = Limits(files=1 << 60, file_size=5, address_space=6, threads=7).argv()
     assert {"--fsize=5:5", "--as=6:6", "--nproc=7:7", "--core=0:0", "--memlock=0:0"} <= {*argv}
+    assert "--msgqueue=0:0" in argv
     [files] = [each for each in argv if each.startswith("--nofile=")]
     assert files != f"--nofile={1 << 60}:{1 << 60}"
     assert not [each for each in Limits().argv() if each.startswith(("--as", "--nproc", "--fsize"))]
