@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.harness import eventually
 from api.listening import edge
-from wrenn_sandbox.cli import http_protocol, http_server
+from wrenn_sandbox.cli import http_protocol, http_server, sockets
 from wrenn_sandbox.cli.http_protocol import HEADERS_LIMIT, PIPELINE_LIMIT
 from wrenn_sandbox.cli.http_server import HttpServer
 from wrenn_sandbox.settings import Settings
@@ -207,8 +207,9 @@ class Peer:
         """All that comes until the server has closed."""
         received = b""
         with contextlib.suppress(ConnectionError):
-            while piece := await self.reader.read(65536):
-                received += piece
+            async with asyncio.timeout(20):
+                while piece := await self.reader.read(65536):
+                    received += piece
         return received
 
     async def answer(self) -> bytes:
@@ -604,8 +605,38 @@ async def test_a_message_in_very_many_fragments() -> None:
         await eventually(lambda: app.bodies == [b"a" + b"b" * 5000 + b"c"])
 
 
-async def test_pings_of_a_client_that_reads_no_pongs() -> None:
+async def test_small_messages_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes with one read takes a second and more to parse."""
+    monkeypatch.setattr(sockets, "_TURN_SECONDS", 0.0)
+    app = App()
+    most = 0
+    async with edge(app, _settings()) as server, _peer(server) as peer:
+        await peer.send(_UPGRADE + _KEY + b"\r\n")
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.send(_frame(1, b"a") * 20_000)
+        async with asyncio.timeout(20):
+            while len(app.bodies) < 20_000:
+                before = len(app.bodies)
+                await asyncio.sleep(0)
+                most = max(most, len(app.bodies) - before)
+    assert app.bodies == [b"a"] * 20_000
+    assert most < 300
+
+
+@pytest.mark.parametrize("opcode", [9, 10])
+async def test_a_flood_of_pings_ends_the_connection(opcode: int) -> None:
+    async with edge(App(), _settings()) as server, _peer(server) as peer:
+        await peer.send(_UPGRADE + _KEY + b"\r\n")
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.send(_frame(opcode, b"") * 50_000)
+        rest = await peer.rest()
+    assert len(rest) < 10_000
+    assert rest.partition(b"\x88")[2][1:3] == (1008).to_bytes(2, "big")
+
+
+async def test_pings_of_a_client_that_reads_no_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pongs that wait for it are bounded."""
+    monkeypatch.setattr(sockets, "_CONTROL_BURST", 1_000_000)
     async with edge(App(), _settings()) as server, _peer(server) as peer:
         await peer.send(_UPGRADE + _KEY + b"\r\n")
         await peer.reader.readuntil(b"\r\n\r\n")
