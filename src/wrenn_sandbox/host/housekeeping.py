@@ -93,12 +93,16 @@ class Housekeeper:
             await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
         except OSError as error:
             _log.warning("housekeeping failed", detail=str(error))
-        for sandbox in list(self._sandboxes):
-            try:
-                if await sandbox.wake():
-                    _log.warning("the disk was full", sandbox=sandbox.sandbox_id)
-            except WrennError as error:
-                _log.warning("not woken", sandbox=sandbox.sandbox_id, detail=str(error))
+        async with asyncio.TaskGroup() as group:  # a monitor may take its time to answer
+            for sandbox in self._sandboxes:
+                group.create_task(self._wake_up(sandbox))
+
+    async def _wake_up(self, sandbox: Sandbox) -> None:
+        try:
+            if await sandbox.wake():
+                _log.warning("the disk was full", sandbox=sandbox.sandbox_id)
+        except WrennError as error:
+            _log.warning("not woken", sandbox=sandbox.sandbox_id, detail=str(error))
 
     async def _tidy(self, sandbox: Sandbox) -> None:
         log = _log.bind(sandbox=sandbox.sandbox_id)
