@@ -122,6 +122,7 @@ async def test_no_connection_to_a_guest_outlives_its_life(restartable: Settings)
         assert not any(connection.reusable for connection in kept)
         lives.append(machine.client)
         assert len(set(lives)) == 5
+        assert len({each._token for each in lives}) == 5, "nor does a token"
         assert await _shell(team.client, id, "echo here") == "here\n"
 
 

@@ -115,6 +115,16 @@ async def test_every_mount_inside_is_harmless(jail: Jail, tmp_path: Path) -> Non
         assert "ro" in flags or place in (str(own), "/proc") or place.startswith("/dev/"), place
 
 
+def test_not_even_root_writes_inside(jail: Jail, tmp_path: Path) -> None:
+    def attempt() -> None:
+        jail.enter(View())
+        for place in ("/", "/usr", "/dev", str(tmp_path)):
+            with pytest.raises(OSError, match="Read-only"):
+                os.mkdir(f"{place}/new")
+
+    apart(attempt)
+
+
 async def test_nothing_else_of_this_machine_is_seen(jail: Jail, tmp_path: Path) -> None:
     script = (
         "uname -n; for kind in mnt pid ipc uts; do readlink /proc/self/ns/$kind; done; ls /proc"
