@@ -210,6 +210,8 @@ def newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
             data = path.read_bytes()
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
         manifest = _decoded(data)
         if (manifest.sandbox_id, manifest.generation) != (sandbox_id, generation):
             raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="it is another's")

@@ -104,6 +104,22 @@ async def test_a_monitor_that_hides_is_ended(
     assert hidden.wait(5) == -9
 
 
+async def test_a_stored_sandbox_that_the_disk_does_not_give_back_stops_no_start(
+    parts: Parts,
+) -> None:
+    """Reading the manifest of one fails, as with a bad sector; it is kept, and the others run."""
+    sandbox_id = SandboxId("sb-" + "c" * 20)
+    manifest = parts.paths.generation(sandbox_id, 1) / "manifest.json"
+    manifest.mkdir(parents=True)
+    found = await TakeOver(parts, lambda each: Sandbox(parts, each, never)).run()
+    assert found[sandbox_id].is_damaged
+    assert manifest.exists()
+
+
+def never(_: Sandbox, reason: str) -> None:
+    raise AssertionError(reason)
+
+
 async def test_a_process_of_a_time_before_the_last_boot_is_another(
     parts: Parts, hidden: "subprocess.Popen[bytes]"
 ) -> None:

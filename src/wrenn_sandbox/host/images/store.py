@@ -237,7 +237,7 @@ class ImageStore:
             present = self._present()
             try:
                 needed = self.with_bases({*in_use, *self._wanted(variants)} & present)
-            except IncompatibleImage:
+            except (IncompatibleImage, OSError):
                 return set()
             for image_id in present - needed:
                 self._sound.discard(image_id)

@@ -180,6 +180,16 @@ def test_collect_removes_nothing_while_a_needed_image_is_unreadable(store: Image
     store.open(base.image_id)
 
 
+def test_collect_removes_nothing_while_the_disk_gives_an_image_not_back(store: ImageStore) -> None:
+    base = publish(store, b"base")
+    child = publish_snapshot(store, base, b"child")
+    path = store.directory(child.image_id) / manifest.FILE_NAME
+    path.unlink()
+    path.mkdir()  # reading it fails, as with a bad sector
+    assert store.collect({child.image_id}) == set()
+    store.open(base.image_id)
+
+
 def test_sweep_removes_leftovers_and_spares_a_live_build(store: ImageStore, paths: Paths) -> None:
     left = paths.images / ".staging-dead"
     left.mkdir()
