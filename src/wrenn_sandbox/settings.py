@@ -264,9 +264,23 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(_DATABASES):
+        if value is None:
+            return None
+        if not value.startswith(_DATABASES):
             raise ValueError("must begin with postgresql:// or sqlite:///")
-        modes = parse_qs(urlsplit(value or "").query).get("sslmode", [])
+        from sqlalchemy import make_url  # as above
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(value)
+            usable = 0 < (url.port or 1) < 65536
+        except (ArgumentError, ValueError):
+            usable = False
+        if not usable:  # without what was given, which holds a password
+            raise ValueError("is not a URL such as postgresql://user:password@host/name")
+        if value.startswith("sqlite") and url.database in (None, "", ":memory:"):
+            raise ValueError("must name a file, as sqlite:////var/lib/wrenn/wrenn.db does")
+        modes = parse_qs(urlsplit(value).query).get("sslmode", [])
         for mode in modes:
             if mode not in _SSL_MODES:
                 raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")

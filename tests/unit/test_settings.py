@@ -75,14 +75,20 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("DATABASE_URL", ""),
         ("DATABASE_URL", "mysql://h/d"),
         ("DATABASE_URL", "postgresql://h/d?sslmode=maybe"),
+        ("DATABASE_URL", "postgresql://u:hush@h:port/d"),
+        ("DATABASE_URL", "postgresql://u:hush@h:99999/d"),
+        ("DATABASE_URL", "postgresql://u:hush@[::/d"),
+        ("DATABASE_URL", "sqlite:///"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
     ],
 )
 def test_values_that_are_not_acceptable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as refused:
         Settings()
+    assert "hush" not in str(refused.value)
 
 
 _OAUTH = {

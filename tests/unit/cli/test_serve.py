@@ -82,6 +82,16 @@ def test_it_does_not_use_the_database_of_a_server_that_the_environment_is_for(
     assert not (tmp_path / "other.db").exists()
 
 
+def test_a_database_that_can_not_be_reached(tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{unheard.getsockname()[1]}"
+        url = f"postgresql://ada:hush@{where}/wrenn"
+        done = _wrenn("serve", WRENN_DATA_DIR=str(tmp_path), WRENN_PORT="0", DATABASE_URL=url)
+    assert "The database can not be used" in _refused(done)
+    assert "hush" not in done.stderr
+
+
 def test_a_stop_can_pause(tmp_path: Path) -> None:
     settings = {**_FAKE, "WRENN_ON_STOP": "pause"}
     with ServerProcess(tmp_path / "data", tmp_path / "log", settings) as server:

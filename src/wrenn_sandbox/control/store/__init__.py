@@ -12,7 +12,7 @@ from wrenn_sandbox.model.quota import NO_LIMITS, Quota
 
 from .accounts import Accounts
 from .api_keys import ApiKeyDirectory, TeamApiKeys
-from .database import Database
+from .database import UNUSABLE, Database, unusable
 from .installation import Installation
 from .migrate import migrate
 from .policies import AllPolicies, TeamPolicies
@@ -60,9 +60,12 @@ class Store:
         )
 
     async def open(self) -> None:
-        """Make the database ready for use: bring its schema up to date."""
-        await self._database.prepare()
-        await migrate(self._database)
+        """Make the database ready for use: bring its schema up to date; raises `HostFailure`."""
+        try:
+            await self._database.prepare()
+            await migrate(self._database)
+        except UNUSABLE as error:
+            raise unusable(error) from error
 
     async def close(self) -> None:
         await self._database.close()

@@ -12,10 +12,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+from asyncpg import PostgresError
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from wrenn_sandbox.errors import HostFailure
+
+UNUSABLE = (DBAPIError, PostgresError, OSError)
+"""What is raised where a database can not be reached, opened or trusted."""
 
 _BUSY_TIMEOUT_MS = 10_000
 _RETRY_SEC = 0.01
@@ -25,6 +32,12 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
+
+
+def unusable(error: Exception) -> HostFailure:
+    """One of `UNUSABLE` in the words of an operator."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    return HostFailure("The database can not be used", detail=str(cause))
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

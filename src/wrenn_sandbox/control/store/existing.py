@@ -4,13 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from asyncpg import PostgresError
-from sqlalchemy.exc import DBAPIError
-
-from wrenn_sandbox.errors import Conflict, HostFailure, NotFound
+from wrenn_sandbox.errors import Conflict, NotFound
 
 from .administration import Administration
-from .database import Database
+from .database import UNUSABLE, Database, unusable
 from .migrate import newest_revision, revision_of
 
 _NONE = (
@@ -32,9 +29,8 @@ async def administration(url: str, operator: str) -> AsyncIterator[Administratio
             raise NotFound(_NONE)
         await _check(database)
         yield Administration(database, operator)
-    except (DBAPIError, PostgresError, OSError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        raise HostFailure("The database can not be used", detail=str(cause)) from error
+    except UNUSABLE as error:
+        raise unusable(error) from error
     finally:
         await database.close()
 
