@@ -98,6 +98,8 @@ class HostAgent(GuestCalls, ImageCalls):
         self._numbers = itertools.count(1)
         self._event_added = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._early: list[tuple[Sandbox, str]] | None = []
+        """What has ended while not all sandboxes are known yet, and so not what they need."""
         self._undo = AsyncExitStack()
         self._closing = False
 
@@ -122,6 +124,7 @@ class HostAgent(GuestCalls, ImageCalls):
             await asyncio.to_thread(equipment.driver.prepare, agent._store)
             take_over = TakeOver(agent._parts, agent._new_sandbox)
             agent._sandboxes.update(await take_over.run())
+            agent._bury_early()
             await agent._collection.run()
             agent._pool.start()
             agent._housekeeper.start(agent._sandboxes.values())
@@ -349,7 +352,15 @@ class HostAgent(GuestCalls, ImageCalls):
             return None
         return {each for sandbox in self._sandboxes.values() for each in sandbox.image_ids}
 
+    def _bury_early(self) -> None:
+        early, self._early = self._early or [], None
+        for each in early:
+            self._exited(*each)
+
     def _exited(self, sandbox: Sandbox, reason: str) -> None:
+        if self._early is not None:
+            self._early.append((sandbox, reason))
+            return
         self._tasks.add(task := asyncio.create_task(self._bury(sandbox, reason)))
         task.add_done_callback(self._tasks.discard)
 
