@@ -143,10 +143,11 @@ class HostAgent(GuestCalls, ImageCalls):
             task.cancel()
         await asyncio.gather(*operations, return_exceptions=True)
         kept = set()
-        for sandbox in self._sandboxes.values():
+        for sandbox in list(self._sandboxes.values()):  # one may end meanwhile
             if sandbox.phase is Phase.RUNNING:
                 kept.add(sandbox.machine.record.slot.index)
             await sandbox.detach()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._event_added.set()
         await self._slots.close(keep=kept)
         await self._undo.aclose()

@@ -1,4 +1,4 @@
-"""A machine that ends by itself while a new server is still finding out what there is."""
+"""A machine that ends by itself while a server starts or stops."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ import structlog
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.network.slot import NOTHING
 from wrenn_sandbox.host.network.usermode import UserModeSlots
+from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.ids import ImageId, SandboxId, new_image_id, new_operation_id, new_sandbox_id
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.settings import Settings
@@ -85,4 +86,35 @@ async def test_no_image_goes_before_all_sandboxes_are_known(
     finally:
         await host.destroy(kept, new_operation_id())
         await host.destroy(ending, new_operation_id())
+        await host.close()
+
+
+async def test_a_machine_that_ends_while_the_server_stops(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others are let go of, and nobody works on after the end."""
+    host = await HostAgent.start(settings)
+    [template] = await host.templates()
+    ids = [await created(host, template.image_id) for _ in range(3)]
+    process = host._sandboxes[ids[1]].machine.process
+    detach = Sandbox.detach
+
+    async def detach_late(sandbox: Sandbox) -> None:
+        if sandbox.sandbox_id == ids[0]:
+            os.kill(process.pid, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while ids[1] in host._sandboxes:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.01)
+        await detach(sandbox)
+
+    monkeypatch.setattr(Sandbox, "detach", detach_late)
+    await host.close()
+    assert not host._tasks
+    monkeypatch.undo()
+    host = await HostAgent.start(settings)
+    try:
+        assert {each.sandbox_id for each in await host.sandboxes()} == {ids[0], ids[2]}
+    finally:
+        for each in ids:
+            await host.destroy(each, new_operation_id())
         await host.close()
