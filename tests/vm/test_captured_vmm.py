@@ -305,6 +305,26 @@ def require_confined(rig: Rig, sandbox: str) -> None:
     assert spec.files.overlay in own
     memory = {spec.memory} & found
     assert found - own - memory == {spec.kernel, spec.initrd, spec.runtime, *spec.disks, *layers}
+    writable = opened_for_writing(process)
+    assert identity(spec.files.overlay) in writable
+    assert not writable & {identity(each) for each in found - own}
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Device and inode of a file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def opened_for_writing(process: Path) -> set[tuple[int, int]]:
+    """The files that a process could write to by a descriptor."""
+    found = set()
+    for each in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            flags = (process / "fdinfo" / each.name).read_text().split("flags:", 1)[1].split()[0]
+            if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                found.add(identity(each))
+    return found
 
 
 def limit_of(process: Path, name: str) -> int:
