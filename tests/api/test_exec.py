@@ -11,6 +11,9 @@ from api.harness import Server, Team
 from wrenn_sandbox.errors import AgentError, InvalidRequest, NotFound
 from wrenn_sandbox.wire.messages import Command, CommandResult
 
+pytestmark = pytest.mark.parametrize("database_url", [None])
+"""What a command does is the same on every database."""
+
 
 @pytest.fixture
 async def sandbox(team: Team) -> str:

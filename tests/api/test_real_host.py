@@ -25,6 +25,8 @@ from wrenn_sandbox.ids import SandboxId, new_image_id, new_operation_id
 from wrenn_sandbox.settings import Settings
 
 _TIMEOUT = 60
+pytestmark = pytest.mark.parametrize("database_url", [None])
+"""What the store does at each of these turns is tried on both databases with the double."""
 
 
 async def _create(client: httpx2.AsyncClient, **body: object) -> str:

@@ -7,6 +7,8 @@ from api.harness import Server, Team
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.ids import SandboxId
 
+pytestmark = pytest.mark.parametrize("database_url", [None])
+
 
 async def _create(team: Team) -> str:
     return str((await team.client.post("/v1/sandboxes")).json()["id"])
