@@ -55,7 +55,10 @@ class TakeOver:
         await asyncio.to_thread(parts.store.sweep)
         await asyncio.to_thread(parts.store.forget_missing)
         for sandbox_id in await asyncio.to_thread(stored.all_ids, parts.paths):
-            await self._take_stored(sandbox_id)
+            try:
+                await self._take_stored(sandbox_id)
+            except OSError as error:
+                _log.error("not tidied up", sandbox=sandbox_id, detail=str(error))
         return self._sandboxes
 
     async def _adopted(self, record: Record) -> Machine | None:
@@ -100,8 +103,8 @@ class TakeOver:
         if complete is None:
             await asyncio.to_thread(stored.keep, paths, sandbox_id, ())
             return
+        sandbox.own_stored(complete)
+        self._sandboxes[sandbox_id] = sandbox
         kept = {complete.generation, *complete.layers}
         await asyncio.to_thread(stored.keep, paths, sandbox_id, kept)
         await asyncio.to_thread(stored.withdraw_disks, paths, sandbox_id, kept)
-        sandbox.own_stored(complete)
-        self._sandboxes[sandbox_id] = sandbox

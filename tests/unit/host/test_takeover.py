@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from unit.host.test_stored import commit
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.journal import Record
@@ -114,6 +115,15 @@ async def test_a_stored_sandbox_that_the_disk_does_not_give_back_stops_no_start(
     found = await TakeOver(parts, lambda each: Sandbox(parts, each, never)).run()
     assert found[sandbox_id].is_damaged
     assert manifest.exists()
+
+
+async def test_a_stored_sandbox_that_can_not_be_tidied_is_there(parts: Parts) -> None:
+    manifest = commit(parts.paths, 1)
+    disk = parts.paths.generation(manifest.sandbox_id, 1) / "disk"
+    disk.unlink()
+    disk.symlink_to(disk)  # whatever is done to it fails
+    found = await TakeOver(parts, lambda each: Sandbox(parts, each, never)).run()
+    assert found[manifest.sandbox_id].stored == manifest
 
 
 def never(_: Sandbox, reason: str) -> None:
