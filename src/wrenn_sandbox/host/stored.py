@@ -204,14 +204,19 @@ def newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
 
     Raises `IncompatibleImage` where there is one that can not be read.
     """
+    try:
+        return _newest(paths, sandbox_id)
+    except OSError as error:
+        raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
+
+
+def _newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
     for generation in sorted(_generations(paths, sandbox_id), reverse=True):
         path = paths.generation(sandbox_id, generation) / FILE_NAME
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             continue
-        except OSError as error:
-            raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
         manifest = _decoded(data)
         if (manifest.sandbox_id, manifest.generation) != (sandbox_id, generation):
             raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="it is another's")

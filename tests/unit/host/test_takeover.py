@@ -1,6 +1,7 @@
 """What a new server ends of the machines that it does not make its own."""
 
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -106,14 +107,24 @@ async def test_a_monitor_that_hides_is_ended(
 
 
 async def test_a_stored_sandbox_that_the_disk_does_not_give_back_stops_no_start(
-    parts: Parts,
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading the manifest of one fails, as with a bad sector; it is kept, and the others run."""
-    sandbox_id = SandboxId("sb-" + "c" * 20)
-    manifest = parts.paths.generation(sandbox_id, 1) / "manifest.json"
+    """Reading the manifest of one fails, as with a bad sector, or its directory; it is kept."""
+    one, other = (SandboxId("sb-" + letter * 20) for letter in "cd")
+    manifest = parts.paths.generation(one, 1) / "manifest.json"
     manifest.mkdir(parents=True)
+    parts.paths.stored(other).mkdir()
+    iterdir = Path.iterdir
+
+    def broken(path: Path) -> Iterator[Path]:
+        if path == parts.paths.stored(other):
+            raise OSError(errno.EIO, "Input/output error")
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", broken)
     found = await TakeOver(parts, lambda each: Sandbox(parts, each, never)).run()
-    assert found[sandbox_id].is_damaged
+    assert found[one].is_damaged
+    assert found[other].is_damaged
     assert manifest.exists()
 
 
