@@ -1,5 +1,6 @@
 """How the server speaks HTTP/1.1: strictly, within limits, and not for ever."""
 
+import asyncio
 import fcntl
 import re
 import sys
@@ -36,6 +37,7 @@ from wrenn_sandbox.ids import new_request_id
 
 from .connections import Place
 from .sockets import CLOSE_SECONDS, WebSocketProtocol
+from .turns import Turns
 
 _log = structlog.get_logger("wrenn_sandbox.access")
 
@@ -117,12 +119,20 @@ class HttpProtocol(HttpToolsProtocol):
 
     # the transport
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = self._turns = Turns(transport, self._take)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._turns.drop()
         super().connection_lost(exc)
         self._place.release()
         self._disconnect(self._running)
 
     def data_received(self, data: bytes) -> None:
+        self._turns.take(data)
+
+    def _take(self, data: bytes) -> None:
         if self._reading is _Reading.REFUSED:
             return
         self._unset_keepalive_if_required()
@@ -167,6 +177,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_is_known = False
 
     def handle_websocket_upgrade(self) -> None:
+        self._turns.drop()
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
         assert isinstance(protocol, WebSocketProtocol)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.harness import eventually
 from api.listening import edge
-from wrenn_sandbox.cli import http_protocol, http_server, sockets
+from wrenn_sandbox.cli import http_protocol, http_server, sockets, turns
 from wrenn_sandbox.cli.http_protocol import HEADERS_LIMIT, PIPELINE_LIMIT
 from wrenn_sandbox.cli.http_server import HttpServer
 from wrenn_sandbox.settings import Settings
@@ -621,6 +621,30 @@ async def test_small_messages_leave_others_their_turn(monkeypatch: pytest.Monkey
                 most = max(most, len(app.bodies) - before)
     assert app.bodies == [b"a"] * 20_000
     assert most < 300
+
+
+async def test_small_chunks_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_TURN_SECONDS", 0.0)
+    chunks = 0
+
+    class Counting(http_protocol.HttpProtocol):
+        def on_body(self, body: bytes) -> None:
+            nonlocal chunks
+            chunks += 1
+            super().on_body(body)
+
+    monkeypatch.setattr(http_server, "HttpProtocol", Counting)
+    app, most = App(), 0
+    async with edge(app, _settings()) as server, _peer(server) as peer:
+        await peer.send(_CHUNKED + b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n" + _GET + b"\r\n")
+        async with asyncio.timeout(20):
+            while chunks < 40_000:
+                before = chunks
+                await asyncio.sleep(0)
+                most = max(most, chunks - before)
+        assert _status(await peer.answer()) == _status(await peer.answer()) == 200
+    assert app.bodies == [b"a" * 40_000, b""]
+    assert most < 3000
 
 
 @pytest.mark.parametrize("opcode", [9, 10])
