@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import text, update
 
 from api.browser import Browser, Browsers
@@ -37,7 +38,10 @@ async def test_the_user_declines(browsers: Browsers, oauth: Settings, hub: GitHu
 @ON_SQLITE
 async def test_a_refusal_needs_no_state_but_uses_it_up(browsers: Browsers, hub: GitHub) -> None:
     stranger = await browsers.new()
-    assert await stranger.come_back(error="access_denied") == {"error": "access_denied"}
+    with structlog.testing.capture_logs() as logs:
+        for error in ("access_denied", "Nobody\n\x1b[2J", "nobody" * 20):
+            assert await stranger.come_back(error=error) == {"error": "access_denied"}
+    assert "nobody" not in repr(logs).lower()
     browser, cookie, brought = await browsers.consented()
     refused = await browser.come_back(**brought, error="redirect_uri_mismatch")
     assert refused == {"error": "access_denied"}

@@ -166,7 +166,9 @@ _NO_MONITORS: dict[str, Play] = {
 
 
 @pytest.mark.parametrize("name", _NO_MONITORS)
-async def test_what_is_no_monitor(name: str, tmp_path: Path) -> None:
+async def test_what_is_no_monitor(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before, tasks = _resident(), len(asyncio.all_tasks())
     open_before = len(os.listdir("/proc/self/fd"))
     lag = Lag()
@@ -177,6 +179,7 @@ async def test_what_is_no_monitor(name: str, tmp_path: Path) -> None:
         assert time.monotonic() - began < 10
         assert str(tmp_path) not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) <= open_before
+    assert caplog.messages == []
     assert await lag.end() < 0.1
     assert len(asyncio.all_tasks()) == tasks
     assert _resident() - before < 16 * _MB
@@ -251,6 +254,30 @@ async def test_a_flood_of_events_slows_nobody_else_down(tmp_path: Path) -> None:
     assert await lag.end() < 0.1
     assert time.thread_time() - cpu < 0.8
     assert _resident() - before < 16 * _MB
+
+
+async def test_what_is_taken_at_once_is_bounded(tmp_path: Path) -> None:
+    """Messages wait for their turn, and a message that does not end is none."""
+
+    def play(connection: socket.socket) -> None:
+        negotiate(connection)
+        connection.recv(65536)
+
+    async with played(tmp_path / "s", play) as path:
+        assert path.stat().st_mode & 0o777 == 0o600
+        session = (await Monitor.connect(path))._session
+        events = b'{"event": "X"}\n' * 20_000
+        session.data_received(events)
+        assert len(session._buffer) > len(events) // 2
+        assert session._failure is None
+        await session.close()
+    async with played(tmp_path / "s", play) as path:
+        session = (await Monitor.connect(path))._session
+        session.data_received(b"x" * (qmp.LINE_LIMIT - 1))
+        assert session._failure is None
+        session.data_received(b"x")
+        assert "endless" in str(session._failure)
+        await session.close()
 
 
 async def test_events_that_nobody_waits_for_are_not_kept(tmp_path: Path) -> None:
