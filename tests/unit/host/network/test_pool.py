@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network
 
 import pytest
@@ -53,6 +54,16 @@ def killed_server(factory: PoolFactory, name: str = "data") -> list[int]:
     return indices
 
 
+@contextmanager
+def held(slot: Slot) -> Iterator[int]:
+    """The inode of a slot's namespace, whose number the kernel gives to no other meanwhile."""
+    namespace = os.open(f"/run/netns/{slot.netns}", os.O_RDONLY)
+    try:
+        yield os.fstat(namespace).st_ino
+    finally:
+        os.close(namespace)
+
+
 def inode(slot: Slot) -> int:
     assert slot.netns is not None
     return os.stat(f"/run/netns/{slot.netns}").st_ino
@@ -83,16 +94,16 @@ async def test_a_released_slot_is_made_anew(make_pool: PoolFactory) -> None:
     pool = make_pool(size=1)
     await pool.start()
     slot = await pool.acquire()
-    before = inode(slot)
-    await pool.filled()
-    pool.release(slot)
-    pool.release(slot)
-    await pool.filled()
-    other = await pool.acquire()
-    await pool.filled()
-    again = await pool.acquire()
-    assert {other.index, again.index} == {slot.index, slot.index + 1}
-    assert inode(again) != before
+    with held(slot) as before:
+        await pool.filled()
+        pool.release(slot)
+        pool.release(slot)
+        await pool.filled()
+        other = await pool.acquire()
+        await pool.filled()
+        again = await pool.acquire()
+        assert {other.index, again.index} == {slot.index, slot.index + 1}
+        assert inode(again) != before
 
 
 async def test_a_number_rests_before_it_is_used_again(make_pool: PoolFactory) -> None:
