@@ -16,7 +16,7 @@ from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.control.store.tables import metadata
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
 from wrenn_sandbox.settings import Settings
 
@@ -124,6 +124,19 @@ async def test_a_transition_that_is_not_legal_changes_nothing(faulty: Server, us
     assert (await user.client.get(f"/v1/sandboxes/{id}/events")).json() == events
     with pytest.raises(Missing):
         await store.apply(SandboxId("sb-none"), Change(Event.PAUSE, "test", now))
+
+
+async def test_a_teams_view_holds_nothing_of_another(faulty: Server, user: Team) -> None:
+    """Also where routes have looked before."""
+    id = SandboxId((await user.client.post("/v1/sandboxes")).json()["id"])
+    own, other = (
+        faulty.plane.store.team(TeamId(each.team_id)).sandboxes
+        for each in (user, await faulty.team())
+    )
+    assert await own.events(id, None, None)
+    assert await other.events(id, None, None) == []
+    assert await other.page(None, None) == []
+    assert (await other.get(id), await other.state(id)) == (None, None)
 
 
 async def test_reasons_that_a_database_can_not_keep(
