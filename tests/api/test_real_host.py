@@ -474,7 +474,7 @@ async def test_an_auto_pause_that_fails_is_tried_again_later(
     clock.advance(_TIMEOUT)
     attempts: list[None] = []
     with monkeypatch.context() as patch:
-        patch.setattr(FakeDriver, "pause", partial(_counted, attempts))
+        patch.setattr(FakeDriver, "pause", staticmethod(partial(_counted, attempts)))
         for _ in range(16):
             await timed.plane.autopause.sweep()
             clock.advance(1)

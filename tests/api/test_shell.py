@@ -73,7 +73,7 @@ def test_follow_a_file_and_interrupt(sandbox: Sandbox, screen: Screen) -> None:
 
 
 def test_an_interactive_python(screen: Screen) -> None:
-    screen.type("python3 -i -q\r")
+    screen.type("PYTHON_BASIC_REPL=1 python3 -i -q\r")
     screen.expect(">>> ")
     screen.type("21 * 2\r")
     screen.expect("42\r\n>>> ")
