@@ -7,6 +7,7 @@ are decided one after the other, and each remembers its promise before the next 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -18,16 +19,23 @@ from wrenn_sandbox.settings import Settings
 _LATER_SEC: Final = 10.0
 
 
+@dataclass(frozen=True)
+class _Shortage:
+    what: str
+    missing_mb: int = 0
+    """How much memory has to be freed; 0 where that would not help."""
+
+
 class Admission:
-    """`running` gives the memory in MiB of each sandbox that runs; `make_room` frees memory that
-    nobody was promised.
+    """`running` gives the memory in MiB of each sandbox that runs; `make_room` frees so many MiB
+    that nobody was promised, where it can.
     """
 
     def __init__(
         self,
         settings: Settings,
         running: Callable[[], Mapping[SandboxId, int]],
-        make_room: Callable[[], Awaitable[None]],
+        make_room: Callable[[int], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._running = running
@@ -47,12 +55,12 @@ class Admission:
             if len(others) >= self._settings.max_running:
                 raise _full("The host runs as many sandboxes as it may")
             shortage = await self._shortage(others, memory_mb)
-            if shortage is not None:
-                await self._make_room()
+            if shortage is not None and shortage.missing_mb:
+                await self._make_room(shortage.missing_mb)
                 others = self._others(sandbox_id)
                 shortage = await self._shortage(others, memory_mb)
             if shortage is not None:
-                raise _full(f"The host has no {shortage} left for another sandbox")
+                raise _full(f"The host has no {shortage.what} left for another sandbox")
             self._promised[sandbox_id, operation_id] = memory_mb
 
     def release(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
@@ -82,17 +90,18 @@ class Admission:
             others.pop(sandbox_id, None)
         return others
 
-    async def _shortage(self, others: Mapping[SandboxId, int], memory_mb: int) -> str | None:
-        """What is missing for one more machine of this size; None where nothing is."""
+    async def _shortage(self, others: Mapping[SandboxId, int], memory_mb: int) -> _Shortage | None:
+        """What keeps one more machine of this size out; None where nothing does."""
         settings = self._settings
         free = await asyncio.to_thread(capacity.measure, settings.data_dir)
-        promised = sum(mb for (each, _), mb in self._promised.items() if each in others)
-        if free.memory_free_mb - promised - memory_mb < settings.memory_reserve_mb:
-            return "memory"
         bound = settings.memory_overcommit * (free.memory_total_mb - settings.memory_reserve_mb)
         if settings.memory_overcommit and sum(others.values()) + memory_mb > bound:
-            return "memory"
-        return "disk space" if free.disk_free_mb < settings.disk_reserve_mb else None
+            return _Shortage("memory")
+        if free.disk_free_mb < settings.disk_reserve_mb:
+            return _Shortage("disk space")
+        promised = sum(mb for (each, _), mb in self._promised.items() if each in others)
+        missing = settings.memory_reserve_mb + promised + memory_mb - free.memory_free_mb
+        return _Shortage("memory", missing) if missing > 0 else None
 
 
 def _full(what: str) -> NoCapacity:

@@ -27,6 +27,8 @@ _GIVE_WAY_SEC: Final = 1.0
 _GIVE_WAY_LIMIT_SEC: Final = 5.0
 """A claim is left alone for a second before its replacement is made, many in a row for five:
 whoever claimed needs the processors first (measured: 38 instead of 88 ms)."""
+_LOOK_SEC: Final = 10.0
+"""How often a pool that is not full looks for room."""
 _RETRY_SEC: Final = 1.0
 _MAX_RETRY_SEC: Final = 60.0
 _NAME: Final = "pool"
@@ -89,36 +91,47 @@ class Pool:
         """Wait until the pool is as full as its sizes and memory allow."""
         await self._filled.wait()
 
-    async def shrink(self) -> None:
-        """Give all machines up, to make room."""
-        machines = [*self._hot, *self._blank]
-        self._hot.clear()
-        self._blank.clear()
-        for machine in machines:
-            await machine.release()
+    async def shrink(self, missing_mb: int) -> None:
+        """Give all machines up, to make room; none where all of them can not hold so much."""
+        waiting = [*self._hot, *self._blank]
+        if sum(each.record.memory_mb for each in waiting) >= missing_mb:
+            await self._release_all()
+
+    async def _release_all(self) -> None:
+        for machines in (self._hot, self._blank):
+            while machines:
+                self._release(machines.popleft())
+        if self._releasing:
+            await asyncio.wait(self._releasing)
 
     async def close(self) -> None:
         """End the pool and its machines."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        await self.shrink()
-        await asyncio.gather(*self._releasing, return_exceptions=True)
+        await self._release_all()
 
     async def _work(self) -> None:
-        pause = _RETRY_SEC
+        pause = _LOOK_SEC
+        retry = _RETRY_SEC
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            if not self._wake.is_set() and self._is_full():
+                continue
             self._wake.clear()
             try:
                 await self._fill()
                 self._filled.set()
-                pause = _RETRY_SEC
+                pause, retry = _LOOK_SEC, _RETRY_SEC
             except (WrennError, OSError) as error:
                 detail = getattr(error, "detail", None)
                 _log.warning("the pool could not be filled", error=str(error), detail=detail)
-                asyncio.get_running_loop().call_later(pause, self._wake.set)
-                pause = min(2 * pause, _MAX_RETRY_SEC)
+                pause, retry = retry, min(2 * retry, _MAX_RETRY_SEC)
+
+    def _is_full(self) -> bool:
+        return len(self._hot) >= self._hot_size and len(self._blank) >= self._blank_size
 
     async def _fill(self) -> None:
         image = await self._wanted()
@@ -160,9 +173,7 @@ class Pool:
         def lost(_reason: str) -> None:
             if machine in machines:
                 machines.remove(machine)
-            task = asyncio.create_task(machine.release())
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            self._release(machine)
             self._wake.set()
 
         machines.append(machine)
@@ -174,7 +185,21 @@ class Pool:
         for machines in (self._hot, self._blank):
             for machine in [each for each in machines if each.record.image_id != image_id]:
                 machines.remove(machine)
-                await machine.release()
+                self._release(machine)
+        if self._releasing:
+            await asyncio.wait(self._releasing)
+
+    def _release(self, machine: Machine) -> None:
+        """Begin to end a machine that is in no queue any more; nothing stops that half way."""
+        machine.on_exit = None
+        task = asyncio.create_task(machine.release(), name=f"release {machine.record.machine_id}")
+        self._releasing.add(task)
+        task.add_done_callback(self._released)
+
+    def _released(self, task: asyncio.Task[None]) -> None:
+        self._releasing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("a machine of the pool could not be ended", error=str(error))
 
 
 def _first(machines: deque[Machine], image_id: ImageId) -> Machine | None:

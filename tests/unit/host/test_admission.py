@@ -21,14 +21,14 @@ class Machine:
     def __init__(self) -> None:
         self.free = Free(memory_total_mb=10_240, memory_free_mb=6144, disk_free_mb=4096)
         self.running: dict[SandboxId, int] = {}
-        self.room_made = 0
+        self.asked_for: list[int] = []
         self.room_to_make = 0
 
     def measure(self, _: Path) -> Free:
         return self.free
 
-    async def make_room(self) -> None:
-        self.room_made += 1
+    async def make_room(self, missing_mb: int) -> None:
+        self.asked_for.append(missing_mb)
         self.free = Free(
             memory_total_mb=self.free.memory_total_mb,
             memory_free_mb=self.free.memory_free_mb + self.room_to_make,
@@ -98,8 +98,17 @@ async def test_room_is_made_where_there_is_too_little(machine: Machine) -> None:
     admission = machine.admission()
     machine.room_to_make = 2048
     assert len(await _reserved(admission, 1, 6144)) == 1
-    assert machine.room_made == 1
+    assert machine.asked_for == [1024]
     assert await _reserved(admission, 1, 6144) == []
+
+
+async def test_no_room_is_made_where_that_would_not_help(machine: Machine) -> None:
+    machine.running = {new_sandbox_id(): 9216}
+    assert await _reserved(machine.admission(memory_overcommit=1.0), 1, 1024) == []
+    machine.running.clear()
+    machine.free = Free(memory_total_mb=10_240, memory_free_mb=1024, disk_free_mb=1023)
+    assert await _reserved(machine.admission(), 1, 1024) == []
+    assert machine.asked_for == []
 
 
 async def test_no_disk_no_machine(machine: Machine) -> None:
