@@ -159,3 +159,12 @@ async def test_what_can_be_deleted(user: Team, id: str) -> None:
     ):
         answer = await user.client.delete(f"/v1/snapshots/{name}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+async def test_a_name_and_what_counts_are_a_teams_own(faulty: Server, user: Team) -> None:
+    for team in (user, await faulty.team()):
+        id = (await team.client.post("/v1/sandboxes")).json()["id"]
+        body = {"sandbox_id": id, "name": "the-same"}
+        assert (await team.client.post("/v1/snapshots", json=body)).status_code == 201
+        used = (await team.client.get("/v1/usage")).json()["used"]
+        assert (used["snapshots"], used["api_keys"]) == (1, 1)
