@@ -50,14 +50,6 @@ class TeamTemplates:
         self._database = database
         self._team_id = team_id
 
-    async def get(self, name: str) -> TeamTemplate | None:
-        query = select(templates).where(
-            templates.c.team_id == self._team_id, templates.c.name == name
-        )
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _template(row)
-
     async def all(self) -> list[TeamTemplate]:
         query = select(templates).where(templates.c.team_id == self._team_id)
         async with self._database.read() as connection:
