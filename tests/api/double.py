@@ -102,7 +102,7 @@ class HostDouble(GuestDouble):
         await self._enter(call, sandbox_id)
         self._require(sandbox_id, Phase.RUNNING)
 
-    async def claim(self, owner: str) -> None:
+    async def claim(self, owner: str, *, expected: bool) -> None:
         if self.owner not in (None, owner) and self.phases:
             raise Conflict("These sandboxes belong to another database")
         self.owner = owner

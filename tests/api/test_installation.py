@@ -88,6 +88,41 @@ async def test_a_host_without_sandboxes_changes_hands(settings: Settings, tmp_pa
     assert owner.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("paused", [True, False])
+async def test_another_data_directory_is_refused_and_nothing_is_lost(
+    restartable: Settings, tmp_path: Path, paused: bool
+) -> None:
+    async with serve_processes(restartable) as (server, _):
+        team = await server.team()
+        id = (await team.client.post("/v1/sandboxes")).json()["id"]
+        if paused:
+            assert (await team.client.post(f"/v1/sandboxes/{id}/pause")).status_code == 200
+    others = make_settings(tmp_path / "others", None)
+    async with serve_processes(others):
+        pass
+    database = restartable.database_url or f"sqlite:///{restartable.data_dir}/wrenn.db"
+    for data_dir in (tmp_path / "new", others.data_dir):
+        with pytest.raises(Conflict, match="WRENN_DATA_DIR"):
+            async with serve_processes(make_settings(data_dir, database)):
+                pass
+    async with serve_processes(restartable) as (server, _):
+        await server.plane.reconciler.sweep()
+        shown = await server.client({"X-API-Key": team.key}).get(f"/v1/sandboxes/{id}")
+        assert shown.json()["status"] == ("paused" if paused else "running")
+    await _gone_for_good(make_settings(tmp_path / "new", database))
+
+
+async def _gone_for_good(settings: Settings) -> None:
+    """The operator says that the sandboxes are not to be found anywhere."""
+    Paths(settings.data_dir).owner.touch()
+    async with serve_processes(settings) as (server, host):
+        await server.plane.reconciler.sweep()
+        counts = await server.plane.store.all_sandboxes.count_by_status()
+        assert counts == {"error": 1}
+        assert await host.sandboxes() == []
+    assert Paths(settings.data_dir).owner.read_text()
+
+
 async def test_giving_the_sandboxes_up(restartable: Settings, tmp_path: Path) -> None:
     async with serve_processes(restartable) as (server, _):
         team = await server.team()

@@ -10,6 +10,7 @@ from argon2 import PasswordHasher
 from wrenn_sandbox.ids import Random, new_installation_id
 from wrenn_sandbox.model.limits import Bounds
 from wrenn_sandbox.model.network import closed_to_all
+from wrenn_sandbox.model.sandbox import Status
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
@@ -164,19 +165,24 @@ class ControlPlane:
             clock=clock,
         )
 
+    async def _claim_host(self) -> None:
+        owner = await self.store.installation.identity(new_installation_id(self._random))
+        counts = await self.store.all_sandboxes.count_by_status()
+        alive = sum(counts.get(each, 0) for each in (Status.RUNNING, Status.PAUSED))
+        await self._host.claim(owner, expected=alive > 0)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Services]:
         """The services, as long as the block lasts.
 
         At its end what is under way gets `shutdown_grace_sec` seconds, then the background tasks
         end, sandboxes are paused if the settings say so, and what is kept in memory is written.
-        Raises `Conflict` where the host's sandboxes
-        are another database's.
+        Raises `Conflict` where the host's sandboxes are another database's, or the database's
+        another host's.
         """
         await self.store.open()
         try:
-            candidate = new_installation_id(self._random)
-            await self._host.claim(await self.store.installation.identity(candidate))
+            await self._claim_host()
             await self.draining.refresh()
             async with self._services() as services, asyncio.TaskGroup() as background:
                 tasks = [

@@ -152,9 +152,11 @@ class HostAgent(GuestCalls, ImageCalls):
         await self._slots.close(keep=kept)
         await self._undo.aclose()
 
-    async def claim(self, owner: str) -> None:
+    async def claim(self, owner: str, *, expected: bool) -> None:
         in_use = bool(self._sandboxes)
-        await asyncio.to_thread(ownership.claim, self._paths, owner, in_use=in_use)
+        await asyncio.to_thread(
+            partial(ownership.claim, self._paths, owner, in_use=in_use, expected=expected)
+        )
 
     async def info(self) -> HostInfo:
         free = await asyncio.to_thread(capacity.measure, self._paths.data_dir)

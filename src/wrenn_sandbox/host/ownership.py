@@ -16,13 +16,20 @@ _ANOTHER: Final = (
     " or choose another data directory (WRENN_DATA_DIR). To give them up, remove the file named"
     " owner in the data directory and start again."
 )
+_ELSEWHERE: Final = (
+    "This database has sandboxes, and this data directory, which is another one than theirs, has"
+    " none: they would all be taken for lost. Start with the data directory that they are in"
+    " (WRENN_DATA_DIR), or choose another database (DATABASE_URL). If it is gone for good, put an"
+    " empty file named owner into this one and start again."
+)
 
 
-def claim(paths: Paths, owner: str, *, in_use: bool) -> None:
+def claim(paths: Paths, owner: str, *, in_use: bool, expected: bool) -> None:
     """Note `owner` for good; `Conflict` where another one's sandboxes or images are here.
 
     `in_use` says whether the host has any sandbox; one whose stored state can not be read counts
-    as well.
+    as well. With `expected` there must be some, or the directory must be known to `owner`: raises
+    `Conflict` otherwise.
     """
     try:
         known = paths.owner.read_text("utf-8", "replace").strip()
@@ -30,8 +37,11 @@ def claim(paths: Paths, owner: str, *, in_use: bool) -> None:
         known = None
     if known == owner:
         return
-    if known is not None:
-        if in_use or stored.all_ids(paths) or any(paths.held.iterdir()):
-            raise Conflict(_ANOTHER)
+    in_use = in_use or bool(stored.all_ids(paths))
+    if known and (in_use or any(paths.held.iterdir())):
+        raise Conflict(_ANOTHER)
+    if expected and not in_use and known != "":
+        raise Conflict(_ELSEWHERE)
+    if known:
         _log.warning("the host changes hands", before=known, now=owner)
     write_durably(paths.owner, owner.encode())

@@ -33,12 +33,13 @@ from .streams import FileContent, ProcessStream
 
 
 class Host(Protocol):
-    async def claim(self, owner: str) -> None:
+    async def claim(self, owner: str, *, expected: bool) -> None:
         """Take the host for the installation `owner`; to be called before anything else.
 
         The host remembers its owner for good. `Conflict`: its sandboxes or kept images belong
         to another one and would be taken for such that nobody wants. A host without any changes
-        hands.
+        hands, unless the new owner has `expected` sandboxes here, which then would be taken for
+        lost: `Conflict` again.
         """
         ...
 
