@@ -16,7 +16,7 @@ from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.control.store.tables import metadata
-from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.ids import KeyId, SandboxId, TeamId
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
 from wrenn_sandbox.settings import Settings
 
@@ -110,6 +110,22 @@ async def test_notes_of_many_sandboxes_do_not_lock_each_other_out(
         )
     found = await sandboxes.in_states([State.RUNNING])
     assert {(each.last_active_at, each.disk_bytes) for each in found} == {(at, second)}
+
+
+async def test_notes_of_many_keys_do_not_lock_each_other_out(server: Server, user: Team) -> None:
+    answers = [
+        await user.client.post("/v1/api-keys", json={"name": f"{each}"}, headers=user.bearer)
+        for each in range(12)
+    ]
+    ids = [KeyId(answer.json()["id"]) for answer in answers]
+    keys = server.plane.store.keys
+    for second in range(8):
+        at = datetime(2100, 1, 1, second=second, tzinfo=UTC)
+        await asyncio.gather(
+            keys.touch(dict.fromkeys(ids, at)), keys.touch(dict.fromkeys(reversed(ids), at))
+        )
+    listed = (await user.client.get("/v1/api-keys", headers=user.bearer)).json()
+    assert {each["last_used"] for each in listed if each["id"] in ids} == {"2100-01-01T00:00:07Z"}
 
 
 async def test_a_transition_that_is_not_legal_changes_nothing(faulty: Server, user: Team) -> None:

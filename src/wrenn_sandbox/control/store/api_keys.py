@@ -96,9 +96,12 @@ class ApiKeyDirectory:
             return (await connection.execute(query)).one_or_none() is not None
 
     async def touch(self, used: Mapping[KeyId, datetime]) -> None:
-        """Move `last_used` of these keys forward."""
+        """Move `last_used` of these keys forward.
+
+        Rows are locked in the order of their ids, so that two such notes wait for each other once.
+        """
         async with self._database.write() as connection:
-            for key_id, at in used.items():
+            for key_id, at in sorted(used.items()):
                 await connection.execute(
                     update(api_keys)
                     .where(
