@@ -316,11 +316,14 @@ def test_a_copy_keeps_the_mode_of_what_it_replaces(person: Person, sandbox: Sand
 
 
 def test_the_progress_bar(person: Person, sandbox: Sandbox) -> None:
-    (person.directory / "file").write_bytes(bytes(3 << 20))
-    file, there = str(person.directory / "file"), f"{sandbox.id}:file"
+    """On one line, however deep the file lies and however long its name is."""
+    directory = person.directory / ("d" * 70)
+    directory.mkdir()
+    (directory / ("f" * 70)).write_bytes(bytes(3 << 20))
+    file, there = str(directory / ("f" * 70)), f"{sandbox.id}:{'f' * 70}"
     for argv in ((file, there), (there, file)):
-        with Screen([*_WRENN, "cp", *argv], person.environment, cols=120) as screen:
-            screen.expect("3.0/3.0 MiB")
+        with Screen([*_WRENN, "cp", *argv], person.environment) as screen:
+            screen.expect(r"f{20}[^\n]*3.0/3.0 MiB[^\n]*/s")
             assert screen.wait() == 0
     with Screen([*_WRENN, "cp", "--quiet", file, there], person.environment) as screen:
         assert screen.wait() == 0

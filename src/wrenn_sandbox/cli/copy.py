@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, BinaryIO, Final, Protocol
 
 import msgspec
@@ -177,7 +177,7 @@ def _made(path: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _bar(what: str, size: int | None, quiet: bool) -> Iterator[Tell]:
+def _bar(path: str, size: int | None, quiet: bool) -> Iterator[Tell]:
     """A progress bar on standard error, where that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda count: None
@@ -186,13 +186,14 @@ def _bar(what: str, size: int | None, quiet: bool) -> Iterator[Tell]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-    )
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=28)),
+        BarColumn(bar_width=20),
+        DownloadColumn(binary_units=True, table_column=Column(no_wrap=True)),
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
+    )  # together no wider than 80 columns
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(escape(what), total=size)
+        task = progress.add_task(escape(PurePath(path).name), total=size)
         yield lambda count: progress.advance(task, count)
