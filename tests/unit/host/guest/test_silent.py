@@ -15,7 +15,7 @@ from wrenn_sandbox.host.guest.files import GuestFiles
 from .test_reuse import Guest, a_guest
 
 _ATTACH_FILTER = 26  # asm-generic/socket.h
-_SEC = 0.15
+_SEC = 0.3
 _CREATED = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 

@@ -101,7 +101,8 @@ def _plus(address: str, number: int) -> str:
 
 def bound_udp(address: str, port: int = 0) -> socket.socket:
     """A non-blocking UDP socket of the calling thread's namespace."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
     sock.bind((address, port))
     return sock

@@ -4,10 +4,11 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host.network.slot import GUEST_MAC, TAP_NAME, UPLINK_NAME
+from wrenn_sandbox.host.network.slot import GUEST_MAC, TAP_NAME, UPLINK_NAME, Slot
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest, guest_socket
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
@@ -334,6 +335,36 @@ async def test_the_host_lets_nobody_outside_into_a_slot(world: World) -> None:
         inside.sendto(b"x", far)
         server.sendto(b"answer", (await receive(server))[1])
         assert await receive(inside) == (b"answer", far)
+
+
+def speak_ipv6(slot: Slot, link: str) -> tuple[str, str]:
+    """Give both ends of a slot's link an IPv6 address: those of the host and of the slot."""
+    netns, host_ip, slot_ip = str(slot.netns), "fd00:77::1", "fd00:77::2"
+    speak = "for each in all {0}; do echo 0 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done"
+    run("ip", "netns", "exec", netns, "sh", "-c", speak.format(UPLINK_NAME))
+    Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6").write_text("0")
+    run("ip", "addr", "add", f"{host_ip}/64", "dev", link, "nodad")
+    run("ip", "-n", netns, "addr", "add", f"{slot_ip}/64", "dev", UPLINK_NAME, "nodad")
+    mac = run("ip", "-br", "link", "show", link).split()[2]
+    run("ip", "-n", netns, "neigh", "replace", host_ip, "lladdr", mac, "dev", UPLINK_NAME)
+    return host_ip, slot_ip
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net/ipv6").is_dir(), reason="a kernel without IPv6")
+async def test_the_host_hears_no_ipv6_of_a_slot(world: World) -> None:
+    """Even if the slot spoke it and its own rules were gone."""
+    slot = world.guest.slot
+    run("ip", "netns", "exec", str(slot.netns), "nft", "flush", "ruleset")
+    host_ip, slot_ip = speak_ipv6(slot, f"wrn{world.pool.tag}-{slot.index}")
+    with (
+        bound_udp(host_ip) as service,
+        bound_udp(host_ip) as neighbour,
+        await world.namespaces.run(slot.netns, partial(bound_udp, slot_ip)) as attacker,
+    ):
+        attacker.sendto(b"from the slot", service.getsockname())
+        assert await world.guest.left_until("ipv6")
+        neighbour.sendto(b"from the host", service.getsockname())
+        assert (await receive(service))[0] == b"from the host"
 
 
 async def test_a_slot_lets_nobody_in_to_its_guest(world: World) -> None:
