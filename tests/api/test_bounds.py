@@ -1,6 +1,7 @@
 """Whatever a caller can make grow has an end."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -204,3 +205,30 @@ async def test_uploads_that_wait_on_the_server(
             headers={"Content-Type": "multipart/form-data; boundary=b"},
         )
         assert answer.status_code == (429 if number % 2 else 204), answer.text
+
+
+_HARD_TO_PARSE = b'{"email": [' + b"{}," * 300_000 + b"1]}"
+
+
+@pytest.mark.parametrize("database_url", [None])
+async def test_large_bodies_of_one_address_hold_nobody_up(server: Server) -> None:
+    """They are parsed one after the other, and others are served between them."""
+    client = server.client()
+
+    async def log_in() -> None:
+        answer = await client.post("/v1/auth/login", content=_HARD_TO_PARSE)
+        assert answer.status_code == 400
+
+    async def longest_wait(calls: int) -> float:
+        calling = asyncio.gather(*(log_in() for _ in range(calls)))
+        waits = []
+        while not calling.done():
+            begin = time.perf_counter()
+            await asyncio.sleep(0)
+            waits.append(time.perf_counter() - begin)
+        await calling
+        return max(waits)
+
+    await log_in()
+    alone = min([await longest_wait(1) for _ in range(3)])
+    assert await longest_wait(16) < 4 * alone

@@ -25,6 +25,7 @@ from wrenn_sandbox.control.api import (
     snapshots,
     usage,
 )
+from wrenn_sandbox.control.api.body import ParsingTurns
 from wrenn_sandbox.control.api.cors import Cors
 from wrenn_sandbox.control.api.docs import add_docs
 from wrenn_sandbox.control.api.errors import add_error_handlers
@@ -96,6 +97,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.plane = plane
+    app.state.parsing_turns = ParsingTurns()
     for router in _ROUTERS:
         app.include_router(router)
     app.include_router(metrics_router(plane.metrics, plane.store, settings.metrics_token))

@@ -4,8 +4,12 @@ A body is parsed from its bytes at once, so that bad UTF-8, lone surrogates, dee
 numbers that JSON does not have are refused with a message and never reach a service.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -13,8 +17,36 @@ from starlette.requests import ClientDisconnect, Request
 from wrenn_sandbox.errors import InvalidRequest
 
 from .errors import invalid
+from .forwarded import group_of
+from .middleware import client_address
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_LARGE: Final = 16 << 10
+"""Bytes of a body that may take milliseconds to parse; one of 1 MiB can take 150."""
+
+
+class ParsingTurns:
+    """Lets a client address have one large body parsed at a time, and half of the time at most.
+
+    Nothing else runs while a body is parsed.
+    """
+
+    def __init__(self) -> None:
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, address: str, size: int) -> AsyncIterator[None]:
+        """When `size` bytes from this address may be parsed."""
+        if size < _LARGE:
+            yield
+            return
+        async with self._turns.setdefault(group_of(address), asyncio.Lock()):
+            begin = time.perf_counter()
+            try:
+                yield
+            finally:
+                await asyncio.sleep(time.perf_counter() - begin)
 
 
 def _is_json(content_type: str) -> bool:
@@ -22,6 +54,12 @@ def _is_json(content_type: str) -> bool:
     return media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )
+
+
+def _turns_of(request: Request) -> ParsingTurns:
+    turns = request.app.state.parsing_turns
+    assert isinstance(turns, ParsingTurns)
+    return turns
 
 
 def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
@@ -35,10 +73,11 @@ def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
         content_type = request.headers.get("content-type")
         if content and content_type is not None and not _is_json(content_type):
             raise InvalidRequest("The body must be JSON: send Content-Type: application/json")
-        try:
-            return model.model_validate_json(content.strip() or b"{}")
-        except ValidationError as error:
-            raise invalid(error.errors(include_url=False, include_input=False)) from error
+        async with _turns_of(request).turn(client_address(request.scope), len(content)):
+            try:
+                return model.model_validate_json(content.strip() or b"{}")
+            except ValidationError as error:
+                raise invalid(error.errors(include_url=False, include_input=False)) from error
 
     return body
 
