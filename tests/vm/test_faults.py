@@ -51,21 +51,23 @@ class Victim:
 
     def outcome(self, sandbox: str) -> str:
         """What the sandbox has become: `running` and `paused` only when they are true."""
-        found = ""
+        found = refusal = ""
 
         def settled() -> bool:
-            nonlocal found
+            nonlocal found, refusal
             status = self.api.get(sandbox).status
             if status == "running" and self.api.exec_raw(sandbox, "true").status_code == 200:
                 found = status
             elif status == "paused":
                 answer = self.api.request("POST", f"/v1/sandboxes/{sandbox}/resume")
                 found = status if answer.status_code == 200 else ""
+                refusal = answer.text
             elif status in ("stopped", "error"):
                 found = status
             return bool(found)
 
-        assert eventually(settled, _SETTLED_SEC), self.api.get(sandbox)
+        if not eventually(settled, _SETTLED_SEC):
+            pytest.fail(f"{self.api.get(sandbox)}\n{refusal}\n{self.rig.server.tail()}")
         return found
 
     def is_clean(self) -> bool:
