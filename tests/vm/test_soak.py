@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class _Use:
             line.split(":", 1) for line in (process / "status").read_text().splitlines() if line
         )
         return cls(
-            descriptors=len(_descriptors(process / "fd")),
+            descriptors=_descriptors(process / "fd"),
             children=sum(
                 len((task / "children").read_text().split())
                 for task in (process / "task").iterdir()
@@ -54,15 +55,23 @@ class _Use:
         )
 
 
-def _descriptors(directory: Path) -> list[str]:
-    """What is open, but for the database, whose driver keeps a few connections."""
-    found = []
-    for each in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            target = os.readlink(each)
-            if "/wrenn.db" not in target:
-                found.append(target)
-    return found
+def _descriptors(directory: Path) -> int:
+    """How many stay open, but for those of the database, whose driver keeps a few connections.
+
+    The reconciler, which comes by every second, opens some for a moment.
+    """
+    looks = []
+    for _ in range(10):
+        looks.append({each.name: _target(each) for each in directory.iterdir()})
+        time.sleep(0.1)
+    lasting = set.intersection(*(set(look.items()) for look in looks))
+    return sum("/wrenn.db" not in target for _, target in lasting)
+
+
+def _target(link: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return os.readlink(link)
+    return ""
 
 
 def _disk(data_dir: Path) -> int:
