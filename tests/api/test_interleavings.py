@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.double import HostDouble
 from api.harness import Server, Team, make_settings, serve
+from wrenn_sandbox.control.service import reconciler
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import TRANSITIONS, Event, State
@@ -105,6 +107,11 @@ async def _play(steps: list[Step], directory: Path) -> None:
             await scenario.play(step)
             await scenario.check_histories()
         await scenario.check_settled()
+
+
+@pytest.fixture(autouse=True)
+def no_sweeps_but_those_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "_SOON_SEC", 3600.0)
 
 
 @settings(

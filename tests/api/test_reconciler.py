@@ -7,6 +7,7 @@ import pytest
 
 from api.double import HostDouble
 from api.harness import Server, Team
+from wrenn_sandbox.control.service import reconciler
 from wrenn_sandbox.control.service.corrections import CORRECTIONS
 from wrenn_sandbox.control.service.images import GRACE
 from wrenn_sandbox.control.store.sandboxes import Change
@@ -145,6 +146,28 @@ async def test_an_operation_during_the_comparison_counts(
     assert await _state(faulty, id) is State.RUNNING
     assert await _state(faulty, created) is State.RUNNING
     assert host.calls[calls:] == []
+
+
+async def test_what_was_asked_for_meanwhile_is_looked_at_again_soon(
+    faulty: Server, host: HostDouble, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever asks for it over and over keeps a sandbox from being corrected."""
+    monkeypatch.setattr(reconciler, "_SOON_SEC", 0.05)
+    id = await _sandbox(user)
+    for event in _PATHS[State.RESUMING]:
+        change = Change(event, "test", datetime.now(UTC))
+        await faulty.plane.store.all_sandboxes.apply(id, change)
+    host.phases[id] = Phase.PAUSED
+    gate = host.hold("sandboxes")
+    sweeping = faulty.start(faulty.plane.reconciler.sweep())
+    await gate.arrived.wait()
+    assert (await user.client.post(f"/v1/sandboxes/{id}/resume")).status_code == 409
+    gate.opened.set()
+    await sweeping
+    assert await _state(faulty, id) is State.RESUMING
+    async with asyncio.timeout(5):
+        while await _state(faulty, id) is not State.PAUSED:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
 
 
 async def test_a_correction_that_fails_does_not_stop_the_others(

@@ -1,7 +1,8 @@
 """Compares what is wanted (the store) with what runs (the host), and corrects each difference.
 
 A sandbox with an operation in this process at any time during the comparison, or with one under
-way at the host, is left alone. Each correction is an operation of its own whose transitions are
+way at the host, is left alone, and looked at again soon: who asks for it over and over would else
+keep it from being corrected. Each correction is an operation of its own whose transitions are
 guarded like all others, so it can not undo what a request has just done.
 """
 
@@ -33,6 +34,7 @@ from .uninterrupted import uninterrupted
 _log = structlog.get_logger(__name__)
 _ACTOR = "reconciler"
 _DISK_STEP = 1 << 20
+_SOON_SEC = 1.0
 _LIVE = [state for state in State if state not in (State.STOPPED, State.ERROR)]
 
 
@@ -87,6 +89,7 @@ class Reconciler:
             await self._sweep()
 
     async def _sweep(self) -> None:
+        left_alone = False
         with self._operations.watch() as touched:
             reports = {report.sandbox_id: report for report in await self._host.sandboxes()}
             live = {each.id: each for each in await self._store.all_sandboxes.in_states(_LIVE)}
@@ -95,12 +98,17 @@ class Reconciler:
                 report = reports.get(sandbox.id)
                 if sandbox.id not in touched and not (report is not None and report.busy):
                     await self._check(sandbox, report, intents.get(sandbox.id))
+                elif not self._operations.busy(sandbox.id):
+                    phase = None if report is None else report.phase
+                    left_alone |= (sandbox.state, phase) in CORRECTIONS
             for report in reports.values():
                 if report.sandbox_id not in touched | live.keys() and not report.busy:
                     await self._destroy_unwanted(report.sandbox_id)
             for sandbox_id, intent in intents.items():
                 if sandbox_id not in touched and not self._is_being_made(live.get(sandbox_id)):
                     await self._store.snapshots.abandon(intent, None, self._clock())
+        if left_alone:
+            asyncio.get_running_loop().call_later(_SOON_SEC, self._wakeup.set)
         await self._note_disk(reports, live)
         await self._images.remove()
         await self._images.remove_unknown(self._clock())
