@@ -30,22 +30,28 @@ async def test_a_database_has_one_identity(settings: Settings) -> None:
         await store.close()
 
 
-@pytest.mark.parametrize("paused", [True, False])
-async def test_another_database_is_refused_and_nothing_is_lost(
-    restartable: Settings, tmp_path: Path, paused: bool
-) -> None:
-    async with serve_processes(restartable) as (server, _):
+async def _left_behind(settings: Settings, *, paused: bool) -> tuple[str, str]:
+    """A team's key and its one sandbox, behind a server that has stopped."""
+    async with serve_processes(settings) as (server, _):
         team = await server.team()
         id = (await team.client.post("/v1/sandboxes")).json()["id"]
         if paused:
             assert (await team.client.post(f"/v1/sandboxes/{id}/pause")).status_code == 200
+    return team.key, id
+
+
+@pytest.mark.parametrize("paused", [True, False])
+async def test_another_database_is_refused_and_nothing_is_lost(
+    restartable: Settings, tmp_path: Path, paused: bool
+) -> None:
+    key, id = await _left_behind(restartable, paused=paused)
     for _ in range(2):
         with pytest.raises(Conflict, match="DATABASE_URL"):
             async with serve_processes(_with_other_database(restartable, tmp_path)):
                 pass
     async with serve_processes(restartable) as (server, _):
         await server.plane.reconciler.sweep()
-        client = server.client({"X-API-Key": team.key})
+        client = server.client({"X-API-Key": key})
         if paused:
             assert (await client.post(f"/v1/sandboxes/{id}/resume")).status_code == 200
         answer = await client.post(f"/v1/sandboxes/{id}/exec", json={"cmd": "true"})
@@ -92,11 +98,7 @@ async def test_a_host_without_sandboxes_changes_hands(settings: Settings, tmp_pa
 async def test_another_data_directory_is_refused_and_nothing_is_lost(
     restartable: Settings, tmp_path: Path, paused: bool
 ) -> None:
-    async with serve_processes(restartable) as (server, _):
-        team = await server.team()
-        id = (await team.client.post("/v1/sandboxes")).json()["id"]
-        if paused:
-            assert (await team.client.post(f"/v1/sandboxes/{id}/pause")).status_code == 200
+    key, id = await _left_behind(restartable, paused=paused)
     others = make_settings(tmp_path / "others", None)
     async with serve_processes(others):
         pass
@@ -107,7 +109,7 @@ async def test_another_data_directory_is_refused_and_nothing_is_lost(
                 pass
     async with serve_processes(restartable) as (server, _):
         await server.plane.reconciler.sweep()
-        shown = await server.client({"X-API-Key": team.key}).get(f"/v1/sandboxes/{id}")
+        shown = await server.client({"X-API-Key": key}).get(f"/v1/sandboxes/{id}")
         assert shown.json()["status"] == ("paused" if paused else "running")
     await _gone_for_good(make_settings(tmp_path / "new", database))
 
