@@ -41,6 +41,9 @@ from wrenn_sandbox.model.network import NetworkPolicy
 
 _log = structlog.get_logger(__name__)
 SYSCTL = Path("/proc/sys/net")
+_LIMITED_ICMP = str(1 << 4 | 1 << 11 | 1 << 12)
+"""What the kernel limits by itself: as it would, but for unreachable destinations. The rules limit
+those, and the kernel's limit is one for all slots and the host together."""
 
 
 def leftovers(tag: str) -> set[int]:
@@ -183,8 +186,7 @@ class SlotBuilder:
     def _open(self, policy: NetworkPolicy, before: NetworkPolicy | None) -> None:
         """Runs inside the namespace of the slot."""
         if before is None:
-            self._shape([UPLINK_NAME])
-            commands.nft(slot_rules(self._ground, policy, internet=self.internet))
+            self._set_rules(policy)
         elif before != policy:
             commands.nft(policy_change(self._ground, policy))
         _write_sysctl("ipv4/ip_forward", "1")
@@ -208,8 +210,13 @@ class SlotBuilder:
                 f"route add default via {plan.host_end(index)}",
             ]
         )
+        self._set_rules(NetworkPolicy())
+
+    def _set_rules(self, policy: NetworkPolicy) -> None:
+        """Runs inside the namespace of the slot."""
+        _write_sysctl("ipv4/icmp_ratemask", _LIMITED_ICMP)
         self._shape([UPLINK_NAME])
-        commands.nft(slot_rules(self._ground, NetworkPolicy(), internet=self.internet))
+        commands.nft(slot_rules(self._ground, policy, internet=self.internet))
 
     def _remove(self, indices: Collection[int]) -> None:
         plan = self._plan

@@ -24,6 +24,9 @@ _MIN_BURST_KB: Final = 128
 _EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
 _DNS: Final = "meta l4proto { tcp, udp } th dport 53"
 _ICMP_ERRORS: Final = "{ destination-unreachable, time-exceeded, parameter-problem }"
+REFUSALS_PER_SEC: Final = 100
+"""How many packets of one guest are answered with a refusal; the others are dropped."""
+_REFUSALS: Final = f"limit rate {REFUSALS_PER_SEC}/second burst {REFUSALS_PER_SEC} packets"
 _FIRST_PACKET: Final = "ct state new ct status & confirmed == 0"
 
 
@@ -61,8 +64,16 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     connection is judged by whom the connection is to. Destinations are judged after the redirection
     of DNS, so a private resolver is reached on port 53 and nowhere else.
     Without `internet` the guest reaches nothing.
+
+    What is closed is refused, so that programs do not wait for it, in one way that tells nothing
+    but the policy: the same message from the gateway, whatever is or is not at the address. That
+    is why packets to the slot's own addresses are refused before they are routed: afterwards the
+    kernel would answer from those. A message does not end a connection that is open: it goes on
+    when a policy opens its destination again.
     """
-    forward = redirect = ""
+    forward = f"""
+        iifname "{TAP_NAME}" goto refused"""
+    redirect = ""
     if internet:
         forward = f"""
         iifname "{TAP_NAME}" oifname "{UPLINK_NAME}" jump outward
@@ -75,7 +86,7 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     if ground.allowable:
         private = _listed(ground.allowable)
         to_private = f"""
-        ip daddr {{ {private} }} drop"""
+        ip daddr {{ {private} }} goto refused"""
         from_private = f"""
         ct reply ip saddr {{ {private} }} drop"""
     return f"""
@@ -109,11 +120,15 @@ table inet {SLOT_TABLE} {{
     }}
     chain outward {{
         ip daddr @resolvers {_DNS} goto limited
-        meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} drop
-        ip daddr {{ {closed} }} drop
+        meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} goto refused
+        ip daddr {{ {closed} }} goto refused
         ip daddr @allowed goto limited{to_private}
-        ip daddr @denied drop
+        ip daddr @denied goto refused
         meta nfproto ipv4 goto limited
+    }}
+    chain refused {{
+        {_REFUSALS} reject with icmp type admin-prohibited
+        drop
     }}
     chain limited {{
         ct state established,related accept{_limited(ground.limits, "")}
@@ -128,6 +143,12 @@ table inet {SLOT_TABLE} {{
         ct reply ip saddr @allowed accept{from_private}
         ct reply ip saddr @denied drop
         meta nfproto ipv4 accept
+    }}
+    chain to_slot {{
+        type filter hook prerouting priority filter; policy accept;
+        iifname != "{TAP_NAME}" accept
+        ct state established,related accept
+        fib daddr type local goto refused
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;{forward}
