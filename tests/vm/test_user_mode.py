@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -55,6 +56,11 @@ def test_user_mode_networking_leads_nowhere(new_rig: NewRig) -> None:
             each.setblocking(False)
             with pytest.raises(BlockingIOError):
                 each.accept() if each is tcp else each.recv(100)
+        began = time.monotonic()
+        assert api.exec(sandbox, "getent", "hosts", "example.com").exit_code == 2
+        script = "import socket; socket.create_connection(('203.0.113.1', 80), 30)"
+        assert "No route" in api.exec(sandbox, "python3", "-c", script).stderr
+        assert time.monotonic() - began < 2
     api.pause(sandbox)
     api.resume(sandbox)
     assert api.output(sandbox, "echo awake") == "awake"

@@ -129,9 +129,13 @@ def command(
 
 
 def _kernel_args(variant: Variant, spec: MachineSpec) -> str:
+    """With user-mode networking the guest's init is told that its network leads nowhere."""
+    arguments = spec.kernel_args
+    if spec.slot.netns is None:
+        arguments += " wrenn.network=none"
     if variant.tsc_khz is None:
-        return spec.kernel_args
-    return f"{spec.kernel_args} tsc_early_khz={variant.tsc_khz}"
+        return arguments
+    return f"{arguments} tsc_early_khz={variant.tsc_khz}"
 
 
 def _memory(spec: MachineSpec, memory: Memory | None) -> str:
