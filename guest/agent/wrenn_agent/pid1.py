@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 
+from .kernel import offer_modules, raise_limits
 from .loop import report
 from .syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 
@@ -32,8 +33,9 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
 )
 _NICE = -10
-_OPEN_FILES = (8192, 1048576)
-_INOTIFY_INSTANCES = "/proc/sys/fs/inotify/max_user_instances"
+_OPEN_FILES = (65536, 1048576)
+"""Of commands, soft and hard: databases and build tools ask for 64000."""
+_RUNTIME = "/run/.wrenn"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
@@ -44,7 +46,8 @@ def set_up() -> None:
         _make_links,
         _bring_up_loopback,
         _raise_open_files,
-        _raise_inotify_instances,
+        raise_limits,
+        _offer_modules,
         _stay_responsive,
     ):
         try:
@@ -91,9 +94,8 @@ def _raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
 
 
-def _raise_inotify_instances() -> None:
-    with open(_INOTIFY_INSTANCES, "w", encoding="ascii") as file:
-        file.write("1024")
+def _offer_modules() -> None:
+    offer_modules(_RUNTIME)
 
 
 def _stay_responsive() -> None:

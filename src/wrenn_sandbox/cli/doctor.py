@@ -197,8 +197,8 @@ def _tools(facts: MachineFacts) -> Line:
         "tools",
         needed,
         "not installed: " + ", ".join(absent),
-        "install the packages iproute2, nftables, util-linux, mmdebstrap, e2fsprogs "
-        "and erofs-utils",
+        "install the packages iproute2, nftables, util-linux, mmdebstrap, e2fsprogs, "
+        "erofs-utils and kmod",
     )
 
 

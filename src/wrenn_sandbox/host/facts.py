@@ -33,6 +33,7 @@ TOOLS = (
     "mke2fs",
     "debugfs",
     "mkfs.erofs",
+    "depmod",
 )
 MB = 1024 * 1024
 _APART = ("unshare", "--net")

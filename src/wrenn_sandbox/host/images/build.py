@@ -21,14 +21,14 @@ import msgspec
 from wrenn_sandbox.errors import HostFailure, NoSpace
 from wrenn_sandbox.host.paths import IMMUTABLE_FILE, GuestFiles, Paths, guest_files
 
-from . import disk, initrd, manifest, packages, runtime
+from . import disk, initrd, manifest, modules, packages, runtime
 from .cache import StepCache
 from .manifest import Manifest
 from .recipe import Recipe
 from .staging import exclusive
 from .store import ImageStore
 
-_CACHE_FORMAT = "1"
+_CACHE_FORMAT = "2"
 _PARALLEL = 3
 
 
@@ -94,6 +94,7 @@ class _Build:
         with self._timed("agent and init"), store.staging() as scratch:
             tree = scratch / "tree"
             runtime.add_agent(base, self._guest.agent, tree)
+            runtime.add_modules(kernel / modules.TREES, kernel / "busybox", tree)
             runtime.make_image(tree, made / manifest.RUNTIME)
             initrd.make_initrd(kernel, self._guest.init, made / manifest.INITRD)
             os.link(kernel / "kernel", made / manifest.KERNEL)
@@ -148,7 +149,7 @@ class _Build:
                 self._recipe.suite, [kernel.package, kernel.busybox], self._mirror, unpacked
             )
             initrd.extract(unpacked, kernel, made)
-            _keep_only(made, "kernel", "busybox", "modules")
+            _keep_only(made, "kernel", "busybox", "modules", "lib")
 
     def _runtime_inputs(self) -> tuple[str, ...]:
         return (*self._sources(), *self._recipe.runtime.packages)

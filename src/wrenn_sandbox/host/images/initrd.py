@@ -6,8 +6,9 @@ from pathlib import Path
 from wrenn_sandbox.errors import HostFailure
 
 from . import cpio
-from .modules import load_order
+from .modules import TREES, load_order
 from .recipe import KernelRecipe
+from .tools import run
 
 KERNEL_ARGS = "console=ttyS0 panic=-1 reboot=t quiet tsc=reliable"
 """What every guest kernel is started with.
@@ -25,7 +26,11 @@ _DIRECTORIES = ("bin", "dev", "modules", "modules/optional", "proc", "root", "sy
 
 
 def extract(packages_root: Path, recipe: KernelRecipe, target: Path) -> None:
-    """Copies `kernel`, `busybox` and `modules/` from unpacked packages into `target`."""
+    """Takes what a template needs of a kernel out of unpacked packages.
+
+    `target` then holds `kernel`, `busybox`, `modules/` for the first file system, and below
+    `lib/modules` the tree of all modules with its indexes, which is moved and not copied.
+    """
     kernels = sorted(packages_root.glob("boot/vmlinuz-*"))
     if len(kernels) != 1:
         raise HostFailure("the kernel package must hold exactly one kernel")
@@ -39,6 +44,10 @@ def extract(packages_root: Path, recipe: KernelRecipe, target: Path) -> None:
         directory.mkdir()
         for number, (name, data) in enumerate(entries):
             (directory / f"{number:02}-{name}.ko").write_bytes(data)
+    (target / TREES).mkdir(parents=True)
+    shutil.move(tree, target / TREES / release)
+    # the package's own scripts would have done that
+    run(["depmod", "--basedir", str(target), release])
 
 
 def make_initrd(extracted: Path, init: Path, target: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
 
+TREES = Path("lib/modules")
+"""Where a root has the modules of its kernels, each in a directory of the release's name."""
 _SUFFIXES = (".ko", ".ko.xz")
 
 

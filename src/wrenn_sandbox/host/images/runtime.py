@@ -6,8 +6,11 @@ Layout of the image, mounted at `/run/.wrenn` in a guest:
     lib/ld-linux-x86-64.so.2, lib/*.so.*    its loader and every library it needs
     lib/python3.N/          the standard library, compiled, without sources
     agent/                  the agent: main.py, wrenn_agent/ (compiled)
+    bin/modprobe            a static busybox, which the guest's kernel loads modules with
+    modules/RELEASE/        all modules of the guest's kernel with their indexes
 
-Nothing is compiled or looked up outside the image when the agent starts.
+Nothing is compiled or looked up outside the image when the agent starts. The modules alone are
+compressed: they are many and seldom read.
 """
 
 import os
@@ -21,6 +24,7 @@ from .packages import EPOCH
 from .tools import run
 
 LOADER = "ld-linux-x86-64.so.2"
+_MODULES = "modules"
 _UUID = "5d9a1c0e-7d55-4b7c-9f6e-0f1b8f0f6c2d"
 _LIBRARY_DIRS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
@@ -93,6 +97,13 @@ def add_agent(base: Path, agent: Path, target: Path) -> None:
     main.write_bytes(kept)
 
 
+def add_modules(trees: Path, busybox: Path, tree: Path) -> None:
+    """Adds the kernel's modules and the program that loads them to a runtime tree."""
+    shutil.copytree(trees, tree / _MODULES, symlinks=True, copy_function=os.link)
+    shutil.copyfile(busybox, tree / "bin/modprobe")
+    (tree / "bin/modprobe").chmod(0o755)
+
+
 def _is_left_out(path: Path) -> bool:
     """Also links with an absolute target, which are followed to files of this host."""
     leads_out = path.is_symlink() and path.readlink().is_absolute()
@@ -155,9 +166,13 @@ def make_image(tree: Path, target: Path) -> None:
     for path in [tree, *tree.rglob("*")]:
         runs = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
         path.chmod(0o755 if runs else 0o644)
+    hints = tree.with_name(tree.name + ".hints")
+    as_they_are = sorted(path.name for path in tree.iterdir() if path.name != _MODULES)
+    hints.write_text("".join(f"0 ^{name}/\n" for name in as_they_are))
     run(
         [
             *("mkfs.erofs", "-T", str(EPOCH), "-U", _UUID, "--all-root", "-x", "-1"),
+            *("-z", "lz4", f"--compress-hints={hints}"),
             *(str(target), str(tree)),
         ]
     )

@@ -202,6 +202,22 @@ def test_a_build_and_its_repetitions(paths: Paths, guest: GuestFiles, fetched: l
     assert store.disk(first).stat().st_ino == store.disk(changed).stat().st_ino
 
 
+def test_the_runtime_brings_all_modules_of_the_kernel(
+    paths: Paths, guest: GuestFiles, fetched: list[str]
+) -> None:
+    """With the indexes that programs find them by, and a program that runs."""
+    store = ImageStore(paths)
+    made = build_template(RECIPE, store, paths, progress=lambda _: None, guest=guest)
+    for name, mode in (
+        ("bin/modprobe", "0755"),
+        ("modules/6.1.0-test/overlay.ko", "0644"),
+        ("modules/6.1.0-test/modules.dep", "0644"),
+        ("modules/6.1.0-test/modules.alias.bin", "0644"),
+    ):
+        image = str(store.file(made, "runtime"))
+        assert mode in tools.run(["dump.erofs", f"--path=/{name}", image]).decode()
+
+
 def test_the_same_recipe_gives_the_same_image_elsewhere(
     tmp_path: Path, guest: GuestFiles, fetched: list[str]
 ) -> None:
