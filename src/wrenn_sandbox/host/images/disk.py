@@ -20,6 +20,8 @@ GUEST_FILES: Mapping[str, str] = {
     "etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n",
     "etc/resolv.conf": "nameserver 169.254.0.22\n",
     "etc/machine-id": "",
+    # the machine is there for one purpose: pip need not ask for a virtual environment
+    "etc/pip.conf": "[global]\nbreak-system-packages = true\nroot-user-action = ignore\n",
 }
 """What every template's disk holds instead of what the packages or the host put there."""
 

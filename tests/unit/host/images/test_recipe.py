@@ -20,11 +20,15 @@ packages = ["python3-minimal"]
 """
 
 
-def test_the_recipe_that_comes_with_the_product() -> None:
+def test_the_recipes_that_come_with_the_product() -> None:
     minimal = recipe.load(guest_files().recipe("minimal"))
     assert minimal.name == "minimal"
-    wanted = "bash coreutils python3 git curl ca-certificates procps iproute2 sudo tar"
+    wanted = "bash coreutils python3 python3-pip git curl ca-certificates kmod procps sudo tar"
     assert set(wanted.split()) <= set(minimal.packages)
+    developer = recipe.load(guest_files().recipe("developer"))
+    assert developer.name == "developer"
+    assert {*minimal.packages, "build-essential", "nodejs", "podman"} <= set(developer.packages)
+    assert (developer.kernel, developer.runtime) == (minimal.kernel, minimal.runtime)
 
 
 def test_sizes_have_defaults() -> None:
