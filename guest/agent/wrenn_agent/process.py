@@ -11,6 +11,7 @@ import termios
 import time
 from functools import partial
 
+from .drain import Drain
 from .errors import FailedPrecondition, InvalidArgument, NotFound, from_os_error
 from .loop import Loop, Notice, Timer
 from .output import Budget, OutputLog
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 READ_SIZE = 64 * 1024
 LINGER_SECONDS = 0.5
-"""How long a pipe that a grandchild keeps open may delay the end of a command."""
+"""How long a pipe that a grandchild keeps open may delay the end of a command.
+
+Then it is drained.
+"""
 
 _READABLE = select.EPOLLIN
 _LAST_WRITER_GONE = select.EPOLLHUP
@@ -39,14 +43,16 @@ class Process:
         tag: str,
         spawned: Spawned,
         started: float,
+        drain: Drain,
         on_end: Callable[[Process], None],
     ) -> None:
         self._loop = loop
+        self._drain = drain
         self._on_end = on_end
         self._started = started
         self._channels = spawned.outputs
         self._leftover: dict[int, int] = {}
-        """Bytes still to be read from pipes that are closed after that."""
+        """Bytes still to be read from pipes that are drained after that."""
         self._paused = False
         self._input = spawned.input
         self._writing = False
@@ -184,8 +190,11 @@ class Process:
     def _after_read(self, fd: int, size: int) -> None:
         if fd in self._leftover:
             self._leftover[fd] -= size
-        if size == 0 or self._leftover.get(fd, 1) <= 0:
+        if size == 0:
             self._close_output(fd)
+            self._end_if_complete()
+        elif self._leftover.get(fd, 1) <= 0:
+            self._drain_output(fd)
             self._end_if_complete()
 
     def _pause(self) -> None:
@@ -199,8 +208,16 @@ class Process:
             if left:
                 self._leftover[fd] = left
             else:
-                self._close_output(fd)
+                self._drain_output(fd)
         self._end_if_complete()
+
+    def _drain_output(self, fd: int) -> None:
+        if self.has_terminal:
+            self._close_output(fd)
+            return
+        del self._channels[fd]
+        self._loop.unregister(fd)
+        self._drain.add(fd)
 
     def _close_output(self, fd: int) -> None:
         del self._channels[fd]

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+from .drain import Drain
 from .errors import NotFound, ResourceExhausted
 from .loop import Loop
 from .output import Budget, Reader
@@ -26,6 +27,7 @@ class Processes:
         self._loop = loop
         self._spawner = spawner
         self._budget = Budget()
+        self._drain = Drain(loop)
         self._running: dict[int, Process] = {}
         self._unheard: dict[int, Process] = {}
 
@@ -36,7 +38,9 @@ class Processes:
         started = time.monotonic()
         spawned = self._spawner.spawn(command)
         self._drop_unheard(spawned.pid)
-        process = Process(self._loop, self._budget, command, tag, spawned, started, self._on_end)
+        process = Process(
+            self._loop, self._budget, command, tag, spawned, started, self._drain, self._on_end
+        )
         self._running[process.pid] = process
         return process
 

@@ -31,14 +31,19 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def cpu_seconds(pid: int) -> float:
+    """Time on a CPU so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def wait_quiet(pid: int) -> None:
     """Wait until a process has not used the CPU for a while."""
-    seen, since = -1, time.monotonic()
+    seen, since = -1.0, time.monotonic()
 
     def quiet() -> bool:
         nonlocal seen, since
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used = int(fields[11]) + int(fields[12])
+        used = cpu_seconds(pid)
         if used != seen:
             seen, since = used, time.monotonic()
         return time.monotonic() - since > 0.3

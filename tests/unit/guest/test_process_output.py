@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import threading
+import time
 
 from unit.guest.agent_client import (
     Agent,
@@ -14,7 +17,7 @@ from unit.guest.agent_client import (
     signal_group,
     sub,
 )
-from unit.guest.proc import descriptors, resident, wait_quiet, wait_until
+from unit.guest.proc import cpu_seconds, descriptors, resident, wait_quiet, wait_until
 
 START = "process.Process/Start"
 
@@ -146,3 +149,30 @@ def test_memory_and_descriptors_do_not_grow(agent: Agent) -> None:
         agent.run("sh", "-c", "head -c 2000000 /dev/zero")
     assert resident(agent.process.pid) - memory < 8_000_000
     assert descriptors(agent.process.pid) <= opened + 1
+
+
+def test_output_of_background_children_goes_on_after_the_answer(agent: Agent) -> None:
+    """A pipe that is closed under them ends them with EPIPE at their next line."""
+    done = agent.home / "written"
+    script = f"sh -c 'sleep 1; echo late; echo late >&2; echo ok >{done}' & echo started"
+    assert agent.run("sh", "-c", script).stdout == b"started\n"
+    wait_until(lambda: done.exists() and done.read_text() == "ok\n")
+
+
+def test_a_background_child_that_floods_its_output_keeps_nobody_waiting(agent: Agent) -> None:
+    result = agent.run("sh", "-c", "yes >&2 & echo $!; yes & echo $!")
+    try:
+        used = cpu_seconds(agent.process.pid)
+        time.sleep(1)
+        assert agent.run("echo", "here").stdout == b"here\n"
+        assert cpu_seconds(agent.process.pid) - used < 0.5
+    finally:
+        for pid in set(result.stdout.split()) - {b"y"}:
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_drained_pipes_are_closed_at_their_end(agent: Agent) -> None:
+    opened = descriptors(agent.process.pid)
+    agent.run("sh", "-c", "sleep 3 & echo started")
+    assert descriptors(agent.process.pid) == opened + 2
+    wait_until(lambda: descriptors(agent.process.pid) <= opened)
