@@ -124,6 +124,8 @@ class Settings(BaseSettings):
     guest_connections: int = Field(default=1024, ge=0, le=1_000_000)
     guest_connections_per_sec: int = Field(default=100, ge=0, le=100_000)
     guest_mbit_per_sec: int = Field(default=0, ge=0, le=100_000)
+    guest_processes: int = Field(default=4096, ge=16, le=4_000_000)
+    guest_reserved_mb: int = Field(default=32, ge=8, le=1024)
     slot_pool_size: int = Field(default=4, ge=0, le=256)
     slot_cooldown_sec: float = Field(default=2.0, ge=0)
     hot_pool_size: int = Field(default=1, ge=0, le=64)

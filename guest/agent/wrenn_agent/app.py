@@ -28,6 +28,7 @@ from .users import Users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .cgroups import CommandGroups
     from .machine import Machine
     from .server import Route
 
@@ -52,19 +53,20 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     os.chdir("/")
     machine: Machine | None = None
+    groups: CommandGroups | None = None
     if options.vm:
         from . import machine as machine_module
         from . import pid1
 
-        pid1.set_up()
-        machine = machine_module.Machine()
+        groups = pid1.set_up()
+        machine = machine_module.Machine(groups)
     else:
         become_subreaper()
         _raise_open_files()
     loop = Loop()
-    processes = Processes(loop, Spawner(guard_memory=options.vm))
+    processes = Processes(loop, Spawner(guard_memory=options.vm, groups=groups))
     _handle_signals(loop, processes, stoppable=not options.vm)
-    server = _build_server(loop, processes, options, machine)
+    server = _build_server(loop, processes, options, machine, groups)
     port = server.listen(options.host, options.port)
     gc.collect()
     gc.freeze()  # what exists now lives for ever: never walk through it again
@@ -97,12 +99,16 @@ def parse_options(arguments: list[str]) -> Options:
 
 
 def _build_server(
-    loop: Loop, processes: Processes, options: Options, machine: Machine | None
+    loop: Loop,
+    processes: Processes,
+    options: Options,
+    machine: Machine | None,
+    groups: CommandGroups | None,
 ) -> Server:
     users = Users(options.home)
     auth = Auth(users)
     environment = Environment()
-    life = Life(auth, environment, Metrics(), machine)
+    life = Life(auth, environment, Metrics(groups), machine)
     routes: dict[str, dict[str, Route]] = {
         "/health": {"GET": life.health, "HEAD": life.health},
         "/metrics": {"GET": life.metrics},

@@ -46,6 +46,8 @@ def sysctls(memory_mb: int) -> dict[str, str]:
         # processes and memory maps: Elasticsearch asks for 262144 maps, distributions give more
         "kernel/pid_max": "4194304",
         "vm/max_map_count": "1048576",
+        # of each second real-time loops get 0.8, what answers the host finds a place in the rest
+        "kernel/sched_rt_runtime_us": "800000",
         # each container has a keyring
         "kernel/keys/maxkeys": "20000",
         "kernel/keys/maxbytes": "2000000",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 _MIN_ENTROPY, _MAX_ENTROPY = 32, 4096
+_FEWEST_PROCESSES, _LEAST_RESERVED = 16, 8 << 20
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
 
 
@@ -36,6 +37,7 @@ class Identity:
         self.hostname = _name(message, "hostname", 64)
         self.machine_id = _name(message, "machineId", 64)
         self.generation = fields.text(message, "generation") or None
+        self.limits = _limits(message)
         if self.entropy is not None and not _MIN_ENTROPY <= len(self.entropy) <= _MAX_ENTROPY:
             raise InvalidArgument(f"entropy must have {_MIN_ENTROPY} to {_MAX_ENTROPY} bytes")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -99,8 +101,24 @@ def _take_over(machine: Machine, identity: Identity) -> None:
             machine.set_hostname(identity.hostname)
         if identity.machine_id is not None:
             machine.set_machine_id(identity.machine_id)
+        if identity.limits is not None:
+            machine.limit_commands(*identity.limits)
     except OSError as error:
         raise from_os_error(error, "init failed") from error
+
+
+def _limits(message: Message) -> tuple[int, int] | None:
+    """Most processes of all commands, and bytes of memory that these leave free."""
+    given = fields.nested(message, "limits")
+    if given is None:
+        return None
+    processes, reserved = fields.number(given, "processes"), fields.number(given, "reservedMemory")
+    if processes < _FEWEST_PROCESSES or reserved < _LEAST_RESERVED:
+        raise InvalidArgument(
+            f"limits must have at least {_FEWEST_PROCESSES} processes"
+            f" and {_LEAST_RESERVED} bytes of reservedMemory"
+        )
+    return processes, reserved
 
 
 def _name(message: Message, field: str, limit: int) -> str | None:

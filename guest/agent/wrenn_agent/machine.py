@@ -11,6 +11,10 @@ import time
 from .syscalls import MS_BIND, mount
 from .timestamps import SECOND
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cgroups import CommandGroups
+
 _STEP_WHEN_BEHIND = 50_000_000
 _STEP_WHEN_AHEAD = 5 * SECOND
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
@@ -20,7 +24,8 @@ _MACHINE_ID, _OWN_MACHINE_ID = "/etc/machine-id", "/run/machine-id"
 class Machine:
     """This VM. `/run/machine-id` is mounted over the file of the image, which stays untouched."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: CommandGroups | None) -> None:
+        self._groups = groups
         self._random = os.open("/dev/urandom", os.O_WRONLY)
         self._machine_id_mounted = False
 
@@ -29,6 +34,11 @@ class Machine:
         behind = now - time.time_ns()
         if behind > _STEP_WHEN_BEHIND or behind < -_STEP_WHEN_AHEAD:
             time.clock_settime_ns(time.CLOCK_REALTIME, now)
+
+    def limit_commands(self, processes: int, reserved: int) -> None:
+        """Bound all commands: number of processes, and bytes of memory that they leave free."""
+        if self._groups is not None:
+            self._groups.limit(processes, reserved)
 
     def add_entropy(self, seed: bytes) -> None:
         """Mix `seed` into the kernel's pool, credit it fully and reseed the generator at once."""

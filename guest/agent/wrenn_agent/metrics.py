@@ -7,19 +7,27 @@ import time
 
 from .fields import Message
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cgroups import CommandGroups
+
 
 class Metrics:
     """Gauges of this machine; CPU use is that since the previous reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: CommandGroups | None) -> None:
+        self._groups = groups
         self._last_cpu = (0, 0)
 
     def read(self) -> Message:
-        """Times in unix seconds, sizes in bytes, CPU in per cent of all CPUs."""
+        """Times in unix seconds, sizes in bytes, CPU in per cent of all CPUs.
+
+        Bounds of commands (`mem_limit`, `process_limit`) only where there are any.
+        """
         memory = _memory()
         disk = os.statvfs("/")
         total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
-        return {
+        return self._limits() | {
             "ts": int(time.time()),
             "cpu_count": os.cpu_count() or 1,
             "cpu_used_pct": self._cpu_used(),
@@ -29,6 +37,17 @@ class Metrics:
             "disk_used": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
             "disk_total": disk.f_blocks * disk.f_frsize,
         }
+
+    def _limits(self) -> Message:
+        if self._groups is None:
+            return {}
+        limits = self._groups.limits()
+        found: Message = {"process_count": limits.used_processes}
+        if limits.processes is not None:
+            found["process_limit"] = limits.processes
+        if limits.memory is not None:
+            found["mem_limit"] = limits.memory
+        return found
 
     def _cpu_used(self) -> float:
         with open("/proc/stat", encoding="ascii") as file:

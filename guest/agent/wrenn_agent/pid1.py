@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 
+from .cgroups import CommandGroups
 from .kernel import offer_modules, raise_limits
 from .loop import report
 from .syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
@@ -39,8 +40,11 @@ _RUNTIME = "/run/.wrenn"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
-def set_up() -> None:
-    """Do what an init does; a step that fails is reported and does not stop the others."""
+def set_up() -> CommandGroups | None:
+    """Do what an init does; a step that fails is reported and does not stop the others.
+
+    Returns the control groups of commands; None where they cannot be made.
+    """
     for step in (
         _mount_all,
         _make_links,
@@ -54,6 +58,11 @@ def set_up() -> None:
             step()
         except (OSError, ValueError) as error:
             report(error)
+    try:
+        return CommandGroups.set_up()
+    except OSError as error:
+        report(error)
+        return None
 
 
 def _mount_all() -> None:

@@ -58,6 +58,7 @@ class Process:
         self._writing = False
         self._input_free = Notice(loop)
         self.pid = spawned.pid
+        self.group = spawned.group
         self.command = command
         self.tag = tag
         self.output = OutputLog(loop, budget)

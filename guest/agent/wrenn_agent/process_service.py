@@ -60,12 +60,12 @@ class ProcessService:
         return {"processes": [_describe(process) for process in self._processes.running()]}
 
     async def send_signal(self, _exchange: Exchange, message: Message) -> Message:
-        """Signal the whole process group."""
+        """SIGTERM to the process group, SIGKILL to all that the command has started."""
         wanted = message.get("signal")
         number = _SIGNALS.get(wanted) if isinstance(wanted, str | int) else None
         if number is None:
             raise InvalidArgument("signal must be SIGNAL_SIGKILL or SIGNAL_SIGTERM")
-        self._select(message).signal_group(number)
+        self._processes.signal(self._select(message), number)
         return {}
 
     async def send_input(self, _exchange: Exchange, message: Message) -> Message:

@@ -8,7 +8,7 @@ import signal
 import time
 
 from .drain import Drain
-from .errors import NotFound, ResourceExhausted
+from .errors import NotFound, ResourceExhausted, from_os_error
 from .loop import Loop
 from .output import Budget, Reader
 from .process import Process
@@ -61,6 +61,19 @@ class Processes:
                     return process
         raise NotFound(f"process {pid or repr(tag)} does not exist")
 
+    def signal(self, process: Process, number: int) -> None:
+        """Signal the process group; SIGKILL goes to all that the command has started.
+
+        Raises NotFound when it is gone.
+        """
+        if number != signal.SIGKILL or process.group is None:
+            process.signal_group(number)
+            return
+        try:
+            self._spawner.kill(process.group)
+        except OSError as error:
+            raise from_os_error(error, f"cannot kill process {process.pid}") from error
+
     def kill_all(self) -> None:
         """Kill the group of every running command; the agent is about to end."""
         for process in self._running.values():
@@ -93,6 +106,7 @@ class Processes:
 
     def _on_end(self, process: Process) -> None:
         del self._running[process.pid]
+        self._spawner.release(process.group)
         self._unheard[process.pid] = process
         oldest = next(iter(self._unheard.values()))
         if len(self._unheard) > _KEPT_ENDED or oldest.ended_before(_KEPT_SECONDS):

@@ -1,8 +1,8 @@
 """Starting a program: PATH lookup, pipes or a terminal, rights of the user; no fork.
 
 `posix_spawn` shares the agent's memory until the program is executed, so a start does not get
-slower as the agent grows. What it cannot do itself (directory, user, OOM score) the agent takes on
-for the moment of the call.
+slower as the agent grows. What it cannot do itself (directory, user, OOM score, control group) the
+agent takes on for the moment of the call.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from .errors import (
 )
 from .loop import report
 from .users import ActingAs, User
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cgroups import CommandGroup, CommandGroups
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Actions = list[tuple[int | str, ...]]
@@ -62,19 +66,47 @@ class Command:
 class Spawned:
     """A started program: its pid and the agent's ends of its pipes or terminal, non-blocking."""
 
-    __slots__ = ("input", "outputs", "pid")
+    __slots__ = ("group", "input", "outputs", "pid")
 
-    def __init__(self, pid: int, input_fd: int | None, outputs: dict[int, str]) -> None:
+    def __init__(
+        self,
+        pid: int,
+        group: CommandGroup | None,
+        input_fd: int | None,
+        outputs: dict[int, str],
+    ) -> None:
         self.pid = pid
+        self.group = group
+        """The control group that it was born in; None outside of a VM."""
         self.input = input_fd
         self.outputs = outputs
         """File descriptor to channel."""
 
 
-class Spawner:
-    """Starts commands; `guard_memory`: they get an OOM score of their own (needs privileges)."""
+class InGroup:
+    """Context in which what is started is born in `group`, where there are any groups."""
 
-    def __init__(self, guard_memory: bool) -> None:
+    def __init__(self, groups: CommandGroups | None, group: CommandGroup | None) -> None:
+        self._groups = groups
+        self._group = group
+
+    def __enter__(self) -> None:
+        if self._groups is not None and self._group is not None:
+            self._groups.enter(self._group)
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._groups is not None and self._group is not None:
+            self._groups.leave()
+
+
+class Spawner:
+    """Starts commands; `guard_memory`: they get an OOM score of their own (needs privileges).
+
+    With `groups` each command gets a control group.
+    """
+
+    def __init__(self, guard_memory: bool, groups: CommandGroups | None = None) -> None:
+        self._groups = groups
         self._null = os.open(os.devnull, os.O_RDWR)
         self._oom_score: int | None = None
         if guard_memory:
@@ -93,8 +125,9 @@ class Spawner:
         """
         opened: list[int] = []  # closed in any case: the program's ends
         kept: list[int] = []  # closed on failure: the agent's ends
+        group = None if self._groups is None else self._groups.take()
         try:
-            with ActingAs(command.user):
+            with InGroup(self._groups, group), ActingAs(command.user):
                 actions, input_fd, outputs = (
                     self._pipes(command, opened, kept)
                     if command.size is None
@@ -104,13 +137,24 @@ class Spawner:
         except (OSError, AgentError) as error:
             for fd in kept:
                 os.close(fd)
+            self.release(group)
             if isinstance(error, OSError):
                 raise from_os_error(error, "cannot start process") from error
             raise
         finally:
             for fd in opened:
                 os.close(fd)
-        return Spawned(pid, input_fd, outputs)
+        return Spawned(pid, group, input_fd, outputs)
+
+    def kill(self, group: CommandGroup) -> None:
+        """Send SIGKILL to everything in a command's group; raises OSError."""
+        if self._groups is not None:
+            self._groups.kill(group)
+
+    def release(self, group: CommandGroup | None) -> None:
+        """A command has ended; what it left running in its group goes on."""
+        if self._groups is not None and group is not None:
+            self._groups.give_back(group)
 
     def _pipes(
         self, command: Command, opened: list[int], kept: list[int]

@@ -7,7 +7,9 @@ import os
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 2, 4, 8, 4096
 IN_NONBLOCK, IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+MNT_DETACH = 2
 _PR_SET_CHILD_SUBREAPER = 36
+_CLONE_NEWCGROUP = 0x02000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -20,6 +22,21 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
         ),
         target,
     )
+
+
+def umount(target: str, flags: int) -> None:
+    """umount2(2); raises OSError."""
+    _check(_libc.umount2(target.encode(), flags), target)
+
+
+def new_cgroup_namespace() -> None:
+    """Make a cgroup namespace whose root is the group this process is in; raises OSError."""
+    _check(_libc.unshare(_CLONE_NEWCGROUP), "unshare")
+
+
+def enter_cgroup_namespace(fd: int) -> None:
+    """Go into a cgroup namespace, given by a descriptor; raises OSError."""
+    _check(_libc.setns(fd, _CLONE_NEWCGROUP), "setns")
 
 
 def become_subreaper() -> None:

@@ -207,7 +207,10 @@ class MadeDirectory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Use of resources inside a sandbox now; memory and disk are bytes."""
+    """Use of resources inside a sandbox now; memory and disk are bytes.
+
+    `mem_limit` and `process_limit` are what all commands together may use, where that is bounded.
+    """
 
     cpu_count: int
     cpu_used_pct: float
@@ -216,3 +219,6 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     disk_used: int
     disk_total: int
     mem_cache: int = 0
+    mem_limit: int | None = None
+    process_count: int | None = None
+    process_limit: int | None = None

@@ -24,6 +24,7 @@ from wrenn_sandbox.host.guest import (
     GuestClient,
     GuestUnreachable,
     Initialisation,
+    Limits,
     encoded_entropy,
 )
 from wrenn_sandbox.host.images.manifest import FileEntry
@@ -314,6 +315,10 @@ class Machine:
             hostname=hostname,
             machine_id=random(16).hex(),
             generation=random(8).hex(),
+            limits=Limits(
+                processes=self._parts.settings.guest_processes,
+                reserved_memory=self._parts.settings.guest_reserved_mb << 20,
+            ),
         )
 
     def _new_client(self, token: str | None) -> GuestClient:

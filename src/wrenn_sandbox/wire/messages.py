@@ -147,7 +147,10 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Use of resources inside a guest, as its agent reports it."""
+    """Use of resources inside a guest, as its agent reports it; sizes in bytes.
+
+    `mem_limit` and `process_limit` bound all commands together; None where nothing does.
+    """
 
     cpu_count: int
     cpu_used_pct: float
@@ -156,6 +159,9 @@ class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     mem_cache: int
     disk_used: int
     disk_total: int
+    mem_limit: int | None = None
+    process_count: int | None = None
+    process_limit: int | None = None
 
 
 class FileType(StrEnum):

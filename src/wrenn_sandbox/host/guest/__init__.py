@@ -1,6 +1,13 @@
 """The client of the agent inside a guest. Whatever a guest answers is hostile until parsed."""
 
-from .client import GuestClient, Initialisation, encoded_entropy
+from .client import GuestClient, Initialisation, Limits, encoded_entropy
 from .connection import GuestGone, GuestUnreachable
 
-__all__ = ["GuestClient", "GuestGone", "GuestUnreachable", "Initialisation", "encoded_entropy"]
+__all__ = [
+    "GuestClient",
+    "GuestGone",
+    "GuestUnreachable",
+    "Initialisation",
+    "Limits",
+    "encoded_entropy",
+]

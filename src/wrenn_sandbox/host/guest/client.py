@@ -25,6 +25,13 @@ NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 
 
+class Limits(msgspec.Struct, rename="camel", kw_only=True):
+    """What all commands together may use: processes, and bytes of memory that they leave free."""
+
+    processes: int
+    reserved_memory: int
+
+
 class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     """The body of /init; `entropy` is base64, `timestamp` RFC 3339."""
 
@@ -34,6 +41,7 @@ class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
     hostname: str = ""
     machine_id: str = ""
     generation: str = ""
+    limits: Limits | None = None
 
 
 class _Start(msgspec.Struct):
@@ -70,6 +78,9 @@ class _Metrics(msgspec.Struct):
     disk_used: Count
     disk_total: Count
     mem_cache: Count = 0
+    mem_limit: Count | None = None
+    process_count: Count | None = None
+    process_limit: Count | None = None
 
 
 class _Output:

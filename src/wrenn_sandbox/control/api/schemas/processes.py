@@ -28,7 +28,10 @@ class ProcessList(Response):
 
 
 class SandboxMetrics(Response):
-    """Use of resources inside a sandbox now; sizes in bytes."""
+    """Use of resources inside a sandbox now; sizes in bytes.
+
+    `mem_limit` and `process_limit` are what all commands together may use.
+    """
 
     cpu_count: int
     cpu_used_pct: float
@@ -37,6 +40,9 @@ class SandboxMetrics(Response):
     mem_cache: int
     disk_used: int
     disk_total: int
+    mem_limit: int | None
+    process_count: int | None
+    process_limit: int | None
 
     @classmethod
     def of(cls, metrics: messages.GuestMetrics) -> Self:
@@ -48,4 +54,7 @@ class SandboxMetrics(Response):
             mem_cache=metrics.mem_cache,
             disk_used=metrics.disk_used,
             disk_total=metrics.disk_total,
+            mem_limit=metrics.mem_limit,
+            process_count=metrics.process_count,
+            process_limit=metrics.process_limit,
         )

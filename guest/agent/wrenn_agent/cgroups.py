@@ -1,0 +1,245 @@
+"""The guest's control groups: commands live below one bound, the agent above it.
+
+    /agent                 this process: most of the CPU whenever it wants it, its memory protected
+    /commands              all commands together: bounded in processes and memory
+    /commands/command-N    one command and all that it starts
+
+Commands see `/commands` as the root of a cgroup namespace, so that what manages groups of its own
+(a container engine) does so within the bound. Format and rules: the kernel's cgroup-v2 document.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+
+from .errors import ResourceExhausted
+from .loop import report
+from .syscalls import (
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    enter_cgroup_namespace,
+    mount,
+    new_cgroup_namespace,
+    umount,
+)
+
+MOUNT_POINT = "/sys/fs/cgroup"
+_NAMESPACE = "/proc/self/ns/cgroup"
+_AGENT, _COMMANDS = "agent", "commands"
+_AGENT_CPU_WEIGHT = b"10000"
+_AGENT_MEMORY = b"25165824"
+"""Bytes of the agent's memory that are not reclaimed for others."""
+_DEFAULT_PROCESSES, _DEFAULT_RESERVED = 4096, 32 << 20
+_LEFT_TO_OTHERS = 8
+"""One command may have all processes but an eighth: the next one finds room."""
+_LOOKED_AT = 4
+"""How many groups a start looks at for one that has become empty."""
+
+
+class CommandGroup:
+    """The control group of one command."""
+
+    __slots__ = ("max_processes", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.max_processes = 0
+
+
+class Limits:
+    """What all commands together may use; memory in bytes, None where the kernel sets no bound."""
+
+    __slots__ = ("memory", "processes", "used_processes")
+
+    def __init__(self, memory: int | None, processes: int | None, used_processes: int) -> None:
+        self.memory = memory
+        self.processes = processes
+        self.used_processes = used_processes
+
+
+class CommandGroups:
+    """Groups for commands, made when needed and used again once they are empty.
+
+    To start a command the agent itself goes into the command's group for a moment (`enter`,
+    `leave`): a process is born where its parent is, so it cannot outrun its limits.
+    """
+
+    def __init__(self, root: int, own_namespace: int, namespace: int) -> None:
+        """`root` is a descriptor of the hierarchy's root, the namespaces are its and commands'."""
+        self._root = root
+        self._own_namespace = own_namespace
+        self._namespace = namespace
+        self._home = self._open(f"{_AGENT}/cgroup.procs", os.O_WRONLY)
+        self._count = 0
+        self._used: deque[CommandGroup] = deque()
+        """Groups whose commands have ended; something may go on running in them."""
+        self._wanted = (0, 0)
+        self._max_processes = 0
+        self.limit(_DEFAULT_PROCESSES, _DEFAULT_RESERVED)
+
+    @classmethod
+    def set_up(cls, mount_point: str = MOUNT_POINT) -> CommandGroups:
+        """Make the groups in the hierarchy mounted at `mount_point`; the agent goes to its own.
+
+        `mount_point` is mounted anew, as commands are to see it. Raises OSError.
+        """
+        root = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY)
+        own = os.open(_NAMESPACE, os.O_RDONLY)
+        for name in (_AGENT, _COMMANDS):
+            _make_directory(name, root)
+        _enable_controllers(root, ".")
+        _write(root, f"{_COMMANDS}/cgroup.procs", b"0")
+        try:
+            new_cgroup_namespace()
+            commands = os.open(_NAMESPACE, os.O_RDONLY)
+            umount(mount_point, MNT_DETACH)
+            mount("cgroup2", mount_point, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "")
+        finally:
+            enter_cgroup_namespace(own)
+            _write(root, f"{_AGENT}/cgroup.procs", b"0")
+        _enable_controllers(root, _COMMANDS, only=("cpu", "pids"))
+        for name, value in (("cpu.weight", _AGENT_CPU_WEIGHT), ("memory.min", _AGENT_MEMORY)):
+            _write_if_there(root, f"{_AGENT}/{name}", value)
+        return cls(root, own, commands)
+
+    def limit(self, processes: int, reserved: int) -> None:
+        """Bound all commands together: number of processes, and bytes of memory they leave free."""
+        if (processes, reserved) == self._wanted:
+            return
+        memory = max(_total_memory() - reserved, reserved)
+        _write_if_there(self._root, f"{_COMMANDS}/pids.max", b"%d" % processes)
+        _write_if_there(self._root, f"{_COMMANDS}/memory.max", b"%d" % memory)
+        self._max_processes = processes - processes // _LEFT_TO_OTHERS
+        self._wanted = (processes, reserved)
+
+    def limits(self) -> Limits:
+        """The bounds in force, and how many processes there are."""
+        return Limits(
+            self._number(f"{_COMMANDS}/memory.max"),
+            self._number(f"{_COMMANDS}/pids.max"),
+            self._number(f"{_COMMANDS}/pids.current") or 0,
+        )
+
+    def take(self) -> CommandGroup:
+        """An empty group; raises ResourceExhausted."""
+        for _ in range(min(_LOOKED_AT, len(self._used))):
+            group = self._used.popleft()
+            state = self._state(group)
+            if state is None:
+                continue  # somebody has removed it
+            if state:
+                return self._bounded(group)
+            self._used.append(group)
+        self._count += 1
+        group = CommandGroup(f"command-{self._count}")
+        try:
+            _make_directory(f"{_COMMANDS}/{group.name}", self._root)
+        except OSError as error:
+            raise ResourceExhausted("no control group can be made for the command") from error
+        return self._bounded(group)
+
+    def give_back(self, group: CommandGroup) -> None:
+        """The command of this group has ended."""
+        self._used.append(group)
+
+    def enter(self, group: CommandGroup) -> None:
+        """Go into a group and into its namespace; raises ResourceExhausted, still at home then."""
+        try:
+            self._thaw()
+            _write(self._root, f"{_COMMANDS}/{group.name}/cgroup.procs", b"0")
+            enter_cgroup_namespace(self._namespace)
+        except OSError as error:
+            self.leave()
+            raise ResourceExhausted("the command's control group cannot be used") from error
+
+    def leave(self) -> None:
+        """Go home."""
+        enter_cgroup_namespace(self._own_namespace)
+        os.pwrite(self._home, b"0", 0)
+
+    def kill(self, group: CommandGroup) -> None:
+        """Send SIGKILL to everything in a group, whatever it has become since; raises OSError."""
+        _write(self._root, f"{_COMMANDS}/{group.name}/cgroup.kill", b"1")
+
+    def _bounded(self, group: CommandGroup) -> CommandGroup:
+        if group.max_processes != self._max_processes:
+            path = f"{_COMMANDS}/{group.name}/pids.max"
+            _write_if_there(self._root, path, b"%d" % self._max_processes)
+            group.max_processes = self._max_processes
+        return group
+
+    def _thaw(self) -> None:
+        """An agent that went into a frozen group would never come out of it."""
+        if self._read(f"{_COMMANDS}/cgroup.freeze").strip() != b"0":
+            _write(self._root, f"{_COMMANDS}/cgroup.freeze", b"0")
+
+    def _state(self, group: CommandGroup) -> bool | None:
+        """Whether a group is empty and usable; None where it is gone."""
+        try:
+            events = self._read(f"{_COMMANDS}/{group.name}/cgroup.events")
+        except OSError:
+            return None
+        return b"populated 0" in events and b"frozen 1" not in events
+
+    def _number(self, path: str) -> int | None:
+        try:
+            value = self._read(path).strip()
+        except OSError:
+            return None
+        return int(value) if value.isdigit() else None
+
+    def _read(self, path: str) -> bytes:
+        fd = self._open(path, os.O_RDONLY)
+        try:
+            return os.read(fd, 4096)
+        finally:
+            os.close(fd)
+
+    def _open(self, path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=self._root)
+
+
+def _make_directory(path: str, root: int) -> None:
+    try:
+        os.mkdir(path, 0o755, dir_fd=root)
+    except FileExistsError:
+        return
+
+
+def _enable_controllers(root: int, group: str, only: tuple[str, ...] | None = None) -> None:
+    fd = os.open(f"{group}/cgroup.controllers", os.O_RDONLY, dir_fd=root)
+    try:
+        offered = os.read(fd, 4096).decode().split()
+    finally:
+        os.close(fd)
+    for name in offered:
+        if only is None or name in only:
+            try:
+                _write(root, f"{group}/cgroup.subtree_control", f"+{name}".encode())
+            except OSError as error:
+                report(error)
+
+
+def _write(root: int, path: str, value: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY, dir_fd=root)
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
+
+
+def _write_if_there(root: int, path: str, value: bytes) -> None:
+    """Write a file that belongs to a controller, unless the kernel has none of this kind."""
+    try:
+        _write(root, path, value)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            report(error)
+
+
+def _total_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
