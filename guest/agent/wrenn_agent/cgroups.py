@@ -74,6 +74,7 @@ class CommandGroups:
         self._own_namespace = own_namespace
         self._namespace = namespace
         self._home = self._open(f"{_AGENT}/cgroup.procs", os.O_WRONLY)
+        self._freezer = self._open(f"{_COMMANDS}/cgroup.freeze", os.O_RDWR)
         self._count = 0
         self._used: deque[CommandGroup] = deque()
         """Groups whose commands have ended; something may go on running in them."""
@@ -174,8 +175,8 @@ class CommandGroups:
 
     def _thaw(self) -> None:
         """An agent that went into a frozen group would never come out of it."""
-        if self._read(f"{_COMMANDS}/cgroup.freeze").strip() != b"0":
-            _write(self._root, f"{_COMMANDS}/cgroup.freeze", b"0")
+        if os.pread(self._freezer, 1, 0) != b"0":
+            os.pwrite(self._freezer, b"0", 0)
 
     def _state(self, group: CommandGroup) -> bool | None:
         """Whether a group is empty and usable; None where it is gone."""

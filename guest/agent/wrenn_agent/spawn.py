@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import signal
-import stat
 import struct
 import termios
 
@@ -232,17 +231,11 @@ def find_program(name: str, path: str) -> str:
     if "/" in name:
         candidates = [name]
     else:
-        candidates = [os.path.join(folder or ".", name) for folder in path.split(":")]
-    seen = False
-    for candidate in candidates:
-        try:
-            mode = os.stat(candidate).st_mode
-        except (OSError, ValueError):
-            continue
-        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
+        candidates = [f"{folder or '.'}/{name}" for folder in path.split(":")]
+    for candidate in candidates:  # most are not there: no exception for each of these
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
-        seen = True
-    if seen:
+    if any(os.path.exists(candidate) for candidate in candidates):
         raise PermissionDenied(f"command {name!r} is not executable")
     raise NotFound(f"command {name!r} not found")
 
