@@ -34,6 +34,7 @@ from wrenn_sandbox.client import (
     Stdout,
     StreamFailed,
     Unauthorized,
+    frames,
 )
 
 _CHUNK = os.urandom(64 * 1024)
@@ -331,7 +332,12 @@ def test_processes(sandbox: Sandbox) -> None:
     assert sandbox.processes.start("true").tag
 
 
-def test_a_terminal_outlives_its_connection(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("subprotocol", [frames.TERMINAL_SUBPROTOCOL, "unknown-to-the-server"])
+def test_a_terminal_outlives_its_connection(
+    sandbox: Sandbox, subprotocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the server speaks JSON alone."""
+    monkeypatch.setattr(frames, "TERMINAL_SUBPROTOCOL", subprotocol)
     with sandbox.pty("sh", size=Size(70, 20), tag="term") as terminal:
         assert terminal.tag == "term"
         terminal.send("echo $((40 + 2)); stty size\r")

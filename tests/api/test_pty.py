@@ -2,14 +2,17 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from api.harness import Server, Team, eventually
 from api.listening import listening
 from api.sockets import Peer, output_of, talking
-from wrenn_sandbox.control.api import session
+from wrenn_sandbox.control.api import pty, session
 from wrenn_sandbox.control.service.guests import Guest
 from wrenn_sandbox.ids import SandboxId
 
@@ -55,6 +58,67 @@ async def test_a_login_shell(peer: Peer) -> None:
     assert "40 120\r\nü\udcff" in output_of(frames, "output")
     assert frames[-1] == {"type": "exit", "exit_code": 6}
     assert peer.closed_with[0] == 1000
+
+
+async def _bytes_until_exit(peer: Peer) -> bytes:
+    """What a client of binary frames is shown; all else is JSON in text frames."""
+    shown = b""
+    while True:
+        message = await peer.connection.recv()
+        if isinstance(message, bytes):
+            shown += message
+        elif (frame := json.loads(message))["type"] != "started":
+            assert frame == {"type": "exit", "exit_code": 6}
+            return shown
+
+
+async def test_binary_frames_by_subprotocol(url: str, team: Team) -> None:
+    offered = [Subprotocol("other"), Subprotocol("binary")]
+    headers = {"X-API-Key": team.key}
+    async with connect(url, additional_headers=headers, subprotocols=offered) as connection:
+        assert connection.subprotocol == "binary"
+        peer = Peer(connection)
+        await peer.say(type="start", cmd="sh", args=["-c", "printf 'a\\377'; read x; exit $x"])
+        assert (await peer.hear())["type"] == "started"
+        assert await connection.recv() == b"a\xff"
+        await connection.send(b"6\n")
+        assert await _bytes_until_exit(peer) == b"6\r\n"
+
+
+async def test_binary_frames_by_the_first_binary_frame(
+    url: str, team: Team, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written while that frame is on its way is not sent as JSON."""
+    monkeypatch.setattr(pty, "SILENCE_SECONDS", 5.0)
+    await peer.say(type="start", cmd="sh", args=["-c", "stty -echo; echo early; read x; exit $x"])
+    await peer.say(type="resize", cols=90, rows=30)
+    assert (await peer.hear())["type"] == "started"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await peer.hear()
+    # like JSON, and a terminal's input all the same
+    await peer.connection.send(b"6")
+    await peer.connection.send(b"\n")
+    assert await _bytes_until_exit(peer) == b"early\r\n"
+
+
+async def test_a_silent_client_is_told_in_json(peer: Peer) -> None:
+    await peer.say(type="start", cmd="sh", args=["-c", "echo early; read x; exit $x"])
+    await peer.until("output", "early\r\n")
+    await peer.connection.send(b"6\n")
+    assert await _bytes_until_exit(peer) == b"6\r\n"
+
+
+@pytest.mark.parametrize("path", ["pty", "exec/stream", "processes/mine/stream"])
+async def test_answers_to_pings(url: str, team: Team, sandbox: str, path: str) -> None:
+    start = {"cmd": "sleep", "args": ["0.3"]}
+    if path.startswith("processes"):
+        route = f"/v1/sandboxes/{sandbox}/exec"
+        await team.client.post(route, json={**start, "background": True, "tag": "mine"})
+    async with talking(url.replace("pty", path), team.key) as peer:
+        await peer.say(type="start", **start)
+        await peer.say(type="pong")
+        assert (await peer.rest())[-1] == {"type": "exit", "exit_code": 0}
 
 
 async def test_control_characters(peer: Peer) -> None:

@@ -165,6 +165,9 @@ def connect(tag: str) -> str:
     return _text(_Start(type="connect", tag=tag))
 
 
+TERMINAL_SUBPROTOCOL: Final = "binary"
+"""Of terminals: their input and output are binary frames, without JSON and base64."""
+
 _STDIN_PIECE: Final = 128 * 1024
 
 
@@ -181,9 +184,11 @@ def _stdin(piece: bytes) -> _Data:
         return _Data("stdin", base64.b64encode(piece).decode("ascii"), "base64")
 
 
-def terminal_input(data: bytes) -> tuple[str, ...]:
+def terminal_input(data: bytes, *, binary: bool) -> tuple[str | bytes, ...]:
     """Keystrokes, in messages of a size that servers take."""
     pieces = (data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE))
+    if binary:
+        return tuple(pieces)
     return tuple(_text(_Data("input", base64.b64encode(each).decode("ascii"))) for each in pieces)
 
 

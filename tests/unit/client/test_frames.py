@@ -69,12 +69,22 @@ def test_input_arrives_as_it_was_sent(data: bytes) -> None:
         text = fields["data"]
         sent += base64.b64decode(text) if fields.get("encoding") == "base64" else text.encode()
     assert sent == data
-    typed = b"".join(base64.b64decode(json.loads(m)["data"]) for m in frames.terminal_input(data))
-    assert typed == data
+    messages = frames.terminal_input(data, binary=False)
+    assert b"".join(base64.b64decode(json.loads(each)["data"]) for each in messages) == data
+    assert b"".join(map(_binary, frames.terminal_input(data, binary=True))) == data
+
+
+def _binary(message: str | bytes) -> bytes:
+    assert isinstance(message, bytes)
+    return message
 
 
 def test_much_input_goes_in_messages_that_servers_take() -> None:
-    for messages in (frames.stdin(b"\xff" * 1_000_000), frames.terminal_input(b"x" * 1_000_000)):
+    for messages in (
+        frames.stdin(b"\xff" * 1_000_000),
+        frames.terminal_input(b"x" * 1_000_000, binary=False),
+        frames.terminal_input(b"x" * 2_000_000, binary=True),
+    ):
         assert len(messages) > 1
         assert max(map(len, messages)) < 1024 * 1024
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import httpx2
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from wrenn_sandbox.client.transport import (
     CONNECT_TIMEOUT_SEC,
@@ -113,14 +114,17 @@ class AsyncApi:
             await response.aclose()
 
     @contextlib.asynccontextmanager
-    async def websocket(self, path: str) -> AsyncIterator[ClientConnection]:
-        """An open WebSocket while the block lasts."""
+    async def websocket(
+        self, path: str, subprotocol: str | None = None
+    ) -> AsyncIterator[ClientConnection]:
+        """An open WebSocket while the block lasts; speaks `subprotocol` where the server does."""
         async with contextlib.AsyncExitStack() as stack:
             with websocket_failures():
                 connection = await stack.enter_async_context(
                     connect(
                         "ws" + self.url.removeprefix("http") + path,
                         additional_headers=self.credentials,
+                        subprotocols=None if subprotocol is None else [Subprotocol(subprotocol)],
                         compression=None,
                         max_size=MESSAGE_LIMIT_BYTES,
                         open_timeout=self.timeout,

@@ -8,7 +8,7 @@ from websockets.exceptions import ConnectionClosedOK
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.errors import ClientError, ConnectionFailed
-from wrenn_sandbox.client.frames import Exit, Frame, Size, Started
+from wrenn_sandbox.client.frames import Exit, Frame, Size, Started, Stdout
 from wrenn_sandbox.client.transport import websocket_failures
 
 from .api import AsyncApi
@@ -41,7 +41,7 @@ class _AsyncChannel:
         else:
             self._early = first
 
-    async def _send(self, message: str) -> None:
+    async def _send(self, message: str | bytes) -> None:
         """What is sent after the end is lost, as it is with a process that has ended."""
         with websocket_failures():
             try:
@@ -65,6 +65,8 @@ class _AsyncChannel:
                     message = await self._connection.recv()
             except ConnectionFailed as error:
                 raise ConnectionFailed(f"the stream ended before the command: {error}") from error
+            if isinstance(message, bytes) and self._connection.subprotocol is not None:
+                return Stdout(message)
             frame = frames.parse(message, self._encoding)
             if isinstance(frame, ClientError):
                 raise frame
@@ -118,7 +120,9 @@ class AsyncTerminal(_AsyncChannel):
 
     async def send(self, data: bytes | str) -> None:
         """Type."""
-        for message in frames.terminal_input(data.encode() if isinstance(data, str) else data):
+        typed = data.encode() if isinstance(data, str) else data
+        binary = self._connection.subprotocol is not None
+        for message in frames.terminal_input(typed, binary=binary):
             await self._send(message)
 
     async def kill(self) -> None:
@@ -140,7 +144,7 @@ async def open_stream(
 @contextlib.asynccontextmanager
 async def open_terminal(api: AsyncApi, path: str, start: str) -> AsyncIterator[AsyncTerminal]:
     """A terminal that was begun or found with the message `start`, open while the block lasts."""
-    async with api.websocket(path) as connection:
+    async with api.websocket(path, frames.TERMINAL_SUBPROTOCOL) as connection:
         terminal = AsyncTerminal(connection)
         await terminal._begin(start)
         yield terminal

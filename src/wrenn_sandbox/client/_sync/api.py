@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import httpx2
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from wrenn_sandbox.client.transport import (
     CONNECT_TIMEOUT_SEC,
@@ -112,14 +113,15 @@ class Api:
             response.close()
 
     @contextlib.contextmanager
-    def websocket(self, path: str) -> Iterator[ClientConnection]:
-        """An open WebSocket while the block lasts."""
+    def websocket(self, path: str, subprotocol: str | None = None) -> Iterator[ClientConnection]:
+        """An open WebSocket while the block lasts; speaks `subprotocol` where the server does."""
         with contextlib.ExitStack() as stack:
             with websocket_failures():
                 connection = stack.enter_context(
                     connect(
                         "ws" + self.url.removeprefix("http") + path,
                         additional_headers=self.credentials,
+                        subprotocols=None if subprotocol is None else [Subprotocol(subprotocol)],
                         compression=None,
                         max_size=MESSAGE_LIMIT_BYTES,
                         open_timeout=self.timeout,

@@ -9,7 +9,7 @@ from websockets.sync.client import ClientConnection
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.errors import ClientError, ConnectionFailed
-from wrenn_sandbox.client.frames import Exit, Frame, Size, Started
+from wrenn_sandbox.client.frames import Exit, Frame, Size, Started, Stdout
 from wrenn_sandbox.client.transport import websocket_failures
 
 from .api import Api
@@ -42,7 +42,7 @@ class _Channel:
         else:
             self._early = first
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str | bytes) -> None:
         """What is sent after the end is lost, as it is with a process that has ended."""
         with websocket_failures():
             try:
@@ -66,6 +66,8 @@ class _Channel:
                     message = self._connection.recv()
             except ConnectionFailed as error:
                 raise ConnectionFailed(f"the stream ended before the command: {error}") from error
+            if isinstance(message, bytes) and self._connection.subprotocol is not None:
+                return Stdout(message)
             frame = frames.parse(message, self._encoding)
             if isinstance(frame, ClientError):
                 raise frame
@@ -119,7 +121,9 @@ class Terminal(_Channel):
 
     def send(self, data: bytes | str) -> None:
         """Type."""
-        for message in frames.terminal_input(data.encode() if isinstance(data, str) else data):
+        typed = data.encode() if isinstance(data, str) else data
+        binary = self._connection.subprotocol is not None
+        for message in frames.terminal_input(typed, binary=binary):
             self._send(message)
 
     def kill(self) -> None:
@@ -139,7 +143,7 @@ def open_stream(api: Api, path: str, start: str | None = None) -> Iterator[Strea
 @contextlib.contextmanager
 def open_terminal(api: Api, path: str, start: str) -> Iterator[Terminal]:
     """A terminal that was begun or found with the message `start`, open while the block lasts."""
-    with api.websocket(path) as connection:
+    with api.websocket(path, frames.TERMINAL_SUBPROTOCOL) as connection:
         terminal = Terminal(connection)
         terminal._begin(start)
         yield terminal

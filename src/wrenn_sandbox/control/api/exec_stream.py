@@ -16,13 +16,14 @@ from .frames import Started, TextFrames
 from .responses import failures
 from .services import services_of
 from .session import Session
-from .sockets import Malformed, Socket
+from .sockets import Malformed, Socket, parsed
 from .stream_messages import (
     Action,
     CloseInput,
     End,
     Input,
     Nothing,
+    PongMessage,
     Resize,
     ResizeMessage,
     StartMessage,
@@ -34,16 +35,25 @@ from .stream_messages import (
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
 _START: TypeAdapter[StartMessage] = TypeAdapter(StartMessage)
-MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
+_MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
     Annotated[
-        StdinMessage | StdinCloseMessage | ResizeMessage | StopMessage | StartMessage,
+        StdinMessage | StdinCloseMessage | ResizeMessage | StopMessage | PongMessage | StartMessage,
         Field(discriminator="type"),
     ]
 )
 
 
-def action_of(message: BaseModel) -> Action:
-    """What a message to a running command asks for."""
+def _read(content: str | bytes) -> Action:
+    return _action_of(parsed(_MESSAGES, content))
+
+
+def read_attached(content: str | bytes) -> Action:
+    """What a message asks for to a command that runs already: `start` has nothing to say there."""
+    message = parsed(_MESSAGES, content)
+    return Nothing() if isinstance(message, StartMessage) else _action_of(message)
+
+
+def _action_of(message: BaseModel) -> Action:
     match message:
         case StdinMessage(encoding="base64"):
             try:
@@ -58,12 +68,9 @@ def action_of(message: BaseModel) -> Action:
             return Resize(TerminalSize(cols=message.cols, rows=message.rows))
         case StopMessage():
             return End(grace=True)
+        case PongMessage():
+            return Nothing()
     raise Malformed("type: start comes once, as the first message")
-
-
-def attached_action_of(message: BaseModel) -> Action:
-    """The same for a command that runs already: `start` has nothing to say there."""
-    return Nothing() if isinstance(message, StartMessage) else action_of(message)
 
 
 @router.websocket("/{id}/exec/stream")
@@ -85,8 +92,7 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
                 guest,
                 stream,
                 TextFrames(),
-                MESSAGES,
-                action_of,
+                _read,
                 terminal=start.tty,
                 ends_with_client=True,
                 first=None if stream.pid is None else Started(stream.pid),

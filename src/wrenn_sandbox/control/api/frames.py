@@ -88,16 +88,6 @@ class TextFrames:
         ]
 
 
-class TerminalFrames:
-    """Output of a terminal as it is."""
-
-    def of(self, channel: Channel, data: bytes) -> list[Frame]:
-        return [PtyOutput(data)]
-
-    def rest(self) -> list[Frame]:
-        return []
-
-
 PING: Final = Ping()
 
 

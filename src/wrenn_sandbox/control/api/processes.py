@@ -9,7 +9,7 @@ from wrenn_sandbox.control.service.guests import process_of
 from wrenn_sandbox.wire.messages import ProcessSignal
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .exec_stream import MESSAGES, attached_action_of, not_a_websocket
+from .exec_stream import not_a_websocket, read_attached
 from .frames import Started, TextFrames
 from .responses import failures
 from .schemas.processes import ProcessList, SandboxMetrics
@@ -82,8 +82,7 @@ async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
             guest,
             stream,
             TextFrames(),
-            MESSAGES,
-            attached_action_of,
+            read_attached,
             terminal=False,
             ends_with_client=False,
         )

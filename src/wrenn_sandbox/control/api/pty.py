@@ -1,8 +1,9 @@
 """`WS /v1/sandboxes/{id}/pty`: a terminal, which stays when its client goes."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Final
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, TypeAdapter
@@ -10,21 +11,23 @@ from starlette.websockets import WebSocket
 
 from wrenn_sandbox.control.service.guests import Guest, GuestService
 from wrenn_sandbox.errors import InvalidRequest
-from wrenn_sandbox.wire.messages import ProcessRef, TerminalSize
+from wrenn_sandbox.wire.messages import Channel, Ended, ProcessEvent, ProcessRef, TerminalSize
 from wrenn_sandbox.wire.streams import ProcessStream
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .exec_stream import not_a_websocket
-from .frames import PtyStarted, TerminalFrames
+from .frames import Frame, PtyOutput, PtyStarted
 from .responses import failures
 from .services import services_of
 from .session import Session
-from .sockets import Malformed, Socket
+from .sockets import Malformed, Socket, parsed
 from .stream_messages import (
     Action,
     End,
     Input,
     KillMessage,
+    Nothing,
+    PongMessage,
     PtyConnectMessage,
     PtyInputMessage,
     PtyStartMessage,
@@ -34,23 +37,67 @@ from .stream_messages import (
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
+SUBPROTOCOL: Final = "binary"
+"""Asks for output in binary frames from the start."""
+
+SILENCE_SECONDS: Final = 0.25
+"""How long the first output waits for a frame that shows how the client speaks."""
+
 _FIRST: TypeAdapter[BaseModel] = TypeAdapter(
     Annotated[PtyStartMessage | PtyConnectMessage, Field(discriminator="type")]
 )
 _MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
-    Annotated[PtyInputMessage | ResizeMessage | KillMessage, Field(discriminator="type")]
+    Annotated[
+        PtyInputMessage | ResizeMessage | KillMessage | PongMessage, Field(discriminator="type")
+    ]
 )
 
 
-def _action_of(message: BaseModel) -> Action:
-    match message:
-        case PtyInputMessage():
-            return Input(message.data)
-        case ResizeMessage():
-            return Resize(TerminalSize(cols=message.cols, rows=message.rows))
-        case KillMessage():
-            return End(grace=False)
-    raise Malformed("type: must be input, resize or kill")
+class _Dialect:
+    """How one client takes output: as JSON, or from its first binary frame on in binary frames.
+
+    A binary frame of a client's is input as it is. Clients of both kinds begin with the same
+    messages, so output is held back for a moment where nothing has told them apart.
+    """
+
+    def __init__(self, *, binary: bool) -> None:
+        self._binary = binary
+        self._known = asyncio.Event()
+        if binary:
+            self._known.set()
+
+    def read(self, content: str | bytes) -> Action:
+        if isinstance(content, bytes):
+            self._binary = True
+            self._known.set()
+            return Input(content)
+        match parsed(_MESSAGES, content):
+            case PtyInputMessage(data=data):
+                self._known.set()
+                return Input(data)
+            case ResizeMessage(cols=cols, rows=rows):
+                return Resize(TerminalSize(cols=cols, rows=rows))
+            case KillMessage():
+                return End(grace=False)
+            case PongMessage():
+                return Nothing()
+        raise Malformed("type: must be input, resize, kill or pong")
+
+    async def held(self, events: AsyncIterator[ProcessEvent]) -> AsyncIterator[ProcessEvent]:
+        """The same events, the first output when it is known how to send it."""
+        async for event in events:
+            if not (self._known.is_set() or isinstance(event, Ended)):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        await self._known.wait()
+                self._known.set()
+            yield event
+
+    def of(self, channel: Channel, data: bytes) -> list[Frame | bytes]:
+        return [data if self._binary else PtyOutput(data)]
+
+    def rest(self) -> list[Frame | bytes]:
+        return []
 
 
 @asynccontextmanager
@@ -74,7 +121,7 @@ async def _terminal(
 @router.websocket("/{id}/pty")
 async def pty(websocket: WebSocket, id: str) -> None:
     """Open a terminal, or come back to one by its tag."""
-    socket = Socket(websocket)
+    socket = Socket(websocket, SUBPROTOCOL)
     guests = services_of(websocket).guests
     async with (
         socket.reporting(),
@@ -87,13 +134,13 @@ async def pty(websocket: WebSocket, id: str) -> None:
             if stream.pid is None:
                 raise InvalidRequest(await guests.reason_of(stream))
             await socket.send(PtyStarted(tag, stream.pid))
+            dialect = _Dialect(binary=socket.subprotocol is not None)
             session = Session(
                 socket,
                 guest,
-                stream,
-                TerminalFrames(),
-                _MESSAGES,
-                _action_of,
+                ProcessStream(stream.pid, dialect.held(stream.events)),
+                dialect,
+                dialect.read,
                 terminal=True,
                 ends_with_client=False,
                 pings=True,

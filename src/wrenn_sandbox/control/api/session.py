@@ -1,11 +1,9 @@
 """A client and a command: output one way, input and signals the other."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
-
-from pydantic import BaseModel, TypeAdapter
 
 from wrenn_sandbox.control.service.guests import Guest
 from wrenn_sandbox.errors import Unauthorized, WrennError
@@ -40,9 +38,9 @@ _END_OF_INPUT: Final = b"\x04"
 class Frames(Protocol):
     """Turns output into frames."""
 
-    def of(self, channel: Channel, data: bytes) -> list[Frame]: ...
+    def of(self, channel: Channel, data: bytes) -> Sequence[Frame | bytes]: ...
 
-    def rest(self) -> list[Frame]:
+    def rest(self) -> Sequence[Frame | bytes]:
         """What is left when the output has ended."""
         ...
 
@@ -50,9 +48,10 @@ class Frames(Protocol):
 class Session:
     """Runs until the command has ended, or until the client has gone.
 
-    With `ends_with_client` a client that goes takes the process group with it, also one that does
-    not stay for the `first` frame; without, the command runs on. `pings` sends a frame now and
-    then, for clients that see no protocol pings.
+    `read` says what a message asks for, and raises `Malformed`. With `ends_with_client` a client
+    that goes takes the process group with it, also one that does not stay for the `first` frame;
+    without, the command runs on. `pings` sends a frame now and then, for clients that see no
+    protocol pings.
     """
 
     def __init__(
@@ -61,8 +60,7 @@ class Session:
         guest: Guest,
         stream: ProcessStream,
         frames: Frames,
-        messages: TypeAdapter[BaseModel],
-        action_of: Callable[[BaseModel], Action],
+        read: Callable[[str | bytes], Action],
         *,
         terminal: bool,
         ends_with_client: bool,
@@ -73,8 +71,7 @@ class Session:
         self._guest = guest
         self._stream = stream
         self._frames = frames
-        self._messages = messages
-        self._action_of = action_of
+        self._read = read
         self._terminal = terminal
         self._ends_with_client = ends_with_client
         self._first = first
@@ -127,7 +124,7 @@ class Session:
         except WrennError as error:
             self._failure = error
 
-    async def _say(self, frames: list[Frame]) -> None:
+    async def _say(self, frames: Sequence[Frame | bytes]) -> None:
         try:
             for frame in frames:
                 if not self._gone:
@@ -138,8 +135,7 @@ class Session:
     async def _listen(self) -> None:
         try:
             while True:
-                message = await self._socket.receive(self._messages)
-                await self._do(self._action_of(message))
+                await self._do(self._read(await self._socket.content()))
         except Lost:
             self._client_gone()
         except Malformed as error:

@@ -43,8 +43,11 @@ class Malformed(InvalidRequest):
 class Socket:
     """One connection, from its upgrade to its close."""
 
-    def __init__(self, websocket: WebSocket) -> None:
+    def __init__(self, websocket: WebSocket, subprotocol: str | None = None) -> None:
         self._websocket = websocket
+        offered = websocket.scope.get("subprotocols") or []
+        self.subprotocol = subprotocol if subprotocol in offered else None
+        """The one that is spoken: the given one, where the client offers it."""
         self._accepted = False
         self._closed = False
         self.begun = False
@@ -96,7 +99,7 @@ class Socket:
         connect = await self._websocket.receive()
         if connect["type"] != "websocket.connect":
             raise Lost
-        await self._websocket.accept()
+        await self._websocket.accept(self.subprotocol)
         self._accepted = True
 
     async def receive(
@@ -105,20 +108,18 @@ class Socket:
         """The next message; raises `Malformed` for another one or after `seconds`, and `Lost`."""
         try:
             async with asyncio.timeout(seconds):
-                message = await self._websocket.receive()
+                content = await self.content()
         except TimeoutError as error:
             raise Malformed(f"Send {wanted} within {seconds:.0f} s") from error
+        return parsed(kind, content)
+
+    async def content(self) -> str | bytes:
+        """What the next text or binary frame holds; raises `Lost`."""
+        message = await self._websocket.receive()
         if message["type"] != "websocket.receive":
             raise Lost
-        content = message.get("text")
-        if content is None:
-            content = message.get("bytes") or b""
-        try:
-            return kind.validate_json(content)
-        except ValidationError as error:
-            raise Malformed(
-                invalid(error.errors(include_url=False, include_input=False)).message
-            ) from error
+        text: str | None = message.get("text")
+        return text if text is not None else message.get("bytes") or b""
 
     async def first(self, kind: TypeAdapter[Model], wanted: str) -> Model:
         """The message that says what the client wants, in `START_SECONDS`; as `receive`.
@@ -131,12 +132,15 @@ class Socket:
         self.begun = True
         return message
 
-    async def send(self, frame: Frame) -> None:
-        """Send a frame, waiting for a slow reader; raises `Lost`."""
+    async def send(self, frame: Frame | bytes) -> None:
+        """Send a frame, bytes as they are, waiting for a slow reader; raises `Lost`."""
         if self._closed:
             raise Lost
         try:
-            await self._websocket.send_text(msgspec.json.encode(frame).decode("utf-8"))
+            if isinstance(frame, bytes):
+                await self._websocket.send_bytes(frame)
+            else:
+                await self._websocket.send_text(msgspec.json.encode(frame).decode("utf-8"))
         except (WebSocketDisconnect, RuntimeError) as error:
             raise Lost from error
 
@@ -160,3 +164,13 @@ class Socket:
             await self._websocket.close(code, short)
         except (WebSocketDisconnect, RuntimeError) as error:
             raise Lost from error
+
+
+def parsed(kind: TypeAdapter[Model], content: str | bytes) -> Model:
+    """The message in a frame; raises `Malformed` for what is none of `kind`."""
+    try:
+        return kind.validate_json(content)
+    except ValidationError as error:
+        raise Malformed(
+            invalid(error.errors(include_url=False, include_input=False)).message
+        ) from error

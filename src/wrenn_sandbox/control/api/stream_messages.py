@@ -71,6 +71,12 @@ class StopMessage(Request):
     type: Literal["stop"]
 
 
+class PongMessage(Request):
+    """What clients answer to a `ping` frame; it may come at any time."""
+
+    type: Literal["pong"]
+
+
 class PtyStartMessage(Request):
     """A new terminal; without a command it runs a login shell."""
 
