@@ -16,6 +16,7 @@ from served import PASSWORD, Served, serving
 from wrenn_sandbox.client import Sandbox
 
 _WRENN = [sys.executable, "-m", "wrenn_sandbox"]
+_LIST = ("process", "list", "--json")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,28 @@ def test_the_password_is_not_shown(served: Served, stranger: Person) -> None:
     assert "STATUS" in stranger.out("sandbox", "list")
 
 
+def test_who_one_is_and_logging_out(served: Served, stranger: Person) -> None:
+    assert stranger.run("whoami").returncode == 1
+    login = ("login", "--url", served.url, "--email", served.email)
+    stranger.run(*login, input=f"{PASSWORD}\n".encode())
+    file = Path(stranger.environment["XDG_CONFIG_HOME"]) / "wrenn" / "config.toml"
+    who = json.loads(stranger.out("whoami", "--json"))
+    assert (who["url"], who["email"], who["source"]) == (served.url, served.email, str(file))
+    assert who["key_prefix"].startswith("wrn_")
+    assert stranger.out("whoami").startswith(f"{served.email} at {served.url}\n")
+    given = {"WRENN_URL": served.url, "WRENN_API_KEY": served.key}
+    other = Person({**stranger.environment, **given}, stranger.directory)
+    who = json.loads(other.out("whoami", "--json"))
+    assert (who["email"], who["source"]) == (None, "WRENN_API_KEY")
+    assert who["key_prefix"] == f"{served.key[:12]}..."
+    wrong = Person({**other.environment, "WRENN_API_KEY": "wrn_none"}, stranger.directory)
+    assert b"wrenn login" in wrong.run("whoami").stderr
+    assert served.url in stranger.out("logout")
+    assert not file.exists()
+    assert stranger.out("logout") == "nobody is logged in\n"
+    assert b"wrenn login" in stranger.run("sandbox", "list").stderr
+
+
 def test_signing_up(served: Served, stranger: Person) -> None:
     arguments = ("login", "--url", served.url, "--signup", "--email", "new@example.com")
     assert stranger.run(*arguments, input=f"{PASSWORD}\n".encode()).returncode == 0
@@ -111,6 +134,8 @@ def test_the_life_of_a_sandbox(person: Person) -> None:
     (listed,) = (e for e in json.loads(person.out("sandbox", "list", "--json")) if e["id"] == id)
     assert (listed["status"], listed["memory_mb"], listed["timeout_sec"]) == ("running", 256, 600)
     assert id in person.out("sandbox", "list")
+    assert json.loads(person.out("sandbox", "get", "--json", id)) == listed
+    assert "memory       256 MB\n" in person.out("sandbox", "get", id)
     assert person.out("sandbox", "pause", id) == f"{id} paused\n"
     assert json.loads(person.out("sandbox", "resume", "--json", id))[0]["status"] == "running"
     events = json.loads(person.out("sandbox", "events", "--json", id))
@@ -122,6 +147,55 @@ def test_the_life_of_a_sandbox(person: Person) -> None:
     done = person.run("sandbox", "pause", id)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"wrenn: ")
+
+
+@pytest.mark.parametrize(
+    ("size", "mib"), [("256", 256), ("256m", 256), ("0.25G", 256), ("1GiB", 1024)]
+)
+def test_sizes_have_units(person: Person, size: str, mib: int) -> None:
+    made = json.loads(person.out("sandbox", "create", "--memory", size, "--json"))
+    assert made["memory_mb"] == mib
+    person.out("sandbox", "delete", made["id"])
+
+
+@pytest.mark.parametrize("size", ["", "G", "1K", "0.3M", "-1", "1e3", "1 T", "nan"])
+def test_sizes_that_are_none(person: Person, size: str) -> None:
+    done = person.run("sandbox", "create", "--memory", size)
+    assert done.returncode == 2
+    assert b"--memory" in done.stderr
+
+
+def test_messages_speak_of_commands(person: Person, sandbox: Sandbox) -> None:
+    """Neither of routes nor of the API's fields."""
+    person.out("template", "snapshot", "--name", "taken", _new_sandbox(person))
+    sandbox.pause()
+    for argv, named in (
+        (("sandbox", "get", "sb-nothere"), "wrenn sandbox list"),
+        (("sandbox", "exec", "sb-nothere", "true"), "wrenn sandbox list"),
+        (("sandbox", "exec", sandbox.id, "true"), "wrenn sandbox resume"),
+        (("sandbox", "create", "-t", "nothing"), "wrenn template list"),
+        (("template", "delete", "nothing"), "wrenn template list"),
+        (("sandbox", "create", "--memory", "1"), "--memory must be"),
+        (("sandbox", "create", "--timeout", "-1"), "--timeout must be"),
+        (("sandbox", "create", "--vcpus", "99"), "--vcpus must be"),
+        (("sandbox", "create", "--allow", "x"), "--allow: must be"),
+        (("sandbox", "network", "--deny", "x", sandbox.id), "--deny: must be"),
+    ):
+        done = person.run(*argv)
+        assert (done.returncode, done.stdout) == (125 if "exec" in argv else 1, b"")
+        message = done.stderr.decode()
+        assert named in message
+        for name in ("/v1", "GET", "POST", "memory_mb", "timeout_sec", "network."):
+            assert name not in message
+    made = _new_sandbox(person)
+    done = person.run("template", "snapshot", "--name", "taken", made)
+    assert (done.returncode, b"--overwrite" in done.stderr) == (1, True)
+    person.out("sandbox", "delete", made)
+    person.out("template", "delete", "taken")
+
+
+def _new_sandbox(person: Person) -> str:
+    return person.out("sandbox", "create").strip()
 
 
 def test_what_a_sandbox_may_reach(person: Person) -> None:
@@ -138,7 +212,7 @@ def test_what_a_sandbox_may_reach(person: Person) -> None:
     assert person.out("sandbox", "network", id, "--internet") == "internet open\n"
     done = person.run("sandbox", "network", id, "--allow", "10.0.0.0/8")
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"allow.0" in done.stderr
+    assert b"--allow: " in done.stderr
     person.out("sandbox", "delete", id)
 
 
@@ -147,12 +221,24 @@ def test_a_template_of_a_sandbox(person: Person, sandbox: Sandbox) -> None:
     assert person.out("template", "snapshot", "--name", "mine", sandbox.id) == "mine\n"
     made = json.loads(person.out("sandbox", "create", "-t", "mine", "--json"))
     assert person.out("sandbox", "exec", made["id"], "ls") == "kept\n"
+    listed = {each["name"]: each for each in json.loads(person.out("template", "list", "--json"))}
+    assert (listed["mine"]["type"], listed["minimal"]["type"]) == ("snapshot", "base")
+    assert "mine" in person.out("template", "list")
     taken = person.run("template", "snapshot", "--name", "mine", made["id"])
     assert taken.returncode == 1
     again = person.out(
         "template", "snapshot", "--overwrite", "--name", "mine", "--json", made["id"]
     )
     assert json.loads(again)["name"] == "mine"
+    assert person.out("template", "delete", "mine") == ""
+    assert "mine" not in person.out("template", "list").split()
+
+
+def test_templates_of_the_machine_need_no_server(stranger: Person) -> None:
+    machine = {**stranger.environment, "WRENN_DATA_DIR": str(stranger.directory)}
+    listed = Person(machine, stranger.directory).out("template", "list", "--host", "--json")
+    assert json.loads(listed) == []
+    assert b"--host" in stranger.run("template", "list").stderr
 
 
 @pytest.mark.parametrize("code", [0, 7, 255])
@@ -170,6 +256,60 @@ def test_how_a_command_runs(person: Person, sandbox: Sandbox) -> None:
     data = os.urandom(3_000_000)
     done = person.run("sandbox", "exec", "-i", sandbox.id, "cat", input=data)
     assert (done.returncode, done.stdout) == (0, data)
+
+
+def test_a_command_line_wants_a_shell(person: Person, sandbox: Sandbox) -> None:
+    line = "ls | wc -l"
+    for options in ((), ("--json",)):
+        done = person.run("sandbox", "exec", *options, sandbox.id, line)
+        assert done.returncode == 127
+        assert b"sh -c 'ls | wc -l'" in done.stdout + done.stderr
+    assert person.out("sandbox", "exec", sandbox.id, "sh", "-c", line) == "0\n"
+    plain = person.run("sandbox", "exec", sandbox.id, "no-such-program")
+    assert (plain.returncode, b"sh -c" in plain.stderr) == (127, False)
+    started = person.run("process", "start", sandbox.id, line)
+    assert b"sh -c 'ls | wc -l'" in started.stderr
+
+
+@pytest.mark.parametrize("command", ["sandbox exec", "sandbox shell", "process start"])
+def test_options_after_the_id(person: Person, sandbox: Sandbox, command: str) -> None:
+    done = person.run(*command.split(), sandbox.id, "--cwd", "/tmp", "pwd")
+    assert done.returncode == 2
+    assert b"before the id" in done.stderr
+
+
+def test_processes(person: Person, sandbox: Sandbox) -> None:
+    script = "echo up; echo err >&2; read x; exit 3"
+    start = ("process", "start", "--tag", "mine", "-e", "A=b", "--cwd", "/", sandbox.id)
+    assert person.out(*start, "sh", "-c", script + "; echo") == "mine\n"
+    made = json.loads(person.out("process", "start", "--json", sandbox.id, "sleep", "600"))
+    listed = {each["tag"]: each for each in json.loads(person.out(*_LIST, sandbox.id))}
+    assert listed[made["tag"]]["pid"] == made["pid"]
+    assert "sleep 600" in person.out("process", "list", sandbox.id)
+    done = person.run("process", "attach", sandbox.id, "mine")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"up\n", b"err\n")
+    person.out("process", "kill", "--signal", "SIGTERM", sandbox.id, made["tag"])
+    assert person.run("process", "attach", sandbox.id, made["tag"]).returncode == 128 + 15
+    for argv in (("kill", sandbox.id, "nothing"), ("attach", sandbox.id, "nothing")):
+        done = person.run("process", *argv)
+        assert done.returncode in (1, 125)
+        assert b"wrenn process list" in done.stderr
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_following_is_interrupted_and_the_command_is_not(person: Person, sandbox: Sandbox) -> None:
+    tag = person.out("process", "start", sandbox.id, "sh", "-c", "echo up; sleep 600").strip()
+    process = subprocess.Popen(
+        [*_WRENN, "process", "attach", sandbox.id, tag],
+        env=person.environment,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert tag in person.out("process", "list", sandbox.id)
 
 
 def test_a_command_as_json(person: Person, sandbox: Sandbox) -> None:

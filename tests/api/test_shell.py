@@ -154,7 +154,9 @@ def test_without_a_sandbox(served: Served, environment: Mapping[str, str]) -> No
     with Screen([*_SHELL, "sb-nothere"], environment) as screen:
         before = screen.mode()
         assert screen.wait() == 125
-        assert screen.shown.strip() == b"wrenn: There is no such sandbox"
+        assert screen.shown.strip().startswith(
+            b"wrenn: There is no such sandbox: wrenn sandbox list"
+        )
         assert screen.mode() == before
 
 

@@ -17,10 +17,11 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 class Account(msgspec.Struct, frozen=True):
-    """A server and a key for it."""
+    """A server and a key for it; the email of who logged in to get it."""
 
     url: str
     api_key: str
+    email: str = ""
 
 
 def kept(file: Path) -> Account | None:
@@ -41,7 +42,7 @@ def keep(file: Path, account: Account) -> None:
     """Write `account` to `file`, which nobody else may read, in place of what was there."""
     lines = [
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
-        for name, value in (("url", account.url), ("api_key", account.api_key))
+        for name, value in msgspec.structs.asdict(account).items()
     ]
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -65,6 +66,7 @@ class Caller:
 
     url: str
     api_key: str | None
+    email: str = ""
 
 
 def caller(settings: ClientSettings) -> Caller:
@@ -74,7 +76,7 @@ def caller(settings: ClientSettings) -> Caller:
     if settings.api_key is not None:
         return Caller(url, settings.api_key.get_secret_value())
     if account is not None and account.url.rstrip("/") == url.rstrip("/"):
-        return Caller(url, account.api_key)
+        return Caller(url, account.api_key, account.email)
     return Caller(url, None)
 
 

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import admin, copy, demo, doctor, login, sandbox, serve, template
+from . import admin, copy, demo, doctor, login, process, sandbox, serve, template
+from .advice import told
 
 app = typer.Typer(
     name="wrenn",
@@ -42,7 +43,10 @@ def options(
 
 
 app.command("login")(login.command)
+app.command("logout")(login.logout)
+app.command("whoami")(login.whoami)
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(process.app, name="process")
 app.command("cp")(copy.command)
 app.command("serve")(serve.command)
 app.command("demo")(demo.command)
@@ -66,6 +70,6 @@ def main() -> None:
         detail = f" ({error.detail})" if error.detail else ""
         sys.exit(f"wrenn: {error}{detail}")
     except ClientError as error:
-        sys.exit(f"wrenn: {error}")
+        sys.exit(f"wrenn: {told(error)}")
     except ValidationError as error:
         sys.exit(f"wrenn: a setting is not acceptable: {_complaints(error)}")

@@ -1,6 +1,7 @@
 """`wrenn sandbox`: the life of sandboxes."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 import typer
 
@@ -8,7 +9,7 @@ from wrenn_sandbox.client import SandboxInfo
 
 from . import sandbox_exec, sandbox_network, sandbox_shell
 from .account import open_client
-from .output import print_json, print_table, when
+from .output import print_json, print_table, printable, when
 
 app = typer.Typer(help="Make sandboxes, work in them and end them.", no_args_is_help=True)
 
@@ -16,10 +17,13 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of sandboxes.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
 
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([MG]?)(?:i?B)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "M": 1, "G": 1024}
+
 # From the id on, everything is the command's.
-_COMMAND_LINE = {"allow_interspersed_args": False}
-app.command("exec", context_settings=_COMMAND_LINE)(sandbox_exec.command)
-app.command("shell", context_settings=_COMMAND_LINE)(sandbox_shell.command)
+COMMAND_LINE: Final = {"allow_interspersed_args": False}
+app.command("exec", context_settings=COMMAND_LINE)(sandbox_exec.command)
+app.command("shell", context_settings=COMMAND_LINE)(sandbox_shell.command)
 app.command("network")(sandbox_network.command)
 
 
@@ -29,7 +33,10 @@ def create(
         str | None, typer.Option("--template", "-t", help="What to start from.")
     ] = None,
     vcpus: Annotated[int | None, typer.Option(help="Virtual processors.")] = None,
-    memory: Annotated[int | None, typer.Option(help="Memory in MB.", metavar="MB")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory: MiB, or with a unit, such as 1G.", metavar="SIZE"),
+    ] = None,
     timeout: Annotated[
         int | None, typer.Option(help="Pause it after so long without activity.", metavar="SEC")
     ] = None,
@@ -40,14 +47,53 @@ def create(
 ) -> None:
     """Start a sandbox and print its id. What is not given is the server's choice."""
     network = sandbox_network.policy_of(internet, allow, deny)
+    memory_mb = None if memory is None else _mib(memory)
     with open_client() as client:
         sandbox = client.sandboxes.create(
-            template, vcpus=vcpus, memory_mb=memory, timeout_sec=timeout, network=network
+            template, vcpus=vcpus, memory_mb=memory_mb, timeout_sec=timeout, network=network
         )
     if json:
         print_json(sandbox.info)
     else:
         typer.echo(sandbox.id)
+
+
+def _mib(size: str) -> int:
+    """MiB of a size such as `512`, `512M` or `1.5GiB`."""
+    found = _SIZE.fullmatch(size.strip())
+    mib = 0.0 if found is None else float(found[1]) * _UNITS[found[2].upper()]
+    if mib < 1 or not mib.is_integer():
+        raise typer.BadParameter(
+            f"{size!r} is no number of MiB, nor a size such as 512M or 1.5G", param_hint="--memory"
+        )
+    return int(mib)
+
+
+@app.command("get")
+def get(id: Id, json: Json = False) -> None:
+    """Show all there is to know of one sandbox."""
+    with open_client() as client:
+        info = client.sandboxes.get(id).info
+    if json:
+        print_json(info)
+        return
+    rows = (
+        ("id", info.id),
+        ("status", info.status),
+        ("reason", info.reason or ""),
+        ("template", info.template),
+        ("vcpus", str(info.vcpus)),
+        ("memory", f"{info.memory_mb} MB"),
+        ("disk used", f"{info.disk_bytes // (1024 * 1024)} MB"),
+        ("timeout", f"{info.timeout_sec} s" if info.timeout_sec else "none"),
+        ("internet", "open" if info.network.internet else "closed"),
+        ("created", when(info.created_at)),
+        ("started", when(info.started_at)),
+        ("last active", when(info.last_active_at)),
+    )
+    for name, value in rows:
+        if value:
+            typer.echo(f"{name:<12} {printable(value)}")
 
 
 @app.command("list")

@@ -20,6 +20,7 @@ from wrenn_sandbox.client import (
 )
 
 from .account import open_client
+from .advice import told
 from .output import print_json
 from .pump import InputPump, write_all
 
@@ -57,11 +58,11 @@ def command(
 
     124: it took too long. 125: it did not run, or the connection was lost. 130: interrupted.
     """
-    argv = without_dashes(argv)
+    argv = command_of(argv)
     if not argv:
         raise typer.BadParameter("there is nothing to run", param_hint="CMD")
     with own_failures():
-        envs = _environment(env or [])
+        envs = environment_of(env or [])
         with open_client() as client:
             sandbox = client.sandboxes.get(id)
             if json:
@@ -80,7 +81,7 @@ def own_failures() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        typer.echo(f"wrenn: {error}", err=True)
+        typer.echo(f"wrenn: {told(error)}", err=True)
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
@@ -88,12 +89,23 @@ def own_failures() -> Iterator[None]:
         raise typer.Exit(_BROKEN_PIPE) from None
 
 
-def without_dashes(argv: list[str]) -> list[str]:
-    """Without the `--` that may stand between the id and the command."""
-    return argv[1:] if argv[:1] == ["--"] else argv
+def command_of(argv: list[str]) -> list[str]:
+    """The command after the id, without the `--` that may stand in between.
+
+    `BadParameter` where an option stands in its place.
+    """
+    if argv[:1] == ["--"]:
+        return argv[1:]
+    if argv and argv[0].startswith("-"):
+        raise typer.BadParameter(
+            f"options come before the id: {argv[0]} would be the command (put -- before one that"
+            " begins like this)",
+            param_hint="CMD",
+        )
+    return argv
 
 
-def _environment(given: list[str]) -> dict[str, str]:
+def environment_of(given: list[str]) -> dict[str, str]:
     envs = {}
     for each in given:
         name, equals, value = each.partition("=")

@@ -10,7 +10,7 @@ from wrenn_sandbox.settings import ClientSettings
 
 from .account import open_client
 from .pump import InputPump, raw_mode, size_of, write_all
-from .sandbox_exec import FAILED, own_failures, without_dashes
+from .sandbox_exec import FAILED, command_of, own_failures
 
 
 def command(
@@ -30,11 +30,12 @@ def command(
 
     125: it could not be opened, or the connection was lost.
     """
+    argv = command_of(argv or [])
     with own_failures():
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise ClientError("shell needs a terminal; without one use wrenn sandbox exec")
         with open_client() as client:
-            code = _run(client.sandboxes.get(id), without_dashes(argv or []), cwd, user, connect)
+            code = _run(client.sandboxes.get(id), argv, cwd, user, connect)
     raise typer.Exit(code)
 
 

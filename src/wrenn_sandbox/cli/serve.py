@@ -16,6 +16,9 @@ def command(
         int | None,
         typer.Option(help="Port to listen on, 0 for any free one (WRENN_PORT).", min=0, max=65535),
     ] = None,
+    build: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Build this template first, from its recipe.")
+    ] = None,
 ) -> None:
     """Serve the API until interrupted. Machines keep running (or are paused: WRENN_ON_STOP)."""
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
@@ -23,8 +26,13 @@ def command(
     # Half a second of imports that no other command needs.
     from wrenn_sandbox import logs
 
-    from .server import run
+    from .server import check_address, run
 
+    if build is not None:
+        from . import host_templates
+
+        check_address(settings)
+        host_templates.build(build, None, None)
     logs.configure(settings)
 
     with contextlib.suppress(asyncio.CancelledError):

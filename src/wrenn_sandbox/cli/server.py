@@ -93,6 +93,12 @@ class _Stopper:
         self.server.force_exit = self._signals > 1
 
 
+def check_address(settings: Settings) -> None:
+    """Raises what `run` raises where the port cannot be had, before anything takes long."""
+    with _listen(settings.host, settings.port):
+        return
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -1,14 +1,18 @@
-"""`wrenn template`: build the templates of this host and list them, make one of a sandbox."""
+"""`wrenn template`: what sandboxes start from, and how the host of a server gets its own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from wrenn_sandbox.client import ClientError, Template
+
 from . import snapshot
+from .account import open_client
+from .output import print_json, print_table, when
 
 app = typer.Typer(
-    help="Build and list the templates that sandboxes start from.", no_args_is_help=True
+    help="Make and list the templates that sandboxes start from.", no_args_is_help=True
 )
 app.command("snapshot")(snapshot.command)
 
@@ -23,7 +27,7 @@ def build(
         str | None, typer.Option(help="Package server, or a line of a sources list.")
     ] = None,
 ) -> None:
-    """Build a template from its recipe; unchanged steps are not repeated."""
+    """Build a template of this host's from its recipe; unchanged steps are not repeated."""
     # The host's side is slow to import, and only needed here.
     from . import host_templates
 
@@ -32,9 +36,43 @@ def build(
 
 @app.command("list")
 def show(
+    of_host: Annotated[
+        bool, typer.Option("--host", help="What is built on this machine, with its images.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
 ) -> None:
-    """List the templates of this host."""
-    from . import host_templates
+    """List what sandboxes can start from: the server's templates and the team's own."""
+    if of_host:
+        from . import host_templates
 
-    host_templates.show(json)
+        host_templates.show(json)
+        return
+    try:
+        client = open_client()
+    except ClientError as error:
+        raise ClientError(f"{error} (--host lists what is built on this machine)") from error
+    with client:
+        found = client.snapshots.list()
+    if json:
+        print_json(found)
+        return
+    head = ("NAME", "TYPE", "VCPUS", "MEMORY", "SIZE", "CREATED")
+    print_table(head, [_cells(each) for each in found])
+
+
+def _cells(template: Template) -> tuple[str, ...]:
+    return (
+        template.name,
+        template.type,
+        "" if template.vcpus is None else str(template.vcpus),
+        "" if template.memory_mb is None else f"{template.memory_mb} MB",
+        f"{template.size_bytes // (1024 * 1024)} MB",
+        when(template.created_at),
+    )
+
+
+@app.command("delete")
+def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="One of the team's.")]) -> None:
+    """Give up a template of the team's; sandboxes made from it keep working."""
+    with open_client() as client:
+        client.snapshots.delete(name)

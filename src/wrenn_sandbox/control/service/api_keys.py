@@ -62,7 +62,7 @@ class ApiKeyService:
         if API_KEY.fullmatch(key) is not None:
             owner = await self._store.keys.owner(api_key_digest(key))
         if owner is None:
-            raise Unauthorized("The API key is not valid; create one with POST /v1/api-keys")
+            raise Unauthorized("The API key is not valid, or was deleted; create another one")
         now = self._clock()
         if owner.last_used is None or now - owner.last_used >= _LAST_USED_STEP:
             self._used[owner.key_id] = now

@@ -97,7 +97,7 @@ class SnapshotService:
             return
         if known and name in {each.name for each in await self._templates.base()}:
             raise Forbidden("Base templates belong to the host; they can not be deleted here")
-        raise NotFound("There is no such template; GET /v1/snapshots lists them")
+        raise NotFound("There is no such template; the list of templates has their names")
 
     async def _create(self, intent: SnapshotIntent, *, overwrite: bool) -> TeamTemplate:
         try:

@@ -34,7 +34,7 @@ class Templates:
             for template in (*await self._own(team_id), *await self.base()):
                 if template.name == name:
                     return template
-        raise NotFound("There is no such template; GET /v1/snapshots lists them")
+        raise NotFound("There is no such template; the list of templates has their names")
 
     async def page(self, team_id: TeamId, kind: TemplateType | None) -> list[Template]:
         """The templates of a team, newest first."""

@@ -95,7 +95,7 @@ class Snapshots:
                 if not overwrite and (await connection.execute(taken)).one_or_none() is not None:
                     raise AlreadyExists(
                         f"A template named {intent.name} exists; "
-                        "choose another name or pass overwrite=true"
+                        "choose another name or overwrite it"
                     )
                 return await sandboxes.apply(connection, intent.sandbox_id, change)
         except IntegrityError as error:

@@ -15,6 +15,7 @@ from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
 from .connect_rpc import MALFORMED, RpcError, envelope, messages, unary_error
 from .connection import Connect, Connection, GuestGone
 from .plain import Count, ExitCode, Percent, Pid
+from .refusals import not_started
 
 _KILL_GRACE: Final = 5.0
 CALL_SEC: Final = 120.0
@@ -156,9 +157,9 @@ class GuestClient:
             duration = round((time.monotonic() - began) * 1000)
             match error.rpc_code:
                 case "not_found":
-                    return _refused(NOT_FOUND, error, duration)
+                    return _refused(NOT_FOUND, error, command, duration)
                 case "permission_denied":
-                    return _refused(NOT_EXECUTABLE, error, duration)
+                    return _refused(NOT_EXECUTABLE, error, command, duration)
                 case "invalid_argument":
                     raise InvalidRequest(error.message) from error
             raise
@@ -320,10 +321,10 @@ def _decode(message: bytes) -> _Message:
         raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
 
 
-def _refused(exit_code: int, error: RpcError, duration_ms: int) -> CommandResult:
+def _refused(exit_code: int, error: RpcError, command: Command, duration_ms: int) -> CommandResult:
     return CommandResult(
         exit_code=exit_code,
         stdout=b"",
-        stderr=(error.message + "\n").encode(),
+        stderr=f"{not_started(error, command)}\n".encode(),
         duration_ms=duration_ms,
     )

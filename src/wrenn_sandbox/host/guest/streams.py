@@ -24,7 +24,7 @@ from wrenn_sandbox.wire.streams import ProcessStream
 from .client import CALL_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
 from .connect_rpc import MALFORMED, RpcError, unary_error
 from .plain import ExitCode, Pid
-from .refusals import refusal
+from .refusals import not_started, refusal
 
 INPUT_PIECE: Final = 256 * 1024
 """Bytes of input that one call carries."""
@@ -101,7 +101,7 @@ class GuestProcesses:
                 code = _NOT_STARTED.get(error.rpc_code)
                 if code is None:
                     raise refusal(error) from error
-                stream = ProcessStream(None, _not_started(error, code))
+                stream = ProcessStream(None, _not_started(not_started(error, command), code))
             yield stream
 
     async def start_detached(self, command: Command, *, tag: str) -> int:
@@ -117,7 +117,7 @@ class GuestProcesses:
                 assert stream.pid is not None
             except RpcError as error:
                 if error.rpc_code in _NOT_STARTED:
-                    raise InvalidRequest(error.message) from error
+                    raise InvalidRequest(not_started(error, command)) from error
                 raise refusal(error) from error
             return stream.pid
 
@@ -218,8 +218,8 @@ async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
         raise _malformed("no end event")
 
 
-async def _not_started(error: RpcError, code: int) -> AsyncIterator[ProcessEvent]:
-    yield Output(Channel.STDERR, (error.message + "\n").encode())
+async def _not_started(reason: str, code: int) -> AsyncIterator[ProcessEvent]:
+    yield Output(Channel.STDERR, f"{reason}\n".encode())
     yield Ended(code)
 
 
