@@ -8,6 +8,7 @@ import httpx2
 
 from api.double import HostDouble
 from api.harness import Server, Team, make_settings, serve
+from api.listening import edge
 
 _LIMIT = 1024 * 1024
 _BAD_BODIES = (
@@ -93,14 +94,21 @@ async def _chunks(body: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_unknown_routes_and_methods(faulty: Server, user: Team) -> None:
-    for path in ("/", "/v1", "/v1/sandboxes/", "/v2/sandboxes", "/docs/", "/%00", "//health"):
+    for path in (
+        "/v1",
+        "/v1/sandboxes/",
+        "/v2/sandboxes",
+        "/docs/",
+        "/%00",
+        "http://wrenn.test//health",
+    ):
         answer = await user.client.get(path)
         assert (answer.status_code, _code(answer)) == (404, "not_found"), path
     for method, path, allowed in (
-        ("PATCH", "/v1/sandboxes", "GET, POST"),
-        ("PUT", "/v1/sandboxes/sb-x", "DELETE, GET"),
+        ("PATCH", "/v1/sandboxes", "GET, HEAD, POST"),
+        ("PUT", "/v1/sandboxes/sb-x", "DELETE, GET, HEAD"),
         ("GET", "/v1/sandboxes/sb-x/exec", "POST"),
-        ("DELETE", "/health", "GET"),
+        ("DELETE", "/health", "GET, HEAD"),
         ("NONSENSE", "/v1/auth/login", "POST"),
     ):
         answer = await user.client.request(method, path)
@@ -118,6 +126,30 @@ async def test_request_ids(faulty: Server) -> None:
         assert answer.headers["x-request-id"].startswith("req-")
     first, second = await client.get("/health"), await client.get("/nowhere")
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+async def test_head_is_answered_as_get_without_the_body(faulty: Server, user: Team) -> None:
+    id = (await user.client.post("/v1/sandboxes")).json()["id"]
+    paths = ("/", "/health", "/docs", "/openapi.json", "/v1/sandboxes", f"/v1/sandboxes/{id}")
+    async with (
+        edge(faulty.app, faulty.settings) as served,
+        httpx2.AsyncClient(base_url=served.url, headers={"X-API-Key": user.key}) as client,
+    ):
+        for path in (*paths, "/v1/sandboxes/sb-x", "/nowhere", "/v1/sandboxes/sb-x/pty"):
+            got, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            for name in ("content-length", "content-type", "cache-control", "location"):
+                assert head.headers.get(name) == got.headers.get(name), path
+        assert (await client.head("/v1/auth/login")).status_code == 405
+        bare = await client.head("/v1/sandboxes", headers={"X-API-Key": "wrn_none"})
+        assert bare.status_code == 401
+        told = (await client.get("/metrics")).text
+    assert 'method="HEAD",route="/v1/sandboxes/{id}",status="404"' in told.replace(" ", "")
+
+
+async def test_the_root_leads_to_the_documents(faulty: Server) -> None:
+    answer = await faulty.client(checked=False).get("/")
+    assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
 
 
 async def test_health_needs_nothing(faulty: Server) -> None:

@@ -148,7 +148,9 @@ async def test_methods_that_a_route_does_not_know(
             continue
         answer = await client.request(method, route.url(alpha.names))
         expected = await client.request(method, route.url(of_nobody(alpha.names, alpha)))
-        assert answer.status_code == expected.status_code == 405, (method, route.path)
+        asks = method == "HEAD" and ("GET", route.path) in known
+        assert asks or expected.status_code == 405, (method, route.path)
+        assert answer.status_code == expected.status_code, (method, route.path)
         assert answer.content == expected.content
     assert await alpha.state(server) == before
 

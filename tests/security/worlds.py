@@ -19,6 +19,7 @@ PUBLIC = frozenset(
         ("GET", "/v1/auth/oauth/{provider}/callback"),
         ("GET", "/health"),
         ("GET", "/metrics"),
+        ("GET", "/"),
         ("GET", "/openapi.json"),
         ("GET", "/docs"),
         ("GET", "/docs.js"),

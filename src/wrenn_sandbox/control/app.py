@@ -34,6 +34,7 @@ from wrenn_sandbox.control.api.metrics import metrics_router
 from wrenn_sandbox.control.api.middleware import (
     BodyLimit,
     Concurrency,
+    Heads,
     LastResort,
     RequestContext,
 )
@@ -104,6 +105,7 @@ def create_app(
     add_docs(app, settings.public_url or _LOCAL_URL)
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)
+    app.add_middleware(Heads)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=files.BODY_LIMITS)
     app.add_middleware(LastResort)
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from .openapi import build_openapi
 
@@ -27,6 +27,10 @@ def add_docs(app: FastAPI, server_url: str) -> None:
     @cache
     def document() -> bytes:
         return json.dumps(build_openapi(app, server_url)).encode("ascii")
+
+    @router.get("/")
+    async def lead_to_docs() -> Response:
+        return RedirectResponse("/docs", status_code=302)
 
     @router.get("/openapi.json")
     async def read_openapi() -> Response:

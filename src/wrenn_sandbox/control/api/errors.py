@@ -80,6 +80,8 @@ class AllowedMethods:
             if pattern.match(path)
             for method in known
         }
+        if "GET" in methods:
+            methods.add("HEAD")
         return ", ".join(sorted(methods))
 
 

@@ -78,6 +78,30 @@ def client_address(scope: Scope) -> str:
     return str(client[0]) if client else "unknown"
 
 
+class Heads:
+    """Answers HEAD as GET is answered, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}
+
+        async def bare(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(asked, receive, bare)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]
+
+
 class LastResort:
     """Answers 500 for what nobody has caught; the log has the rest."""
 
