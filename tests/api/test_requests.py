@@ -163,6 +163,10 @@ async def test_documents_need_nothing_but_this_server(faulty: Server) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "://" not in page.text + script.text
+    # a key that was typed there is kept nowhere and shown to nobody else
+    assert "connect-src 'self';" in page.headers["content-security-policy"]
+    for word in ("Storage", "cookie", "innerHTML", "eval", "name="):
+        assert word not in script.text + page.text.replace('meta name="viewport"', ""), word
     assert (await client.get("/openapi.json")).json()["openapi"] == "3.1.0"
 
 

@@ -64,7 +64,7 @@ function content(given) {
   return made;
 }
 
-function showOperation(method, path, shared, operation) {
+function showOperation(method, path, shared, operation, schemas) {
   const box = element("details");
   const summary = box.appendChild(element("summary"));
   summary.appendChild(element("span", method.toUpperCase(), "method"));
@@ -86,6 +86,106 @@ function showOperation(method, path, shared, operation) {
   box.appendChild(table(["Status", "Body", "Meaning"],
     Object.entries(operation.responses).map(([status, each]) =>
       [status, content(each.content), each.description])));
+  const form = tryIt(method, path, parameters, operation, schemas);
+  if (form) box.appendChild(form);
+  return box;
+}
+
+// An example of a body: what has a default has it, what is required has an empty value.
+function exampleOf(schema, schemas) {
+  if (!schema) return null;
+  if (schema.$ref) return exampleOf(schemas[schema.$ref.split("/").pop()], schemas);
+  if (schema.default !== undefined) return schema.default;
+  if (schema.enum) return schema.enum[0];
+  if (schema.anyOf) return exampleOf(schema.anyOf[0], schemas);
+  if (schema.type === "array") return [];
+  if (schema.type === "string") return "";
+  if (schema.type === "integer" || schema.type === "number") return schema.minimum || 0;
+  if (schema.type === "boolean") return false;
+  const required = new Set(schema.required || []);
+  return Object.fromEntries(Object.entries(schema.properties || {})
+    .filter(([field]) => required.has(field))
+    .map(([field, each]) => [field, exampleOf(each, schemas)]));
+}
+
+function field(parent, text, control) {
+  const label = parent.appendChild(element("label", text + " "));
+  return label.appendChild(control);
+}
+
+// The credential is nowhere but in its input, and goes to this server alone.
+function headersFor(operation) {
+  const secret = document.getElementById("credential").value.trim();
+  if (!secret || !(operation.security || []).length) return {};
+  return secret.startsWith("wrn_") ? { "X-API-Key": secret } : { Authorization: "Bearer " + secret };
+}
+
+async function said(response) {
+  if (response.type === "opaqueredirect") return "A redirect, which this page does not follow";
+  const type = response.headers.get("content-type") || "";
+  const head = response.status + " " + response.statusText;
+  if (/json|text/.test(type)) {
+    const text = await response.text();
+    try {
+      return head + "\n" + JSON.stringify(JSON.parse(text), null, 2);
+    } catch {
+      return head + "\n" + text;
+    }
+  }
+  return head + "\n" + (await response.arrayBuffer()).byteLength + " bytes";
+}
+
+// A form that sends the request, for all that is no WebSocket and no upload.
+function tryIt(method, path, parameters, operation, schemas) {
+  const bodies = (operation.requestBody || {}).content || {};
+  const json = bodies["application/json"];
+  if ("101" in operation.responses || (operation.requestBody && !json)) return undefined;
+  const box = element("details");
+  box.appendChild(element("summary", "Try it"));
+  const inputs = parameters.filter((each) => each.in !== "header").map((each) => {
+    const input = field(box, each.name, element("input"));
+    return [each, input];
+  });
+  const body = json && field(box, "body", element("textarea"));
+  if (body) {
+    body.value = JSON.stringify(exampleOf(json.schema, schemas), null, 2);
+    body.rows = body.value.split("\n").length + 1;
+  }
+  const button = box.appendChild(element("button", "Send " + method.toUpperCase()));
+  const answer = box.appendChild(element("pre"));
+  answer.hidden = true;
+  button.addEventListener("click", async () => {
+    const query = new URLSearchParams();
+    let target = path;
+    for (const [each, input] of inputs) {
+      if (each.in === "path") {
+        target = target.replace("{" + each.name + "}", () => encodeURIComponent(input.value));
+      } else if (input.value) {
+        query.append(each.name, input.value);
+      }
+    }
+    const headers = headersFor(operation);
+    if (body) headers["Content-Type"] = "application/json";
+    if (query.size) target += "?" + query;
+    button.disabled = true;
+    answer.hidden = false;
+    answer.textContent = "...";
+    try {
+      answer.textContent = await said(await fetch(target, {
+        method: method.toUpperCase(),
+        headers,
+        body: body ? body.value : undefined,
+        mode: "same-origin",
+        redirect: "manual",
+        credentials: "omit",
+        cache: "no-store",
+      }));
+    } catch (error) {
+      answer.textContent = "No answer: " + error.message;
+    } finally {
+      button.disabled = false;
+    }
+  });
   return box;
 }
 
@@ -119,7 +219,8 @@ async function show() {
         section.appendChild(element("h2", tag));
         sections.set(tag, section);
       }
-      sections.get(tag).appendChild(showOperation(method, path, item.parameters || [], operation));
+      sections.get(tag).appendChild(showOperation(
+        method, path, item.parameters || [], operation, spec.components.schemas));
     }
   }
   const schemas = document.getElementById("schemas");
