@@ -1,7 +1,8 @@
 """What machines leave on a host, read from the kernel and not from our own books.
 
-`python -m wrenn_sandbox.cli.leftovers` prints one line for each; `--since BASELINE` prints only
-what an earlier output does not hold and ends with 1 when there is any.
+`python -m wrenn_sandbox.cli.leftovers` prints one line for each; `--of DIRECTORY`, which may be
+repeated, only what bears the mark of a data directory there; `--since BASELINE` only what an
+earlier output does not hold, and ends with 1 when there is any.
 """
 
 import argparse
@@ -9,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from typing import Final
 
-from wrenn_sandbox.host.network.addressing import data_dir_tag
+from wrenn_sandbox.host.network.addressing import data_dir_tag, forget_tags, noted_tags
 from wrenn_sandbox.host.privileged import cgroups
 
 _AGENT = "/agent/main.py --port"
@@ -103,18 +105,53 @@ def leftovers(data_dir: Path | None = None) -> set[str]:
     return {each for each in found if any(mark in each for mark in marks)}
 
 
+_WITH_PATHS: Final = ("process", "mount", "loop")
+"""Kinds of things that bear the path of their data directory; all others bear its tag."""
+
+
+def _beginnings(places: Sequence[Path]) -> tuple[str, ...]:
+    """How paths begin that are at or below a place, or beside it: its name and a hyphen."""
+    return tuple(f"{place.resolve()}{end}" for place in places for end in ("/", "-"))
+
+
+def _of(places: Sequence[Path]) -> set[str]:
+    """What belongs to data directories at one of `places`, also to those that are gone."""
+    paths = _beginnings(places)
+    tags = {tag for tag, path in noted_tags().items() if f"{path}/".startswith(paths)}
+    tags.update(map(data_dir_tag, places))
+    return {
+        each
+        for each in leftovers()
+        if any(mark in each for mark in (paths if each.startswith(_WITH_PATHS) else tags))
+    }
+
+
+def _forget(places: Sequence[Path]) -> None:
+    """Drop the notes of directories that were there for a short time."""
+    paths, lasting = _beginnings(places), {each.resolve() for each in places}
+    forget_tags(
+        tag
+        for tag, path in noted_tags().items()
+        if f"{path}/".startswith(paths) and path not in lasting
+    )
+
+
 def settled(
     baseline: Set[str] = frozenset(),
     *,
     data_dir: Path | None = None,
+    places: Sequence[Path] = (),
     patience: float = _SETTLE_SEC,
 ) -> set[str]:
     """What is there beyond `baseline` once the kernel has had `patience` seconds to let go.
 
-    Links of a removed namespace disappear a moment after it.
+    With `places` only what belongs to data directories there. Links of a removed namespace
+    disappear a moment after it.
     """
     deadline = time.monotonic() + patience
-    while (found := leftovers(data_dir) - baseline) and time.monotonic() < deadline:
+    while (
+        found := (_of(places) if places else leftovers(data_dir)) - baseline
+    ) and time.monotonic() < deadline:
         time.sleep(_POLL_SEC)
     return found
 
@@ -122,13 +159,17 @@ def settled(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--since", metavar="BASELINE", help="an earlier output")
+    parser.add_argument("--of", metavar="DIRECTORY", type=Path, action="append", default=[])
     parser.add_argument("--patience", metavar="SECONDS", type=float, default=_SETTLE_SEC)
     options = parser.parse_args()
     if options.since is None:
-        print("\n".join(sorted(leftovers())))
+        print("\n".join(sorted(settled(places=options.of, patience=0))))
         return 0
-    found = settled(set(options.since.splitlines()), patience=options.patience)
+    baseline = set(options.since.splitlines())
+    found = settled(baseline, places=options.of, patience=options.patience)
     print("\n".join(sorted(found)) if found else "nothing left")
+    if not found:
+        _forget(options.of)
     return 1 if found else 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.cli import leftovers
+from wrenn_sandbox.host.network import addressing
 
 
 @pytest.fixture
@@ -33,6 +34,31 @@ def test_a_machine_is_seen(machine: "subprocess.Popen[bytes]", tmp_path: Path) -
         machine.kill()
         machine.wait()
     assert leftovers.settled(data_dir=tmp_path, patience=5) == set()
+
+
+def test_what_others_do_meanwhile_is_theirs(
+    machine: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Things with a path and things with a tag; of directories that are gone, too."""
+    monkeypatch.setattr(addressing, "RUNTIME_DIR", tmp_path / "run")
+    run, data_dir = tmp_path / "scratch", tmp_path / "data"
+    named: list[str] = []
+    monkeypatch.setattr(leftovers, "_namespaces", lambda: iter(named))
+
+    def left(*places: Path) -> set[str]:
+        return leftovers.settled(places=places, patience=0)
+
+    try:
+        for directory in (run / "t/test_0/data", tmp_path / "data-test-1", data_dir):
+            named[:] = [f"namespace wrenn-{addressing.note_tag(directory)}-0"]
+            assert left(run, data_dir) == set(named)
+            assert left(tmp_path / "dat", tmp_path / "scratch/t/test") == set()
+        assert left(tmp_path.parent) >= {f"process {machine.pid} {tmp_path}/qemu-system-test 60 "}
+        leftovers._forget([run, data_dir])
+        assert addressing.noted_tags() == {addressing.data_dir_tag(data_dir): data_dir}
+    finally:
+        machine.kill()
+        machine.wait()
 
 
 @pytest.mark.parametrize(

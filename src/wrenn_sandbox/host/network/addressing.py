@@ -6,6 +6,7 @@ addresses or routes of others. In its block, slot `n` has the two addresses of o
 is the host's end of the veth pair, the odd one the namespace's.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -20,11 +21,39 @@ from wrenn_sandbox.host.network.slot import Slot
 BLOCK_PREFIX_LENGTH = 22
 _GROUP_BASE = 0x57000000
 RUNTIME_DIR = Path("/run/wrenn")
+_NOTE = ".dir"
 
 
 def data_dir_tag(data_dir: Path) -> str:
     """Six hex digits that name the data directory in namespaces, interfaces and tables."""
     return hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:6]
+
+
+def note_tag(data_dir: Path) -> str:
+    """The directory's tag, written down for whoever finds it on this machine.
+
+    `/run/wrenn/TAG.dir` then holds the directory's path, where this process may write that.
+    """
+    tag, path = data_dir_tag(data_dir), os.fsencode(data_dir.resolve())
+    with contextlib.suppress(OSError):
+        RUNTIME_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (RUNTIME_DIR / f"{tag}{_NOTE}").write_bytes(path)
+    return tag
+
+
+def noted_tags() -> dict[str, Path]:
+    """The directories that tags on this machine stand for, as far as servers wrote them down."""
+    noted = {}
+    for each in RUNTIME_DIR.glob(f"*{_NOTE}"):
+        with contextlib.suppress(FileNotFoundError):
+            noted[each.stem] = Path(os.fsdecode(each.read_bytes()))
+    return noted
+
+
+def forget_tags(tags: Iterable[str]) -> None:
+    """Take away what was written down of directories that are gone."""
+    for tag in tags:
+        (RUNTIME_DIR / f"{tag}{_NOTE}").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

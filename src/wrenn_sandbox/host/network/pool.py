@@ -24,6 +24,7 @@ from wrenn_sandbox.host.network.addressing import (
     blocks_of,
     claim_block,
     data_dir_tag,
+    note_tag,
 )
 from wrenn_sandbox.host.network.builder import SlotBuilder
 from wrenn_sandbox.host.network.resolvers import resolvers
@@ -58,6 +59,7 @@ class SlotPool:
         runtime_dir: Path = RUNTIME_DIR,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._data_dir = data_dir
         self._tag = data_dir_tag(data_dir)
         self._network = network
         self._size = size
@@ -239,6 +241,7 @@ class SlotPool:
         if not lock.acquire():
             raise HostFailure("another server is using this data directory")
         undo.callback(lock.release)
+        note_tag(self._data_dir)
         candidates = blocks_of(self._network, self._tag)
         before = building.block_of_leftovers(self._tag, candidates)
         if before is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.addressing import data_dir_tag
+from wrenn_sandbox.host.network.addressing import note_tag
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged import cgroups
 from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS, Groups
@@ -61,7 +61,7 @@ def confinement(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = 
     controllers = cgroups.usable(root)
     if root is not None and controllers:
         try:
-            name, run = f"wrenn-{data_dir_tag(data_dir)}", Paths(data_dir).run
+            name, run = f"wrenn-{note_tag(data_dir)}", Paths(data_dir).run
             groups = Groups.make(root, name, run, controllers)
             groups.sweep()
         except OSError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.network import addressing
 from wrenn_sandbox.host.network.addressing import (
     AddressPlan,
     blocks_of,
@@ -56,6 +57,20 @@ def test_all_slots_of_a_range_have_users_and_addresses_of_their_own() -> None:
 )
 def test_only_our_names_are_ours(name: str, index: int | None) -> None:
     assert index_of(name, PLAN.veth_prefix) == index
+
+
+def test_tags_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addressing, "RUNTIME_DIR", tmp_path / "run")
+    tag = addressing.note_tag(tmp_path)
+    assert addressing.noted_tags() == {tag: tmp_path.resolve()}
+    assert (tmp_path / "run" / f"{tag}.dir").read_text() == str(tmp_path.resolve())
+    addressing.forget_tags([tag, "no-one"])
+    assert addressing.noted_tags() == {}
+    # where it cannot be written, it is not
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(addressing, "RUNTIME_DIR", tmp_path / "file" / "run")
+    assert addressing.note_tag(tmp_path) == tag
+    assert addressing.noted_tags() == {}
 
 
 def test_the_tag_names_the_directory_itself(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from wrenn_sandbox.errors import HostFailure, NoCapacity
-from wrenn_sandbox.host.network.addressing import data_dir_tag
+from wrenn_sandbox.host.network.addressing import data_dir_tag, noted_tags
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged import commands
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
@@ -148,6 +148,7 @@ async def test_close_leaves_nothing(make_pool: PoolFactory) -> None:
     await pool.filled()
     await pool.acquire()
     assert remains(pool.tag) != Remains()
+    assert noted_tags()[pool.tag] == make_pool.directory / "data"
     await pool.close()
     assert remains(pool.tag) == Remains()
     with pytest.raises(HostFailure, match="closed"):
