@@ -41,13 +41,20 @@ _LOOKED_AT = 4
 
 
 class CommandGroup:
-    """The control group of one command."""
+    """The control group of one command; its files stay open, since it is used again and again."""
 
-    __slots__ = ("max_processes", "name")
+    __slots__ = ("events", "max_processes", "name", "procs")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, procs: int, events: int) -> None:
         self.name = name
+        self.procs = procs
+        self.events = events
         self.max_processes = 0
+
+    def close(self) -> None:
+        """Close its files."""
+        os.close(self.procs)
+        os.close(self.events)
 
 
 class Limits:
@@ -129,19 +136,30 @@ class CommandGroups:
         """An empty group; raises ResourceExhausted."""
         for _ in range(min(_LOOKED_AT, len(self._used))):
             group = self._used.popleft()
-            state = self._state(group)
-            if state is None:
-                continue  # somebody has removed it
-            if state:
+            try:
+                events = os.pread(group.events, 4096, 0)
+            except OSError:
+                group.close()  # somebody has removed it
+                continue
+            if b"populated 0" in events and b"frozen 0" in events:
                 return self._bounded(group)
             self._used.append(group)
-        self._count += 1
-        group = CommandGroup(f"command-{self._count}")
         try:
-            _make_directory(f"{_COMMANDS}/{group.name}", self._root)
+            return self._bounded(self._new())
         except OSError as error:
             raise ResourceExhausted("no control group can be made for the command") from error
-        return self._bounded(group)
+
+    def _new(self) -> CommandGroup:
+        self._count += 1
+        name = f"command-{self._count}"
+        _make_directory(f"{_COMMANDS}/{name}", self._root)
+        procs = self._open(f"{_COMMANDS}/{name}/cgroup.procs", os.O_WRONLY)
+        try:
+            events = self._open(f"{_COMMANDS}/{name}/cgroup.events", os.O_RDONLY)
+        except OSError:
+            os.close(procs)
+            raise
+        return CommandGroup(name, procs, events)
 
     def give_back(self, group: CommandGroup) -> None:
         """The command of this group has ended."""
@@ -151,7 +169,7 @@ class CommandGroups:
         """Go into a group and into its namespace; raises ResourceExhausted, still at home then."""
         try:
             self._thaw()
-            _write(self._root, f"{_COMMANDS}/{group.name}/cgroup.procs", b"0")
+            os.pwrite(group.procs, b"0", 0)
             enter_cgroup_namespace(self._namespace)
         except OSError as error:
             self.leave()
@@ -177,14 +195,6 @@ class CommandGroups:
         """An agent that went into a frozen group would never come out of it."""
         if os.pread(self._freezer, 1, 0) != b"0":
             os.pwrite(self._freezer, b"0", 0)
-
-    def _state(self, group: CommandGroup) -> bool | None:
-        """Whether a group is empty and usable; None where it is gone."""
-        try:
-            events = self._read(f"{_COMMANDS}/{group.name}/cgroup.events")
-        except OSError:
-            return None
-        return b"populated 0" in events and b"frozen 1" not in events
 
     def _number(self, path: str) -> int | None:
         try:

@@ -31,6 +31,12 @@ _SIGNAL_WORDS: dict[int, str] = {
 }
 
 
+_ENDED_WELL = (
+    b'{"event":{"end":{"exitCode":0,"exited":true,"status":"exit status 0","durationMs":%.3f}}}'
+)
+"""What most commands end with, without the work of an encoder."""
+
+
 def started(pid: int) -> bytes:
     """The first event of a stream."""
     return b'{"event":{"start":{"pid":%d}}}' % pid
@@ -53,8 +59,9 @@ def ended(process: Process) -> bytes:
     else:
         code = os.WEXITSTATUS(status)
         words = f"exit status {code}"
+        if code == 0:
+            return _ENDED_WELL % (process.duration * 1000)
         event = {"exitCode": code, "exited": True, "status": words}
-    if status != 0:
-        event["error"] = words
+    event["error"] = words
     event["durationMs"] = round(process.duration * 1000, 3)
     return dump({"event": {"end": event}})

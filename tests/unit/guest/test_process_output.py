@@ -171,7 +171,9 @@ def test_a_background_child_that_floods_its_output_keeps_nobody_waiting(agent: A
             os.kill(int(pid), signal.SIGKILL)
 
 
-def test_drained_pipes_are_closed_at_their_end(agent: Agent) -> None:
+def test_drained_pipes_are_closed_at_their_end(fresh_agent: Agent) -> None:
+    agent = fresh_agent
+    agent.run("true")
     opened = descriptors(agent.process.pid)
     agent.run("sh", "-c", "sleep 3 & echo started")
     assert descriptors(agent.process.pid) == opened + 2
