@@ -31,6 +31,12 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def pipes(pid: int) -> int:
+    """How many ends of pipes a process has open."""
+    links = (os.readlink(each.path) for each in os.scandir(f"/proc/{pid}/fd"))
+    return sum(link.startswith("pipe:") for link in links)
+
+
 def cpu_seconds(pid: int) -> float:
     """Time on a CPU so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -17,7 +17,7 @@ from unit.guest.agent_client import (
     signal_group,
     sub,
 )
-from unit.guest.proc import cpu_seconds, descriptors, resident, wait_quiet, wait_until
+from unit.guest.proc import cpu_seconds, descriptors, pipes, resident, wait_quiet, wait_until
 
 START = "process.Process/Start"
 
@@ -172,9 +172,7 @@ def test_a_background_child_that_floods_its_output_keeps_nobody_waiting(agent: A
 
 
 def test_drained_pipes_are_closed_at_their_end(fresh_agent: Agent) -> None:
-    agent = fresh_agent
-    agent.run("true")
-    opened = descriptors(agent.process.pid)
-    agent.run("sh", "-c", "sleep 3 & echo started")
-    assert descriptors(agent.process.pid) == opened + 2
-    wait_until(lambda: descriptors(agent.process.pid) <= opened)
+    own = pipes(fresh_agent.process.pid)
+    fresh_agent.run("sh", "-c", "sleep 3 & echo started")
+    assert pipes(fresh_agent.process.pid) == own + 2
+    wait_until(lambda: pipes(fresh_agent.process.pid) == own)
