@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 
 from .spawn import DEFAULT_PATH
-from .users import User
+from .users import User, changed_at
+
+DEFAULT_LANG = "C.UTF-8"
+_LOCALE_FILES = ("/etc/default/locale", "/etc/locale.conf")
+"""Where distributions keep the locale of logins, as lines like `LANG=de_DE.UTF-8`."""
+_LOCALE_BYTES = 16 * 1024
 
 
 class Environment:
@@ -14,10 +19,13 @@ class Environment:
     def __init__(self) -> None:
         self.variables: dict[str, str] = {}
         self.workdir: str | None = None
+        self._locale: dict[str, str] = {}
+        self._locale_stamp: list[int] = []
 
     def of_process(self, user: User, given: dict[str, str], terminal: bool) -> dict[str, str]:
         """The whole environment: that of a login, then of /init, then what the caller gives."""
         envs = {
+            "LANG": DEFAULT_LANG,
             "PATH": DEFAULT_PATH,
             "HOME": user.home,
             "USER": user.name,
@@ -26,7 +34,17 @@ class Environment:
         }
         if terminal:
             envs["TERM"] = "xterm-256color"
-        return envs | self.variables | given
+        return envs | self._image_locale() | self.variables | given
+
+    def _image_locale(self) -> dict[str, str]:
+        stamp = [changed_at(path) for path in _LOCALE_FILES]
+        if stamp != self._locale_stamp:
+            self._locale = {}
+            for path, changed in zip(_LOCALE_FILES, stamp, strict=True):
+                if changed:
+                    self._locale |= read_locale(path)
+            self._locale_stamp = stamp
+        return self._locale
 
     def directory(self, user: User, given: str) -> str:
         """Where to start: as given, else the default of /init, else home, else `/`."""
@@ -35,3 +53,19 @@ class Environment:
         if self.workdir:
             return user.resolve(self.workdir)
         return user.home if os.path.isdir(user.home) else "/"
+
+
+def read_locale(path: str) -> dict[str, str]:
+    """`LANG` and the like from a file of assignments; empty where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read(_LOCALE_BYTES).split("\n")
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.strip().removeprefix("export ").partition("=")
+        value = value.strip("\"'")
+        if name.startswith(("LANG", "LC_")) and value.isprintable() and value:
+            found[name] = value
+    return found

@@ -33,6 +33,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Actions = list[tuple[int | str, ...]]
 """What posix_spawn does to the new process's file descriptors."""
 AGENT_OOM_SCORE, COMMAND_OOM_SCORE = b"-1000", b"500"
+_IUTF8 = 0x4000
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM]
 
 
@@ -181,6 +182,7 @@ class Spawner:
         master, slave = os.openpty()
         kept.append(master)
         opened.append(slave)
+        _expect_utf8(slave)
         resize(master, size)
         os.set_blocking(master, False)
         # opened by the leader of a new session it becomes that session's terminal
@@ -238,6 +240,13 @@ def find_program(name: str, path: str) -> str:
     if any(os.path.exists(candidate) for candidate in candidates):
         raise PermissionDenied(f"command {name!r} is not executable")
     raise NotFound(f"command {name!r} not found")
+
+
+def _expect_utf8(terminal: int) -> None:
+    """Let the terminal erase whole characters, however many bytes they have."""
+    attributes = termios.tcgetattr(terminal)
+    attributes[0] |= _IUTF8
+    termios.tcsetattr(terminal, termios.TCSANOW, attributes)
 
 
 def resize(terminal: int, size: tuple[int, int]) -> None:

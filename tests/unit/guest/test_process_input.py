@@ -165,3 +165,12 @@ def test_terminal_ends_with_its_shell_and_hangs_up_on_the_rest(agent: Agent) -> 
     assert b"child=" in result.pty
     child = int(result.pty.split(b"child=")[1].split(b".")[0])
     assert agent.run("kill", "-9", str(child)).exit_code == 0
+
+
+def test_a_terminal_erases_whole_characters(agent: Agent) -> None:
+    with agent.start("cat", pty=PTY_80_24) as stream:
+        pid = stream.started()
+        assert send_pty(agent, pid, "aé\x7f\x7fb\n") == 200
+        assert stream.read_until(b"b\r\nb\r\n").endswith(b"b\r\nb\r\n")
+        assert signal_group(agent, pid, "SIGNAL_SIGKILL") == 200
+        stream.collect()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wrenn_agent import environment
+from wrenn_agent.environment import Environment, read_locale
 from wrenn_agent.errors import InvalidArgument, NoSpace, from_os_error
 from wrenn_agent.files import parse_range
 from wrenn_agent.http import parse_head, parse_query, percent_decode
@@ -15,6 +18,37 @@ from wrenn_agent.loop import Loop
 from wrenn_agent.multipart import MultipartReader, parse_parameters
 from wrenn_agent.output import PIECE_OVERHEAD, Budget, OutputLog
 from wrenn_agent.timestamps import format_time, parse_time
+from wrenn_agent.users import User
+
+_USER = User("root", 0, 0, [], "/root", "/bin/sh")
+
+
+def test_the_language_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "default", tmp_path / "conf"]
+    monkeypatch.setattr(environment, "_LOCALE_FILES", tuple(map(str, files)))
+    found = Environment()
+
+    def lang(**given: str) -> str:
+        return found.of_process(_USER, given, terminal=False)["LANG"]
+
+    assert lang() == "C.UTF-8"
+    assert lang(LANG="C") == "C"
+    files[0].write_text("#  comment\nLANG=de_DE.UTF-8\nLC_TIME='sv_SE.UTF-8'\nPATH=/nowhere\n")
+    assert lang() == "de_DE.UTF-8"
+    assert found.of_process(_USER, {}, terminal=True)["LC_TIME"] == "sv_SE.UTF-8"
+    assert found.of_process(_USER, {}, terminal=True)["PATH"] != "/nowhere"
+    files[1].write_text('export LANG="fr_FR.UTF-8"')
+    assert lang() == "fr_FR.UTF-8"
+    found.variables = {"LANG": "it_IT.UTF-8"}
+    assert lang() == "it_IT.UTF-8"
+    assert lang(LANG="C") == "C"
+
+
+@pytest.mark.parametrize("content", [b"", b"LANG", b"LANG=", b"=x", b"LANG=a\0b", b"\xff\xfe=\n"])
+def test_locale_files_that_say_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "locale").write_bytes(content)
+    assert read_locale(str(tmp_path / "locale")) == {}
+    assert read_locale(str(tmp_path)) == read_locale(str(tmp_path / "missing")) == {}
 
 
 @given(st.datetimes(datetime.datetime(1970, 1, 1), datetime.datetime(2200, 1, 1)))
