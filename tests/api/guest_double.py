@@ -51,7 +51,13 @@ class GuestDouble:
         yield content[half:]
 
     async def write_file(
-        self, sandbox_id: SandboxId, path: str, chunks: AsyncIterator[bytes]
+        self,
+        sandbox_id: SandboxId,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        user: str | None = None,
+        mode: int | None = None,
     ) -> None:
         await self.enter_guest("write_file", sandbox_id)
         self.files[path] = b"".join([chunk async for chunk in chunks])
@@ -60,7 +66,9 @@ class GuestDouble:
         await self.enter_guest("list_directory", sandbox_id)
         return [_entry(each, FileType.FILE) for each in self.files]
 
-    async def make_directory(self, sandbox_id: SandboxId, path: str) -> FileEntry:
+    async def make_directory(
+        self, sandbox_id: SandboxId, path: str, *, user: str | None = None, mode: int | None = None
+    ) -> FileEntry:
         await self.enter_guest("make_directory", sandbox_id)
         if path in self.files:
             raise Conflict("it exists")

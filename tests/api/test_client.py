@@ -280,6 +280,21 @@ def test_files(sandbox: Sandbox) -> None:
     files.remove("dir")
     with pytest.raises(NotFound):
         files.read(name)
+    for path, content in ((b"raw-\xff", b"1"), ("raw-\udcff", b"2")):
+        files.write(path, content, user="nobody", mode=0o4755)
+        assert files.read(path) == content
+    entry = next(each for each in files.list(".") if each.raw_path is not None)
+    assert (entry.owner, entry.mode) == ("nobody", 0o4755)
+    assert abs(entry.modified_at.timestamp() - time.time()) < 60
+    assert entry.raw_path is not None
+    files.remove(entry.raw_path)
+    made = files.mkdir(b"raw-\xff", user="nobody", mode=0o700)
+    assert (made.owner, made.mode) == ("nobody", 0o700)
+    files.write_stream(b"raw-\xff/below", [b"x"], user="nobody", mode=0o600)
+    (below,) = files.list(b"raw-\xff")
+    assert (below.owner, below.mode) == ("nobody", 0o600)
+    with pytest.raises(InvalidRequest, match="octal"):
+        files.write("x", b"", mode=0o17777)
     with pytest.raises(NotFound), files.read_stream(name):
         pass
 

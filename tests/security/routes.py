@@ -108,6 +108,9 @@ _IN_QUERY = {
     "signal": None,
     "overwrite": None,
     "path": "file",
+    "raw_path": None,
+    "user": None,
+    "mode": None,
     "cursor": "cursor",
 }
 """What a parameter of a query names; None for what names nothing of a team's."""
@@ -117,6 +120,8 @@ _FIELDS: dict[str, str | None] = {
     "template": "snapshot",
     "name": "snapshot",
     "path": "file",
+    "raw_path": None,
+    "mode": None,
     "file": "file",
     "tag": None,
     "cmd": None,

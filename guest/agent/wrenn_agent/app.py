@@ -115,9 +115,9 @@ def _build_server(
         "/envs": {"GET": life.envs},
         "/init": {"POST": life.init},
     }
-    files = Files(auth)
+    files = Files(loop, auth)
     routes["/files"] = {"GET": files.download, "HEAD": files.download, "POST": files.upload}
-    routes |= _process_routes(loop, ProcessService(processes, auth, environment))
+    routes |= _process_routes(loop, ProcessService(loop, processes, auth, environment))
     routes |= _filesystem_routes(loop, FilesystemService(loop, auth, users))
     life.server = Server(loop, auth, routes)
     return life.server

@@ -41,10 +41,14 @@ class Auth:
             raise Unauthenticated("access token missing or wrong")
 
     def user_of(self, exchange: Exchange) -> User:
-        """The user that a request wants to act as; raises InvalidArgument."""
+        """The user that a request wants to act as; an unknown one is Unauthenticated."""
         head = exchange.head
         name = head.query.get("username") if head.path == _FILES else None
-        return self.user(name or _basic_user(head.headers.get("authorization", "")))
+        name = name or _basic_user(head.headers.get("authorization", ""))
+        try:
+            return self.user(name)
+        except InvalidArgument as error:
+            raise Unauthenticated(error.message) from error
 
     def user(self, name: str | None) -> User:
         """The account called `name`, the default user without one."""
@@ -60,7 +64,7 @@ class Auth:
         if version != "v1" or not same(given.encode(), _digest(":".join(parts)).encode()):
             raise Unauthenticated("signature is wrong")
         if expiry and (not expiry.isdigit() or int(expiry) < time.time()):
-            raise Unauthenticated("signature has expired")
+            raise Unauthenticated("signature is already expired")
 
 
 def _digest(text: str) -> str:

@@ -15,10 +15,11 @@ XATTR_PREFIX = "user.e2b."
 
 
 def describe(path: str, names: Names) -> Message:
-    """The entry at an absolute `path`; a symlink is described itself, its type is its target's.
+    """The entry at an absolute `path`; of a symlink, type and mode are its target's.
 
-    Names that are not valid UTF-8 are shown with replacement characters and, in `rawPath`, as
-    base64 of their bytes. Raises OSError.
+    `symlinkTarget` is where a link leads in the end, or what it says when that is nowhere;
+    `linkTarget` is what it says. Names that are not valid UTF-8 are shown with replacement
+    characters and, in `rawPath`, as base64 of their bytes. Raises OSError.
     """
     info = os.lstat(path)
     entry: Message = {
@@ -35,14 +36,25 @@ def describe(path: str, names: Names) -> Message:
     if not _is_text(path):
         entry["rawPath"] = binascii.b2a_base64(os.fsencode(path), newline=False).decode()
     if stat.S_ISLNK(info.st_mode):
-        entry["symlinkTarget"] = shown(os.readlink(path))
-        if os.path.isdir(path):
-            entry["type"] = DIRECTORY
+        _describe_link(path, entry)
     elif stat.S_ISREG(info.st_mode):
         metadata = read_metadata(path)
         if metadata:
             entry["metadata"] = metadata
     return entry
+
+
+def _describe_link(path: str, entry: Message) -> None:
+    says = shown(os.readlink(path))
+    entry["linkTarget"] = entry["symlinkTarget"] = says
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # broken, or on a way that this user may not go
+    entry["symlinkTarget"] = shown(os.path.realpath(path))
+    entry["mode"] = stat.S_IMODE(mode)
+    if stat.S_ISDIR(mode):
+        entry["type"] = DIRECTORY
 
 
 def read_metadata(path: str) -> Message:

@@ -48,8 +48,9 @@ class Exchange:
         await self.send_head(status, headers, len(content), content)
 
     async def reply_error(self, error: AgentError) -> None:
-        """Send `error` as `{"code","message"}`."""
-        content = json.dumps({"code": error.code, "message": error.message}).encode()
+        """Send `error` as `{"code","message"}`; the code is a word for RPC, else the status."""
+        code = error.code if self.head.is_rpc else error.status
+        content = json.dumps({"code": code, "message": error.message}).encode()
         await self.reply(error.status, content)
 
     async def send_head(
@@ -70,6 +71,12 @@ class Exchange:
         await self.connection.send(
             format_head(status, headers) + (b"" if self.head.method == "HEAD" else first)
         )
+
+    async def send_chunk(self, data: bytes) -> None:
+        """Send a part of an answer without a length; an empty one ends it."""
+        if self.head.version == "HTTP/1.1":
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        await self.connection.send(data)
 
     def settle_body(self) -> None:
         """Skip what is left of the body if it has arrived; else the connection is at its end."""

@@ -34,6 +34,12 @@ def text(message: Message, name: str, default: str = "") -> str:
     return value
 
 
+def path(message: Message, name: str) -> str:
+    """A path; with the prefix `raw` the field holds base64 of its bytes, whatever they are."""
+    raw = data(message, f"raw{name.capitalize()}")
+    return text(message, name) if raw is None else raw.decode("utf-8", "surrogateescape")
+
+
 def number(message: Message, name: str, default: int = 0) -> int:
     """A whole number, given as a number or as its decimal digits."""
     value = message.get(name)

@@ -9,19 +9,30 @@ import time
 
 from .auth import Auth
 from .entries import shown
-from .errors import InvalidArgument, RangeNotSatisfiable, UnsupportedMedia, from_os_error
+from .errors import (
+    InvalidArgument,
+    NotFound,
+    RangeNotSatisfiable,
+    UnsupportedMedia,
+    from_os_error,
+)
 from .exchange import Exchange, Headers
+from .loop import Loop
 from .multipart import MultipartReader
 from .upload import AtomicFile, Inflated
 from .users import ActingAs, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .multipart import Source
 
 SMALL = 64 * 1024
-"""Files up to this size are read at once: one system call to send, and honest about /proc."""
-_SMALL_LIMIT = 4 * 1024 * 1024
+"""Files up to this size are read before they are sent: one system call to send, and honest about
+/proc, whose files have the size 0 and a content."""
+_READ_BEFORE = 1024 * 1024
+"""Bytes of such a file that are read before; one with more is sent without a length."""
 _METADATA_HEADER = "x-metadata-"
 _UNSATISFIABLE = -1
 
@@ -29,7 +40,8 @@ _UNSATISFIABLE = -1
 class Files:
     """Routes of `/files?path&username`, with the rights of the acting user."""
 
-    def __init__(self, auth: Auth) -> None:
+    def __init__(self, loop: Loop, auth: Auth) -> None:
+        self._loop = loop
         self._auth = auth
 
     async def download(self, exchange: Exchange) -> None:
@@ -39,7 +51,10 @@ class Files:
         fd = _open(path, user)
         try:
             info = os.fstat(fd)
-            content = _read_small(fd) if info.st_size <= SMALL else None
+            content = _read(fd, path, _READ_BEFORE) if info.st_size <= SMALL else None
+            if content is not None and len(content) >= _READ_BEFORE:
+                await self._send_unmeasured(exchange, fd, path, content)
+                return
             size = info.st_size if content is None else len(content)
             status, start, count, headers = _select_range(exchange, size)
             headers += (
@@ -55,22 +70,77 @@ class Files:
             os.close(fd)
 
     async def upload(self, exchange: Exchange) -> None:
-        """`POST`: one file as the raw body, or the parts `file` of a form."""
-        user = self._auth.user_of(exchange)
+        """`POST`: one file as the raw body, or the parts `file` of a form.
+
+        Files are made as root and given to `owner` or the acting user. `mode` is octal.
+        """
+        into = self._target(exchange)
         source = _decoded(exchange)
         path = exchange.head.query.get("path")
         media_type = exchange.head.media_type
         if media_type == "multipart/form-data":
-            written = await _receive_form(exchange, source, user, path)
+            written = await _receive_form(exchange, source, into, path)
         elif media_type == "application/octet-stream":
-            written = [await _receive_file(exchange, source, user, path or "")]
+            written = [await _receive_file(exchange, source, into, path or "")]
         else:
             raise UnsupportedMedia("send multipart/form-data or application/octet-stream")
-        await exchange.reply(200, _listing(written, _metadata(exchange)))
+        await exchange.reply(200, _listing(written, into, _metadata(exchange)))
+
+    async def _send_unmeasured(
+        self, exchange: Exchange, fd: int, path: str, content: bytes
+    ) -> None:
+        """Send a file whose size says nothing, of which `content` was read; ranges are ignored."""
+        await exchange.send_head(200, (("Content-Type", "application/octet-stream"),), None)
+        if exchange.head.method == "HEAD":
+            return
+        while content:
+            await exchange.send_chunk(content)
+            await self._loop.breathe()
+            content = _read(fd, path, SMALL)
+        await exchange.send_chunk(b"")
+
+    def _target(self, exchange: Exchange) -> _Target:
+        user = self._auth.user_of(exchange)
+        name, mode = exchange.head.query.get("owner", ""), parse_mode(exchange.head.query)
+        owner = self._auth.user(name) if name else user
+        return _Target(self._loop, user, owner, mode, as_asked(name, mode))
+
+
+class _Target:
+    """Whose home relative paths start from, and what a file gets that is written."""
+
+    __slots__ = ("asked", "loop", "mode", "owner", "user")
+
+    def __init__(
+        self, loop: Loop, user: User, owner: User, mode: int | None, asked: dict[str, object]
+    ) -> None:
+        self.loop = loop
+        self.user = user
+        self.owner = owner
+        self.mode = mode
+        self.asked = asked
+
+
+def parse_mode(message: Mapping[str, object]) -> int | None:
+    """The octal digits in `mode`, None without; raises InvalidArgument."""
+    text = message.get("mode")
+    if text is None:
+        return None
+    if not isinstance(text, str) or not 3 <= len(text) <= 4 or text.strip("01234567"):
+        raise InvalidArgument("mode must be 3 or 4 octal digits, such as 755 or 0644")
+    return int(text, 8)
+
+
+def as_asked(owner: str, mode: int | None) -> dict[str, object]:
+    """What an answer says back, so that the caller knows that it was understood."""
+    asked: dict[str, object] = {"owner": owner} if owner else {}
+    if mode is not None:
+        asked["mode"] = mode
+    return asked
 
 
 async def _receive_form(
-    exchange: Exchange, source: Source, user: User, path: str | None
+    exchange: Exchange, source: Source, into: _Target, path: str | None
 ) -> list[str]:
     reader = MultipartReader(source, exchange.headers.get("content-type", ""))
     written: list[str] = []
@@ -80,21 +150,21 @@ async def _receive_form(
         if path is not None and written:
             raise InvalidArgument("with `path` there must be exactly one part `file`")
         target = part.filename if path is None else path
-        written.append(await _receive_file(exchange, reader, user, target or ""))
+        written.append(await _receive_file(exchange, reader, into, target or ""))
     if not written:
         raise InvalidArgument("the form has no part `file`")
     return written
 
 
-async def _receive_file(exchange: Exchange, source: Source, user: User, path: str) -> str:
+async def _receive_file(exchange: Exchange, source: Source, into: _Target, path: str) -> str:
     if path.endswith("/"):
         raise InvalidArgument("path names a directory")
-    path = user.resolve(path)
+    path = into.user.resolve(path)
     metadata = _metadata(exchange)
-    with AtomicFile(path, user) as file:
+    with AtomicFile(into.loop, path, into.owner, into.mode) as file:
         while piece := await source.piece():
             file.write(piece)
-        file.commit(metadata)
+        await file.commit(metadata)
     return path
 
 
@@ -118,9 +188,10 @@ def _metadata(exchange: Exchange) -> dict[str, bytes]:
     return metadata
 
 
-def _listing(written: list[str], metadata: dict[str, bytes]) -> bytes:
+def _listing(written: list[str], into: _Target, metadata: dict[str, bytes]) -> bytes:
     kept = {name: value.decode("utf-8", "replace") for name, value in metadata.items()}
-    extra = {"metadata": kept} if kept else {}
+    extra: dict[str, object] = {"metadata": kept} if kept else {}
+    extra |= into.asked
     entries = [
         {"path": shown(path), "name": shown(os.path.basename(path)), "type": "file", **extra}
         for path in written
@@ -134,6 +205,10 @@ def _open(path: str, user: User) -> int:
         try:
             _check_regular(os.stat(path).st_mode, path)
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            if os.path.islink(path):
+                raise NotFound(f"{path} is a link that leads nowhere") from error
+            raise from_os_error(error, path) from error
         except OSError as error:
             raise from_os_error(error, path) from error
     try:
@@ -150,15 +225,18 @@ def _check_regular(mode: int, path: str) -> None:
         raise InvalidArgument(f"{path} is {kind}")
 
 
-def _read_small(fd: int) -> bytes:
+def _read(fd: int, path: str, enough: int) -> bytes:
+    """What there is to read, no more than needed for `enough` bytes."""
     parts: list[bytes] = []
     size = 0
     try:
-        while size < _SMALL_LIMIT and (part := os.read(fd, SMALL + 1)):
+        while size < enough and (part := os.read(fd, SMALL + 1)):
             parts.append(part)
             size += len(part)
+    except BlockingIOError:
+        pass  # a log of the kernel: more comes another day
     except OSError as error:
-        raise from_os_error(error, "file cannot be read") from error
+        raise from_os_error(error, f"{path} cannot be read") from error
     return b"".join(parts)
 
 

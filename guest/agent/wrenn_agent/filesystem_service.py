@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from . import fields
 from .auth import Auth
 from .connect import StreamCall, dump
+from .directories import make_directories
 from .entries import DIRECTORY, describe
+from .entries import shown as as_text
 from .errors import (
     AgentError,
     AlreadyExists,
@@ -20,10 +23,11 @@ from .errors import (
 )
 from .exchange import Exchange
 from .fields import Message
+from .files import as_asked, parse_mode
 from .loop import Loop
 from .remove import remove_tree
-from .users import ActingAs, Names, User, Users
-from .watch import DirectoryWatch, Watchers
+from .users import ROOT, ActingAs, Names, User, Users
+from .watch import DESCRIBED, DirectoryWatch, Event, Watchers
 
 MAX_ENTRIES = 20_000
 _ENTRIES_PER_BREATH = 200
@@ -44,11 +48,15 @@ class FilesystemService:
         return {"entry": self._describe(user, path)}
 
     async def make_dir(self, exchange: Exchange, message: Message) -> Message:
-        """Make a directory and its parents."""
+        """Make a directory and its parents, as root, for `owner` or the acting user.
+
+        `mode` is octal and that of the directory itself.
+        """
         user, path = self._path(exchange, message, "path")
-        with ActingAs(user):
-            _make_dir(path)
-        return {"entry": self._describe(user, path)}
+        owner, mode = fields.text(message, "owner"), parse_mode(message)
+        _make_dir(path, self._auth.user(owner) if owner else user, mode)
+        answer: Message = {"entry": self._describe(self._users.find(ROOT), path)}
+        return answer | as_asked(owner, mode)
 
     async def move(self, exchange: Exchange, message: Message) -> Message:
         """Rename a file or directory; across file systems it is copied."""
@@ -63,32 +71,43 @@ class FilesystemService:
         return {"entry": self._describe(user, destination)}
 
     async def list_dir(self, exchange: Exchange, message: Message) -> bytes:
-        """Describe what is in a directory, down to `depth` (default 1) levels."""
+        """Describe what is in a directory, down to `depth` (default 1) levels.
+
+        What is in a directory comes right after it, by names.
+        """
         user, top = self._path(exchange, message, "path")
         depth = fields.number(message, "depth") or 1
         if depth < 0:
             raise InvalidArgument("depth must not be negative")
         names = self._users.names()
         entries: list[bytes] = []  # as JSON, which needs far less memory
-        pending = [(top, depth)]
+        pending = [iter(self._list(user, top, required=True))]  # of each level what is left of it
         while pending:
-            directory, levels = pending.pop()
-            for path in self._list(user, directory, required=directory == top):
-                if len(entries) >= MAX_ENTRIES:
-                    raise ResourceExhausted(f"more than {MAX_ENTRIES} entries")
-                if len(entries) % _ENTRIES_PER_BREATH == _ENTRIES_PER_BREATH - 1:
-                    await self._loop.breathe()
-                if _add_entry(entries, user, names, path) and levels > 1:
-                    pending.append((path, levels - 1))
+            path = next(pending[-1], None)
+            if path is None:
+                pending.pop()
+                continue
+            if len(entries) >= MAX_ENTRIES:
+                raise ResourceExhausted(f"more than {MAX_ENTRIES} entries")
+            if len(entries) % _ENTRIES_PER_BREATH == _ENTRIES_PER_BREATH - 1:
+                await self._loop.breathe()
+            if _add_entry(entries, user, names, path) and len(pending) < depth:
+                pending.append(iter(self._list(user, path, required=False)))
         return b'{"entries":[' + b",".join(entries) + b"]}"
 
     async def remove(self, exchange: Exchange, message: Message) -> Message:
-        """Remove a file, or a directory with everything in it."""
+        """Remove a file, or a directory with everything in it.
+
+        One that is not there is an error only where it `mustExist`.
+        """
         user, path = self._path(exchange, message, "path")
         if path == "/":
             raise InvalidArgument("the root directory cannot be removed")
         try:
             await remove_tree(self._loop, user, path)
+        except FileNotFoundError as error:
+            if fields.flag(message, "mustExist"):
+                raise _told(error, path) from error
         except OSError as error:
             raise _told(error, path) from error
         return {}
@@ -103,7 +122,7 @@ class FilesystemService:
             call.keep_alive(watch.changed)
             while True:
                 events = watch.take()
-                for event in events:
+                for event in await self._shown(watch, events):
                     call.put(dump({"filesystem": event}))
                 if not events and call.keepalive_due:
                     call.put(b'{"keepalive":{}}')
@@ -120,7 +139,7 @@ class FilesystemService:
     async def get_watcher_events(self, _exchange: Exchange, message: Message) -> Message:
         """What has happened since the last call."""
         watch = self._watchers.find(fields.text(message, "watcherId"))
-        events: list[object] = list(watch.take())
+        events: list[object] = [*await self._shown(watch, watch.take())]
         return {"events": events}
 
     async def remove_watcher(self, _exchange: Exchange, message: Message) -> Message:
@@ -130,7 +149,21 @@ class FilesystemService:
 
     def _path(self, exchange: Exchange, message: Message, field: str) -> tuple[User, str]:
         user = self._auth.user_of(exchange)
-        return user, user.resolve(fields.text(message, field))
+        return user, user.resolve(fields.path(message, field))
+
+    async def _shown(self, watch: DirectoryWatch, events: list[Event]) -> list[Message]:
+        """Events as they are told, where it was asked for with the entry as it is now."""
+        names = self._users.names()
+        shown: list[Message] = []
+        for number, (path, kind) in enumerate(events, 1):
+            event: Message = {"name": as_text(path), "type": kind}
+            if watch.described_for is not None and kind in DESCRIBED:
+                if number % _ENTRIES_PER_BREATH == 0:
+                    await self._loop.breathe()
+                with ActingAs(watch.described_for), suppress(OSError):  # gone in the meantime
+                    event["entry"] = describe(watch.full_path(path), names)
+            shown.append(event)
+        return shown
 
     def _describe(self, user: User, path: str) -> Message:
         with ActingAs(user):
@@ -153,11 +186,12 @@ class FilesystemService:
     def _open_watch(self, exchange: Exchange, message: Message) -> DirectoryWatch:
         user, path = self._path(exchange, message, "path")
         recursive = fields.flag(message, "recursive")
+        described_for = user if fields.flag(message, "includeEntry") else None
         with ActingAs(user):
             try:
                 if not stat.S_ISDIR(os.stat(path).st_mode):
                     raise InvalidArgument(f"{path} is not a directory")
-                return DirectoryWatch(self._loop, path, recursive)
+                return DirectoryWatch(self._loop, path, recursive, described_for)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise ResourceExhausted("too many directories are watched") from error
@@ -175,11 +209,11 @@ def _add_entry(entries: list[bytes], user: User, names: Names, path: str) -> boo
     return "symlinkTarget" not in entry and entry["type"] == DIRECTORY
 
 
-def _make_dir(path: str) -> None:
+def _make_dir(path: str, owner: User, mode: int | None) -> None:
     if os.path.lexists(path):
         raise AlreadyExists(f"{path} exists already")
     try:
-        os.makedirs(path, 0o755)
+        make_directories(path, owner, mode)
     except OSError as error:
         raise _told(error, path) from error
 

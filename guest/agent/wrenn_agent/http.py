@@ -74,6 +74,11 @@ class Head:
         return int(text)
 
     @property
+    def is_rpc(self) -> bool:
+        """Whether it calls a method of a service: `/package.Service/Method`."""
+        return "." in self.path.rpartition("/")[0]
+
+    @property
     def media_type(self) -> str:
         """Content type without parameters, lower case."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()

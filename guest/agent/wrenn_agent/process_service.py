@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 from . import events, fields
 from .auth import Auth
@@ -12,6 +13,7 @@ from .environment import Environment
 from .errors import InvalidArgument
 from .exchange import Exchange
 from .fields import Message
+from .loop import Loop
 from .process import Process
 from .processes import Processes
 from .spawn import Command
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from .users import User
 
 _FLUSH_BYTES = 256 * 1024
+KILL_SECONDS = 2.0
+"""How long the answer to SIGKILL waits for the end: a process can be in the kernel, or stopped on
+output that nobody reads."""
 _MAX_TERMINAL_SIDE = 65535
 _SIGNALS: dict[str | int, int] = {
     "SIGNAL_SIGKILL": signal.SIGKILL,
@@ -33,7 +38,10 @@ _SIGNALS: dict[str | int, int] = {
 class ProcessService:
     """Methods of `process.Process`; each takes and returns messages as in the contract."""
 
-    def __init__(self, processes: Processes, auth: Auth, environment: Environment) -> None:
+    def __init__(
+        self, loop: Loop, processes: Processes, auth: Auth, environment: Environment
+    ) -> None:
+        self._loop = loop
         self._processes = processes
         self._auth = auth
         self._environment = environment
@@ -60,12 +68,18 @@ class ProcessService:
         return {"processes": [_describe(process) for process in self._processes.running()]}
 
     async def send_signal(self, _exchange: Exchange, message: Message) -> Message:
-        """SIGTERM to the process group, SIGKILL to all that the command has started."""
+        """SIGTERM to the process group, SIGKILL to all that the command has started.
+
+        What is killed is gone when this is answered.
+        """
         wanted = message.get("signal")
         number = _SIGNALS.get(wanted) if isinstance(wanted, str | int) else None
         if number is None:
             raise InvalidArgument("signal must be SIGNAL_SIGKILL or SIGNAL_SIGTERM")
-        self._processes.signal(self._select(message), number)
+        process = self._select(message)
+        self._processes.signal(process, number)
+        if number == signal.SIGKILL:
+            await self._end_of(process)
         return {}
 
     async def send_input(self, _exchange: Exchange, message: Message) -> Message:
@@ -124,6 +138,16 @@ class ProcessService:
                     await output.changed.wait()
         finally:
             self._processes.release(process, reader, told)
+
+    async def _end_of(self, process: Process) -> None:
+        changed = process.output.changed
+        deadline = time.monotonic() + KILL_SECONDS
+        timer = self._loop.call_later(KILL_SECONDS, changed.notify)
+        try:
+            while not process.ended and time.monotonic() < deadline:
+                await changed.wait()
+        finally:
+            timer.cancel()
 
     def _command(self, exchange: Exchange, message: Message) -> Command:
         config = fields.nested(message, "process")

@@ -20,11 +20,16 @@ async def remove_tree(loop: Loop, user: User, path: str) -> None:
         if steps % _REMOVED_PER_BREATH == 0:
             await loop.breathe()
         with ActingAs(user):
-            if not stat.S_ISDIR(os.lstat(pending[-1]).st_mode):
-                os.unlink(pending.pop())
-                continue
-            names = os.listdir(pending[-1])
-            if names:
-                pending += [os.path.join(pending[-1], name) for name in names]
-            else:
-                os.rmdir(pending.pop())
+            here = pending[-1]
+            try:
+                if not stat.S_ISDIR(os.lstat(here).st_mode):
+                    os.unlink(here)
+                elif names := os.listdir(here):
+                    pending += [os.path.join(here, name) for name in names]
+                    continue
+                else:
+                    os.rmdir(here)
+            except FileNotFoundError:
+                if steps == 1:
+                    raise
+            pending.pop()  # somebody else removed it, or it was removed here

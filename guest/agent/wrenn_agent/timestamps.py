@@ -7,14 +7,17 @@ import time
 from .errors import InvalidArgument
 
 SECOND = 1_000_000_000
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999: file systems hold more, RFC 3339 does not."""
 _DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
 
 
 def format_time(nanoseconds: int) -> str:
-    """For example `2026-11-23T15:17:00.123456789Z`."""
+    """For example `2026-11-23T15:17:00.123456789Z`; what is out of range becomes its end."""
     seconds, fraction = divmod(nanoseconds, SECOND)
-    moment = time.gmtime(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{fraction:09d}Z"
+    moment = time.gmtime(min(max(seconds, _FIRST_SECOND), _LAST_SECOND))
+    clock = time.strftime("%m-%dT%H:%M:%S", moment)
+    return f"{moment.tm_year:04d}-{clock}.{fraction:09d}Z"
 
 
 def parse_time(value: object) -> int:

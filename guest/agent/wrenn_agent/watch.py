@@ -17,8 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Event = dict[str, str]
-"""`name`, relative to the watched directory, and `type`."""
+    from .users import User
+
+Event = tuple[str, str]
+"""A path relative to the watched directory, and the type."""
 
 MAX_PENDING = 8192
 """Events kept for a slow reader; what comes on top stays with the kernel, and is dropped there."""
@@ -41,24 +43,31 @@ _WATCHED = (
     | _ONLY_DIRECTORY
     | _EXCLUDE_UNLINKED
 )
+CREATED, WRITTEN, CHANGED = "EVENT_TYPE_CREATE", "EVENT_TYPE_WRITE", "EVENT_TYPE_CHMOD"
+DESCRIBED = (CREATED, WRITTEN, CHANGED)
+"""Types of events after which there is something to describe."""
 _NAMES = {
-    _CREATE: "EVENT_TYPE_CREATE",
-    _MOVED_TO: "EVENT_TYPE_CREATE",
-    _MODIFY: "EVENT_TYPE_WRITE",
+    _CREATE: CREATED,
+    _MOVED_TO: CREATED,
+    _MODIFY: WRITTEN,
     _DELETE: "EVENT_TYPE_REMOVE",
     _MOVED_FROM: "EVENT_TYPE_RENAME",
-    _ATTRIB: "EVENT_TYPE_CHMOD",
+    _ATTRIB: CHANGED,
 }
 
 
 class DirectoryWatch:
-    """What happens in one directory, or (recursive) in the whole tree below it."""
+    """What happens in one directory, or (recursive) in the whole tree below it.
 
-    def __init__(self, loop: Loop, path: str, recursive: bool) -> None:
+    `described_for` is the user with whose rights entries are described, if they are at all.
+    """
+
+    def __init__(self, loop: Loop, path: str, recursive: bool, described_for: User | None) -> None:
         """Start to watch; raises OSError, ENOSPC when the kernel's limit is reached."""
         self._loop = loop
         self._top = path
         self._recursive = recursive
+        self.described_for = described_for
         self._folders: dict[int, str] = {}
         """Watch descriptor to path relative to the top, empty for the top."""
         self._events: deque[Event] = deque()
@@ -83,6 +92,10 @@ class DirectoryWatch:
         self._events.clear()
         self._read_on()
         return events
+
+    def full_path(self, path: str) -> str:
+        """The absolute path of what an event names."""
+        return os.path.normpath(os.path.join(self._top, path))
 
     def close(self) -> None:
         """Stop watching."""
@@ -135,13 +148,13 @@ class DirectoryWatch:
                 self._follow(path, announce=bool(mask & _CREATE))
 
     def _put(self, path: str, kind: str) -> None:
-        shown = os.fsencode(path).decode("utf-8", "replace")
-        self._events.append({"name": shown, "type": kind})
+        self._events.append((path, kind))
 
     def _put_upload(self, path: str, replaces: bool) -> None:
         if not replaces:
-            self._put(path, "EVENT_TYPE_CREATE")
-        self._put(path, "EVENT_TYPE_WRITE")
+            self._put(path, CREATED)
+            self._put(path, CHANGED)
+        self._put(path, WRITTEN)
 
     def _follow(self, path: str, announce: bool) -> None:
         try:
@@ -163,7 +176,7 @@ class DirectoryWatch:
                 for entry in entries:
                     below = os.path.join(folder, entry.name)
                     if announce:
-                        self._put(below, "EVENT_TYPE_CREATE")
+                        self._put(below, CREATED)
                     if entry.is_dir(follow_symlinks=False):
                         self._add(below)
                         pending.append(below)

@@ -183,7 +183,8 @@ class ProcessList(msgspec.Struct, frozen=True, kw_only=True):
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One file, directory or symlink of a sandbox, a link itself and not what it points at.
 
-    `mode` holds the permission bits, `permissions` the same as `ls` shows them.
+    `mode` holds the permission bits, `permissions` the same as `ls` shows them. `raw_path` is
+    there where `path` is no UTF-8 and shows replacements; calls take it in its place.
     """
 
     name: str
@@ -196,6 +197,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     modified_at: datetime
     symlink_target: str | None = None
+    raw_path: bytes | None = None
 
 
 class FileList(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,9 +56,9 @@ def encode(body: object) -> bytes:
 
 
 def decode(body: bytes, kind: type[_Answer]) -> _Answer:
-    """From JSON; `UnexpectedAnswer` for anything else."""
+    """From JSON, times in seconds included; `UnexpectedAnswer` for anything else."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=kind, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UnexpectedAnswer(f"the server's answer can not be read: {error}") from error
 

@@ -43,15 +43,23 @@ class GuestCalls(ABC):
             yield content
 
     async def write_file(
-        self, sandbox_id: SandboxId, path: str, chunks: AsyncIterator[bytes]
+        self,
+        sandbox_id: SandboxId,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        user: str | None = None,
+        mode: int | None = None,
     ) -> None:
-        await self._files(sandbox_id).write(path, chunks)
+        await self._files(sandbox_id).write(path, chunks, user, mode)
 
     async def list_directory(self, sandbox_id: SandboxId, path: str, depth: int) -> list[FileEntry]:
         return await self._files(sandbox_id).list(path, depth)
 
-    async def make_directory(self, sandbox_id: SandboxId, path: str) -> FileEntry:
-        return await self._files(sandbox_id).make_directory(path)
+    async def make_directory(
+        self, sandbox_id: SandboxId, path: str, *, user: str | None = None, mode: int | None = None
+    ) -> FileEntry:
+        return await self._files(sandbox_id).make_directory(path, user, mode)
 
     async def remove_path(self, sandbox_id: SandboxId, path: str) -> None:
         await self._files(sandbox_id).remove(path)

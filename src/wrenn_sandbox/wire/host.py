@@ -145,12 +145,20 @@ class Host(Protocol):
         ...
 
     async def write_file(
-        self, sandbox_id: SandboxId, path: str, chunks: AsyncIterator[bytes]
+        self,
+        sandbox_id: SandboxId,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        user: str | None = None,
+        mode: int | None = None,
     ) -> None:
         """Replace or make a file, parents too, with all of `chunks` or not at all.
 
-        What `chunks` raises is raised here, and the file is as it was. `InvalidRequest`: the
-        target is a directory or a device. `NoSpace`: the guest's disk is full.
+        What is new belongs to `user` (root); what is replaced keeps owner, attributes and hard
+        links, and without `mode` (0644 for a new file) its permission bits. What `chunks` raises is
+        raised here, and the file is as it was. `InvalidRequest`: the target is a directory or a
+        device, there is no such user. `NoSpace`: the guest's disk is full.
         """
         ...
 
@@ -158,8 +166,13 @@ class Host(Protocol):
         """What is in a directory, `depth` levels down. `NotInGuest`, `InvalidRequest`."""
         ...
 
-    async def make_directory(self, sandbox_id: SandboxId, path: str) -> FileEntry:
-        """Make a directory and its parents. `Conflict`: something is there already."""
+    async def make_directory(
+        self, sandbox_id: SandboxId, path: str, *, user: str | None = None, mode: int | None = None
+    ) -> FileEntry:
+        """Make a directory and its parents, for `user` (root); `mode` (0755) is its own.
+
+        `Conflict`: something is there already. `InvalidRequest`: there is no such user.
+        """
         ...
 
     async def remove_path(self, sandbox_id: SandboxId, path: str) -> None:

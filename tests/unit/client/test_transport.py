@@ -1,6 +1,7 @@
 """Addresses, foreign errors and what servers answer, without a server."""
 
 import json
+from datetime import UTC, datetime
 
 import httpx2
 import pytest
@@ -13,13 +14,15 @@ from wrenn_sandbox.client import (
     ClientError,
     ConnectionFailed,
     ExecTimeout,
+    InvalidRequest,
     NoSpace,
     RateLimited,
     UnexpectedAnswer,
 )
 from wrenn_sandbox.client.errors import error_of_answer
-from wrenn_sandbox.client.multipart import Form
-from wrenn_sandbox.client.transport import checked_url, path_of
+from wrenn_sandbox.client.models import FileList
+from wrenn_sandbox.client.multipart import Form, naming, upload_fields
+from wrenn_sandbox.client.transport import checked_url, decode, path_of
 
 
 def _client(answer: httpx2.Response | Exception) -> Client:
@@ -141,12 +144,39 @@ def test_credentials_are_sent() -> None:
 
 
 def test_the_form_of_an_upload() -> None:
-    form = Form.of("dir/ü.bin", "mark")
+    form = Form.of(upload_fields("dir/ü.bin", None, 0o644), "mark")
     assert form.head + b"DATA" + form.tail == (
         b'--mark\r\nContent-Disposition: form-data; name="path"\r\n\r\ndir/\xc3\xbc.bin\r\n'
+        b'--mark\r\nContent-Disposition: form-data; name="mode"\r\n\r\n0644\r\n'
         b'--mark\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
         b"Content-Type: application/octet-stream\r\n\r\nDATA\r\n--mark--\r\n"
     )
     assert form.headers(4)["Content-Length"] == str(len(form.head) + 4 + len(form.tail))
     assert "Content-Length" not in form.headers(None)
-    assert Form.of("x").content_type != Form.of("x").content_type
+    assert Form.of({}).content_type != Form.of({}).content_type
+
+
+@pytest.mark.parametrize("path", ["dir/\udcff", b"dir/\xff"])
+def test_a_path_that_is_no_text_is_named_by_its_bytes(path: str | bytes) -> None:
+    assert naming(path) == {"raw_path": "ZGlyL/8="}
+    assert upload_fields(path, "u", 0o4755) == {"raw_path": "ZGlyL/8=", "user": "u", "mode": "4755"}
+    assert naming("ü") == naming("ü".encode()) == {"path": "ü"}
+    with pytest.raises(InvalidRequest):
+        naming("\ud800")
+
+
+def test_times_of_files_in_seconds_and_as_older_servers_tell_them() -> None:
+    entry = {
+        "name": "a",
+        "path": "/a",
+        "type": "file",
+        "size": 1,
+        "mode": 0o644,
+        "permissions": "-rw-r--r--",
+        "owner": "root",
+        "group": "root",
+    }
+    for told in (1_700_000_000, "2023-11-14T22:13:20Z"):
+        body = json.dumps({"entries": [{**entry, "modified_at": told}]}).encode()
+        (found,) = decode(body, FileList).entries
+        assert found.modified_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)

@@ -107,7 +107,9 @@ def test_file_belongs_to_the_acting_user(agent: Agent) -> None:
     assert (folder / "sub" / "mine").stat().st_uid == owner
     assert (folder / "sub").stat().st_uid == owner
     unknown = agent.files("x", username="no-such-user")
-    assert agent.request("POST", unknown, b"x", RAW).status == 400
+    for method in ("GET", "POST"):
+        reply = agent.request(method, unknown, b"x" if method == "POST" else None, RAW)
+        assert (reply.status, reply.json()["code"]) == (401, 401)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +360,9 @@ def test_signed_urls(fresh_agent: Agent) -> None:
     assert agent.request("POST", signed("a file", "write"), b"data", RAW).status == 200
     assert agent.request("GET", signed("a file", "read")).body == b"data"
     assert agent.request("GET", signed("a file", "read", "root", now + 60)).body == b"data"
-    assert agent.request("GET", signed("a file", "read", expiry=now - 60)).status == 401
+    expired = agent.request("GET", signed("a file", "read", expiry=now - 60))
+    assert expired.json() == {"code": 401, "message": "signature is already expired"}
+    assert expired.status == 401
     assert agent.request("GET", signed("a file", "write")).status == 401
     assert agent.request("POST", signed("a file", "read"), b"x", RAW).status == 401
     url = signed("a file", "read", expiry=now + 60)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -51,6 +53,14 @@ def test_stat_of_links_and_others(agent: Agent) -> None:
     assert cast(str, entry["permissions"]).startswith("l")
     entry = sub(call(agent, "Stat", path="to-nothing").json(), "entry")
     assert (entry["type"], entry["symlinkTarget"]) == ("FILE_TYPE_FILE", "missing")
+    assert (entry["mode"], entry["linkTarget"]) == (0o777, "missing")
+    (agent.home / "end").write_bytes(b"")
+    (agent.home / "end").chmod(0o640)
+    (agent.home / "second").symlink_to("end")
+    (agent.home / "first").symlink_to("second")
+    entry = sub(call(agent, "Stat", path="first").json(), "entry")
+    assert entry["symlinkTarget"] == str(agent.home / "end")
+    assert (entry["mode"], entry["linkTarget"]) == (0o640, "second")
     assert sub(call(agent, "Stat", path="/").json(), "entry")["name"] == "/"
     assert sub(call(agent, "Stat", path="~").json(), "entry")["path"] == str(agent.home)
     assert call(agent, "Stat", path="missing").status == 404
@@ -75,9 +85,12 @@ def test_list_dir(agent: Agent) -> None:
     (top / "a").write_bytes(b"")
     (top / "link").symlink_to("b")
     assert names(call(agent, "ListDir", path="listed")) == ["a", "b", "link"]
-    assert names(call(agent, "ListDir", path="listed", depth=2)) == ["a", "b", "link", "c"]
-    assert names(call(agent, "ListDir", path="listed", depth=9)) == ["a", "b", "link", "c", "d"]
-    assert names(call(agent, "ListDir", path="listed/link")) == ["c"]
+    (top / "b" / "z").mkdir()
+    deep = ["a", "b", "c", "z", "link"]
+    assert names(call(agent, "ListDir", path="listed", depth=2)) == deep
+    deep.insert(3, "d")
+    assert names(call(agent, "ListDir", path="listed", depth=9)) == deep
+    assert names(call(agent, "ListDir", path="listed/link")) == ["c", "z"]
     assert call(agent, "ListDir", path="listed/a").status == 400
     assert call(agent, "ListDir", path="listed/missing").status == 404
     assert call(agent, "ListDir", path="listed", depth=-1).status == 400
@@ -122,8 +135,43 @@ def test_remove(agent: Agent) -> None:
     assert call(agent, "Remove", path="gone").status == 200
     assert not top.exists()
     assert (keep / "file").exists()
-    assert call(agent, "Remove", path="gone").status == 404
+    reply = call(agent, "Remove", path="gone")
+    assert (reply.status, reply.json()) == (200, {})
+    assert call(agent, "Remove", path="gone/below").json() == {}
+    reply = call(agent, "Remove", path="gone", mustExist=True)
+    assert (reply.status, reply.json()["code"]) == (404, "not_found")
+    assert call(agent, "Remove", path="keep/file/below").status == 404
     assert call(agent, "Remove", path="/").status == 400
+
+
+def test_names_that_are_no_text(agent: Agent) -> None:
+    name, other = os.fsencode(agent.home) + b"/raw-\xff", os.fsencode(agent.home) + b"/raw-\xfe"
+    raw, moved = (base64.b64encode(each).decode() for each in (name, other))
+    entry = sub(call(agent, "MakeDir", rawPath=raw).json(), "entry")
+    assert entry["rawPath"] == raw
+    assert call(agent, "MakeDir", path="ignored", rawPath=raw).status == 409
+    Path(os.fsdecode(name), "file").touch()
+    assert names(call(agent, "ListDir", rawPath=raw)) == ["file"]
+    assert call(agent, "Move", rawSource=raw, rawDestination=moved).status == 200
+    assert sub(call(agent, "Stat", rawPath=moved).json(), "entry")["rawPath"] == moved
+    assert call(agent, "Remove", rawPath=moved).status == 200
+    assert os.listdir(os.fsencode(agent.home)).count(b"raw-\xfe") == 0
+    for wrong in ("%", "", base64.b64encode(b"a\0b").decode()):
+        assert call(agent, "Stat", rawPath=wrong).status == 400
+
+
+def test_times_that_no_calendar_has(agent: Agent) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as top:
+        path = Path(top, "file")
+        path.touch()
+        for seconds, shown in (
+            (-40_000_000_000, "0702-06-15T00:53:20.000000000Z"),
+            (-99_000_000_000, "0001-01-01T00:00:00.000000000Z"),
+            (9_000_000_000_000_000, "9999-12-31T23:59:59.000000000Z"),
+        ):
+            subprocess.run(["touch", "-d", f"@{seconds}", str(path)], check=True)
+            entry = sub(call(agent, "Stat", path=str(path)).json(), "entry")
+            assert entry["modifiedTime"] == shown
 
 
 def next_event(stream: Stream) -> tuple[str, str]:
@@ -158,11 +206,51 @@ def test_upload_looks_like_a_write(agent: Agent) -> None:
         url, raw = agent.files("uploads/file"), {"Content-Type": "application/octet-stream"}
         assert agent.request("POST", url, b"new", raw).status == 200
         assert next_event(stream) == ("file", "CREATE")
+        assert next_event(stream) == ("file", "CHMOD")
         assert next_event(stream) == ("file", "WRITE")
         assert agent.request("POST", url, b"newer", raw).status == 200
         (agent.home / "uploads" / "last").mkdir()
         assert next_event(stream) == ("file", "WRITE")
         assert next_event(stream) == ("last", "CREATE")
+
+
+def test_events_with_their_entries(agent: Agent) -> None:
+    top = agent.home / "described"
+    (top / "sub").mkdir(parents=True)
+    message: Json = {"path": "described", "recursive": True, "includeEntry": True}
+    with agent.stream(f"{SERVICE}/WatchDir", message) as stream:
+        assert stream.next() == {"start": {}}
+        url, raw = agent.files("described/sub/file"), {"Content-Type": "application/octet-stream"}
+        assert agent.request("POST", url, b"new", raw).status == 200
+        (top / "sub" / "file").rename(top / "moved")
+        (top / "moved").unlink()
+        (top / "end").mkdir()
+        seen: list[tuple[str, object]] = []
+        while not seen or seen[-1][0] != "end":
+            event = sub(cast(Json, stream.next()), "filesystem")
+            seen.append((cast(str, event["name"]), event.get("entry")))
+    assert [each for each, entry in seen if entry is None].count("moved") >= 1
+    entry = cast(Json, seen[-1][1])
+    assert (entry["path"], entry["type"]) == (str(top / "end"), "FILE_TYPE_DIRECTORY")
+    watcher = call(agent, "CreateWatcher", path="described", includeEntry=True).json()
+    (top / "polled").write_bytes(b"12345")
+    (top / "polled").chmod(0o600)
+    (top / "end").rmdir()
+    events: list[Json] = []
+
+    def arrived() -> bool:
+        reply = call(agent, "GetWatcherEvents", **watcher)
+        events.extend(cast(list[Json], reply.json()["events"]))
+        return any(event["name"] == "end" for event in events)
+
+    wait_until(arrived)
+    assert "entry" not in events[-1]
+    for event in events[:-1]:
+        entry = sub(event, "entry")
+        assert (entry["name"], entry["size"], entry["mode"]) == ("polled", "5", 0o600)
+    kinds = [cast(str, event["type"]).removeprefix("EVENT_TYPE_") for event in events]
+    assert kinds == ["CREATE", "WRITE", "CHMOD", "REMOVE"]
+    assert call(agent, "RemoveWatcher", **watcher).status == 200
 
 
 def test_recursive_watch_follows_new_and_moved_directories(agent: Agent) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from unit.guest.agent_client import Agent, Json, process_message, signal_group
 from unit.guest.proc import exists, wait_until
+from wrenn_agent.process_service import KILL_SECONDS
 
 START = "process.Process/Start"
 
@@ -171,6 +172,37 @@ def test_signal_goes_to_the_whole_group(agent: Agent, name: str, number: int, wo
     }
     assert result.end.items() >= expected.items()
     wait_until(lambda: not exists(child))
+
+
+def test_what_is_killed_is_gone_when_it_is_answered(agent: Agent) -> None:
+    for number in range(20):
+        with agent.start("sh", "-c", "echo; exec sleep 60", tag=f"victim-{number}") as stream:
+            pid = stream.started()
+            stream.read_until(b"\n")
+            assert signal_group(agent, pid, "SIGNAL_SIGKILL") == 200
+            assert not exists(pid)
+            assert pid not in agent.pids()
+
+
+def test_a_kill_does_not_wait_for_those_who_read_slowly(agent: Agent) -> None:
+    with agent.start("sh", "-c", "yes & exec cat /dev/zero") as stream:
+        pid = stream.started()
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert signal_group(agent, pid, "SIGNAL_SIGKILL") == 200
+        assert time.monotonic() - started < KILL_SECONDS + 1
+        assert not exists(pid)
+
+
+def test_an_unknown_user(agent: Agent) -> None:
+    stranger = {"Authorization": "Basic " + base64.b64encode(b"stranger:").decode()}
+    reply = agent.call("filesystem.Filesystem/Stat", {"path": "/"}, stranger)
+    assert (reply.status, reply.json()["code"]) == (401, "unauthenticated")
+    message = process_message("true")
+    with agent.stream("process.Process/Start", message, headers=stranger) as stream:
+        assert list(stream) == []
+    assert stream.error is not None
+    assert stream.error["code"] == "unauthenticated"
 
 
 def test_signal_to_unknown_process(agent: Agent) -> None:

@@ -1,5 +1,5 @@
 # Made by tools/make_sync_client.py from _async/files.py: change that file.
-"""Files of one sandbox. Paths are absolute or relative to /root."""
+"""Files of one sandbox. Paths are absolute or relative to /root; bytes where they are no UTF-8."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ import httpx2
 
 from wrenn_sandbox.client.errors import ClientError
 from wrenn_sandbox.client.models import FileEntry, FileList, MadeDirectory
-from wrenn_sandbox.client.multipart import Form
+from wrenn_sandbox.client.multipart import Form, naming, upload_fields
 from wrenn_sandbox.client.transport import http_failures
 
 from .api import Api
@@ -34,52 +34,77 @@ class Files:
         self._api = api
         self._path = path
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str | bytes) -> bytes:
         """The whole content of a file."""
-        return self._api.fetch(f"{self._path}/read", {"path": path})
+        return self._api.fetch(f"{self._path}/read", naming(path))
 
     @contextlib.contextmanager
-    def read_stream(self, path: str) -> Iterator[Download]:
+    def read_stream(self, path: str | bytes) -> Iterator[Download]:
         """The content of a file in pieces, as long as the block lasts.
 
         A transfer that breaks off raises `ConnectionFailed` and never ends like a shorter file.
         """
-        with self._api.receive(f"{self._path}/stream/read", {"path": path}) as response:
+        with self._api.receive(f"{self._path}/stream/read", naming(path)) as response:
             yield Download(response)
 
-    def write(self, path: str, data: bytes | str) -> None:
-        """Make or replace a file, and the directories above it. `NoSpace`: the disk is full."""
+    def write(
+        self,
+        path: str | bytes,
+        data: bytes | str,
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> None:
+        """Make or replace a file, and the directories above it. `NoSpace`: the disk is full.
+
+        What is new belongs to `user` (root). A file that is replaced keeps its owner, attributes
+        and hard links, and its permission bits unless `mode` (0o644 for a new file) says others.
+        """
         content = data.encode() if isinstance(data, str) else data
-        form = Form.of(path)
+        form = Form.of(upload_fields(path, user, mode))
         self._api.send(
             f"{self._path}/write",
             _pieces(form, _once(content), len(content)),
             form.headers(len(content)),
         )
 
-    def write_stream(self, path: str, chunks: Iterable[bytes], size: int | None = None) -> None:
-        """Make or replace a file with all of `chunks`, or leave it as it was.
+    def write_stream(
+        self,
+        path: str | bytes,
+        chunks: Iterable[bytes],
+        size: int | None = None,
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> None:
+        """Make or replace a file with all of `chunks`, or leave it as it was; as `write`.
 
         `size` is what the chunks come to in bytes, where that is known; `ClientError`: they do not.
         """
-        form = Form.of(path)
+        form = Form.of(upload_fields(path, user, mode))
         self._api.send(
             f"{self._path}/stream/write", _pieces(form, chunks, size), form.headers(size)
         )
 
-    def list(self, path: str, depth: int = 1) -> tuple[FileEntry, ...]:
-        """What is in a directory, `depth` levels down."""
-        body = {"path": path, "depth": depth}
+    def list(self, path: str | bytes, depth: int = 1) -> tuple[FileEntry, ...]:
+        """What is in a directory, `depth` levels down; each entry right before what is in it."""
+        body = {**naming(path), "depth": depth}
         return (self._api.call("POST", f"{self._path}/list", FileList, body)).entries
 
-    def mkdir(self, path: str) -> FileEntry:
-        """Make a directory and those above it. `Conflict`: something is there already."""
-        answer = self._api.call("POST", f"{self._path}/mkdir", MadeDirectory, {"path": path})
+    def mkdir(
+        self, path: str | bytes, *, user: str | None = None, mode: int | None = None
+    ) -> FileEntry:
+        """Make a directory and those above it, for `user` (root); `mode` (0o755) is its own.
+
+        `Conflict`: something is there already.
+        """
+        body = upload_fields(path, user, mode)
+        answer = self._api.call("POST", f"{self._path}/mkdir", MadeDirectory, body)
         return answer.entry
 
-    def remove(self, path: str) -> None:
+    def remove(self, path: str | bytes) -> None:
         """Remove a file, or a directory with all that is in it."""
-        self._api.tell("POST", f"{self._path}/remove", {"path": path})
+        self._api.tell("POST", f"{self._path}/remove", naming(path))
 
 
 def _pieces(form: Form, chunks: Iterable[bytes], size: int | None) -> Iterator[bytes]:

@@ -12,7 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from wrenn_sandbox.control.service.guests import GuestService, checked_path
+from wrenn_sandbox.control.service.guests import (
+    Guest,
+    GuestService,
+    checked_path,
+    checked_user,
+    decoded_path,
+    mode_of,
+)
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
 from wrenn_sandbox.wire.messages import FileEntry
@@ -46,6 +53,8 @@ BODY_LIMITS: Final = (
 """Which paths take more than an ordinary body, and how much; None is without a limit."""
 
 _COPY_BYTES: Final = 1024 * 1024
+_FIELDS: Final = ("path", "raw_path", "user", "mode")
+"""What may be said of a file that is written, as a part of the form or in the query."""
 
 _FORM: Final[dict[str, object]] = {
     "requestBody": {
@@ -57,6 +66,9 @@ _FORM: Final[dict[str, object]] = {
                     "required": ["path", "file"],
                     "properties": {
                         "path": {"type": "string"},
+                        "raw_path": {"type": "string"},
+                        "user": {"type": "string"},
+                        "mode": {"type": "string"},
                         "file": {"type": "string", "format": "binary"},
                     },
                 }
@@ -80,22 +92,35 @@ _CONTENT: Final[dict[int | str, dict[str, object]]] = {
     openapi_extra=_FORM,
 )
 async def upload_file(
-    id: str, request: Request, team_id: CallerTeam, services: ServicesDependency
+    id: str,
+    request: Request,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    path: str | None = None,
+    raw_path: str | None = None,
+    user: str | None = None,
+    mode: str | None = None,
 ) -> None:
-    """Write a file of up to 100 MiB; the parts of the form may come in any order."""
+    """Write a file of up to 100 MiB; the parts of the form may come in any order.
+
+    `path` or `raw_path` (base64 of its bytes), `user` and `mode` may be query parameters too. A new
+    file belongs to `user` (root) and has `mode` (0644), octal digits; one that is replaced keeps
+    its owner, extended attributes and hard links, and without `mode` its permissions. Where the
+    path comes before `file`, so do `user` and `mode`.
+    """
     async with services.guests.using(team_id, id) as guest:
         form = FormStream(request)
-        path: str | None = None
+        fields = _Fields(path=path, raw_path=raw_path, user=user, mode=mode)
         while (name := await form.next_part()) is not None:
-            if name == "path":
-                path = checked_path(await form.text())
-            elif name == "file" and path is not None:
-                await guest.write_file(path, _last_part(form))
+            if name in _FIELDS:
+                fields.take(name, await form.text())
+            elif name == "file" and fields.path is not None:
+                await _write(guest, fields, _last_part(form, fields))
                 return
             elif name == "file":
                 with services.guests.spooling(team_id, id):
-                    async with _spooled(form) as (path, chunks):
-                        await guest.write_file(path, chunks)
+                    async with _spooled(form, fields) as chunks:
+                        await _write(guest, fields, chunks)
                 return
         raise InvalidRequest("file: the form has no such part")
 
@@ -113,22 +138,24 @@ async def stream_upload_file(
     team_id: CallerTeam,
     services: ServicesDependency,
     path: str | None = None,
+    raw_path: str | None = None,
+    user: str | None = None,
+    mode: str | None = None,
 ) -> None:
-    """Write a file of any size: `path` comes before `file`, or as a query parameter."""
+    """Write a file of any size: all else comes before `file`, or as query parameters.
+
+    The fields are those of `/files/write`.
+    """
     async with services.guests.using(team_id, id) as guest:
-        if path is not None:
-            checked_path(path)
         form = FormStream(request)
+        fields = _Fields(path=path, raw_path=raw_path, user=user, mode=mode)
         while (name := await form.next_part()) is not None:
-            if name == "path":
-                given = checked_path(await form.text())
-                if path is not None and given != path:
-                    raise InvalidRequest("path: the form and the query name different files")
-                path = given
+            if name in _FIELDS:
+                fields.take(name, await form.text())
             elif name == "file":
-                if path is None:
+                if fields.path is None:
                     raise InvalidRequest("path: must come before file, or as a query parameter")
-                await guest.write_file(path, _last_part(form))
+                await _write(guest, fields, _last_part(form, fields))
                 return
         raise InvalidRequest("file: the form has no such part")
 
@@ -147,7 +174,7 @@ async def download_file(
     body: Annotated[ReadFileRequest, Depends(json_body(ReadFileRequest))],
 ) -> Response:
     """The content of a file."""
-    return _Download(services.guests, team_id, id, body.path)
+    return _Download(services.guests, team_id, id, body.target)
 
 
 @router.post(
@@ -164,7 +191,7 @@ async def stream_download_file(
     body: Annotated[ReadFileRequest, Depends(json_body(ReadFileRequest))],
 ) -> Response:
     """The content of a file of any size."""
-    return _Download(services.guests, team_id, id, body.path)
+    return _Download(services.guests, team_id, id, body.target)
 
 
 @router.post(
@@ -182,7 +209,7 @@ async def list_files(
 ) -> Response:
     """What is in a directory, `depth` levels down."""
     async with services.guests.using(team_id, id) as guest:
-        entries = await guest.list_directory(body.path, body.depth)
+        entries = await guest.list_directory(body.target, body.depth)
     listing = await asyncio.to_thread(_listing, entries)
     return Response(listing, media_type="application/json")
 
@@ -202,7 +229,10 @@ async def make_directory(
 ) -> MakeDirectoryResponse:
     """Make a directory and its parents."""
     async with services.guests.using(team_id, id) as guest:
-        return MakeDirectoryResponse.of(await guest.make_directory(body.path))
+        user = None if body.user is None else checked_user(body.user)
+        mode = None if body.mode is None else mode_of(body.mode)
+        made = await guest.make_directory(body.target, user=user, mode=mode)
+        return MakeDirectoryResponse.of(made)
 
 
 @router.post(
@@ -220,7 +250,7 @@ async def remove_file(
 ) -> None:
     """Remove a file, or a directory with all that is in it."""
     async with services.guests.using(team_id, id) as guest:
-        await guest.remove_path(body.path)
+        await guest.remove_path(body.target)
 
 
 class _Download(Response):
@@ -253,31 +283,73 @@ def _response(content: FileContent) -> StreamingResponse:
     return StreamingResponse(content.chunks, headers=headers, media_type="application/octet-stream")
 
 
-async def _last_part(form: FormStream) -> AsyncIterator[bytes]:
+class _Fields:
+    """What a form and its query say of the file beside its content."""
+
+    def __init__(self, **query: str | None) -> None:
+        self._given: dict[str, str] = {}
+        self._path: str | None = None
+        self._raw_path: str | None = None
+        self.user: str | None = None
+        self.mode: int | None = None
+        for name, text in query.items():
+            if text is not None:
+                self.take(name, text)
+
+    def take(self, name: str, text: str) -> None:
+        """Raises `InvalidRequest` for what is not acceptable or was given differently before."""
+        if self._given.setdefault(name, text) != text:
+            raise InvalidRequest(f"{name}: it was given twice, and differently")
+        match name:
+            case "path":
+                self._path = checked_path(text)
+            case "raw_path":
+                self._raw_path = checked_path(decoded_path(text))
+            case "user":
+                self.user = checked_user(text)
+            case "mode":
+                self.mode = mode_of(text)
+
+    @property
+    def path(self) -> str | None:
+        return self._path if self._raw_path is None else self._raw_path
+
+    def refuse(self, name: str) -> None:
+        """Raise `InvalidRequest` for a part that comes after the file and would mean something."""
+        if name == "file" or name in self._given:
+            raise InvalidRequest(f"{name}: the form has more than one such part")
+        if name in _FIELDS:
+            raise InvalidRequest(f"{name}: must come before file, or as a query parameter")
+
+
+async def _write(guest: Guest, fields: _Fields, chunks: AsyncIterator[bytes]) -> None:
+    assert fields.path is not None
+    await guest.write_file(fields.path, chunks, user=fields.user, mode=fields.mode)
+
+
+async def _last_part(form: FormStream, fields: _Fields) -> AsyncIterator[bytes]:
     """The pieces of the current part; it ends only when the rest of the form is acceptable."""
     async for piece in form.pieces():
         yield piece
     while (name := await form.next_part()) is not None:
-        if name in ("path", "file"):
-            raise InvalidRequest(f"{name}: the form has more than one such part")
+        fields.refuse(name)
 
 
 @asynccontextmanager
-async def _spooled(form: FormStream) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
-    """The path and the pieces of a form whose file comes first: it waits in a nameless file."""
+async def _spooled(form: FormStream, fields: _Fields) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The pieces of a form whose file comes before its path: it waits in a nameless file."""
     spool = await asyncio.to_thread(tempfile.TemporaryFile)
     try:
         await _spool(form, spool.write)
-        path: str | None = None
         while (name := await form.next_part()) is not None:
-            if name == "file" or (name == "path" and path is not None):
-                raise InvalidRequest(f"{name}: the form has more than one such part")
-            if name == "path":
-                path = checked_path(await form.text())
-        if path is None:
+            if name == "file":
+                raise InvalidRequest("file: the form has more than one such part")
+            if name in _FIELDS:
+                fields.take(name, await form.text())
+        if fields.path is None:
             raise InvalidRequest("path: the form has no such part")
         await asyncio.to_thread(spool.seek, 0)
-        yield path, _pieces_of(spool)
+        yield _pieces_of(spool)
     finally:
         await asyncio.to_thread(spool.close)
 

@@ -1,5 +1,7 @@
 """What a team can do inside its running sandboxes: files, commands, terminals."""
 
+import re
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ SPOOLS_PER_TEAM = 16
 PATH_LIMIT = 4096
 """Bytes of a path, as in Linux."""
 
+USER_LIMIT = 256
+"""Characters of a user's name; Linux has 32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guest:
@@ -45,14 +50,17 @@ class Guest:
     def read_file(self, path: str) -> AbstractAsyncContextManager[FileContent]:
         return self.host.read_file(self.id, checked_path(path))
 
-    async def write_file(self, path: str, chunks: AsyncIterator[bytes]) -> None:
-        await self.host.write_file(self.id, checked_path(path), chunks)
+    async def write_file(
+        self, path: str, chunks: AsyncIterator[bytes], *, user: str | None, mode: int | None
+    ) -> None:
+        path = checked_path(path)
+        await self.host.write_file(self.id, path, chunks, user=user, mode=mode)
 
     async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
         return await self.host.list_directory(self.id, checked_path(path), depth)
 
-    async def make_directory(self, path: str) -> FileEntry:
-        return await self.host.make_directory(self.id, checked_path(path))
+    async def make_directory(self, path: str, *, user: str | None, mode: int | None) -> FileEntry:
+        return await self.host.make_directory(self.id, checked_path(path), user=user, mode=mode)
 
     async def remove_path(self, path: str) -> None:
         await self.host.remove_path(self.id, checked_path(path))
@@ -198,6 +206,28 @@ def checked_path(path: str) -> str:
     if len(path.encode("utf-8", "surrogateescape")) > PATH_LIMIT:
         raise InvalidRequest(f"path: must not be longer than {PATH_LIMIT} bytes")
     return path
+
+
+def decoded_path(raw_path: str) -> str:
+    """A path from base64 of its bytes, those that are no UTF-8 escaped; raises `InvalidRequest`."""
+    try:
+        return b64decode(raw_path, validate=True).decode("utf-8", "surrogateescape")
+    except ValueError as error:
+        raise InvalidRequest("raw_path: must be base64 of the path's bytes") from error
+
+
+def checked_user(name: str) -> str:
+    """`name` when a guest can have such a user; raises `InvalidRequest`."""
+    if not name or not name.isprintable() or len(name) > USER_LIMIT:
+        raise InvalidRequest("user: must be the name of a user in the sandbox")
+    return name
+
+
+def mode_of(text: str) -> int:
+    """The permission bits that octal digits stand for; raises `InvalidRequest`."""
+    if not re.fullmatch("[0-7]{3,4}", text):
+        raise InvalidRequest("mode: must be 3 or 4 octal digits, such as 755 or 0644")
+    return int(text, 8)
 
 
 def process_of(text: str) -> ProcessRef:

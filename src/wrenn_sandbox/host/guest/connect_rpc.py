@@ -33,8 +33,28 @@ class RpcError(AgentError):
         self.rpc_code = rpc_code
 
 
+_CODES: Final = {
+    400: "invalid_argument",
+    401: "unauthenticated",
+    403: "permission_denied",
+    404: "not_found",
+    409: "already_exists",
+    412: "failed_precondition",
+    429: "resource_exhausted",
+}
+"""What the statuses of plain routes mean, in Connect's words."""
+
+
 class _Error(msgspec.Struct):
     code: str = "unknown"
+    message: str = ""
+
+
+class _PlainError(msgspec.Struct):
+    """RPC errors have a word for their code; those of plain routes repeat the status, or have
+    the word too where the agent is an older one."""
+
+    code: str | int = "unknown"
     message: str = ""
 
 
@@ -89,9 +109,10 @@ def _finish(message: bytes) -> None:
 
 
 def unary_error(status: int, body: bytes) -> RpcError:
-    """The error of an unary call that was answered with an HTTP status above 299."""
+    """The error of a call, RPC or plain, that was answered with an HTTP status above 299."""
     try:
-        error = msgspec.json.decode(body, type=_Error)
+        error = msgspec.json.decode(body, type=_PlainError)
     except MALFORMED:
-        error = _Error(code="unknown", message=f"The sandbox answered with status {status}.")
-    return RpcError(error.code[:64], words(error.message))
+        error = _PlainError(message=f"The sandbox answered with status {status}.")
+    code = error.code if isinstance(error.code, str) else _CODES.get(status, "unknown")
+    return RpcError(code[:64], words(error.message))

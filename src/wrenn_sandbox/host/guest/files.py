@@ -25,6 +25,8 @@ _SIZE_DIGITS = 18
 _ANSWER_BYTES = 64 * 1024
 _ENTRIES = 20_000
 """As many as the agent lists."""
+_LINK_MODE = 0o777
+"""Of every symlink; its agent says its target's."""
 _ASIDE_BYTES = 64 * 1024
 """An answer above this is taken apart in a thread."""
 
@@ -40,6 +42,7 @@ class _Entry(msgspec.Struct, rename="camel"):
     group: str
     modified_time: Annotated[datetime, msgspec.Meta(tz=True)]
     symlink_target: str | None = None
+    link_target: str | None = None
     raw_path: str | None = None
 
     def plain(self) -> FileEntry:
@@ -51,12 +54,12 @@ class _Entry(msgspec.Struct, rename="camel"):
             path=self.path,
             type=kind if self.symlink_target is None else FileType.SYMLINK,
             size=_size(self.size),
-            mode=self.mode,
+            mode=self.mode if self.symlink_target is None else _LINK_MODE,
             permissions=self.permissions,
             owner=self.owner,
             group=self.group,
             modified_at=self.modified_time,
-            symlink_target=self.symlink_target,
+            symlink_target=self.link_target or self.symlink_target,
             raw_path=self.raw_path,
         )
 
@@ -65,7 +68,14 @@ class _Entries(msgspec.Struct):
     entries: list[_Entry] = []
 
 
-class _OneEntry(msgspec.Struct):
+class _Written(msgspec.Struct):
+    """A file that was uploaded; an agent says back what it was asked to give it."""
+
+    owner: str | None = None
+    mode: Mode | None = None
+
+
+class _Made(_Written, kw_only=True):
     entry: _Entry
 
 
@@ -86,25 +96,48 @@ class GuestFiles:
             size = None if length is None else _size(length)
             yield FileContent(size, connection.chunks())
 
-    async def write(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+    async def write(
+        self,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> None:
         headers = {"Content-Type": "application/octet-stream", **self._client.credentials()}
+        target = _target(path)
+        if user is not None:
+            target += "&owner=" + quote(user, safe="")
+        if mode is not None:
+            target += f"&mode={mode:04o}"
         async with self._client.connection() as connection:
-            await connection.upload("POST", _target(path), headers, chunks)
+            await connection.upload("POST", target, headers, chunks)
             body = await connection.body(_ANSWER_BYTES)
             if connection.status != 200:
                 raise refusal(unary_error(connection.status, body), connection.status)
+        if user is not None or mode is not None:
+            for written in _decode(body, list[_Written]):
+                _require_heard(written, user, mode)
 
     async def list(self, path: str, depth: int) -> list[FileEntry]:
-        answer = await self._call("ListDir", {"path": path, "depth": depth}, BODY_LIMIT)
+        answer = await self._call("ListDir", {**_named(path), "depth": depth}, BODY_LIMIT)
         if len(answer) < _ASIDE_BYTES:
             return _listing(answer)
         return await asyncio.to_thread(_listing, answer)
 
-    async def make_directory(self, path: str) -> FileEntry:
-        return _decode(await self._call("MakeDir", {"path": path}), _OneEntry).entry.plain()
+    async def make_directory(
+        self, path: str, user: str | None = None, mode: int | None = None
+    ) -> FileEntry:
+        message = _named(path)
+        if user is not None:
+            message["owner"] = user
+        if mode is not None:
+            message["mode"] = f"{mode:04o}"
+        made = _decode(await self._call("MakeDir", message), _Made)
+        _require_heard(made, user, mode)
+        return made.entry.plain()
 
     async def remove(self, path: str) -> None:
-        await self._call("Remove", {"path": path})
+        await self._call("Remove", {**_named(path), "mustExist": True})
 
     async def _call(
         self, method: str, message: dict[str, object], limit: int = _ANSWER_BYTES
@@ -119,6 +152,23 @@ class GuestFiles:
 
 def _target(path: str) -> str:
     return "/files?path=" + quote(path, safe="/", errors="surrogateescape")
+
+
+def _named(path: str) -> dict[str, object]:
+    """The field of a message that names this path; JSON knows UTF-8 alone."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return {"rawPath": path.encode("utf-8", "surrogateescape")}
+    return {"path": path}
+
+
+def _require_heard(written: _Written, user: str | None, mode: int | None) -> None:
+    """An agent that continues from before these fields does what it is asked without them."""
+    if (written.owner, written.mode) != (user, mode):
+        raise AgentError(
+            "The sandbox is older than these fields: it was done, without user and mode."
+        )
 
 
 def _listing(answer: bytes) -> list[FileEntry]:

@@ -1,12 +1,19 @@
 """What a guest says of its files and processes is checked before anybody sees it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
 from unit.host.guest.test_hostile import chunk, exec_in, frame, guest, says
-from wrenn_sandbox.errors import AgentError, WrennError
+from wrenn_sandbox.errors import (
+    AgentError,
+    Conflict,
+    InvalidRequest,
+    NoSpace,
+    NotInGuest,
+    WrennError,
+)
 from wrenn_sandbox.host.guest.files import GuestFiles
 from wrenn_sandbox.host.guest.plain import MESSAGE_LIMIT, words
 
@@ -72,6 +79,62 @@ async def test_more_entries_than_an_agent_lists() -> None:
     async with guest(says(_answer({"entries": entries}))) as client:
         with pytest.raises(AgentError, match="too long"):
             await GuestFiles(client).list("/d", 1)
+
+
+@pytest.mark.parametrize("code", [404, "not_found"])
+async def test_codes_of_plain_routes_are_numbers_or_words(code: int | str) -> None:
+    refused = _answer({"code": code, "message": "no such file"}, "404 Not Found")
+    async with guest(says(refused)) as client:
+        with pytest.raises(NotInGuest, match="no such file"):
+            async with GuestFiles(client).read("/x"):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("400 Bad Request", InvalidRequest),
+        ("403 Forbidden", InvalidRequest),
+        ("412 Precondition Failed", Conflict),
+        ("507 Insufficient Storage", NoSpace),
+        ("401 Unauthorized", AgentError),
+        ("500 Internal Server Error", AgentError),
+    ],
+)
+async def test_what_statuses_of_plain_routes_mean(status: str, kind: type[WrennError]) -> None:
+    refused = _answer({"code": int(status[:3]), "message": "why"}, status)
+    async with guest(says(refused)) as client:
+        with pytest.raises(WrennError) as caught:
+            await GuestFiles(client).write("/x", _chunks())
+    assert type(caught.value) is kind or (kind is AgentError and isinstance(caught.value, kind))
+    assert str(caught.value) == "why"
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    yield b"x"
+
+
+async def test_an_agent_that_did_not_hear_of_user_and_mode() -> None:
+    """A sandbox that was stored before them continues with the agent that it had."""
+    written = [{"path": "/x", "name": "x", "type": "file"}]
+    async with guest(says(_answer(written))) as client:
+        with pytest.raises(AgentError, match="older"):
+            await GuestFiles(client).write("/x", _chunks(), user="nobody", mode=0o755)
+    async with guest(says(_answer({"entry": _ENTRY}))) as client:
+        with pytest.raises(AgentError, match="older"):
+            await GuestFiles(client).make_directory("/d/a", mode=0o700)
+    heard = [{**written[0], "owner": "nobody", "mode": 0o755}]
+    async with guest(says(_answer(heard))) as client:
+        await GuestFiles(client).write("/x", _chunks(), user="nobody", mode=0o755)
+
+
+async def test_links_say_what_they_hold() -> None:
+    link = {"symlinkTarget": "/d/end", "linkTarget": "../end", "mode": 0o640}
+    for change, target in ((link, "../end"), ({"symlinkTarget": "old"}, "old")):
+        answer = _answer({"entries": [{**_ENTRY, **change}]})
+        async with guest(says(answer)) as client:
+            (entry,) = await GuestFiles(client).list("/d", 1)
+        assert (entry.symlink_target, entry.mode) == (target, 0o777)
 
 
 async def _started(pid: object) -> None:

@@ -1,37 +1,57 @@
 """Files of a sandbox: `/v1/sandboxes/{id}/files`."""
 
-from datetime import datetime
+import math
 from typing import Annotated, Self
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
+from wrenn_sandbox.control.service.guests import decoded_path
 from wrenn_sandbox.wire import messages
 from wrenn_sandbox.wire.messages import FileType
 
-from .fields import Integer, NullableText, Request, Response
+from .fields import Integer, NullableText, OptionalArgument, Request, Response
 
 
-class ReadFileRequest(Request):
-    path: str
+class _PathRequest(Request):
+    """`raw_path`, base64 of a path's bytes, counts instead of `path`, which may be missing then."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["path"]})
+
+    path: Annotated[str, Field(default_factory=str)]
+    raw_path: OptionalArgument = None
+
+    @property
+    def target(self) -> str:
+        """The path that is meant, bytes that are no UTF-8 escaped; raises `InvalidRequest`."""
+        return self.path if self.raw_path is None else decoded_path(self.raw_path)
 
 
-class ListFilesRequest(Request):
-    """`depth` levels of directories are shown."""
+class ReadFileRequest(_PathRequest):
+    pass
 
-    path: str
+
+class ListFilesRequest(_PathRequest):
+    """`depth` levels of directories are shown, each right before what is in it."""
+
     depth: Annotated[Integer, Field(ge=1, le=64)] = 1
 
 
-class MakeDirectoryRequest(Request):
-    path: str
+class MakeDirectoryRequest(_PathRequest):
+    """What is made belongs to `user` (root). `mode`, octal digits, is the directory's own."""
+
+    user: OptionalArgument = None
+    mode: OptionalArgument = None
 
 
-class RemoveFileRequest(Request):
-    path: str
+class RemoveFileRequest(_PathRequest):
+    pass
 
 
 class FileEntry(Response):
-    """A symlink is described itself. `raw_path` is base64 of a path that is no UTF-8."""
+    """A symlink is described itself. `raw_path` is base64 of a path that is no UTF-8.
+
+    `modified_at` is in seconds since 1970.
+    """
 
     name: str
     path: str
@@ -43,7 +63,7 @@ class FileEntry(Response):
     permissions: str
     owner: str
     group: str
-    modified_at: datetime
+    modified_at: int
     symlink_target: NullableText = None
     raw_path: NullableText = None
 
@@ -58,7 +78,7 @@ class FileEntry(Response):
             permissions=entry.permissions,
             owner=entry.owner,
             group=entry.group,
-            modified_at=entry.modified_at,
+            modified_at=math.floor(entry.modified_at.timestamp()),
             symlink_target=entry.symlink_target,
             raw_path=entry.raw_path,
         )
