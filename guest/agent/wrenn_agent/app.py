@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
     _open_standard_files()
     os.umask(0o022)
     os.chdir("/")
+    loop = Loop()
     machine: Machine | None = None
     groups: CommandGroups | None = None
     if options.vm:
@@ -59,11 +60,10 @@ def main(arguments: list[str]) -> int:
         from . import pid1
 
         groups = pid1.set_up()
-        machine = machine_module.Machine(groups)
+        machine = machine_module.Machine(loop, groups)
     else:
         become_subreaper()
         _raise_open_files()
-    loop = Loop()
     processes = Processes(loop, Spawner(guard_memory=options.vm, groups=groups))
     _handle_signals(loop, processes, stoppable=not options.vm)
     server = _build_server(loop, processes, options, machine, groups)

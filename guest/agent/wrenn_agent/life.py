@@ -89,6 +89,8 @@ class Life:
         if identity.workdir is not None:
             self._environment.workdir = identity.workdir
         await exchange.reply(204)
+        if self._machine is not None:  # nothing else has its turn before that
+            await self._machine.write_names(identity.hostname, identity.machine_id)
 
 
 def _take_over(machine: Machine, identity: Identity) -> None:
@@ -99,8 +101,6 @@ def _take_over(machine: Machine, identity: Identity) -> None:
             machine.add_entropy(identity.entropy)
         if identity.hostname is not None:
             machine.set_hostname(identity.hostname)
-        if identity.machine_id is not None:
-            machine.set_machine_id(identity.machine_id)
         if identity.limits is not None:
             machine.limit_commands(*identity.limits)
     except OSError as error:

@@ -7,9 +7,13 @@ import os
 import socket
 import struct
 import time
+from contextlib import suppress
 
+from .etc import Etc
+from .loop import Loop
 from .syscalls import MS_BIND, mount
 from .timestamps import SECOND
+from .users import ROOT, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,16 +22,18 @@ if TYPE_CHECKING:
 _STEP_WHEN_BEHIND = 50_000_000
 _STEP_WHEN_AHEAD = 5 * SECOND
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+_ETC = "/etc"
 _MACHINE_ID, _OWN_MACHINE_ID = "/etc/machine-id", "/run/machine-id"
 
 
 class Machine:
-    """This VM. `/run/machine-id` is mounted over the file of the image, which stays untouched."""
+    """This VM."""
 
-    def __init__(self, groups: CommandGroups | None) -> None:
+    def __init__(self, loop: Loop, groups: CommandGroups | None) -> None:
         self._groups = groups
         self._random = os.open("/dev/urandom", os.O_WRONLY)
-        self._machine_id_mounted = False
+        self._etc = Etc(loop, _ETC, User(ROOT, 0, 0, [], "/root", "/bin/sh"))
+        self._machine_id: str | None = None
 
     def set_clock(self, now: int) -> None:
         """Step the wall clock to `now` (ns since 1970) if it is clearly behind or far ahead."""
@@ -50,12 +56,23 @@ class Machine:
         """Set the kernel's host name."""
         socket.sethostname(name)
 
-    def set_machine_id(self, machine_id: str) -> None:
-        """Give this life its own /etc/machine-id."""
+    async def write_names(self, hostname: str | None, machine_id: str | None) -> None:
+        """Make the files of /etc agree with the host name, and with a new machine id.
+
+        A file that a program replaced is left to it as long as the id stays the same. Nothing
+        is raised: a root file system that takes no such files is no reason not to run.
+        """
+        if hostname is not None:
+            await self._etc.set_hostname(hostname)
+        if machine_id is not None and machine_id != self._machine_id:
+            self._machine_id = machine_id
+            if not await self._etc.set_machine_id(machine_id):
+                _mount_machine_id(machine_id)
+
+
+def _mount_machine_id(machine_id: str) -> None:
+    """Put a file in memory over one that cannot be written, such as that of a read-only root."""
+    with suppress(OSError):
         with open(_OWN_MACHINE_ID, "w", encoding="ascii") as file:
             file.write(machine_id + "\n")
-        if not self._machine_id_mounted:
-            if not os.path.exists(_MACHINE_ID):
-                open(_MACHINE_ID, "w").close()
-            mount(_OWN_MACHINE_ID, _MACHINE_ID, "", MS_BIND, "")
-            self._machine_id_mounted = True
+        mount(_OWN_MACHINE_ID, _MACHINE_ID, "", MS_BIND, "")

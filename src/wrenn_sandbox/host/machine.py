@@ -6,6 +6,7 @@ or to reclaim.
 """
 
 import asyncio
+import hashlib
 import os
 import shutil
 import time
@@ -313,7 +314,7 @@ class Machine:
             timestamp=self._parts.clock().isoformat(),
             entropy=encoded_entropy(random(ENTROPY_BYTES)),
             hostname=hostname,
-            machine_id=random(16).hex(),
+            machine_id=_machine_id_of(hostname),
             generation=random(8).hex(),
             limits=Limits(
                 processes=self._parts.settings.guest_processes,
@@ -364,6 +365,11 @@ class Machine:
         if watcher is not None and watcher is not asyncio.current_task():
             watcher.cancel()
             await asyncio.wait([watcher])
+
+
+def _machine_id_of(hostname: str) -> str:
+    """Its machine id: a sandbox keeps its own over all its machines, and no other one has it."""
+    return hashlib.sha256(f"machine-id {hostname}".encode()).hexdigest()[:32]
 
 
 async def _until_healthy(client: GuestClient) -> None:
