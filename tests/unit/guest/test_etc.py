@@ -136,6 +136,38 @@ def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+def test_files_that_are_more_than_plain(tmp_path: Path) -> None:
+    hosts, hostname = tmp_path / "hosts", tmp_path / "hostname"
+    for path in (hosts, hostname):
+        path.write_text("old\n")
+    os.setxattr(hosts, "user.note", b"mine")
+    (tmp_path / "second").hardlink_to(hostname)
+    (tmp_path / ".wrenn-upload-machine-id").write_text("what a crash left")
+    (tmp_path / "machine-id").write_text("")
+    name(tmp_path, "sb-one")
+    assert identify(tmp_path, "a" * 32)
+    assert os.getxattr(hosts, "user.note") == b"mine"
+    assert hosts.read_bytes() == b"old\n" + OURS
+    assert (tmp_path / "second").read_text() == hostname.read_text() == "sb-one\n"
+    assert (tmp_path / "machine-id").read_text() == "a" * 32 + "\n"
+
+
+def test_what_changed_meanwhile_is_seen(tmp_path: Path) -> None:
+    etc = etc_of(tmp_path)
+    for text in ("", "1.2.3.4 other\n", "1.2.3.5 other\n"):
+        (tmp_path / "hosts").write_text(text)
+        finish(etc.set_hostname("sb-one"))
+        assert (tmp_path / "hosts").read_bytes().endswith(OURS)
+    (tmp_path / "hostname").unlink()
+    (tmp_path / "hostname").symlink_to("missing/too")
+    (tmp_path / "missing").touch()
+    for _ in range(2):
+        finish(etc.set_hostname("sb-one"))
+    (tmp_path / "missing").unlink()
+    finish(etc.set_hostname("sb-one"))
+    assert (tmp_path / "hostname").read_text() == "sb-one\n"
+
+
 def test_a_machine_id_is_a_file_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "machine-id"
     path.write_text("")
