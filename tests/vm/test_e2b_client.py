@@ -279,10 +279,11 @@ def test_write_files(sandbox: Sandbox, home: str) -> None:
 
 
 def test_files_of_a_user(sandbox: Sandbox, home: str) -> None:
-    sandbox.commands.run("chmod 755 /root")
-    sandbox.files.write(f"{home}/f", "x", user="nobody", metadata={"origin": "here"})
-    info = sandbox.files.get_info(f"{home}/f")
-    assert info.owner == "nobody"
+    sandbox.files.write(f"{home}/new/f", "x", user="nobody", metadata={"origin": "here"})
+    info = sandbox.files.get_info(f"{home}/new/f")
+    assert info.owner == sandbox.files.get_info(f"{home}/new").owner == "nobody"
+    with pytest.raises(AuthenticationException, match="stranger"):
+        sandbox.files.write(f"{home}/f", "x", user="stranger")
     assert info.metadata == {"origin": "here"}
 
 
@@ -319,6 +320,7 @@ def test_make_rename_remove(sandbox: Sandbox, home: str) -> None:
 def test_files_that_are_not_there(sandbox: Sandbox, home: str) -> None:
     missing = f"{home}/missing"
     assert not sandbox.files.exists(missing)
+    sandbox.files.remove(missing)
     for call in (
         lambda: sandbox.files.read(missing),
         lambda: sandbox.files.get_info(missing),
@@ -354,6 +356,18 @@ def test_watch(sandbox: Sandbox, home: str) -> None:
     handle.stop()
     with pytest.raises(SandboxException):
         handle.get_new_events()
+
+
+def test_watch_a_new_file_with_its_entry(sandbox: Sandbox, home: str) -> None:
+    handle = sandbox.files.watch_dir(home, include_entry=True)
+    sandbox.files.write(f"{home}/f", "12345")
+    kinds = (FilesystemEventType.CREATE, FilesystemEventType.CHMOD, FilesystemEventType.WRITE)
+    events = _events_until(handle, lambda seen: len(seen) >= len(kinds))
+    assert tuple(each.type for each in events) == kinds
+    for each in events:
+        assert each.entry is not None
+        assert (each.entry.path, each.entry.size) == (f"{home}/f", 5)
+    handle.stop()
 
 
 def test_a_terminal(sandbox: Sandbox) -> None:
