@@ -75,7 +75,7 @@ class AtomicFile:
             _write_all(self._fd, data)
             if self._temporary is None and os.fstat(self._fd).st_size > _HELD_LIMIT:
                 raise FailedPrecondition(
-                    f"{self._path}: nothing can be made beside it, so it takes {_HELD_LIMIT} bytes"
+                    f"{self._path}: nothing can be made beside it, so {_HELD_LIMIT} bytes is all"
                 )
         except OSError as error:
             raise self._told(error) from error
