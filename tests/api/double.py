@@ -161,10 +161,15 @@ class HostDouble(GuestDouble):
         self.phases[sandbox_id] = Phase.PAUSED
 
     async def resume(
-        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        network: Egress,
+        *,
+        memory: bool = True,
     ) -> Placement:
         self._require(sandbox_id, Phase.PAUSED)
-        await self._enter("resume", sandbox_id)
+        await self._enter("resume" if memory else "reboot", sandbox_id)
         self._require(sandbox_id, Phase.PAUSED)
         self.phases[sandbox_id] = Phase.RUNNING
         self.networks[sandbox_id] = network

@@ -132,10 +132,19 @@ def pause(ids: Ids, json: Json = False) -> None:
 
 
 @app.command("resume")
-def resume(ids: Ids, json: Json = False) -> None:
+def resume(
+    ids: Ids,
+    reboot: Annotated[
+        bool,
+        typer.Option(
+            "--reboot", help="Start from the disk: files are kept, processes and memory are gone."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Continue paused sandboxes where they were."""
     with open_client() as client:
-        _tell([client.sandboxes.resume(each) for each in ids], json)
+        _tell([client.sandboxes.resume(each, memory=not reboot) for each in ids], json)
 
 
 def _tell(infos: list[SandboxInfo], json: bool) -> None:

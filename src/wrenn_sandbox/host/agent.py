@@ -29,8 +29,9 @@ from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.takeover import TakeOver
-from wrenn_sandbox.host.variants import Variants
-from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_random
+from wrenn_sandbox.host.variants import MOST_BOOTED_MB, Variants
+from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_image_id, new_random
+from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
@@ -230,7 +231,12 @@ class HostAgent(GuestCalls, ImageCalls):
         await sandbox.pause()
 
     async def resume(
-        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        network: Egress,
+        *,
+        memory: bool = True,
     ) -> Placement:
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.RUNNING:
@@ -238,8 +244,18 @@ class HostAgent(GuestCalls, ImageCalls):
         policy = network.policy()
         await self._admission.reserve(sandbox_id, operation_id, sandbox.memory_mb)
         return await self._once(
-            sandbox_id, operation_id, lambda: sandbox.resume(operation_id, policy)
+            sandbox_id, operation_id, lambda: self._resume(sandbox, operation_id, policy, memory)
         )
+
+    async def _resume(
+        self, sandbox: Sandbox, operation_id: OperationId, policy: NetworkPolicy, memory: bool
+    ) -> Placement:
+        if not memory:
+            await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))
+            image_id = new_image_id(self._parts.random)
+            async with self._collection.sparing(image_id):
+                await sandbox.reboot(image_id)
+        return await sandbox.resume(operation_id, policy)
 
     async def set_network(
         self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress

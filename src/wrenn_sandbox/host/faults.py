@@ -32,6 +32,22 @@ PAUSE: Final = (
     "pause.committed",
     "pause.released",
 )
+REBOOT: Final = (
+    "reboot.checked",
+    "machine.slot",
+    "machine.directory",
+    "machine.spawned",
+    "machine.noted",
+    "reboot.booted",
+    "machine.stopped",
+    "machine.saved",
+    "reboot.stored",
+    "reboot.published",
+    "pause.manifest",
+    "pause.renamed",
+    "reboot.committed",
+    "reboot.done",
+)
 SNAPSHOT: Final = (
     "machine.stopped",
     "snapshot.stored",
@@ -44,7 +60,9 @@ SNAPSHOT: Final = (
 MERGE: Final = ("merge.published", "pause.manifest", "pause.renamed", "merge.switched")
 COLLAPSE: Final = ("collapse.made", "collapse.replaced", "collapse.noted", "collapse.done")
 DESTROY: Final = ("destroy.released", "destroy.done")
-POINTS: Final = frozenset({*CREATE, *RESUME, *PAUSE, *SNAPSHOT, *MERGE, *COLLAPSE, *DESTROY})
+POINTS: Final = frozenset(
+    {*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *DESTROY}
+)
 
 _armed = ""
 

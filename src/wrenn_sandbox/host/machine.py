@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -94,15 +95,24 @@ class Machine:
         return None if policy is None else Egress.of(policy)
 
     @classmethod
-    async def boot(cls, parts: Parts, origin: Origin, record: str) -> Self:
+    async def boot(
+        cls,
+        parts: Parts,
+        origin: Origin,
+        record: str,
+        before: Callable[[Slot], None] | None = None,
+    ) -> Self:
         """Boot a machine whose memory is in the file `record` of its directory.
 
-        Raises OSError and `HostFailure`; nothing is left then.
+        `before` as in `spawn`. Raises OSError and `HostFailure`; nothing is left then.
         """
         async with AsyncExitStack() as undo:
             machine = await cls._prepared(parts, origin, undo)
+            if before is not None:
+                await asyncio.to_thread(before, machine.spec.slot)
             memory = machine.spec.files.directory / record
             process = await parts.driver.boot(machine.spec, record=memory)
+            faults.reach("machine.spawned")
             machine._begin(process, undo)
         return machine
 
@@ -158,6 +168,8 @@ class Machine:
             layers=origin.layers,
         )
         spec = await asyncio.to_thread(spec_of, parts, record)
+        memory = None if origin.snapshot is None else spec.memory
+        spec = replace(spec, memory=memory, disks=(*spec.disks, *origin.stored_disks))
         machine = cls(parts, record, spec, origin.token)
         undo.callback(machine._forget)
         await asyncio.to_thread(machine._make_directory, origin)
@@ -288,12 +300,16 @@ class Machine:
         await self._parts.driver.unpause(self.process, self._spec)
         self._client = self._new_client(self._token)
 
-    async def release(self) -> None:
-        """End the machine and free all it has; safe to repeat."""
+    async def end(self) -> None:
+        """End the machine; its files stay until `release`. Safe to repeat."""
         await self._stop_watching()
         self._drop_client()
         if self._record.process is not None:
             await self._parts.driver.kill(self._record.process)
+
+    async def release(self) -> None:
+        """End the machine and free all it has; safe to repeat."""
+        await self.end()
         self._parts.slots.release(self._spec.slot)
         await asyncio.to_thread(self._forget)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wrenn_sandbox.host import stored
 from wrenn_sandbox.host.images import manifest as form
+from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.memory import diff, sparse
 from wrenn_sandbox.host.origin import Parts
@@ -30,25 +31,27 @@ def make(
         _clone(store.memory(base), memory, check)
         diff.merge(pages, memory, check)
         check()
-        files = {form.MEMORY: form.describe(memory)}
+        private = describe(made, base, manifest.machine, image_id)
         check()
-        return store.publish(
-            made,
-            Manifest(
-                image_id=image_id,
-                created_at=form.now(),
-                name=base.name,
-                recipe_sha256=base.recipe_sha256,
-                files=files,
-                kernel_args=base.kernel_args,
-                vcpus=base.vcpus,
-                memory_mb=base.memory_mb,
-                disk_mb=base.disk_mb,
-                base_image_id=base.base_image_id if base.private else base.image_id,
-                private=True,
-                machine=manifest.machine,
-            ),
-        )
+        return store.publish(made, private)
+
+
+def describe(made: Path, base: Manifest, machine: Hardware, image_id: ImageId) -> Manifest:
+    """The manifest of a private image whose memory is in `made`, instead of that of `base`."""
+    return Manifest(
+        image_id=image_id,
+        created_at=form.now(),
+        name=base.name,
+        recipe_sha256=base.recipe_sha256,
+        files={form.MEMORY: form.describe(made / form.MEMORY)},
+        kernel_args=base.kernel_args,
+        vcpus=base.vcpus,
+        memory_mb=base.memory_mb,
+        disk_mb=base.disk_mb,
+        base_image_id=base.base_image_id if base.private else base.image_id,
+        private=True,
+        machine=machine,
+    )
 
 
 def _clone(source: Path, target: Path, check: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -37,8 +37,9 @@ class Parts:
 class Origin:
     """What a machine continues: an image's own snapshot, a stored one over it, or nothing.
 
-    `disk` and its format are what the machine's disk layer builds on; `token` is what the guest's
-    agent expects, if anything; memory is in MiB.
+    `disk` and its format are what the machine's disk layer builds on, `stored_disks` what that
+    builds on besides the disks of images; `token` is what the guest's agent expects, if anything;
+    memory is in MiB.
     """
 
     image: Manifest
@@ -47,6 +48,7 @@ class Origin:
     disk: Path
     disk_format: str
     snapshot: Snapshot | None = None
+    stored_disks: tuple[Path, ...] = ()
     token: str | None = None
     generation: int = 0
     layers: tuple[int, ...] = ()
@@ -69,18 +71,23 @@ def stored_origin(paths: Paths, manifest: StoredSandbox, image: Manifest) -> Ori
     """What a machine that continues a stored one, whose memory is over `image`, starts from."""
     directory = paths.generation(manifest.sandbox_id, manifest.generation)
     layers = (*manifest.layers, manifest.generation)
-    disks = stored.disks(paths, manifest.sandbox_id, layers)
     return Origin(
         image=image,
         vcpus=manifest.machine.vcpus,
         memory_mb=manifest.machine.memory_mb,
         disk=directory / form.DISK,
         disk_format="qcow2",
-        snapshot=Snapshot(directory / form.VMSTATE, directory, disks),
+        snapshot=Snapshot(directory / form.VMSTATE, directory),
+        stored_disks=stored.disks(paths, manifest.sandbox_id, layers),
         token=manifest.token,
         generation=manifest.generation,
         layers=layers,
     )
+
+
+def without_memory(origin: Origin) -> Origin:
+    """The same machine, started from its disk: what was in its memory is gone."""
+    return replace(origin, snapshot=None, token=None)
 
 
 def spec_of(parts: Parts, record: Record) -> MachineSpec:

@@ -5,24 +5,34 @@ cancels whatever is under way. What is acknowledged is on disk first.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
+import msgspec
 import structlog
 
-from wrenn_sandbox.errors import Conflict, IncompatibleImage, NotFound, WrennError
-from wrenn_sandbox.host import faults, fitness, snapshots, stored
+from wrenn_sandbox.errors import (
+    AgentError,
+    Conflict,
+    HostFailure,
+    IncompatibleImage,
+    NotFound,
+    WrennError,
+)
+from wrenn_sandbox.host import faults, fitness, merging, snapshots, stored
 from wrenn_sandbox.host.disk.growth import Layers
 from wrenn_sandbox.host.disk_use import Holding
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.images.staging import take
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.operations import to_the_end, translated
-from wrenn_sandbox.host.origin import Origin, Parts, origin_of, stored_origin
+from wrenn_sandbox.host.origin import Origin, Parts, origin_of, stored_origin, without_memory
 from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
@@ -30,6 +40,15 @@ from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Phase, Placement
 
 _log = structlog.get_logger(__name__)
+
+_WAY_OUT: Final = (
+    "Its files can be had: resume it without memory "
+    '(`wrenn sandbox resume --reboot`, or {"memory": false} in the request); its processes end.'
+)
+_NO_START: Final = (
+    "The sandbox did not start from its disk, whose file system may be damaged; it is stored as it "
+    "was."
+)
 
 
 class Sandbox:
@@ -173,31 +192,103 @@ class Sandbox:
     async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
         async with self._exclusive():
-            manifest = self._stored
-            if self._damage is not None:
-                raise self._damage
-            if manifest is None:
-                raise NotFound("The sandbox is not stored.")
+            manifest, image = await self._sound_disk()
             self.operation_id = operation_id
             paths = self._parts.paths
-            image = await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
-            fitness.require_stored(self._parts, manifest, image)
-            await asyncio.to_thread(stored.check, paths, manifest)
-            layers = await asyncio.to_thread(self.disk_layers, manifest.disk_mb)
-            fitness.require_bounded(self._parts, layers)
-            await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image)
-            faults.reach("resume.checked")
-            origin = stored_origin(paths, manifest, image)
-            share = partial(stored.share_disks, paths, manifest)
-            withdraw = partial(stored.withdraw_disks, paths, self.sandbox_id, origin.layers)
-            async with AsyncExitStack() as undo:
-                undo.push_async_callback(asyncio.to_thread, withdraw)
-                placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
-                undo.pop_all()
+            with _way_out():
+                await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
+                fitness.require_stored(self._parts, manifest, image)
+                await asyncio.to_thread(stored.check_memory, paths, manifest)
+                faults.reach("resume.checked")
+                origin = stored_origin(paths, manifest, image)
+                share = partial(stored.share_disks, paths, manifest)
+                async with AsyncExitStack() as undo:
+                    undo.push_async_callback(asyncio.to_thread, self._withdraw, origin)
+                    placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
+                    undo.pop_all()
             self._stored = None
             await asyncio.to_thread(stored.consume, paths, manifest)
             faults.reach("resume.consumed")
             return placement
+
+    async def _sound_disk(self) -> tuple[StoredSandbox, Manifest]:
+        """What is stored, when a machine may be put on its disk, and the image below."""
+        if self._damage is not None:
+            raise self._damage
+        manifest, parts = self._stored, self._parts
+        if manifest is None:
+            raise NotFound("The sandbox is not stored.")
+        image = await asyncio.to_thread(parts.store.open, manifest.image_id)
+        await asyncio.to_thread(stored.check_disk, parts.paths, manifest)
+        layers = await asyncio.to_thread(self.disk_layers, manifest.disk_mb)
+        fitness.require_bounded(parts, layers)
+        await asyncio.to_thread(fitness.require_disks, parts, manifest, image)
+        return manifest, image
+
+    def _withdraw(self, origin: Origin) -> None:
+        stored.withdraw_disks(self._parts.paths, self.sandbox_id, origin.layers)
+
+    async def reboot(self, image_id: ImageId) -> None:
+        """Boot a guest from the stored disk, and store what it is then instead of what it was.
+
+        Processes and all else in memory are gone. `image_id` becomes the private image that holds
+        the new memory. Only the disk has to fit this host. On failure what is stored stays as it
+        is: `HostFailure` where the guest does not start from its disk.
+        """
+        async with self._exclusive():
+            manifest, image = await self._sound_disk()
+            faults.reach("reboot.checked")
+            await self._reboot(manifest, image, image_id)
+            faults.reach("reboot.committed")
+            paths, layers = self._parts.paths, self.layers
+            await asyncio.to_thread(stored.strip, paths, self.sandbox_id, layers)
+            faults.reach("reboot.done")
+
+    async def _reboot(self, manifest: StoredSandbox, image: Manifest, image_id: ImageId) -> None:
+        parts, paths, generation = self._parts, self._parts.paths, manifest.generation + 1
+        origin = without_memory(stored_origin(paths, manifest, image))
+        hardware = fitness.hardware(parts, origin.vcpus, origin.memory_mb, image)
+        share = partial(stored.share_disks, paths, manifest)
+        async with AsyncExitStack() as stack:
+            made = stack.enter_context(parts.store.staging())
+            stack.push_async_callback(
+                asyncio.to_thread, stored.unstage, paths, self.sandbox_id, generation
+            )
+            staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
+            stack.push_async_callback(asyncio.to_thread, self._withdraw, origin)
+            machine = await Machine.boot(parts, origin, form.MEMORY, lambda slot: share(slot.uid))
+            stack.push_async_callback(machine.release)
+            await self._started(machine)
+            faults.reach("reboot.booted")
+            files = await machine.store(staged)
+            faults.reach("reboot.stored")
+            await machine.end()
+            own = machine.spec.files
+            await asyncio.to_thread(take, own.directory / form.MEMORY, made / form.MEMORY)
+            files[form.DISK] = await asyncio.to_thread(stored.take_disk, staged, own.overlay)
+            private = await asyncio.to_thread(merging.describe, made, image, hardware, image_id)
+            await asyncio.to_thread(parts.store.publish, made, private)
+            faults.reach("reboot.published")
+            files |= await asyncio.to_thread(stored.no_pages, staged, hardware.memory_mb)
+            new = msgspec.structs.replace(
+                manifest,
+                generation=generation,
+                created_at=parts.clock(),
+                image_id=image_id,
+                machine=hardware,
+                token=machine.record.token,
+                files=files,
+                layers=origin.layers,
+            )
+            await asyncio.to_thread(fitness.require_disks, parts, new, private, staged)
+            await to_the_end(asyncio.to_thread(stored.commit, paths, new))
+            self._stored = new
+
+    async def _started(self, machine: Machine) -> None:
+        try:
+            await machine.greet(self.sandbox_id)
+        except HostFailure as error:
+            raise HostFailure(_NO_START, detail=f"{error.message}\n{error.detail}") from error
 
     async def _launch(
         self,
@@ -393,3 +484,12 @@ class Sandbox:
                     yield
             finally:
                 self._operation = None
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """Name in a failure what else can be done; the disk is sound."""
+    try:
+        yield
+    except AgentError as error:
+        raise type(error)(f"{error.message} {_WAY_OUT}", detail=error.detail) from error

@@ -158,14 +158,11 @@ def refer(paths: Paths, manifest: StoredSandbox, image_id: ImageId) -> StoredSan
     try:
         for name in (VMSTATE, DISK):
             os.link(old / name, staged / name)
-        empty = diff.encode_index([], (manifest.machine.memory_mb << 20) // PAGE)
-        (staged / diff.INDEX).write_bytes(empty)
-        (staged / diff.PAGES).touch()
         new = msgspec.structs.replace(
             manifest,
             generation=generation,
             image_id=image_id,
-            files={**manifest.files, **entries(staged, (diff.INDEX, diff.PAGES))},
+            files={**manifest.files, **no_pages(staged, manifest.machine.memory_mb)},
         )
         commit(paths, new)
     except BaseException:
@@ -173,6 +170,13 @@ def refer(paths: Paths, manifest: StoredSandbox, image_id: ImageId) -> StoredSan
         unstage(paths, manifest.sandbox_id, generation)
         raise
     return new
+
+
+def no_pages(staged: Path, memory_mb: int) -> Mapping[str, FileEntry]:
+    """Write of a guest whose memory is all in its image that no page differs; raises OSError."""
+    (staged / diff.INDEX).write_bytes(diff.encode_index([], (memory_mb << 20) // PAGE))
+    (staged / diff.PAGES).touch()
+    return entries(staged, (diff.INDEX, diff.PAGES))
 
 
 def replace_disk(paths: Paths, sandbox_id: SandboxId, generation: int, disk: Path) -> None:
@@ -226,8 +230,27 @@ def _newest(paths: Paths, sandbox_id: SandboxId) -> StoredSandbox | None:
 
 def check(paths: Paths, manifest: StoredSandbox) -> None:
     """Raise `IncompatibleImage` unless every file is as it was written."""
+    check_memory(paths, manifest)
+    check_disk(paths, manifest)
+
+
+def check_memory(paths: Paths, manifest: StoredSandbox) -> None:
+    """As `check`, of what only a machine that goes on where it was needs."""
+    _check(paths, manifest, manifest.files.keys() - {DISK})
+
+
+def check_disk(paths: Paths, manifest: StoredSandbox) -> None:
+    """As `check`, of the disk and the layers that it builds on."""
+    _check(paths, manifest, {DISK})
+    for generation in manifest.layers:
+        if not (paths.generation(manifest.sandbox_id, generation) / DISK).is_file():
+            raise IncompatibleImage(f"{_DAMAGED}an older disk layer is missing.")
+
+
+def _check(paths: Paths, manifest: StoredSandbox, names: Collection[str]) -> None:
     directory = paths.generation(manifest.sandbox_id, manifest.generation)
-    for name, entry in manifest.files.items():
+    for name in sorted(names):
+        entry = manifest.files[name]
         try:
             found = (directory / name).stat().st_size
         except OSError as error:
@@ -238,9 +261,6 @@ def check(paths: Paths, manifest: StoredSandbox) -> None:
             )
         if entry.sha256 and digest(directory / name) != entry.sha256:
             raise IncompatibleImage(f"{_DAMAGED}{name} has changed.")
-    for generation in manifest.layers:
-        if not (paths.generation(manifest.sandbox_id, generation) / DISK).is_file():
-            raise IncompatibleImage(f"{_DAMAGED}an older disk layer is missing.")
 
 
 def consume(paths: Paths, manifest: StoredSandbox) -> None:
@@ -255,12 +275,19 @@ def consume(paths: Paths, manifest: StoredSandbox) -> None:
 
 def settle(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
     """Behind a sandbox that runs: nothing stored but the disks that its own builds on."""
+    strip(paths, sandbox_id, layers)
+    keep(paths, sandbox_id, layers)
+
+
+def strip(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
+    """Leave of these generations nothing but their disks, which newer ones build on."""
     for generation in layers:
         directory = paths.generation(sandbox_id, generation)
-        for path in directory.iterdir():
-            if path.name != DISK:
-                path.unlink()
-    keep(paths, sandbox_id, layers)
+        if directory.is_dir():
+            (directory / FILE_NAME).unlink(missing_ok=True)
+            for path in directory.iterdir():
+                if path.name != DISK:
+                    path.unlink()
 
 
 def keep(paths: Paths, sandbox_id: SandboxId, generations: Collection[int]) -> None:

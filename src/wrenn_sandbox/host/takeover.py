@@ -107,4 +107,5 @@ class TakeOver:
         self._sandboxes[sandbox_id] = sandbox
         kept = {complete.generation, *complete.layers}
         await asyncio.to_thread(stored.keep, paths, sandbox_id, kept)
+        await asyncio.to_thread(stored.strip, paths, sandbox_id, complete.layers)
         await asyncio.to_thread(stored.withdraw_disks, paths, sandbox_id, kept)

@@ -5,7 +5,6 @@ id follows from what it depends on, so it is found again, and made anew where th
 """
 
 import asyncio
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.compatibility import differences
 from wrenn_sandbox.host.images.manifest import Machine as Hardware
 from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.images.staging import take
 from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.origin import Origin, Parts
@@ -49,8 +49,8 @@ _WARM_UP: Final = (
 """Besides what sandboxes do first: the file system's own work after a boot, some five seconds."""
 _SETTLE_SEC: Final = 1.0
 """For connections to close and timers to run: what is pending, every restored guest does first."""
-_MOST_TOUCHED_MB: Final = 512
-"""More of its memory a guest does not use while it is warmed up (measured: 130 of 512)."""
+MOST_BOOTED_MB: Final = 512
+"""More of its memory a guest that boots does not use (measured: 130 of 512, with the warm-up)."""
 _PREPARATION: Final = "2"
 """Changes with the preparation, so that variants are made anew."""
 
@@ -105,7 +105,7 @@ class Variants:
     async def _make(self, cold: Manifest, hardware: Hardware, image_id: ImageId) -> Manifest:
         store = self._parts.store
         log = _log.bind(template=cold.name, vcpus=hardware.vcpus, memory_mb=hardware.memory_mb)
-        needed_mb = min(hardware.memory_mb, _MOST_TOUCHED_MB)
+        needed_mb = min(hardware.memory_mb, MOST_BOOTED_MB)
         await asyncio.to_thread(capacity.require_disk, self._parts.settings, needed_mb)
         log.info("making a template variant")
         async with AsyncExitStack() as stack:
@@ -122,8 +122,8 @@ class Variants:
             await self._warm_up(machine)
             await machine.store(made)
             files = machine.spec.files
-            await asyncio.to_thread(_move, files.directory / _MEMORY, made / form.MEMORY)
-            await asyncio.to_thread(_move, files.overlay, made / _LAYER)
+            await asyncio.to_thread(take, files.directory / _MEMORY, made / form.MEMORY)
+            await asyncio.to_thread(take, files.overlay, made / _LAYER)
             await machine.release()
             await asyncio.to_thread(_write_disk, made, cold)
             manifest = await asyncio.to_thread(
@@ -173,12 +173,6 @@ def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:
     ]
     facts.append(f"tsc_mhz={round(hardware.tsc_khz / 1000)}")
     return form.derived_id({}, "variant", _PREPARATION, cold.image_id, *facts)
-
-
-def _move(source: Path, target: Path) -> None:
-    source.rename(target)
-    if os.geteuid() == 0:
-        os.chown(target, 0, 0)
 
 
 def _describe(

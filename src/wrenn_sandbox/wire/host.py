@@ -71,12 +71,18 @@ class Host(Protocol):
         ...
 
     async def resume(
-        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        network: Egress,
+        *,
+        memory: bool = True,
     ) -> Placement:
         """Continue a stored machine; on failure it stays stored, untouched.
 
-        `network` holds from its first moment. `NotFound`: not stored here. `NoCapacity`,
-        `HostFailure`, `IncompatibleImage` as in create.
+        Without `memory` it is booted from its disk first: its files are there, its processes are
+        not, and its disk alone has to fit this host. `network` holds from its first moment.
+        `NotFound`: not stored here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
         """
         ...
 

@@ -78,9 +78,13 @@ class AsyncSandboxes:
         """Store it on disk and free everything else. `InvalidState`: it is not running."""
         return await self._api.call("POST", _path(id) + "/pause", SandboxInfo)
 
-    async def resume(self, id: str) -> SandboxInfo:
-        """Continue it where it was. `InvalidState`: it is not paused."""
-        return await self._api.call("POST", _path(id) + "/resume", SandboxInfo)
+    async def resume(self, id: str, *, memory: bool = True) -> SandboxInfo:
+        """Continue it where it was. `InvalidState`: it is not paused.
+
+        Without `memory` it is rebooted: its files are kept, its processes are gone.
+        """
+        body = None if memory else {"memory": False}
+        return await self._api.call("POST", _path(id) + "/resume", SandboxInfo, body)
 
     async def network(self, id: str) -> NetworkPolicy:
         """What it may reach."""
@@ -135,9 +139,9 @@ class AsyncSandbox:
         self.info = await self._sandboxes.pause(self.id)
         return self.info
 
-    async def resume(self) -> SandboxInfo:
-        """Continue it where it was."""
-        self.info = await self._sandboxes.resume(self.id)
+    async def resume(self, *, memory: bool = True) -> SandboxInfo:
+        """Continue it where it was; without `memory` reboot it."""
+        self.info = await self._sandboxes.resume(self.id, memory=memory)
         return self.info
 
     async def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:

@@ -79,9 +79,13 @@ class Sandboxes:
         """Store it on disk and free everything else. `InvalidState`: it is not running."""
         return self._api.call("POST", _path(id) + "/pause", SandboxInfo)
 
-    def resume(self, id: str) -> SandboxInfo:
-        """Continue it where it was. `InvalidState`: it is not paused."""
-        return self._api.call("POST", _path(id) + "/resume", SandboxInfo)
+    def resume(self, id: str, *, memory: bool = True) -> SandboxInfo:
+        """Continue it where it was. `InvalidState`: it is not paused.
+
+        Without `memory` it is rebooted: its files are kept, its processes are gone.
+        """
+        body = None if memory else {"memory": False}
+        return self._api.call("POST", _path(id) + "/resume", SandboxInfo, body)
 
     def network(self, id: str) -> NetworkPolicy:
         """What it may reach."""
@@ -136,9 +140,9 @@ class Sandbox:
         self.info = self._sandboxes.pause(self.id)
         return self.info
 
-    def resume(self) -> SandboxInfo:
-        """Continue it where it was."""
-        self.info = self._sandboxes.resume(self.id)
+    def resume(self, *, memory: bool = True) -> SandboxInfo:
+        """Continue it where it was; without `memory` reboot it."""
+        self.info = self._sandboxes.resume(self.id, memory=memory)
         return self.info
 
     def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:

@@ -82,11 +82,11 @@ def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
     return body
 
 
-def described(model: type[BaseModel]) -> dict[str, object]:
+def described(model: type[BaseModel], *, required: bool = True) -> dict[str, object]:
     """What OpenAPI says of the body; `openapi.py` adds the schema that it refers to."""
     BODIES.add(model)
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 BODIES: set[type[BaseModel]] = set()

@@ -12,7 +12,7 @@ from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas.sandboxes import CreateSandboxRequest, Sandbox
+from .schemas.sandboxes import CreateSandboxRequest, ResumeSandboxRequest, Sandbox
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
@@ -113,8 +113,19 @@ async def pause_sandbox(id: str, team_id: CallerTeam, services: ServicesDependen
     "/{id}/resume",
     operation_id="resumeSandbox",
     response_model_exclude_none=True,
-    responses=failures(401, 404, 409, 429, 502, 503),
+    responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
+    openapi_extra=described(ResumeSandboxRequest, required=False),
 )
-async def resume_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> Sandbox:
-    """Continue a paused sandbox where it was."""
-    return Sandbox.of(await services.sandboxes.resume(team_id, id))
+async def resume_sandbox(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: Annotated[ResumeSandboxRequest, Depends(json_body(ResumeSandboxRequest))],
+) -> Sandbox:
+    """Continue a paused sandbox where it was.
+
+    With `"memory": false` it is started from its disk instead, as a machine is after a loss of
+    power: its processes are gone. That works where it cannot continue: its guest does not respond,
+    or the host's engine is another one by now.
+    """
+    return Sandbox.of(await services.sandboxes.resume(team_id, id, memory=body.memory))

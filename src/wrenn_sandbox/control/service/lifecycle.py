@@ -27,6 +27,9 @@ from .operations import Operations
 SHUTDOWN: Final = "shutdown"
 """The actor of what the server does to sandboxes because it stops."""
 
+_REBOOTING: Final = "to be rebooted: a resume without memory was asked for"
+_REBOOTED: Final = "rebooted: resumed without memory, as was asked for"
+
 
 @dataclass(frozen=True, slots=True)
 class Wakeups:
@@ -79,9 +82,11 @@ class Lifecycle:
             sandbox_id, self._pause(sandbox_id, actor, reason), of_stop=actor == SHUTDOWN
         )
 
-    async def resume(self, sandbox_id: SandboxId, actor: str = "user") -> Sandbox:
+    async def resume(
+        self, sandbox_id: SandboxId, actor: str = "user", *, memory: bool = True
+    ) -> Sandbox:
         self._draining.refuse()
-        return await self._operations.run(sandbox_id, self._resume(sandbox_id, actor))
+        return await self._operations.run(sandbox_id, self._resume(sandbox_id, actor, memory))
 
     async def delete(self, sandbox_id: SandboxId, actor: str = "user") -> None:
         """Free everything of a sandbox; callers that come meanwhile wait for the same task."""
@@ -142,18 +147,25 @@ class Lifecycle:
             ),
         )
 
-    async def _resume(self, sandbox_id: SandboxId, actor: str) -> Sandbox:
+    async def _resume(self, sandbox_id: SandboxId, actor: str, memory: bool) -> Sandbox:
         sandbox = await self._begin(
-            sandbox_id, Event.RESUME, actor, "only a paused sandbox can be resumed"
+            sandbox_id,
+            Event.RESUME,
+            actor,
+            "only a paused sandbox can be resumed",
+            None if memory else _REBOOTING,
         )
         try:
-            placement = await self._host.resume(sandbox_id, self._operation(), sandbox.network)
+            placement = await self._host.resume(
+                sandbox_id, self._operation(), sandbox.network, memory=memory
+            )
         except Exception as error:
             await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))
             self._look_into(error)
             raise
+        reason = None if memory else _REBOOTED
         resumed = await self._end(
-            sandbox_id, self._change(Event.RESUMED, actor, placement=placement)
+            sandbox_id, self._change(Event.RESUMED, actor, reason=reason, placement=placement)
         )
         self._wakeups.autopause.set()
         return resumed

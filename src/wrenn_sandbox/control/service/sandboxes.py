@@ -165,9 +165,10 @@ class SandboxService:
         sandbox = await self.get(team_id, sandbox_id)
         return await self._lifecycle.pause(sandbox.id)
 
-    async def resume(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
+    async def resume(self, team_id: TeamId, sandbox_id: str, *, memory: bool = True) -> Sandbox:
+        """Continue a paused sandbox; without `memory` it starts from its disk."""
         sandbox = await self.get(team_id, sandbox_id)
-        return await self._lifecycle.resume(sandbox.id)
+        return await self._lifecycle.resume(sandbox.id, memory=memory)
 
     async def usage(self, team_id: TeamId) -> tuple[Quota, Usage]:
         """What a team may have, and what it has."""

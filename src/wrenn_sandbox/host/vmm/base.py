@@ -44,7 +44,8 @@ class MachineSpec:
     disk_mb: int
     """Size of the guest's disk."""
     disks: tuple[Path, ...] = ()
-    """The disks of images that the machine's own disk layer builds on."""
+    """What the machine's own disk layer builds on: disks of images, and, when it is started, the
+    layers that are stored of its sandbox."""
     memory: Path | None = None
     """The immutable image that guest memory is a private mapping of; none after a cold boot."""
     disk_bytes_per_sec: int = 0
@@ -54,14 +55,12 @@ class MachineSpec:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored machine to continue: its device state, the directory that holds the pages which
-    differ from the memory image (`memory.idx` and `memory.diff`), if any do, and the stored layers
-    that its disk builds on.
+    """A stored machine to continue: its device state, and the directory that holds the pages which
+    differ from the memory image (`memory.idx` and `memory.diff`), if any do.
     """
 
     vmstate: Path
     diff: Path | None = None
-    disks: tuple[Path, ...] = ()
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 For tests of everything around a VM. It isolates nothing, and a restored machine keeps its files
 (the home directory) but not its processes: its device state is a tar archive of that directory.
+One that boots from the disk of a stored one finds that archive beside it.
 """
 
 import asyncio
@@ -73,6 +74,8 @@ class FakeDriver:
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         if record is not None:
             await asyncio.to_thread(_sparse, record, spec.memory_mb << 20)
+        if spec.disks and (archive := spec.disks[-1].with_name(form.VMSTATE)).exists():
+            await asyncio.to_thread(_unpack, archive, _home(spec))
         return await asyncio.to_thread(self._spawn, spec)
 
     async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:

@@ -22,6 +22,12 @@ class CreateSandboxRequest(Request):
     network: NetworkPolicy = NetworkPolicy()
 
 
+class ResumeSandboxRequest(Request):
+    """Without `memory` the sandbox is rebooted: its files are kept, its processes are gone."""
+
+    memory: bool = True
+
+
 class Sandbox(Response):
     id: str
     status: Annotated[

@@ -134,9 +134,7 @@ class QemuDriver:
         try:
             memory, fds = await self._base(spec)
             passed += fds
-            readable = list(snapshot.disks)
-            if memory.read_only_file:
-                readable.append(Path(memory.path))
+            readable = [Path(memory.path)] if memory.read_only_file else []
             running = await self._spawn(spec, memory, passed, readable, restore=True)
         finally:
             for fd in passed:
