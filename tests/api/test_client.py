@@ -104,6 +104,10 @@ def test_the_life_of_a_sandbox(client: Client) -> None:
         with pytest.raises(InvalidState, match="paused"):
             sandbox.exec("true")
         assert sandbox.resume().status == "running"
+        assert "rebooted" not in (sandbox.events()[0].reason or "")
+        sandbox.pause()
+        assert sandbox.resume(memory=False).status == "running"
+        assert (sandbox.events()[0].reason or "").startswith("rebooted")
         assert client.sandboxes.get(sandbox.id).info.id == sandbox.id
         assert sandbox.id in [each.id for each in client.sandboxes.list()]
         assert sandbox.events()[0].to_state == "running"
@@ -407,6 +411,8 @@ async def test_sandboxes_with_asyncio(async_client: AsyncClient) -> None:
             async with sandbox.exec_stream("true"):
                 pass
         assert (await sandbox.resume()).status == "running"
+        assert (await sandbox.pause()).status == "paused"
+        assert (await sandbox.resume(memory=False)).status == "running"
         assert sandbox.id in [each.id for each in await async_client.sandboxes.list()]
         assert len(await sandbox.events()) >= 3
     assert (await sandbox.refresh()).status == "stopped"

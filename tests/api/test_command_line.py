@@ -129,6 +129,19 @@ def test_signing_up(served: Served, stranger: Person) -> None:
     assert json.loads(stranger.out("sandbox", "list", "--json")) == []
 
 
+def test_resuming_without_memory(person: Person) -> None:
+    id = person.out("sandbox", "create").strip()
+    person.out("sandbox", "exec", id, "sh", "-c", "echo kept > file")
+    person.out("sandbox", "pause", id)
+    assert person.out("sandbox", "resume", "--reboot", id) == f"{id} running\n"
+    assert person.out("sandbox", "exec", id, "cat", "file") == "kept\n"
+    assert "rebooted" in person.out("sandbox", "events", id)
+    done = person.run("sandbox", "resume", "--reboot", id)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"only a paused sandbox can be resumed" in done.stderr
+    person.out("sandbox", "delete", id)
+
+
 def test_the_life_of_a_sandbox(person: Person) -> None:
     id = person.out("sandbox", "create", "--memory", "256", "--timeout", "600").strip()
     (listed,) = (e for e in json.loads(person.out("sandbox", "list", "--json")) if e["id"] == id)

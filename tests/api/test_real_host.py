@@ -275,8 +275,8 @@ def _lose_answer(monkeypatch: pytest.MonkeyPatch, host: HostAgent, call: str) ->
     """Let a call of the host do its work and the caller never learn of it."""
     work = getattr(host, call)
 
-    async def lost(*arguments: object) -> None:
-        await work(*arguments)
+    async def lost(*arguments: object, **options: object) -> None:
+        await work(*arguments, **options)
         raise asyncio.CancelledError
 
     monkeypatch.setattr(host, call, lost)

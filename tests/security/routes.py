@@ -133,6 +133,7 @@ _FIELDS: dict[str, str | None] = {
     "timeout_sec": None,
     "depth": None,
     "vcpus": None,
+    "memory": None,
     "memory_mb": None,
     "network": None,
     "internet": None,
