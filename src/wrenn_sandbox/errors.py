@@ -25,6 +25,7 @@
     ├── QuotaExceeded           429 quota_exceeded
     ├── InternalError           500 internal_error
     ├── AgentError              502 agent_error
+    │   ├── NotResponding       502 agent_error     the agent in the guest does not answer
     │   ├── HostFailure         502 agent_error     a VM, slot or disk operation failed
     │   └── IncompatibleImage   502 agent_error     a stored image does not fit this machine
     ├── NoCapacity              503 no_capacity
@@ -171,6 +172,12 @@ class InternalError(WrennError):
 
 class AgentError(WrennError):
     code, status, retry = "agent_error", 502, True
+
+
+class NotResponding(AgentError):
+    """The agent in the guest does not answer, and did not when it was asked some time ago."""
+
+    retry = False
 
 
 class HostFailure(AgentError):

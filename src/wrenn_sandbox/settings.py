@@ -142,6 +142,7 @@ class Settings(BaseSettings):
     memory_reserve_mb: int = Field(default=512, ge=0)
     disk_reserve_mb: int = Field(default=1024, ge=0)
     boot_timeout_sec: float = 120.0
+    guest_check_sec: float = Field(default=5.0, gt=0)
     max_running: int = Field(default=200, ge=1)
     merge_diff_mb: int = Field(default=256, ge=1)
     max_disk_layers: int = Field(default=4, ge=1)

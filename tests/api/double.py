@@ -235,6 +235,9 @@ class HostDouble(GuestDouble):
         self.commands.append(command)
         return self.answer(command)
 
+    async def health(self, sandbox_id: SandboxId) -> None:
+        await self.enter_guest("health", sandbox_id)
+
     async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
         await self.enter_guest("metrics", sandbox_id)
         return GuestMetrics(

@@ -42,6 +42,11 @@ class Metrics:
             "wrenn_auto_pauses", "Automatic pauses", ("outcome",), registry=self.registry
         )
 
+        self._not_responding = Gauge(
+            "wrenn_sandboxes_not_responding",
+            "Running sandboxes whose guests do not respond",
+            registry=self.registry,
+        )
         self._draining = Gauge(
             "wrenn_draining", "1 while the server is drained", registry=self.registry
         )
@@ -55,6 +60,9 @@ class Metrics:
 
     def auto_pause(self, *, done: bool) -> None:
         self._auto_pauses.labels("paused" if done else "failed").inc()
+
+    def not_responding(self, count: int) -> None:
+        self._not_responding.set(count)
 
     def draining(self, now: bool) -> None:
         self._draining.set(now)

@@ -28,6 +28,7 @@ from .service.callers import Revocations
 from .service.calls import Calls
 from .service.draining import Draining
 from .service.evacuation import Evacuation
+from .service.guest_health import GuestHealth
 from .service.guests import GuestService
 from .service.host_events import HostEvents
 from .service.images import DiscardedImages
@@ -95,6 +96,9 @@ class ControlPlane:
             clock=clock,
             random=random,
         )
+        self.health = GuestHealth(
+            self.store, host, self.metrics, check_sec=settings.guest_check_sec, clock=clock
+        )
         calls = Calls(per_sandbox=settings.calls_per_sandbox, per_team=settings.calls_per_team)
         self.sandboxes = SandboxService(
             self.store,
@@ -105,6 +109,7 @@ class ControlPlane:
             wakeups,
             policies,
             calls,
+            self.health,
             bounds=Bounds(
                 max_vcpus=settings.max_vcpus,
                 min_memory_mb=settings.min_memory_mb,
@@ -119,7 +124,9 @@ class ControlPlane:
             clock=clock,
             random=random,
         )
-        self.guests = GuestService(self.store, host, self.activity, wakeups, calls, random=random)
+        self.guests = GuestService(
+            self.store, host, self.activity, wakeups, calls, self.health, random=random
+        )
         self.snapshots = SnapshotService(
             self.store,
             host,
@@ -195,6 +202,7 @@ class ControlPlane:
                         self.revocations,
                         self.draining,
                         self.evacuation,
+                        self.health,
                     )
                 ]
                 try:

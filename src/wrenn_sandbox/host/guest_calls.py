@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.errors import NotResponding
+from wrenn_sandbox.host.guest import GuestClient, GuestUnreachable
 from wrenn_sandbox.host.guest.files import GuestFiles
 from wrenn_sandbox.host.guest.streams import GuestProcesses
 from wrenn_sandbox.ids import SandboxId
@@ -33,6 +34,12 @@ class GuestCalls(ABC):
     ) -> CommandResult:
         client = self._client(sandbox_id)
         return await client.exec(command, timeout=timeout, output_limit=output_limit)
+
+    async def health(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self._client(sandbox_id).answer()
+        except GuestUnreachable as error:
+            raise NotResponding("The guest cannot be reached.", detail=error.detail) from error
 
     async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
         return await self._client(sandbox_id).metrics()

@@ -136,6 +136,13 @@ class Host(Protocol):
         """
         ...
 
+    async def health(self, sandbox_id: SandboxId) -> None:
+        """Ask the guest's agent whether it is there; whatever it says, it is.
+
+        `NotResponding`: it cannot be reached. An answer that does not come is waited for.
+        """
+        ...
+
     async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
         """Use of resources inside the guest now."""
         ...

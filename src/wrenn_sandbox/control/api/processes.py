@@ -60,8 +60,7 @@ async def signal_process(
 )
 async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency) -> SandboxMetrics:
     """What the sandbox uses of its CPUs, memory and disk now; no activity."""
-    async with services.guests.watching(team_id, id) as guest:
-        return SandboxMetrics.of(await guest.metrics())
+    return SandboxMetrics.of(await services.guests.metrics(team_id, id))
 
 
 @router.websocket("/processes/{process}/stream")

@@ -1,5 +1,6 @@
 """What a team can do inside its running sandboxes: files, commands, terminals."""
 
+import asyncio
 import re
 from base64 import b64decode
 from collections.abc import AsyncIterator
@@ -26,12 +27,16 @@ from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
 from .activity import Activity
 from .calls import Calls, checked_command
+from .guest_health import GuestHealth
 from .lifecycle import Wakeups, not_possible
-from .sandboxes import sandbox_id_of
+from .sandboxes import as_agent_error, sandbox_id_of
 
 SPOOLS_PER_SANDBOX = 4
 SPOOLS_PER_TEAM = 16
 """Uploads of which the server keeps up to 100 MiB each, until it knows where they go."""
+
+_DOUBTFUL_SEC = 1.0
+"""After so long without metrics the guest is asked whether it is there at all."""
 
 PATH_LIMIT = 4096
 """Bytes of a path, as in Linux."""
@@ -119,6 +124,7 @@ class GuestService:
         activity: Activity,
         wakeups: Wakeups,
         calls: Calls,
+        health: GuestHealth,
         *,
         random: Random,
     ) -> None:
@@ -127,6 +133,7 @@ class GuestService:
         self._activity = activity
         self._wakeups = wakeups
         self._calls = calls
+        self._health = health
         self._spools = Calls(
             per_sandbox=SPOOLS_PER_SANDBOX,
             per_team=SPOOLS_PER_TEAM,
@@ -156,9 +163,13 @@ class GuestService:
 
     @asynccontextmanager
     async def watching(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
-        """As `using`, but no activity: whoever watches a sandbox does not keep it awake."""
+        """As `using`, but no activity: whoever watches a sandbox does not keep it awake.
+
+        Raises `NotResponding` where the guest does not respond.
+        """
         known = sandbox_id_of(sandbox_id)
         await self._require_running(team_id, known)
+        await self._health.require(known)
         try:
             with self._calls.going_on(team_id, known):
                 yield Guest(self._host, known)
@@ -167,9 +178,20 @@ class GuestService:
         except (NotFound, AgentError) as error:
             await self._require_running(team_id, known)
             self._wakeups.reconciler.set()
-            if isinstance(error, AgentError):
-                raise
-            raise AgentError("The sandbox does not answer; its state is being checked") from error
+            raise await self._health.explained(known, as_agent_error(error)) from error
+
+    async def metrics(self, team_id: TeamId, sandbox_id: str) -> GuestMetrics:
+        """What a running sandbox uses; no activity. Answers or fails within seconds."""
+        async with self.watching(team_id, sandbox_id) as guest:
+            loop = asyncio.get_running_loop()
+            doubt = loop.call_later(_DOUBTFUL_SEC, self._health.suspect, guest.id)
+            try:
+                async with asyncio.timeout(self._health.check_sec):
+                    return await guest.metrics()
+            except TimeoutError as error:
+                raise AgentError("The sandbox gave no metrics in time") from error
+            finally:
+                doubt.cancel()
 
     async def start_in_background(self, guest: Guest, command: Command, tag: str | None) -> Tagged:
         """Start a command that runs on; raises `InvalidRequest` where it can not be started."""

@@ -23,6 +23,7 @@ from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
 
 from .activity import Activity
 from .calls import Calls, checked_command, output_limit
+from .guest_health import GuestHealth
 from .lifecycle import Lifecycle, Wakeups, not_possible
 from .network import NetworkPolicies
 from .output import Output, readable
@@ -66,6 +67,7 @@ class SandboxService:
         wakeups: Wakeups,
         policies: NetworkPolicies,
         calls: Calls,
+        health: GuestHealth,
         *,
         bounds: Bounds,
         defaults: Defaults,
@@ -81,6 +83,7 @@ class SandboxService:
         self._wakeups = wakeups
         self._policies = policies
         self._calls = calls
+        self._health = health
         self._bounds = bounds
         self._defaults = defaults
         self._output_limit = output_limit
@@ -196,6 +199,7 @@ class SandboxService:
         with ExitStack() as place:
             with self._activity.using(known, team_id):
                 await self._require_running(team_id, known)
+                await self._health.require(known)
                 self._activity.touch(known)
                 calls = place.enter_context(self._calls.going_on(team_id, known))
                 limit = output_limit(self._output_limit, calls)
@@ -219,13 +223,16 @@ class SandboxService:
         limit: int,
     ) -> CommandResult:
         try:
-            return await self._host.exec(
+            result = await self._host.exec(
                 sandbox_id, command, timeout=timeout_sec, output_limit=limit
             )
         except (NotFound, AgentError) as error:
             await self._require_running(team_id, sandbox_id)
             self._wakeups.reconciler.set()
-            raise _as_agent_error(error) from error
+            raise await self._health.explained(sandbox_id, as_agent_error(error)) from error
+        if result.timed_out:
+            self._health.suspect(sandbox_id)
+        return result
 
     async def _require_running(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
         state = await self._store.team(team_id).sandboxes.state(sandbox_id)
@@ -239,7 +246,8 @@ class SandboxService:
         return sandbox if latest is None else replace(sandbox, last_active_at=latest)
 
 
-def _as_agent_error(error: WrennError) -> AgentError:
+def as_agent_error(error: WrennError) -> AgentError:
+    """What a caller is told of a call to a guest that failed while its sandbox was running."""
     if isinstance(error, AgentError):
         return error
     return AgentError("The sandbox does not answer; its state is being checked")

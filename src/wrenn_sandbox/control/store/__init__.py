@@ -18,6 +18,7 @@ from .migrate import migrate
 from .policies import AllPolicies, TeamPolicies
 from .quotas import Guard, TeamQuota
 from .sandboxes import AllSandboxes, TeamSandboxes
+from .silence import Silences
 from .spent_states import SpentStates
 from .templates import Snapshots, TeamTemplates
 
@@ -47,6 +48,7 @@ class Store:
         self.keys = ApiKeyDirectory(self._database)
         self.all_sandboxes = AllSandboxes(self._database, self._guard)
         self.policies = AllPolicies(self._database)
+        self.silences = Silences(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
 
     def team(self, team_id: TeamId) -> TeamStore:

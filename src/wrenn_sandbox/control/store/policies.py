@@ -16,7 +16,8 @@ from .database import Database
 from .history import forget_old_events
 from .tables import sandbox_events, sandboxes
 
-_EVENT = "network"
+EVENT = "network"
+"""What the history calls a change of a policy, which is none of the sandbox's state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ async def _note(
     await connection.execute(
         insert(sandbox_events).values(
             sandbox_id=sandbox_id,
-            event=_EVENT,
+            event=EVENT,
             from_state=state,
             to_state=state,
             reason=change.reason,

@@ -39,7 +39,7 @@ _REPEATED = frozenset({Event.PAUSE, Event.RESUME, Event.SNAPSHOT})
 class Change:
     """What happens to a sandbox, why and by whom.
 
-    Actors are `user`, `auto`, `reconciler`, `host`, `shutdown` and `admin`.
+    Actors are `user`, `auto`, `reconciler`, `host`, `health`, `shutdown` and `admin`.
     """
 
     event: Event

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -120,6 +120,18 @@ class GuestClient:
         status, _ = await self.call("GET", "/health")
         if status != 204:
             raise AgentError("The sandbox did not answer.", detail=f"health status {status}")
+
+    async def answer(self) -> None:
+        """Wait until the agent says anything, on a new connection; raises `GuestUnreachable`."""
+        self._require_life()
+        connection = await Connection.open(self._connect)
+        self._busy.add(connection)
+        try:
+            with suppress(GuestGone):
+                await connection.request("GET", "/health", self.credentials())
+        finally:
+            self._busy.discard(connection)
+            connection.close()
 
     async def init(self, values: Initialisation) -> None:
         """Give the guest its identity, clock, entropy and token; later calls use the new token."""
