@@ -70,16 +70,22 @@ class HostDouble(GuestDouble):
         self.gates[call] = Gate()
         return self.gates[call]
 
-    async def exit(self, sandbox_id: SandboxId, reason: str) -> None:
-        """Let a machine end by itself; returns when the control plane has taken note."""
-        del self.phases[sandbox_id]
+    async def exit(self, sandbox_id: SandboxId, reason: str, *, kept: bool = False) -> None:
+        """Let a machine end by itself; returns when the control plane has taken note.
+
+        With its disk `kept` it is the guest that stopped.
+        """
+        if kept:
+            self.phases[sandbox_id] = Phase.PAUSED
+        else:
+            del self.phases[sandbox_id]
         async with self._news:
             number = len(self._events) + 1
             self._events.append(
                 HostEvent(
                     number=number,
                     sandbox_id=sandbox_id,
-                    kind=EventKind.EXITED,
+                    kind=EventKind.STOPPED if kept else EventKind.EXITED,
                     reason=reason,
                     at=datetime.now(UTC),
                 )

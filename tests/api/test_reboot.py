@@ -5,6 +5,8 @@ makes of it.
 """
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import SandboxId, new_operation_id
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.messages import EventKind
 
 pytestmark = pytest.mark.parametrize("database_url", [None])
 _WITHOUT = {"memory": False}
@@ -406,3 +409,93 @@ async def test_the_machine_that_boots_may_read_the_disks_and_no_later_one(
         await _resume(team, id, _WITHOUT)
     assert owners[0] == owners[1]
     assert disk.stat().st_gid == 0
+
+
+async def test_a_guest_that_stops_leaves_a_paused_sandbox(
+    faulty: Server, user: Team, host: HostDouble
+) -> None:
+    id = await _create(user)
+    await host.exit(id, "the guest stopped (SHUTDOWN guest-reset)", kept=True)
+    shown = (await user.client.get(f"/v1/sandboxes/{id}")).json()
+    assert (shown["status"], shown["reason"]) == (
+        "paused",
+        "the guest stopped (SHUTDOWN guest-reset)",
+    )
+    events = (await user.client.get(f"/v1/sandboxes/{id}/events")).json()
+    assert [(each["event"], each["actor"]) for each in events[:2]] == [
+        ("paused", "host"),
+        ("pause", "host"),
+    ]
+    await faulty.plane.reconciler.sweep()
+    await _reboot(user, id)
+
+
+async def _stopped(host: HostAgent, team: Team, id: SandboxId) -> None:
+    """Let a machine end as if its guest had stopped."""
+    os.kill(host._sandboxes[id].machine.process.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        [*_, event] = await host.events(0)
+    assert (event.sandbox_id, event.kind) == (id, EventKind.STOPPED)
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that are machines here end as if the guest had stopped."""
+
+    async def stopped(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(FakeDriver, "stopped", stopped)
+
+
+@pytest.mark.usefixtures("stopping")
+async def test_the_disk_of_a_guest_that_stopped(rig: tuple[Server, HostAgent, Team]) -> None:
+    server, host, team = rig
+    id = await _create(team)
+    await _pause(team, id)
+    assert (await _resume(team, id)).status_code == 200
+    await _stopped(host, team, id)
+    assert _found(host._paths.run) == set()
+    manifest = _stored(host, id)
+    assert (set(manifest.files), manifest.layers) == ({"disk"}, (1,))
+    await server.plane.reconciler.sweep()
+    assert (await team.client.get(f"/v1/sandboxes/{id}")).json()["status"] == "paused"
+    answer = await _resume(team, id)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
+    assert "stopped by itself" in answer.json()["error"]["message"]
+    assert _WAY_OUT in answer.json()["error"]["message"]
+    host._housekeeper.consider(host._sandboxes[id])
+    await host._housekeeper.settled()
+    assert _stored(host, id) == manifest
+    await _reboot(team, id)
+    await _pause(team, id)
+    assert not _stored(host, id).stopped
+    assert (await _resume(team, id)).status_code == 200
+
+
+@pytest.mark.usefixtures("stopping")
+async def test_a_disk_that_can_not_be_kept(
+    rig: tuple[Server, HostAgent, Team], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, host, team = rig
+    id = await _create(team)
+    monkeypatch.setattr(stored, "commit", _refuse)
+    os.kill(host._sandboxes[id].machine.process.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        [event] = await host.events(0)
+    assert event.kind is EventKind.EXITED
+    assert _found(host._paths.run) == _found(host._paths.paused) == set()
+
+
+@pytest.mark.usefixtures("stopping")
+async def test_what_a_new_server_makes_of_it(restartable: Settings) -> None:
+    async with serve_processes(restartable) as (server, host):
+        team = await server.team()
+        id = await _create(team)
+        await _stopped(host, team, id)
+    async with serve_processes(restartable) as (server, host):
+        await server.plane.reconciler.sweep()
+        team.client = server.client({"X-API-Key": team.key})
+        assert (await team.client.get(f"/v1/sandboxes/{id}")).json()["status"] == "paused"
+        assert (await _resume(team, id)).status_code == 409
+        await _reboot(team, id)

@@ -387,13 +387,14 @@ class HostAgent(GuestCalls, ImageCalls):
         """Free what a machine that ended by itself has left, then tell of its end."""
         if not await sandbox.bury():
             return
-        if self._sandboxes.get(sandbox.sandbox_id) is sandbox:
+        kept = sandbox.stored is not None
+        if not kept and self._sandboxes.get(sandbox.sandbox_id) is sandbox:
             del self._sandboxes[sandbox.sandbox_id]
         self._events.append(
             HostEvent(
                 number=next(self._numbers),
                 sandbox_id=sandbox.sandbox_id,
-                kind=EventKind.EXITED,
+                kind=EventKind.STOPPED if kept else EventKind.EXITED,
                 reason=reason,
                 at=self._parts.clock(),
             )

@@ -59,9 +59,11 @@ SNAPSHOT: Final = (
 )
 MERGE: Final = ("merge.published", "pause.manifest", "pause.renamed", "merge.switched")
 COLLAPSE: Final = ("collapse.made", "collapse.replaced", "collapse.noted", "collapse.done")
+STOP: Final = ("pause.manifest", "pause.renamed", "stop.committed")
+"""The guest stops by itself: nobody asks for that."""
 DESTROY: Final = ("destroy.released", "destroy.done")
 POINTS: Final = frozenset(
-    {*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *DESTROY}
+    {*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *STOP, *DESTROY}
 )
 
 _armed = ""

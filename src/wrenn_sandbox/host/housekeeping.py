@@ -149,6 +149,8 @@ class Housekeeper:
                 _log.info("merged own pages", sandbox=sandbox.sandbox_id, image=image_id)
 
     def _is_outgrown(self, manifest: StoredSandbox) -> bool:
+        if manifest.stopped:
+            return False
         least_mb = max(self._settings.merge_diff_mb, manifest.machine.memory_mb // _LEAST_SHARE)
         return manifest.files[diff.PAGES].size >= least_mb << 20
 

@@ -19,6 +19,7 @@ from wrenn_sandbox.errors import (
     Conflict,
     HostFailure,
     IncompatibleImage,
+    InvalidState,
     NotFound,
     WrennError,
 )
@@ -27,8 +28,9 @@ from wrenn_sandbox.host.disk.growth import Layers
 from wrenn_sandbox.host.disk_use import Holding
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.images.manifest import FileEntry, Manifest
 from wrenn_sandbox.host.images.staging import take
+from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.operations import to_the_end, translated
@@ -45,6 +47,7 @@ _WAY_OUT: Final = (
     "Its files can be had: resume it without memory "
     '(`wrenn sandbox resume --reboot`, or {"memory": false} in the request); its processes end.'
 )
+_STOPPED: Final = "The sandbox's guest stopped by itself, so only its disk is stored."
 _NO_START: Final = (
     "The sandbox did not start from its disk, whose file system may be damaged; it is stored as it "
     "was."
@@ -195,6 +198,8 @@ class Sandbox:
             manifest, image = await self._sound_disk()
             self.operation_id = operation_id
             paths = self._parts.paths
+            if manifest.stopped:
+                raise InvalidState(f"{_STOPPED} {_WAY_OUT}")
             with _way_out():
                 await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
                 fitness.require_stored(self._parts, manifest, image)
@@ -279,6 +284,7 @@ class Sandbox:
                 token=machine.record.token,
                 files=files,
                 layers=origin.layers,
+                stopped="",
             )
             await asyncio.to_thread(fitness.require_disks, parts, new, private, staged)
             await to_the_end(asyncio.to_thread(stored.commit, paths, new))
@@ -345,17 +351,7 @@ class Sandbox:
                     stored.take_disk, staged, machine.spec.files.overlay
                 )
                 faults.reach("pause.disk")
-                manifest = StoredSandbox(
-                    sandbox_id=self.sandbox_id,
-                    generation=generation,
-                    created_at=self._parts.clock(),
-                    image_id=record.image_id,
-                    machine=fitness.started_as(image),
-                    token=record.token,
-                    disk_mb=image.disk_mb,
-                    files=files,
-                    layers=record.layers,
-                )
+                manifest = self._manifest(record, image, files)
                 await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image, staged)
                 await to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
                 undo.pop_all()
@@ -363,6 +359,22 @@ class Sandbox:
             self._machine, self._stored = None, manifest
             await to_the_end(machine.release())
             faults.reach("pause.released")
+
+    def _manifest(
+        self, record: Record, image: Manifest, files: dict[str, FileEntry], stopped: str = ""
+    ) -> StoredSandbox:
+        return StoredSandbox(
+            sandbox_id=self.sandbox_id,
+            generation=record.generation + 1,
+            created_at=self._parts.clock(),
+            image_id=record.image_id,
+            machine=fitness.started_as(image),
+            token=record.token,
+            disk_mb=image.disk_mb,
+            files=files,
+            layers=record.layers,
+            stopped=stopped,
+        )
 
     async def snapshot(self, image_id: ImageId) -> Manifest:
         """Make an image of the machine, which is gone afterwards; on failure it runs on."""
@@ -450,16 +462,44 @@ class Sandbox:
             faults.reach("destroy.done")
 
     async def bury(self) -> bool:
-        """Free what a machine that ended by itself has left; False where it is stored by now."""
+        """Free what a machine that ended by itself has left; False where it is stored by now.
+
+        If it was its guest that stopped, the sandbox is stored afterwards: its disk alone.
+        """
         async with self._lock:
             machine = self._machine
             if machine is None or machine.ended is None:
                 return False
+            if await self._parts.driver.stopped(machine.process):
+                try:
+                    self._stored = await self._keep_disk(machine, machine.ended)
+                except (WrennError, OSError) as error:
+                    _log.error("disk not kept", sandbox=self.sandbox_id, error=str(error))
+                else:
+                    self._machine = None
+                    await machine.release()
+                    return True
             self._gone = True
             self._machine = None
             await machine.release()
             await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
         return True
+
+    async def _keep_disk(self, machine: Machine, reason: str) -> StoredSandbox:
+        paths, record = self._parts.paths, machine.record
+        generation = record.generation + 1
+        image = await asyncio.to_thread(self._parts.store.open, record.image_id)
+        try:
+            staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
+            disk = await asyncio.to_thread(stored.take_disk, staged, machine.spec.files.overlay)
+            manifest = self._manifest(record, image, {form.DISK: disk}, reason)
+            await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image, staged)
+            await to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
+        except BaseException:
+            await asyncio.to_thread(stored.unstage, paths, self.sandbox_id, generation)
+            raise
+        faults.reach("stop.committed")
+        return manifest
 
     async def detach(self) -> None:
         """Let go of a sandbox that runs on without this server."""

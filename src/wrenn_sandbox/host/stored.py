@@ -43,7 +43,8 @@ class StoredSandbox(msgspec.Struct, frozen=True, kw_only=True):
     """The manifest of one generation. Its pages are over the memory of image `image_id`.
 
     `files` have plain SHA-256 digests; an empty digest means that only the size is known (disks
-    above 256 MiB). `layers` are the older generations whose disks its disk builds on.
+    above 256 MiB). `layers` are the older generations whose disks its disk builds on. Of a guest
+    that stopped by itself, for the reason `stopped`, the disk is all that there is.
     """
 
     format_version: int = FORMAT_VERSION
@@ -56,6 +57,7 @@ class StoredSandbox(msgspec.Struct, frozen=True, kw_only=True):
     disk_mb: int
     files: dict[str, FileEntry]
     layers: tuple[int, ...] = ()
+    stopped: str = ""
 
 
 class _Version(msgspec.Struct):
@@ -359,7 +361,8 @@ def _decoded(data: bytes) -> StoredSandbox:
         manifest = msgspec.json.decode(data, type=StoredSandbox)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
-    if manifest.files.keys() != _FILES or not is_id("img", manifest.image_id):
+    files = {DISK} if manifest.stopped else _FILES
+    if manifest.files.keys() != files or not is_id("img", manifest.image_id):
         raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="files or image")
     return manifest
 

@@ -113,6 +113,8 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
 class EventKind(StrEnum):
     EXITED = "exited"
     """The machine of a running sandbox ended by itself; nothing of it is left."""
+    STOPPED = "stopped"
+    """The guest of a running sandbox stopped by itself; what it had on its disk is stored."""
 
 
 class HostEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,10 @@
-"""Listens to the host: a machine that ended by itself is recorded at once."""
+"""Listens to the host: a machine that ended by itself is recorded at once.
+
+Where its guest stopped, the sandbox is paused from then on, to be resumed without memory.
+"""
 
 import asyncio
+from typing import Final
 
 import structlog
 
@@ -9,7 +13,7 @@ from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import HostEvent
+from wrenn_sandbox.wire.messages import EventKind, HostEvent
 
 from .operations import Operations
 from .uninterrupted import uninterrupted
@@ -17,6 +21,10 @@ from .uninterrupted import uninterrupted
 _log = structlog.get_logger(__name__)
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
+_CHANGES: Final = {
+    EventKind.EXITED: (Event.LOST,),
+    EventKind.STOPPED: (Event.PAUSE, Event.PAUSED),
+}
 
 
 class HostEvents:
@@ -49,10 +57,10 @@ class HostEvents:
         if self._operations.busy(event.sandbox_id):
             self._wakeup.set()
             return
-        change = Change(Event.LOST, "host", event.at, event.reason)
+        changes = [Change(each, "host", event.at, event.reason) for each in _CHANGES[event.kind]]
         try:
             await self._operations.run(
-                event.sandbox_id, self._store.apply(event.sandbox_id, change)
+                event.sandbox_id, self._store.apply(event.sandbox_id, *changes)
             )
         except (IllegalTransition, Missing):
             _log.info("exit of a sandbox that was ending", sandbox_id=event.sandbox_id)

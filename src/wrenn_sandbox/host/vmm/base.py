@@ -121,6 +121,13 @@ class Driver(Protocol):
         """Let a machine go on that stands still since the host's disk was full; whether it did."""
         ...
 
+    async def stopped(self, process: Process) -> bool:
+        """Whether a machine's end was its guest's doing: its monitor is there still.
+
+        All that the guest has written is in its disk layer then.
+        """
+        ...
+
     async def kill(self, process: Process) -> None:
         """End the machine at once and wait for its end; safe to repeat."""
         ...

@@ -99,6 +99,9 @@ class FakeDriver:
     async def wake(self, process: Process) -> bool:
         return False
 
+    async def stopped(self, process: Process) -> bool:
+        return False
+
     async def kill(self, process: Process) -> None:
         handle = self._handles.pop(process, None)
         if handle is None:

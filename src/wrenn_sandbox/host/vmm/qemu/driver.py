@@ -192,6 +192,16 @@ class QemuDriver:
         await running.monitor.cont()
         return True
 
+    async def stopped(self, process: Process) -> bool:
+        running = self._running.get(process)
+        if running is None:
+            return False
+        try:
+            await running.monitor.stop()  # of a guest that has stopped: what is not written yet is
+        except HostFailure:
+            return False
+        return True
+
     async def kill(self, process: Process) -> None:
         running = self._running.pop(process, None)
         if running is not None:
@@ -220,18 +230,20 @@ class QemuDriver:
                 monitor = await Monitor.connect(spec.files.control_socket)
                 undo.push_async_callback(monitor.close)
                 status = await monitor.status()
-                if status in _ENDED:
-                    return False
-                if status != "running":
+                if status != "running" and status not in _ENDED:
                     await monitor.cont()
             except HostFailure:
                 return False
             undo.pop_all()
-        self._running[process] = Running(handle, monitor, spec.files, memory=spec.memory)
+        running = Running(handle, monitor, spec.files, memory=spec.memory)
+        running.stopped = status if status in _ENDED else None
+        self._running[process] = running
         return True
 
     async def wait(self, process: Process) -> str:
         running = self._running[process]
+        if running.stopped is not None:
+            return f"the guest stopped ({running.stopped})"
         ended = asyncio.ensure_future(running.handle.wait())
         shutdown = asyncio.ensure_future(or_no_end(running.monitor.shutdown()))
         try:

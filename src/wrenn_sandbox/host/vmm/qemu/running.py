@@ -36,6 +36,8 @@ class Running:
     """In the monitor: the device state that it was spawned to load."""
     memory: Path | None = None
     """The image that its memory is a private mapping of."""
+    stopped: str | None = None
+    """In which state it was adopted, where its guest had stopped before."""
 
 
 async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, int]) -> Monitor:
