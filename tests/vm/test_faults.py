@@ -106,7 +106,7 @@ class _Work:
         )
 
     def is_there(self, api: Api, sandbox: str = "") -> bool:
-        script = f"cat /root/file; tr '\\0' ' ' < /proc/{self.pid}/cmdline"
+        script = f"cat /root/file; tr '\\0' ' ' < /proc/{self.pid}/cmdline || true"
         return api.output(sandbox or self.sandbox, script) == "precious\nsleep 4321"
 
 
@@ -150,6 +150,26 @@ def test_resume(victim: Victim, point: str) -> None:
     assert api.pause(sandbox).status == "paused"
     assert api.resume(sandbox).status == "running"
     assert work.is_there(api)
+    api.delete(sandbox)
+    assert eventually(victim.is_clean, _SETTLED_SEC)
+
+
+@pytest.mark.parametrize("point", faults.REBOOT)
+def test_reboot(victim: Victim, point: str) -> None:
+    """The sandbox is as it was stored, with its process, or as it is after a boot, without."""
+    api = victim.api
+    sandbox = api.create().id
+    work = _Work.begin(api, sandbox)
+    api.pause(sandbox)
+    path = f"/v1/sandboxes/{sandbox}/resume"
+    victim.dies(point, "POST", path, {"memory": False})
+    assert victim.outcome(sandbox) == "paused"
+    stored = point in ("pause.renamed", "reboot.committed", "reboot.done")
+    assert api.output(sandbox, "cat /root/file") == "precious"
+    assert work.is_there(api) != stored
+    api.pause(sandbox)
+    assert api.request("POST", path, {"memory": False}).status_code == 200
+    assert api.output(sandbox, "cat /root/file") == "precious"
     api.delete(sandbox)
     assert eventually(victim.is_clean, _SETTLED_SEC)
 
