@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .spawn import DEFAULT_PATH
-from .users import User, changed_at
+from .users import User
 
 DEFAULT_LANG = "C.UTF-8"
 _LOCALE_FILES = ("/etc/default/locale", "/etc/locale.conf")
@@ -20,7 +20,7 @@ class Environment:
         self.variables: dict[str, str] = {}
         self.workdir: str | None = None
         self._locale: dict[str, str] = {}
-        self._locale_stamp: list[int] = []
+        self.read_locale()
 
     def of_process(self, user: User, given: dict[str, str], terminal: bool) -> dict[str, str]:
         """The whole environment: that of a login, then of /init, then what the caller gives."""
@@ -34,17 +34,13 @@ class Environment:
         }
         if terminal:
             envs["TERM"] = "xterm-256color"
-        return envs | self._image_locale() | self.variables | given
+        return envs | self._locale | self.variables | given
 
-    def _image_locale(self) -> dict[str, str]:
-        stamp = [changed_at(path) for path in _LOCALE_FILES]
-        if stamp != self._locale_stamp:
-            self._locale = {}
-            for path, changed in zip(_LOCALE_FILES, stamp, strict=True):
-                if changed:
-                    self._locale |= read_locale(path)
-            self._locale_stamp = stamp
-        return self._locale
+    def read_locale(self) -> None:
+        """Take over what the image says of the locale; once for each life, not for each command."""
+        self._locale = {}
+        for path in _LOCALE_FILES:
+            self._locale |= read_locale(path)
 
     def directory(self, user: User, given: str) -> str:
         """Where to start: as given, else the default of /init, else home, else `/`."""

@@ -89,6 +89,7 @@ class Life:
         if identity.workdir is not None:
             self._environment.workdir = identity.workdir
         await exchange.reply(204)
+        self._environment.read_locale()
         if self._machine is not None:  # nothing else has its turn before that
             await self._machine.write_names(identity.hostname, identity.machine_id)
 

@@ -77,7 +77,7 @@ class Users:
         return self._names
 
     def _refresh(self) -> None:
-        stamp = (changed_at(_PASSWD), changed_at(_GROUP))
+        stamp = (_changed_at(_PASSWD), _changed_at(_GROUP))
         if stamp == self._stamp:
             return
         groups, members = _read_groups()
@@ -125,7 +125,7 @@ class ActingAs:
         os.setgroups([])
 
 
-def changed_at(path: str) -> int:
+def _changed_at(path: str) -> int:
     """When a file changed (ns since 1970), 0 without one."""
     try:
         return os.stat(path).st_mtime_ns

@@ -34,10 +34,12 @@ def test_the_language_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert lang() == "C.UTF-8"
     assert lang(LANG="C") == "C"
     files[0].write_text("#  comment\nLANG=de_DE.UTF-8\nLC_TIME='sv_SE.UTF-8'\nPATH=/nowhere\n")
+    found.read_locale()
     assert lang() == "de_DE.UTF-8"
     assert found.of_process(_USER, {}, terminal=True)["LC_TIME"] == "sv_SE.UTF-8"
     assert found.of_process(_USER, {}, terminal=True)["PATH"] != "/nowhere"
     files[1].write_text('export LANG="fr_FR.UTF-8"')
+    found.read_locale()
     assert lang() == "fr_FR.UTF-8"
     found.variables = {"LANG": "it_IT.UTF-8"}
     assert lang() == "it_IT.UTF-8"
