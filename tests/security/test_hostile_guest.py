@@ -34,6 +34,7 @@ from wrenn_sandbox.host import agent as agent_module
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.guest import client as client_module
 from wrenn_sandbox.host.guest import connection as connection_module
+from wrenn_sandbox.host.guest import files as files_module
 from wrenn_sandbox.host.guest import streams as streams_module
 from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
@@ -64,9 +65,11 @@ _FUZZ_SEC: Final = 8.0
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is minutes in life; commands have limits of their own."""
     monkeypatch.setattr(connection_module, "SILENCE_SEC", 0.4)
-    monkeypatch.setattr(client_module, "CALL_SEC", 0.6)
-    monkeypatch.setattr(streams_module, "CALL_SEC", 0.6)
-    monkeypatch.setattr(client_module, "_KILL_GRACE", 0.2)
+    for module in (client_module, streams_module, files_module):
+        monkeypatch.setattr(module, "CALL_SEC", 0.6)
+    for module in (connection_module, client_module, streams_module, files_module):
+        monkeypatch.setattr(module, "ANSWER_SEC", 0.5)
+    monkeypatch.setattr(client_module, "GRACE_SEC", 0.2)
 
 
 @pytest.fixture(autouse=True)

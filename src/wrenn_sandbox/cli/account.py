@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from wrenn_sandbox.client import Client, ClientError
+from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC
 from wrenn_sandbox.settings import ClientSettings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -80,9 +81,14 @@ def caller(settings: ClientSettings) -> Caller:
     return Caller(url, None)
 
 
-def open_client() -> Client:
-    """A client for what a command calls. `ClientError`: nobody has logged in."""
+def open_client(timeout: float | None = None) -> Client:
+    """A client for what a command calls. `ClientError`: nobody has logged in.
+
+    The server gets `timeout` seconds for an answer, where that is less than it usually gets.
+    """
     who = caller(ClientSettings())
     if who.api_key is None:
         raise ClientError(f"there is no key for {who.url}: run wrenn login, or set WRENN_API_KEY")
-    return Client(who.url, api_key=who.api_key)
+    usual = ANSWER_TIMEOUT_SEC
+    wait = usual if timeout is None else min(timeout, usual)
+    return Client(who.url, api_key=who.api_key, timeout=wait)

@@ -3,8 +3,9 @@
 import base64
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Annotated, Final
 
 import msgspec
@@ -63,15 +64,16 @@ def command(
         raise typer.BadParameter("there is nothing to run", param_hint="CMD")
     with own_failures():
         envs = environment_of(env or [])
-        with open_client() as client:
+        with open_client(timeout) as client:
             sandbox = client.sandboxes.get(id)
             if json:
                 code = _whole(sandbox, argv, envs, cwd, user, timeout or _LONGEST_SEC)
             else:
-                stream = sandbox.exec_stream(*argv, envs=envs, cwd=cwd, user=user)
-                with stream as running, _limited(running, timeout) as overdue:
-                    code = _follow(running, stdin)
-                code = TIMED_OUT if overdue.is_set() else code
+                code = _stream(
+                    sandbox.exec_stream(*argv, envs=envs, cwd=cwd, user=user, timeout_sec=timeout),
+                    stdin,
+                    timeout,
+                )
     raise typer.Exit(code)
 
 
@@ -157,9 +159,25 @@ def _summary(exit_code: int, stdout: bytes, stderr: bytes) -> _Summary:
     return _Summary(exit_code=exit_code, stdout=texts[0], stderr=texts[1], encoding=encoding)
 
 
+def _stream(opening: AbstractContextManager[Stream], stdin: bool, timeout: int | None) -> int:
+    began = time.monotonic()
+    try:
+        with opening as running:
+            left = None if timeout is None else began + timeout - time.monotonic()
+            with _limited(running, left) as overdue:
+                code = _follow(running, stdin)
+            return TIMED_OUT if overdue.is_set() else code
+    except ExecTimeout as error:
+        typer.echo(f"wrenn: {error}", err=True)
+        return TIMED_OUT
+
+
 @contextmanager
-def _limited(stream: Stream, seconds: int | None) -> Iterator[threading.Event]:
-    """Stops the command after so many seconds, and sets the event when it did."""
+def _limited(stream: Stream, seconds: float | None) -> Iterator[threading.Event]:
+    """Stops the command after so many seconds, also while its output is not read here.
+
+    Sets the event when it did.
+    """
     overdue = threading.Event()
     if seconds is None:
         yield overdue
@@ -170,7 +188,7 @@ def _limited(stream: Stream, seconds: int | None) -> Iterator[threading.Event]:
         with suppress(ClientError):
             stream.stop()
 
-    timer = threading.Timer(seconds, stop)
+    timer = threading.Timer(max(0.0, seconds), stop)
     timer.daemon = True
     timer.start()
     try:

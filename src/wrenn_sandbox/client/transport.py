@@ -18,11 +18,18 @@ from .errors import (
 )
 
 CONNECT_TIMEOUT_SEC: Final = 10.0
+CLOSE_TIMEOUT_SEC: Final = 3.0
 ANSWER_TIMEOUT_SEC: Final = 180.0
 """How long an answer may take: longer than any sandbox takes to start, pause or resume."""
 
-EXEC_SLACK_SEC: Final = 30.0
-"""How much later than a command's time limit the answer may come."""
+EXEC_SLACK_SEC: Final = 15.0
+"""How much later than a command's time limit the answer may come, from a server that answers."""
+
+STOP_SEC: Final = 10.0
+"""How long a command has to end that was told to: the server kills it after five seconds."""
+
+SEND_SEC: Final = 1.0
+"""How long it may take to tell it so, when what was sent before is not taken."""
 
 MESSAGE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 

@@ -138,7 +138,10 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a command ended. Output beyond the limit is dropped and `truncated` is true."""
+    """How a command ended. Output beyond the limit is dropped and `truncated` is true.
+
+    Where it has `timed_out`, `killed` says whether the guest has told that it killed it.
+    """
 
     exit_code: int
     stdout: bytes
@@ -146,6 +149,7 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     truncated: bool = False
     timed_out: bool = False
+    killed: bool = False
 
 
 class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):

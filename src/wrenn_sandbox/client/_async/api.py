@@ -9,6 +9,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from wrenn_sandbox.client.transport import (
+    CLOSE_TIMEOUT_SEC,
     CONNECT_TIMEOUT_SEC,
     MESSAGE_LIMIT_BYTES,
     checked_url,
@@ -115,9 +116,12 @@ class AsyncApi:
 
     @contextlib.asynccontextmanager
     async def websocket(
-        self, path: str, subprotocol: str | None = None
+        self, path: str, timeout: float, subprotocol: str | None = None
     ) -> AsyncIterator[ClientConnection]:
-        """An open WebSocket while the block lasts; speaks `subprotocol` where the server does."""
+        """An open WebSocket while the block lasts, opened within `timeout` seconds.
+
+        It speaks `subprotocol` where the server does.
+        """
         async with contextlib.AsyncExitStack() as stack:
             with websocket_failures():
                 connection = await stack.enter_async_context(
@@ -127,7 +131,8 @@ class AsyncApi:
                         subprotocols=None if subprotocol is None else [Subprotocol(subprotocol)],
                         compression=None,
                         max_size=MESSAGE_LIMIT_BYTES,
-                        open_timeout=self.timeout,
+                        open_timeout=timeout,
+                        close_timeout=CLOSE_TIMEOUT_SEC,
                         # A caller that reads slowly sees no pongs either: that ends nothing.
                         ping_timeout=None,
                     )

@@ -10,6 +10,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from wrenn_sandbox.client.transport import (
+    CLOSE_TIMEOUT_SEC,
     CONNECT_TIMEOUT_SEC,
     MESSAGE_LIMIT_BYTES,
     checked_url,
@@ -113,8 +114,13 @@ class Api:
             response.close()
 
     @contextlib.contextmanager
-    def websocket(self, path: str, subprotocol: str | None = None) -> Iterator[ClientConnection]:
-        """An open WebSocket while the block lasts; speaks `subprotocol` where the server does."""
+    def websocket(
+        self, path: str, timeout: float, subprotocol: str | None = None
+    ) -> Iterator[ClientConnection]:
+        """An open WebSocket while the block lasts, opened within `timeout` seconds.
+
+        It speaks `subprotocol` where the server does.
+        """
         with contextlib.ExitStack() as stack:
             with websocket_failures():
                 connection = stack.enter_context(
@@ -124,7 +130,8 @@ class Api:
                         subprotocols=None if subprotocol is None else [Subprotocol(subprotocol)],
                         compression=None,
                         max_size=MESSAGE_LIMIT_BYTES,
-                        open_timeout=self.timeout,
+                        open_timeout=timeout,
+                        close_timeout=CLOSE_TIMEOUT_SEC,
                         # A caller that reads slowly sees no pongs either: that ends nothing.
                         ping_timeout=None,
                     )

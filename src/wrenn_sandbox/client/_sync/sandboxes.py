@@ -187,7 +187,7 @@ class Sandbox:
             self._path + "/exec",
             ExecAnswer,
             {name: value for name, value in body.items() if value is not None},
-            timeout=max(self._api.timeout, timeout_sec + EXEC_SLACK_SEC),
+            timeout=timeout_sec + EXEC_SLACK_SEC,
         )
         return answer.result()
 
@@ -199,14 +199,17 @@ class Sandbox:
         cwd: str | None = None,
         user: str | None = None,
         terminal: Size | None = None,
+        timeout_sec: float | None = None,
     ) -> AbstractContextManager[Stream]:
-        """Run a command and follow it, without a time limit, as long as the block lasts.
+        """Run a command and follow it as long as the block lasts.
 
-        On a `terminal` of that size its output is one stream.
+        On a `terminal` of that size its output is one stream. `timeout_sec` after the call it is
+        stopped, and `ExecTimeout` is raised in place of its end: at the latest eleven seconds
+        later, also by a sandbox or server that does not respond.
         """
         command = Command(cmd=cmd, args=args, envs=dict(envs or {}), cwd=cwd, user=user)
         start = frames.start(command, terminal, tty=terminal is not None)
-        return open_stream(self._api, self._path + "/exec/stream", start)
+        return open_stream(self._api, self._path + "/exec/stream", start, timeout_sec)
 
     def pty(
         self,

@@ -2,15 +2,17 @@
 """A command being followed while it runs, and a terminal."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import ClientConnection
 
 from wrenn_sandbox.client import frames
-from wrenn_sandbox.client.errors import ClientError, ConnectionFailed
+from wrenn_sandbox.client.bounded import cut, receive, send
+from wrenn_sandbox.client.errors import ClientError, ConnectionFailed, ExecTimeout
 from wrenn_sandbox.client.frames import Exit, Frame, Size, Started, Stdout
-from wrenn_sandbox.client.transport import websocket_failures
+from wrenn_sandbox.client.transport import SEND_SEC, STOP_SEC, websocket_failures
 
 from .api import Api
 
@@ -23,6 +25,10 @@ class _Channel:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._early: Frame | None = None
+        self._limit: float | None = None
+        self._deadline: float | None = None
+        self._begun = False
+        self._stopped = False
         self.pid: int | None = None
         """Process id in the sandbox; None for a command that could not be started."""
         self.tag: str | None = None
@@ -33,10 +39,18 @@ class _Channel:
         """Tell the command of its terminal's new size in characters."""
         self._send(frames.resize(Size(cols, rows)))
 
-    def _begin(self, message: str | None) -> None:
+    def _begin(self, message: str | None, deadline: float, limit: float | None) -> None:
+        """The first messages both ways, before `deadline`, a time of the monotonic clock.
+
+        `limit` is the command's, in seconds, where that is what ends then.
+        """
+        self._deadline, self._limit = deadline, limit
         if message is not None:
             self._send(message)
         first = self._next()
+        self._begun = True
+        if limit is None:
+            self._deadline = None
         if isinstance(first, Started):
             self.pid, self.tag = first.pid, first.tag
         else:
@@ -55,6 +69,8 @@ class _Channel:
             frame = self._early or self._next()
             self._early = None
             if isinstance(frame, Exit):
+                if self._stopped:
+                    raise self._timeout(f"did not end within {self._limit:g} s and was stopped")
                 self.exit_code = frame.exit_code
             if not isinstance(frame, Started):
                 yield frame
@@ -63,7 +79,7 @@ class _Channel:
         while True:
             try:
                 with websocket_failures():
-                    message = self._connection.recv()
+                    message = self._receive()
             except ConnectionFailed as error:
                 raise ConnectionFailed(f"the stream ended before the command: {error}") from error
             if isinstance(message, bytes) and self._connection.subprotocol is not None:
@@ -73,6 +89,36 @@ class _Channel:
                 raise frame
             if frame is not None:
                 return frame
+
+    def _receive(self) -> str | bytes:
+        while True:
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self._run_out()
+                continue
+            try:
+                return receive(self._connection, left)
+            except TimeoutError:
+                continue
+
+    def _run_out(self) -> None:
+        """The time is over: tell the command to end, and wait once more, or leave it."""
+        if self._begun and not self._stopped:
+            self._stopped = True
+            self._deadline = time.monotonic() + STOP_SEC
+            if send(self._connection, frames.signal("stop"), SEND_SEC):
+                return
+        cut(self._connection)
+        if self._limit is None:
+            raise ConnectionFailed("the sandbox did not respond in time")
+        if self._begun:
+            raise self._timeout(
+                f"did not end within {self._limit:g} s, and it is not known whether it was stopped"
+            )
+        raise self._timeout(f"was not started within {self._limit:g} s: no response")
+
+    def _timeout(self, what: str) -> ExecTimeout:
+        return ExecTimeout("exec_timeout", f"The command {what}", status=0)
 
 
 class Stream(_Channel):
@@ -132,18 +178,25 @@ class Terminal(_Channel):
 
 
 @contextlib.contextmanager
-def open_stream(api: Api, path: str, start: str | None = None) -> Iterator[Stream]:
-    """A stream that was begun with the message `start`, where it needs one."""
-    with api.websocket(path) as connection:
+def open_stream(
+    api: Api, path: str, start: str | None = None, limit: float | None = None
+) -> Iterator[Stream]:
+    """A stream that was begun with the message `start`, where it needs one.
+
+    `limit` is the command's in seconds, from now on.
+    """
+    wait = api.timeout if limit is None else limit
+    deadline = time.monotonic() + wait
+    with api.websocket(path, wait) as connection:
         stream = Stream(connection)
-        stream._begin(start)
+        stream._begin(start, deadline, limit)
         yield stream
 
 
 @contextlib.contextmanager
 def open_terminal(api: Api, path: str, start: str) -> Iterator[Terminal]:
     """A terminal that was begun or found with the message `start`, open while the block lasts."""
-    with api.websocket(path, frames.TERMINAL_SUBPROTOCOL) as connection:
+    with api.websocket(path, api.timeout, frames.TERMINAL_SUBPROTOCOL) as connection:
         terminal = Terminal(connection)
-        terminal._begin(start)
+        terminal._begin(start, time.monotonic() + api.timeout, None)
         yield terminal

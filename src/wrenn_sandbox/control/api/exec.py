@@ -69,9 +69,14 @@ def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
     """As JSON: of 20 MiB that is a tenth of a second's work and more."""
     if executed.timed_out:
         output = executed.output
+        became = (
+            "and was killed"
+            if executed.killed
+            else "and the guest does not respond: whether it was killed is not known"
+        )
         return error_response(
             ExecTimeout(
-                f"The command did not end within {body.timeout_sec} s and was killed",
+                f"The command did not end within {body.timeout_sec} s {became}",
                 stdout=output.stdout,
                 stderr=output.stderr,
                 encoding=output.encoding,

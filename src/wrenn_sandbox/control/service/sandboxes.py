@@ -32,13 +32,17 @@ from .templates import Templates
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A command that has ended, by itself or (`timed_out`) because its time was over."""
+    """A command that has ended, by itself or (`timed_out`) because its time was over.
+
+    Then `killed` says whether the guest has told that it is dead.
+    """
 
     output: Output
     exit_code: int
     duration_ms: int
     truncated: bool
     timed_out: bool
+    killed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +216,7 @@ class SandboxService:
                 result.duration_ms,
                 result.truncated,
                 result.timed_out,
+                result.killed,
             )
 
     async def _exec(

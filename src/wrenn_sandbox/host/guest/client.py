@@ -13,13 +13,14 @@ from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
 
 from .connect_rpc import MALFORMED, RpcError, envelope, messages, unary_error
-from .connection import Connect, Connection, GuestGone
+from .connection import ANSWER_SEC, KEEPALIVE_SEC, SILENT, Connect, Connection, GuestGone
 from .plain import Count, ExitCode, Percent, Pid
 from .refusals import not_started
 
-_KILL_GRACE: Final = 5.0
+GRACE_SEC: Final = 5.0
+"""How long after its time limit a command may take to be started, or to be killed."""
 CALL_SEC: Final = 120.0
-"""How long a whole answer may take that is not a stream, and the beginning of one that is."""
+"""How long an answer may take that asks for work on files, or on what a command has to take."""
 _SMALL_ANSWER: Final = 256 * 1024
 _IDLE_LIMIT: Final = 4
 NOT_FOUND: Final = 127
@@ -117,7 +118,7 @@ class GuestClient:
 
     async def health(self) -> None:
         """Raise `AgentError` unless the agent answers."""
-        status, _ = await self.call("GET", "/health")
+        status, _ = await self.call("GET", "/health", seconds=CALL_SEC)
         if status != 204:
             raise AgentError("The sandbox did not answer.", detail=f"health status {status}")
 
@@ -135,7 +136,8 @@ class GuestClient:
 
     async def init(self, values: Initialisation) -> None:
         """Give the guest its identity, clock, entropy and token; later calls use the new token."""
-        status, _ = await self.call("POST", "/init", msgspec.json.encode(values))
+        body = msgspec.json.encode(values)
+        status, _ = await self.call("POST", "/init", body, seconds=CALL_SEC)
         if status != 204:
             raise AgentError("The sandbox refused its identity.", detail=f"init status {status}")
         self._token = values.access_token
@@ -178,20 +180,30 @@ class GuestClient:
 
     async def _exec(self, command: Command, timeout: float, output_limit: int) -> CommandResult:
         stdout, stderr = _Output(output_limit), _Output(output_limit)
+        loop = asyncio.get_running_loop()
         began = time.monotonic()
         pid = 0
-        timed_out = False
+        timed_out = killed = False
         end: _End | None = None
         request = _start_request(command)
+
+        def overdue() -> None:
+            nonlocal timed_out
+            timed_out = True
+            limit.reschedule(loop.time() + (0.0 if pid else GRACE_SEC))
+
+        timer = loop.call_later(timeout, overdue)
         try:
             async with (
-                asyncio.timeout(timeout) as limit,
+                asyncio.timeout(None) as limit,
                 self.stream("/process.Process/Start", request) as events,
             ):
                 while (message := await anext(events, None)) is not None:
                     event = _decode(message).event
                     if event.start is not None:
                         pid = pid or event.start.pid
+                        if timed_out:  # late, and to be killed
+                            break
                     elif event.data is not None:
                         stdout.add(event.data.stdout)
                         stderr.add(event.data.stderr)
@@ -200,13 +212,13 @@ class GuestClient:
         except TimeoutError:
             if not limit.expired():
                 raise
-            timed_out = True
         finally:
+            timer.cancel()
             if end is None and pid:
-                await asyncio.shield(self._kill(pid))
+                killed = await asyncio.shield(self._kill(pid))
         duration = (time.monotonic() - began) * 1000
-        if end is None and not timed_out:
-            raise AgentError("The sandbox ended its answer too early.")
+        if end is None and not (timed_out and pid):
+            raise AgentError(SILENT if timed_out else "The sandbox ended its answer too early.")
         if end is not None and 0 <= end.duration_ms <= duration:
             duration = end.duration_ms
         return CommandResult(
@@ -215,16 +227,19 @@ class GuestClient:
             stderr=bytes(stderr.data),
             duration_ms=round(duration),
             truncated=stdout.truncated or stderr.truncated,
-            timed_out=timed_out,
+            timed_out=end is None,
+            killed=killed,
         )
 
-    async def _kill(self, pid: int) -> None:
+    async def _kill(self, pid: int) -> bool:
+        """Whether the guest has answered that it did."""
         body = msgspec.json.encode({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
         try:
-            async with asyncio.timeout(_KILL_GRACE):
+            async with asyncio.timeout(GRACE_SEC):
                 await self.call("POST", "/process.Process/SendSignal", body)
         except (TimeoutError, AgentError):
-            return
+            return False
+        return True
 
     def close(self) -> None:
         """Drop every connection: calls under way end with `GuestGone`."""
@@ -243,32 +258,44 @@ class GuestClient:
                 {
                     "Content-Type": "application/connect+json",
                     "Connect-Protocol-Version": "1",
+                    "Keepalive-Ping-Interval": str(KEEPALIVE_SEC),
                     **self.credentials(),
                 },
                 envelope(body),
+                seconds=ANSWER_SEC,
             )
             if connection.status != 200:
                 raise unary_error(connection.status, await connection.body(_SMALL_ANSWER))
             yield messages(connection.chunks())
 
     async def call(
-        self, method: str, target: str, body: bytes = b"", *, limit: int = _SMALL_ANSWER
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        *,
+        limit: int = _SMALL_ANSWER,
+        seconds: float | None = None,
     ) -> tuple[int, bytes]:
         """Status and whole body, `limit` bytes at most, of the answer to a request.
 
-        `body` is JSON. Raises `AgentError`, also where that takes more than two minutes.
+        `body` is JSON. Raises `AgentError`, also where all that takes more than `seconds`, by
+        default `ANSWER_SEC`.
         """
         headers = self.credentials()
         if body:
             headers["Content-Type"] = "application/json"
         try:
-            async with asyncio.timeout(CALL_SEC) as time_limit, self.connection() as connection:
+            async with (
+                asyncio.timeout(ANSWER_SEC if seconds is None else seconds) as time_limit,
+                self.connection() as connection,
+            ):
                 await connection.request(method, target, headers, body)
                 return connection.status, await connection.body(limit)
         except TimeoutError as error:
             if not time_limit.expired():
                 raise
-            raise AgentError("The sandbox did not answer in time.") from error
+            raise GuestGone(SILENT, detail="no answer in time") from error
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

@@ -23,14 +23,20 @@ Connect = Callable[[], Awaitable[socket.socket]]
 HEADER_LIMIT: Final = 1024 * 1024
 HEADER_COUNT_LIMIT: Final = 100
 BODY_LIMIT: Final = 8 * 1024 * 1024
-SILENCE_SEC: Final = 300.0
-"""How long a guest may say and take nothing at all: its agent breaks each silence after 90 s."""
+ANSWER_SEC: Final = 30.0
+"""How long a guest may take until an answer begins that asks for no work but its own."""
+SILENCE_SEC: Final = 120.0
+"""How long a guest may say and take nothing at all in the middle of something: its agent was asked
+to break each silence after `KEEPALIVE_SEC`."""
+KEEPALIVE_SEC: Final = 30
+UPLOAD_BYTES_PER_SEC: Final = 4 * 1024 * 1024
+"""At least so much of an upload a guest's disk takes."""
 TAKEN_SEC: Final = 5.0
 """How long a kept connection may take until the guest's kernel has anything of a new request: as
 long as a new one may take to come to be. Nothing is asked of the agent, nor of who reads later."""
 UPLOAD_CHUNK: Final = 512 * 1024
 """Bytes of an upload that are gathered before they are sent."""
-_SILENT: Final = "The sandbox did not answer; try again."
+SILENT: Final = "The guest does not respond."
 _CLOSED: Final = "The sandbox closed the connection."
 _HIGH_WATER: Final = 1024 * 1024
 _LOW_WATER: Final = 256 * 1024
@@ -86,7 +92,7 @@ class Connection(asyncio.Protocol):
         try:
             sock = await connect()
         except OSError as error:
-            raise GuestUnreachable(_SILENT, detail=f"connect: {error}") from error
+            raise GuestUnreachable(SILENT, detail=f"connect: {error}") from error
         loop = asyncio.get_running_loop()
         try:
             _, connection = await loop.create_connection(lambda: cls(sock), sock=sock)
@@ -127,14 +133,24 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     async def request(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        seconds: float | None = None,
     ) -> None:
-        """Send a request whole and wait for the head of its answer; raises `GuestGone`."""
+        """Send a request whole and wait for the head of its answer; raises `GuestGone`.
+
+        Also after so many seconds, where the caller sets no time limit of its own for all of it.
+        """
         self._begin()
         if body or method in ("POST", "PUT"):
             headers = {**headers, "Content-Length": str(len(body))}
-        await self._send(_request_head(method, target, headers) + body)
-        await self._head(SILENCE_SEC)
+        async with self._unless_silent(seconds):
+            await self._send(_request_head(method, target, headers) + body)
+            await self._head(None)
 
     async def upload(
         self, method: str, target: str, headers: Mapping[str, str], chunks: AsyncIterator[bytes]
@@ -155,7 +171,7 @@ class Connection(asyncio.Protocol):
             if not answered.done() and not isinstance(sent.exception(), GuestGone):
                 sent.result()
                 self._cut = False
-            async with self._unless_silent(SILENCE_SEC):
+            async with self._unless_silent(ANSWER_SEC + self._given / UPLOAD_BYTES_PER_SEC):
                 await answered
         finally:
             answered.cancel()
@@ -252,7 +268,7 @@ class Connection(asyncio.Protocol):
             if self._transport is not None and not self._transport.is_closing():
                 kept += self._transport.get_write_buffer_size()
                 if kept >= self._given > 0:
-                    self._abort("nothing of the request was taken", _SILENT)
+                    self._abort("nothing of the request was taken", SILENT)
 
     async def _progress(self, seconds: float | None) -> None:
         """Wait for something to happen, for so many seconds at most; raises `GuestGone`."""
@@ -270,8 +286,8 @@ class Connection(asyncio.Protocol):
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            self._abort("silent")
-            raise GuestGone("The sandbox did not answer in time.") from error
+            self._abort("silent", SILENT)
+            raise GuestGone(SILENT, detail="silent") from error
 
     def _fail(self, detail: str, message: str = _CLOSED) -> None:
         if self._watch is not None:

@@ -13,9 +13,9 @@ from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.wire.messages import FileEntry, FileType
 from wrenn_sandbox.wire.streams import FileContent
 
-from .client import GuestClient
+from .client import CALL_SEC, GuestClient
 from .connect_rpc import MALFORMED, unary_error
-from .connection import BODY_LIMIT
+from .connection import ANSWER_SEC, BODY_LIMIT
 from .plain import Mode
 from .refusals import refusal
 
@@ -88,7 +88,8 @@ class GuestFiles:
     @asynccontextmanager
     async def read(self, path: str) -> AsyncIterator[FileContent]:
         async with self._client.connection() as connection:
-            await connection.request("GET", _target(path), self._client.credentials())
+            headers = self._client.credentials()
+            await connection.request("GET", _target(path), headers, seconds=ANSWER_SEC)
             if connection.status != 200:
                 error = unary_error(connection.status, await connection.body(_ANSWER_BYTES))
                 raise refusal(error, connection.status)
@@ -144,7 +145,7 @@ class GuestFiles:
     ) -> bytes:
         target = f"/filesystem.Filesystem/{method}"
         body = msgspec.json.encode(message)
-        status, body = await self._client.call("POST", target, body, limit=limit)
+        status, body = await self._client.call("POST", target, body, limit=limit, seconds=CALL_SEC)
         if status != 200:
             raise refusal(unary_error(status, body), status)
         return body

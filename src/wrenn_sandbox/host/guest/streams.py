@@ -1,7 +1,7 @@
 """Commands of one guest that are followed while they run, through its agent."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -23,6 +23,7 @@ from wrenn_sandbox.wire.streams import ProcessStream
 
 from .client import CALL_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
 from .connect_rpc import MALFORMED, RpcError, unary_error
+from .connection import ANSWER_SEC, SILENT, GuestGone
 from .plain import ExitCode, Pid
 from .refusals import not_started, refusal
 
@@ -153,7 +154,8 @@ class GuestProcesses:
         kind = "pty" if terminal else "stdin"
         for start in range(0, len(data), INPUT_PIECE):
             piece = data[start : start + INPUT_PIECE]
-            await self._call("SendInput", {"process": {"pid": pid}, "input": {kind: piece}})
+            message = {"process": {"pid": pid}, "input": {kind: piece}}
+            await self._call("SendInput", message, seconds=CALL_SEC)
 
     async def close_input(self, pid: int) -> None:
         await self._call("CloseStdin", {"process": {"pid": pid}})
@@ -166,10 +168,15 @@ class GuestProcesses:
         await self._call("SendSignal", {"process": _selector(process), "signal": name})
 
     async def _call(
-        self, method: str, message: dict[str, object], limit: int = _ANSWER_BYTES
+        self,
+        method: str,
+        message: Mapping[str, object],
+        limit: int = _ANSWER_BYTES,
+        seconds: float | None = None,
     ) -> bytes:
+        body = msgspec.json.encode(message)
         status, body = await self._client.call(
-            "POST", _SERVICE + method, msgspec.json.encode(message), limit=limit
+            "POST", _SERVICE + method, body, limit=limit, seconds=seconds
         )
         if status != 200:
             raise refusal(unary_error(status, body), status)
@@ -182,7 +189,7 @@ def _selector(process: ProcessRef) -> dict[str, object]:
 
 async def _followed(answer: AsyncIterator[bytes]) -> ProcessStream:
     try:
-        async with asyncio.timeout(CALL_SEC) as limit:
+        async with asyncio.timeout(ANSWER_SEC) as limit:
             async for message in answer:
                 start = _decode(message).start
                 if start is not None:
@@ -190,7 +197,7 @@ async def _followed(answer: AsyncIterator[bytes]) -> ProcessStream:
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise AgentError("The sandbox did not answer in time.") from error
+        raise GuestGone(SILENT, detail="no start event") from error
     raise _malformed("no start event")
 
 

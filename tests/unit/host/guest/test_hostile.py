@@ -12,6 +12,7 @@ import pytest
 
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host.guest import GuestClient, GuestUnreachable
+from wrenn_sandbox.host.guest import client as client_module
 from wrenn_sandbox.wire.messages import Command
 
 _MB = 1 << 20
@@ -200,8 +201,31 @@ async def test_a_guest_that_falls_silent(first: bytes) -> None:
         await reader.read()
 
     async with guest(play) as client, asyncio.timeout(10):
-        result = await client.exec(_COMMAND, timeout=0.2, output_limit=_MB)
-    assert result.timed_out
+        with pytest.raises(AgentError, match="does not respond"):
+            await client.exec(_COMMAND, timeout=0.2, output_limit=_MB)
+
+
+@pytest.mark.parametrize("kills", [True, False])
+async def test_a_guest_that_is_late(kills: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that begins when its time is over is killed, and the answer says whether."""
+    asked: list[bytes] = []
+    monkeypatch.setattr(client_module, "GRACE_SEC", 1.0)
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(b"")
+        if len(asked) == 1:
+            await asyncio.sleep(0.4)
+            writer.write(_CHUNKED + chunk(frame({"event": {"start": {"pid": 7}}})))
+            await reader.read()
+        elif kills:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        else:
+            await reader.read()
+
+    async with guest(play) as client, asyncio.timeout(10):
+        result = await client.exec(_COMMAND, timeout=0.1, output_limit=_MB)
+    assert len(asked) == 2
+    assert (result.timed_out, result.killed) == (True, kills)
 
 
 async def test_a_guest_that_sends_byte_by_byte() -> None:
