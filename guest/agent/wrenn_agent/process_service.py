@@ -16,7 +16,7 @@ from .fields import Message
 from .loop import Loop
 from .process import Process
 from .processes import Processes
-from .spawn import Command
+from .spawn import Command, own_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,12 +153,13 @@ class ProcessService:
         config = fields.nested(message, "process")
         if config is None:
             raise InvalidArgument("process is missing")
-        name = fields.text(config, "cmd")
-        if not name:
+        name, own = fields.text(config, "cmd"), fields.text(config, "program")
+        if not name and not own:
             raise InvalidArgument("process.cmd is empty")
+        begin = own_program(own) if own else [name]
         user = self._acting_user(exchange, config)
         size = _terminal_size(message)
-        argv = [name, *fields.texts(config, "args")]
+        argv = [*begin, *fields.texts(config, "args")]
         given = fields.text_map(config, "envs")
         _check_text(argv, given)
         envs = self._environment.of_process(user, given, terminal=size is not None)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Actions = list[tuple[int | str, ...]]
 """What posix_spawn does to the new process's file descriptors."""
+OWN_PROGRAMS = ("archive",)
+"""What `main.py` takes as its first argument, besides what starts the agent itself."""
 AGENT_OOM_SCORE, COMMAND_OOM_SCORE = b"-1000", b"500"
 _IUTF8 = 0x4000
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM]
@@ -223,6 +225,19 @@ class Spawner:
     def _set_oom_score(self, score: bytes) -> None:
         if self._oom_score is not None:
             os.pwrite(self._oom_score, score, 0)
+
+
+def own_program(name: str) -> list[str]:
+    """The command line of a program that comes with the agent, up to its arguments.
+
+    It runs on the agent's own interpreter, which was started as this process's command line says.
+    """
+    if name not in OWN_PROGRAMS:
+        raise InvalidArgument(f"there is no program {name!r}")
+    with open("/proc/self/cmdline", "rb") as file:
+        argv = os.fsdecode(file.read()).split("\0")
+    script = next(at for at, each in enumerate(argv) if each.endswith("main.py"))
+    return [*argv[: script + 1], name]
 
 
 def find_program(name: str, path: str) -> str:
