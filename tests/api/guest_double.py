@@ -16,6 +16,7 @@ from wrenn_sandbox.wire.messages import (
     ProcessRef,
     ProcessSignal,
     TerminalSize,
+    Unpacked,
 )
 from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
@@ -78,6 +79,28 @@ class GuestDouble:
         await self.enter_guest("remove_path", sandbox_id)
         if self.files.pop(path, None) is None:
             raise NotInGuest("no such file")
+
+    @asynccontextmanager
+    async def pack(
+        self, sandbox_id: SandboxId, path: str, *, recursive: bool, user: str | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        await self.enter_guest("pack", sandbox_id)
+        if path not in self.files:
+            raise NotInGuest("no such file")
+        yield self._pieces(self.files[path])
+
+    async def unpack(
+        self,
+        sandbox_id: SandboxId,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        needs_directory: bool,
+        user: str | None,
+    ) -> Unpacked:
+        await self.enter_guest("unpack", sandbox_id)
+        self.files[path] = b"".join([chunk async for chunk in chunks])
+        return Unpacked(entries=1)
 
     async def processes(self, sandbox_id: SandboxId) -> list[ProcessInfo]:
         await self.enter_guest("processes", sandbox_id)

@@ -107,9 +107,11 @@ _IN_QUERY = {
     "type": None,
     "signal": None,
     "overwrite": None,
+    "recursive": None,
+    "directory": None,
+    "user": None,
     "path": "file",
     "raw_path": None,
-    "user": None,
     "mode": None,
     "cursor": "cursor",
 }
@@ -171,6 +173,8 @@ def _body(route: Route, document: Json, names: Names) -> Json:
     if "application/json" in content:
         values = _values(route, cast("Json", content["application/json"]), document, names)
         return {"json": values}
+    if "application/octet-stream" in content:
+        return {"content": bytes(1024)}
     if content:
         raise Unclassified(f"{route.name}: how is a body of {list(content)} made?")
     return {}

@@ -32,6 +32,7 @@ from security.hostile_guest import (
 from wrenn_sandbox.errors import AgentError, WrennError
 from wrenn_sandbox.host import agent as agent_module
 from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.host.guest import archives as archives_module
 from wrenn_sandbox.host.guest import client as client_module
 from wrenn_sandbox.host.guest import connection as connection_module
 from wrenn_sandbox.host.guest import files as files_module
@@ -69,7 +70,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CALL_SEC", 0.6)
     for module in (connection_module, client_module, streams_module, files_module):
         monkeypatch.setattr(module, "ANSWER_SEC", 0.5)
-    monkeypatch.setattr(client_module, "GRACE_SEC", 0.2)
+    for module in (client_module, archives_module):
+        monkeypatch.setattr(module, "GRACE_SEC", 0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +250,25 @@ async def _write(stand: Stand) -> None:
     await stand.host.write_file(stand.bad, "/root/x", chunks())
 
 
+async def _pack(stand: Stand) -> None:
+    count = 0
+    async with stand.host.pack(stand.bad, "/root", recursive=True, user=None) as chunks:
+        async for piece in chunks:
+            count += len(piece)
+            if count > 2 * _MB:
+                return
+
+
+async def _unpack(stand: Stand) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield bytes(300_000)
+
+    found = await stand.host.unpack(stand.bad, "/root", chunks(), needs_directory=False, user=None)
+    assert len(found.left_out) <= 1000
+    assert all(len(each.reason) <= 2000 for each in found.left_out)
+
+
 async def _follow(stream: ProcessStream) -> None:
     assert stream.pid is None or 0 < stream.pid < 2**31
     count = 0
@@ -313,6 +334,8 @@ _CALLS: Final[tuple[Call, ...]] = (
     _remove,
     _read,
     _write,
+    _pack,
+    _unpack,
     _input,
     _close_input,
     _resize,

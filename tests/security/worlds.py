@@ -30,7 +30,7 @@ PUBLIC = frozenset(
 NOT_FOUND = {"createSandbox": "snapshot", "createSnapshot": "sandbox"}
 """Operations whose path names nothing, and what in their body must be the caller's."""
 
-_VOLATILE = frozenset({"getSandboxMetrics", "listProcesses"})
+_VOLATILE = frozenset({"downloadArchive", "getSandboxMetrics", "listProcesses"})
 """Reads that differ from one moment to the next, or keep a sandbox awake."""
 
 _SMALL = 1 << 20

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket
 
 from wrenn_sandbox.control.api import (
     api_keys,
+    archive,
     auth,
     events,
     exec,
@@ -55,6 +56,7 @@ _ROUTERS = (
     events.router,
     network.router,
     files.router,
+    archive.router,
     exec_stream.router,
     processes.router,
     pty.router,
@@ -106,7 +108,8 @@ def create_app(
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)
     app.add_middleware(Heads)
-    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=files.BODY_LIMITS)
+    exceptions = (*files.BODY_LIMITS, *archive.BODY_LIMITS)
+    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=exceptions)
     app.add_middleware(LastResort)
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
     if settings.cors_origins:

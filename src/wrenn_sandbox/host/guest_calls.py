@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from wrenn_sandbox.errors import NotResponding
 from wrenn_sandbox.host.guest import GuestClient, GuestUnreachable
+from wrenn_sandbox.host.guest.archives import GuestArchives
 from wrenn_sandbox.host.guest.files import GuestFiles
 from wrenn_sandbox.host.guest.streams import GuestProcesses
 from wrenn_sandbox.ids import SandboxId
@@ -18,6 +19,7 @@ from wrenn_sandbox.wire.messages import (
     ProcessRef,
     ProcessSignal,
     TerminalSize,
+    Unpacked,
 )
 from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
@@ -70,6 +72,27 @@ class GuestCalls(ABC):
 
     async def remove_path(self, sandbox_id: SandboxId, path: str) -> None:
         await self._files(sandbox_id).remove(path)
+
+    @asynccontextmanager
+    async def pack(
+        self, sandbox_id: SandboxId, path: str, *, recursive: bool, user: str | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        archives = GuestArchives(self._client(sandbox_id))
+        async with archives.pack(path, recursive=recursive, user=user) as chunks:
+            yield chunks
+
+    async def unpack(
+        self,
+        sandbox_id: SandboxId,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        needs_directory: bool,
+        user: str | None,
+    ) -> Unpacked:
+        return await GuestArchives(self._client(sandbox_id)).unpack(
+            path, chunks, needs_directory=needs_directory, user=user
+        )
 
     async def processes(self, sandbox_id: SandboxId) -> list[ProcessInfo]:
         return await self._processes(sandbox_id).list()

@@ -28,6 +28,7 @@ from .messages import (
     ProcessSignal,
     SandboxReport,
     TerminalSize,
+    Unpacked,
 )
 from .streams import FileContent, ProcessStream
 
@@ -190,6 +191,37 @@ class Host(Protocol):
 
     async def remove_path(self, sandbox_id: SandboxId, path: str) -> None:
         """Remove a file or a directory with all that is in it. `NotInGuest`."""
+        ...
+
+    def pack(
+        self, sandbox_id: SandboxId, path: str, *, recursive: bool, user: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A file, or (`recursive`) a tree too, as a tar archive, as long as the block lasts.
+
+        Modes, times, symbolic and hard links come along. What `user`, by default root, cannot
+        read is left out and noted in the archive. Raises `AgentError` where the transfer breaks
+        off. `NotInGuest`: there is no such path. `InvalidRequest`: it is no file, or cannot be
+        read. `Conflict`: the guest's agent is too old.
+        """
+        ...
+
+    async def unpack(
+        self,
+        sandbox_id: SandboxId,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        needs_directory: bool,
+        user: str | None,
+    ) -> Unpacked:
+        """Put what a tar archive holds into a directory, or in the place of `path`, as `cp` would.
+
+        With `needs_directory` only the former, and the directory must be there already. All of it
+        is `user`'s, by default root's, and done with that user's rights. A file takes its place
+        when it is complete; what `chunks` raises is raised here, and what came before stays.
+        `InvalidRequest`: the archive is malformed, or does not fit `path`. `NoSpace`: the
+        guest's disk is full. `Conflict`: the guest's agent is too old.
+        """
         ...
 
     async def processes(self, sandbox_id: SandboxId) -> list[ProcessInfo]:

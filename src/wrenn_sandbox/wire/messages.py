@@ -196,6 +196,27 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     raw_path: str | None = None
 
 
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A path that was not copied, and why."""
+
+    path: str
+    reason: str
+
+
+class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an archive: of `left_out_count` paths that were left out some are named.
+
+    `size` is of the files in it, in bytes; `into_directory`: it was put into the path that was
+    given, not in its place.
+    """
+
+    entries: int
+    size: int = 0
+    into_directory: bool = False
+    left_out: tuple[LeftOut, ...] = ()
+    left_out_count: int = 0
+
+
 class TerminalSize(msgspec.Struct, frozen=True, kw_only=True):
     """In characters."""
 

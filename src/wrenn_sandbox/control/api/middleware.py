@@ -78,6 +78,10 @@ def client_address(scope: Scope) -> str:
     return str(client[0]) if client else "unknown"
 
 
+HEAD_ALONE = "wrenn.head"
+"""Key of the scope that says that nobody takes the body: a long one need not be made."""
+
+
 class Heads:
     """Answers HEAD as GET is answered, without the body."""
 
@@ -88,7 +92,7 @@ class Heads:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        asked = {**scope, "method": "GET"}
+        asked = {**scope, "method": "GET", HEAD_ALONE: True}
 
         async def bare(message: Message) -> None:
             if message["type"] == "http.response.body":

@@ -22,6 +22,7 @@ from wrenn_sandbox.wire.messages import (
     ProcessRef,
     ProcessSignal,
     TerminalSize,
+    Unpacked,
 )
 from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
@@ -69,6 +70,18 @@ class Guest:
 
     async def remove_path(self, path: str) -> None:
         await self.host.remove_path(self.id, checked_path(path))
+
+    def pack(
+        self, path: str, *, recursive: bool, user: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self.host.pack(self.id, checked_path(path), recursive=recursive, user=user)
+
+    async def unpack(
+        self, path: str, chunks: AsyncIterator[bytes], *, needs_directory: bool, user: str | None
+    ) -> Unpacked:
+        return await self.host.unpack(
+            self.id, checked_path(path), chunks, needs_directory=needs_directory, user=user
+        )
 
     async def metrics(self) -> GuestMetrics:
         return await self.host.metrics(self.id)

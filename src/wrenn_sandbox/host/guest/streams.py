@@ -88,9 +88,19 @@ class GuestProcesses:
 
     @asynccontextmanager
     async def start(
-        self, command: Command, *, tag: str | None, stdin: bool, terminal: TerminalSize | None
+        self,
+        command: Command,
+        *,
+        tag: str | None,
+        stdin: bool,
+        terminal: TerminalSize | None,
+        own: bool = False,
     ) -> AsyncIterator[ProcessStream]:
-        message: dict[str, object] = {"process": process_config(command), "stdin": stdin}
+        """With `own` the command is a program that comes with the agent."""
+        config = process_config(command)
+        if own:
+            config["program"] = command.cmd
+        message: dict[str, object] = {"process": config, "stdin": stdin}
         if tag is not None:
             message["tag"] = tag
         if terminal is not None:

@@ -1,0 +1,204 @@
+"""Trees of one guest's files as tar archives, through the program that its agent brings."""
+
+import asyncio
+import base64
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import (
+    AgentError,
+    Conflict,
+    InvalidRequest,
+    NoSpace,
+    NotInGuest,
+    WrennError,
+)
+from wrenn_sandbox.wire.messages import (
+    Channel,
+    Command,
+    Ended,
+    LeftOut,
+    ProcessRef,
+    ProcessSignal,
+    Unpacked,
+)
+from wrenn_sandbox.wire.streams import ProcessStream
+
+from .client import GRACE_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient
+from .connect_rpc import MALFORMED
+from .plain import Count, words
+from .streams import INPUT_PIECE, GuestProcesses
+
+_PROGRAM: Final = "archive"
+_WORDS: Final = 16 * 1024
+_REPORT: Final = 1024 * 1024
+_NAMED: Final = 1000
+_KINDS: Final[dict[int, type[WrennError]]] = {3: NotInGuest, 4: InvalidRequest, 5: NoSpace}
+"""Exit codes of the program, as in the agent's `archive.py`."""
+
+
+class _LeftOut(msgspec.Struct):
+    path: str
+    reason: str
+
+
+class _Report(msgspec.Struct):
+    entries: Count
+    size: Count
+    into: bool
+    left_out: list[_LeftOut]
+    left_out_count: Count
+
+
+class GuestArchives:
+    """Calls raise what `Host` says of them."""
+
+    def __init__(self, client: GuestClient) -> None:
+        self._processes = GuestProcesses(client)
+
+    @asynccontextmanager
+    async def pack(
+        self, path: str, *, recursive: bool, user: str | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        arguments = ("pack", _encoded(path), *(("--recursive",) if recursive else ()))
+        async with self._started(arguments, user, stdin=False) as run:
+            chunks = run.output()
+            first = await anext(chunks, b"")
+            yield _after(first, chunks)
+
+    async def unpack(
+        self, path: str, chunks: AsyncIterator[bytes], *, needs_directory: bool, user: str | None
+    ) -> Unpacked:
+        arguments = ("unpack", _encoded(path), *(("--directory",) if needs_directory else ()))
+        async with self._started(arguments, user, stdin=True) as run:
+            feeding = asyncio.create_task(run.feed(chunks))
+            reading = asyncio.create_task(_all(run.output()))
+            try:
+                await asyncio.wait({feeding, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    await feeding
+                return _report(await reading)
+            finally:
+                feeding.cancel()
+                reading.cancel()
+                await asyncio.gather(feeding, reading, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _started(
+        self, arguments: tuple[str, ...], user: str | None, *, stdin: bool
+    ) -> AsyncIterator["_Run"]:
+        """The program while the block lasts: one that has not ended by then is ended."""
+        command = Command(cmd=_PROGRAM, args=arguments, user=user)
+        async with self._processes.start(
+            command, tag=None, stdin=stdin, terminal=None, own=True
+        ) as stream:
+            run = _Run(self._processes, stream)
+            try:
+                yield run
+            finally:
+                if not run.ended:
+                    await asyncio.shield(run.end())
+
+
+class _Run:
+    """The program in a guest."""
+
+    def __init__(self, processes: GuestProcesses, stream: ProcessStream) -> None:
+        self._processes = processes
+        self._stream = stream
+        self.ended = stream.pid is None
+
+    async def output(self) -> AsyncIterator[bytes]:
+        """What it writes; raises what its exit code stands for."""
+        said = bytearray()
+        async for event in self._stream.events:
+            if isinstance(event, Ended):
+                self.ended = True
+                if event.exit_code != 0:
+                    raise _failure(event.exit_code, bytes(said))
+            elif event.channel is Channel.STDOUT:
+                yield event.data
+            else:
+                said += event.data[: max(0, _WORDS - len(said))]
+
+    async def feed(self, chunks: AsyncIterator[bytes]) -> None:
+        """Pass its input on, in pieces as large as may be. That it has ended shows elsewhere."""
+        pid = self._stream.pid
+        if pid is None:
+            return
+        waiting = bytearray()
+        async for chunk in chunks:
+            waiting += chunk
+            while len(waiting) >= INPUT_PIECE:
+                await self._send(pid, bytes(waiting[:INPUT_PIECE]))
+                del waiting[:INPUT_PIECE]
+        await self._send(pid, bytes(waiting))
+        with contextlib.suppress(NotInGuest, Conflict):
+            await self._processes.close_input(pid)
+
+    async def _send(self, pid: int, data: bytes) -> None:
+        try:
+            await self._processes.send_input(pid, data, terminal=False)
+        except (NotInGuest, Conflict):
+            await asyncio.Event().wait()  # it takes no more: its last words come
+
+    async def end(self) -> None:
+        """Let it clean up; it does so by itself when nothing moves any more."""
+        with contextlib.suppress(WrennError, TimeoutError):
+            async with asyncio.timeout(GRACE_SEC):
+                await self._processes.signal(ProcessRef(pid=self._stream.pid), ProcessSignal.TERM)
+
+
+async def _after(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _all(chunks: AsyncIterator[bytes]) -> bytes:
+    data = bytearray()
+    async for chunk in chunks:
+        data += chunk
+        if len(data) > _REPORT:
+            raise _malformed("too long a report")
+    return bytes(data)
+
+
+def _report(data: bytes) -> Unpacked:
+    try:
+        report = msgspec.json.decode(data, type=_Report)
+    except MALFORMED as error:
+        raise _malformed(str(error)) from error
+    return Unpacked(
+        entries=report.entries,
+        size=report.size,
+        into_directory=report.into,
+        left_out=tuple(
+            LeftOut(path=words(each.path), reason=words(each.reason))
+            for each in report.left_out[:_NAMED]
+        ),
+        left_out_count=report.left_out_count,
+    )
+
+
+def _failure(code: int, said: bytes) -> WrennError:
+    if code in (NOT_FOUND, NOT_EXECUTABLE):
+        return Conflict(
+            "This sandbox was made by an older version, whose agent knows no archives: "
+            "run tar in it instead"
+        )
+    message = words(said.decode("utf-8", "replace").strip())
+    return _KINDS.get(code, AgentError)(message or f"The copy ended in the guest with {code}.")
+
+
+def _malformed(detail: str) -> AgentError:
+    return AgentError("The sandbox sent a malformed answer.", detail=detail)
+
+
+def _encoded(path: str) -> str:
+    return base64.b64encode(os.fsencode(path)).decode("ascii")
