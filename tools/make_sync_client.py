@@ -26,6 +26,7 @@ _NAMES = {
     "aclose": "close",
     "aiter_raw": "iter_raw",
     "aread": "read",
+    "async_aside": "aside",
     "async_cut": "cut",
     "async_receive": "receive",
     "async_send": "send",

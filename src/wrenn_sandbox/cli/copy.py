@@ -1,15 +1,14 @@
-"""`wrenn cp`: files into a sandbox and out of it, with a bar that shows how far it is."""
+"""`wrenn cp`: files and trees into a sandbox and out of it, with a bar that shows how far it is."""
 
 import contextlib
 import os
 import re
-import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, BinaryIO, Final, Protocol
+from typing import Annotated, BinaryIO, Final
 
 import msgspec
 import typer
@@ -18,22 +17,18 @@ from wrenn_sandbox.client import (
     Client,
     ClientError,
     ConnectionFailed,
+    Copied,
     InvalidRequest,
     NotFound,
     Sandbox,
 )
 
 from .account import open_client
-from .output import print_json
+from .output import print_json, printable
 
 _REMOTE: Final = re.compile(r"(sb-[a-z0-9]+):(.*)", re.DOTALL)
 _PIECE: Final = 256 * 1024
-
-
-class Tell(Protocol):
-    """Is told how many bytes more have gone through."""
-
-    def __call__(self, count: int) -> None: ...
+_PIPE: Final = "-"
 
 
 @dataclass(frozen=True)
@@ -41,30 +36,71 @@ class _Remote:
     sandbox_id: str
     path: str
 
+    def __str__(self) -> str:
+        return f"{self.sandbox_id}:{self.path}"
 
-class _Copied(msgspec.Struct):
+
+class _Shown(msgspec.Struct, omit_defaults=True):
+    """What was copied, as JSON; `size` in bytes."""
+
     source: str
     target: str
     size: int
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class _Options:
+    recursive: bool
+    user: str | None
+    keep_links: bool
+    quiet: bool
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="A file: PATH here, or ID:PATH in a sandbox.")],
-    target: Annotated[str, typer.Argument(help="Where to: a file or a directory; - is a pipe.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... TARGET",
+            help="Paths here, or ID:PATH in a sandbox; - is a pipe.",
+        ),
+    ],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", "-R", help="Directories with all that is in them.")
+    ] = False,
+    user: Annotated[
+        str | None, typer.Option(help="User of the sandbox whose files they are; root.")
+    ] = None,
+    keep_links: Annotated[
+        bool,
+        typer.Option("--keep-links", help="Download symbolic links that lead out of the tree too."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What was copied, as JSON.")] = False,
 ) -> None:
-    """Copy a file into a sandbox or out of it; one of the two is ID:PATH."""
-    here, there = _parsed(source), _parsed(target)
+    """Copy files and trees into a sandbox or out of it, with modes, times and links.
+
+    Sources or target are ID:PATH. Exits with 1 when something was left out, and says what.
+    """
+    if len(paths) < 2:
+        raise typer.BadParameter("there must be a source and a target", param_hint="TARGET")
+    sources, target = [_parsed(each) for each in paths[:-1]], _parsed(paths[-1])
+    here = [each for each in sources if isinstance(each, str)]
+    there = [each for each in sources if isinstance(each, _Remote)]
+    options = _Options(recursive, user, keep_links, quiet)
     with open_client() as client:
-        if isinstance(there, _Remote) and isinstance(here, str):
-            copied = _upload(client, here, there, quiet)
-        elif isinstance(here, _Remote) and isinstance(there, str):
-            copied = _download(client, here, there, quiet)
+        if isinstance(target, _Remote) and not there:
+            shown = _upload_all(client, here, target, options)
+        elif isinstance(target, str) and not here:
+            if len(there) > 1 and not os.path.isdir(target):
+                raise ClientError(f"{target}: it is not a directory, which several sources need")
+            shown = [_download(client, each, target, options) for each in there]
         else:
-            raise typer.BadParameter("one of the two must be ID:PATH, the other a path here")
+            raise typer.BadParameter("either all sources or the target must be ID:PATH")
     if json:
-        print_json(copied)
+        print_json(shown[0] if len(shown) == 1 else shown)
+    if any(each.left_out for each in shown):
+        raise typer.Exit(1)
 
 
 def _parsed(given: str) -> str | _Remote:
@@ -72,30 +108,62 @@ def _parsed(given: str) -> str | _Remote:
     return given if found is None else _Remote(found[1], found[2])
 
 
-def _upload(client: Client, source: str, target: _Remote, quiet: bool) -> _Copied:
+def _upload_all(
+    client: Client, sources: list[str], target: _Remote, options: _Options
+) -> list[_Shown]:
+    if len(sources) == 1 and _is_stream(sources[0]):
+        return [_upload_stream(client, sources[0], target, options)]
     sandbox = client.sandboxes.get(target.sandbox_id)
+    path = target.path or "./"
+    with _bar(sources[0], options.quiet) as tell:
+        copied = sandbox.files.upload(
+            sources, path, recursive=options.recursive, user=options.user, progress=tell
+        )
+    _complain(copied, sandbox.id)
+    name = os.path.basename(sources[0].rstrip("/"))
+    place = f"{path.removeprefix('./').rstrip('/')}/{name}" if copied.into_directory else path
+    return [_Shown(", ".join(sources), f"{sandbox.id}:{place}", copied.size, copied.left_out_count)]
+
+
+def _upload_stream(client: Client, source: str, target: _Remote, options: _Options) -> _Shown:
+    sandbox = client.sandboxes.get(target.sandbox_id)
+    if options.user is not None:
+        raise ClientError("--user needs files: what comes through a pipe is root's")
     with _opened(source) as file:
-        status = os.fstat(file.fileno())
-        size = status.st_size if stat.S_ISREG(status.st_mode) else None
-        path = _path_there(sandbox, target.path, None if source == "-" else Path(source).name)
-        with _bar(path, size, quiet) as tell:
-            pieces = _Pieces(file, size, tell)
-            sandbox.files.write_stream(path, pieces, size)
-    return _Copied(source, f"{sandbox.id}:{path}", pieces.count)
+        path = _path_there(sandbox, target.path, None if source == _PIPE else Path(source).name)
+        with _bar(path, options.quiet) as tell:
+            pieces = _Pieces(file, lambda count: tell(count, None))
+            sandbox.files.write_stream(path, pieces)
+    return _Shown(source, f"{sandbox.id}:{path}", pieces.count)
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is standard input or output, a pipe or a device: something without a mode."""
+    try:
+        kind = os.stat(path).st_mode
+    except OSError:
+        return path == _PIPE
+    return path == _PIPE or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+
+
+def _complain(copied: Copied, sandbox_id: str) -> None:
+    """Tell what was left out."""
+    for each in copied.left_out:
+        typer.echo(f"wrenn: {printable(each.path)}: {printable(each.reason)}", err=True)
+    more = copied.left_out_count - len(copied.left_out)
+    if more > 0:
+        typer.echo(f"wrenn: {sandbox_id}: {more} more were left out", err=True)
 
 
 @contextlib.contextmanager
 def _opened(source: str) -> Iterator[BinaryIO]:
-    if source == "-":
+    if source == _PIPE:
         yield sys.stdin.buffer
         return
     try:
         file = open(source, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        hint = " (of directories: tar -c DIR | wrenn sandbox exec -i ID tar -x)"
-        raise ClientError(
-            f"{source}: {error.strerror}{hint if isinstance(error, IsADirectoryError) else ''}"
-        ) from error
+        raise ClientError(f"{source}: {error.strerror}") from error
     with file:
         yield file
 
@@ -114,73 +182,80 @@ def _path_there(sandbox: Sandbox, path: str, name: str | None) -> str:
 
 
 class _Pieces:
-    """A file's bytes; not more than its size says, should it grow meanwhile."""
+    """What a pipe gives, to its end."""
 
-    def __init__(self, file: BinaryIO, size: int | None, tell: Tell) -> None:
+    def __init__(self, file: BinaryIO, tell: Callable[[int], None]) -> None:
         self._file = file
-        self._size = size
         self._tell = tell
         self.count = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        while piece := self._file.read(self._next()):
+        while piece := self._file.read(_PIECE):
             self.count += len(piece)
             self._tell(len(piece))
             yield piece
 
-    def _next(self) -> int:
-        return _PIECE if self._size is None else min(_PIECE, self._size - self.count)
 
-
-def _download(client: Client, source: _Remote, target: str, quiet: bool) -> _Copied:
+def _download(client: Client, source: _Remote, target: str, options: _Options) -> _Shown:
     sandbox = client.sandboxes.get(source.sandbox_id)
-    path = target
-    if target != "-" and (target.endswith("/") or Path(target).is_dir()):
-        path = str(Path(target) / Path(source.path).name)
+    if _is_stream(target):
+        return _download_stream(sandbox, source, target, options)
+    place, name = target, os.path.basename(source.path.rstrip("/"))
+    if name not in ("", ".", "..") and (target.endswith("/") or os.path.isdir(target)):
+        place = os.path.join(target, name)
+    try:
+        with _bar(place, options.quiet) as tell:
+            copied = sandbox.files.download(
+                source.path or ".",
+                place,
+                recursive=options.recursive,
+                user=options.user,
+                keep_links=options.keep_links,
+                progress=tell,
+            )
+    except InvalidRequest as error:
+        hint = ": use -r" if not options.recursive and "directory" in error.message else ""
+        raise ClientError(f"{source}: {error.message.removeprefix('path: ')}{hint}") from error
+    _complain(copied, sandbox.id)
+    return _Shown(str(source), place, copied.size, copied.left_out_count)
+
+
+def _download_stream(sandbox: Sandbox, source: _Remote, target: str, options: _Options) -> _Shown:
+    if options.recursive:
+        raise ClientError(f"{target}: a pipe takes one file, without -r")
     count = 0
-    with sandbox.files.read_stream(source.path) as download, _made(path) as file:
-        with _bar(path, download.size, quiet) as tell:
-            for piece in download:
-                file.write(piece)
-                count += len(piece)
-                tell(len(piece))
+    with (
+        sandbox.files.read_stream(source.path) as download,
+        _written(target) as file,
+        _bar(source.path, options.quiet) as tell,
+    ):
+        for piece in download:
+            file.write(piece)
+            count += len(piece)
+            tell(len(piece), download.size)
         if download.size is not None and count != download.size:
             raise ConnectionFailed(f"only {count} of {download.size} bytes came")
-    return _Copied(f"{sandbox.id}:{source.path}", path, count)
+    return _Shown(str(source), target, count)
 
 
 @contextlib.contextmanager
-def _made(path: str) -> Iterator[BinaryIO]:
-    """A file that takes its place when it is complete; what is no file is written to."""
-    if path == "-":
+def _written(path: str) -> Iterator[BinaryIO]:
+    if path == _PIPE:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    place = Path(path)
     try:
-        if place.exists() and not place.is_file():
-            with place.open("wb") as device:
-                yield device
-            return
-        place = place.resolve()
-        made = place.with_name(f".wrenn-{secrets.token_hex(8)}")
-        with contextlib.ExitStack() as undo:
-            with made.open("xb") as file:
-                undo.callback(made.unlink)
-                if place.exists():
-                    os.fchmod(file.fileno(), stat.S_IMODE(place.stat().st_mode))
-                yield file
-            made.replace(place)
-            undo.pop_all()
+        with open(path, "wb") as device:
+            yield device
     except OSError as error:
         raise ClientError(f"{path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
-def _bar(path: str, size: int | None, quiet: bool) -> Iterator[Tell]:
+def _bar(path: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on standard error, where that is a terminal."""
     if quiet or not sys.stderr.isatty():
-        yield lambda count: None
+        yield lambda count, total: None
         return
     # A tenth of a second that scripts do not need.
     from rich.console import Console
@@ -195,5 +270,5 @@ def _bar(path: str, size: int | None, quiet: bool) -> Iterator[Tell]:
         TransferSpeedColumn(table_column=Column(no_wrap=True)),
     )  # together no wider than 80 columns
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(escape(PurePath(path).name), total=size)
-        yield lambda count: progress.advance(task, count)
+        task = progress.add_task(escape(printable(PurePath(path).name)), total=None)
+        yield lambda count, total: progress.update(task, advance=count, total=total)

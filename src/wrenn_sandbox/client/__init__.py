@@ -41,8 +41,10 @@ from .errors import (
 from .frames import Exit, Frame, Size, Stderr, Stdout
 from .models import (
     ApiKey,
+    Copied,
     Event,
     FileEntry,
+    LeftOut,
     Limits,
     Metrics,
     NetworkPolicy,
@@ -70,6 +72,7 @@ __all__ = [
     "CommandFailed",
     "Conflict",
     "ConnectionFailed",
+    "Copied",
     "Download",
     "Event",
     "ExecTimeout",
@@ -79,6 +82,7 @@ __all__ = [
     "Frame",
     "InvalidRequest",
     "InvalidState",
+    "LeftOut",
     "Limits",
     "Metrics",
     "NetworkPolicy",

@@ -180,6 +180,27 @@ class ProcessList(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[Process, ...]
 
 
+class LeftOut(msgspec.Struct, frozen=True):
+    """A path that was not copied, and why."""
+
+    path: str
+    reason: str
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What became of a copy: of `left_out_count` paths that were left out `left_out` names some.
+
+    `size` is of the files, in bytes. `into_directory`: it was put into the path that was given,
+    not in its place.
+    """
+
+    entries: int
+    size: int
+    into_directory: bool = False
+    left_out: tuple[LeftOut, ...] = ()
+    left_out_count: int = 0
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One file, directory or symlink of a sandbox, a link itself and not what it points at.
 

@@ -90,18 +90,28 @@ class AsyncApi:
         if not response.is_success:
             raise refusal(response)
 
+    async def put(
+        self, path: str, kind: type[_Answer], content: AsyncIterable[bytes], media_type: str
+    ) -> _Answer:
+        """PUT a body in pieces, and what the server answers."""
+        headers = {**self.credentials, "Content-Type": media_type}
+        with http_failures():
+            response = await self._http.put(self.url + path, content=content, headers=headers)
+        if not response.is_success:
+            raise refusal(response)
+        return decode(response.content, kind)
+
     @contextlib.asynccontextmanager
-    async def receive(self, path: str, body: object) -> AsyncIterator[httpx2.Response]:
-        """POST, and read the answer in pieces while the block lasts."""
+    async def receive(
+        self, path: str, body: object = None, method: str = "POST"
+    ) -> AsyncIterator[httpx2.Response]:
+        """Read the answer in pieces while the block lasts."""
+        headers = {**self.credentials, "Accept-Encoding": "identity"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        content = None if body is None else encode(body)
         request = self._http.build_request(
-            "POST",
-            self.url + path,
-            content=encode(body),
-            headers={
-                **self.credentials,
-                "Content-Type": "application/json",
-                "Accept-Encoding": "identity",
-            },
+            method, self.url + path, content=content, headers=headers
         )
         with http_failures():
             response = await self._http.send(request, stream=True)

@@ -2,14 +2,26 @@
 """Files of one sandbox. Paths are absolute or relative to /root; bytes where they are no UTF-8."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from urllib.parse import urlencode
 
 import httpx2
+import msgspec
 
+from wrenn_sandbox.client.aside import aside
 from wrenn_sandbox.client.errors import ClientError
-from wrenn_sandbox.client.models import FileEntry, FileList, MadeDirectory
+from wrenn_sandbox.client.models import (
+    Copied,
+    FileEntry,
+    FileList,
+    LeftOut,
+    MadeDirectory,
+)
 from wrenn_sandbox.client.multipart import Form, naming, upload_fields
+from wrenn_sandbox.client.packing import pack, source_of, total_size
 from wrenn_sandbox.client.transport import http_failures
+from wrenn_sandbox.client.unpacking import Unpacker
 
 from .api import Api
 
@@ -25,6 +37,17 @@ class Download:
     def __iter__(self) -> Iterator[bytes]:
         with http_failures():
             yield from self._response.iter_raw()
+
+
+Progress = Callable[[int, int | None], None]
+"""Is told how many bytes more have gone through, and of how many, where that is known."""
+
+_NAMED = 1000
+"""How many paths are named that were left out."""
+
+
+def _ignore(_count: int, _total: int | None) -> None:
+    """Progress that nobody looks at."""
 
 
 class Files:
@@ -86,6 +109,111 @@ class Files:
             f"{self._path}/stream/write", _pieces(form, chunks, size), form.headers(size)
         )
 
+    @contextlib.contextmanager
+    def read_archive(
+        self, path: str, *, recursive: bool = True, user: str | None = None
+    ) -> Iterator[Download]:
+        """A file or a tree as a tar archive, as long as the block lasts.
+
+        Nobody vouches for what is in it: unpack it with care. A transfer that breaks off raises
+        `ConnectionFailed`. `InvalidRequest`: it is a directory and not `recursive`.
+        """
+        target = self._archive(path, user=user, recursive="true" if recursive else None)
+        with self._api.receive(target, method="GET") as response:
+            yield Download(response)
+
+    def write_archive(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        directory: bool = False,
+        user: str | None = None,
+    ) -> Copied:
+        """Unpack a tar archive into a directory, or in the place of `path`, as `cp` would.
+
+        With `directory` the latter is refused. All of it is `user`'s, by default root's. The
+        answer says what was left out.
+        """
+        target = self._archive(path, directory="true" if directory else None, user=user)
+        return self._api.put(target, Copied, chunks, "application/octet-stream")
+
+    def upload(
+        self,
+        sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        path: str,
+        *,
+        recursive: bool = True,
+        user: str | None = None,
+        progress: Progress = _ignore,
+    ) -> Copied:
+        """Copy files and trees of this machine, with modes, times and links, as `cp` would.
+
+        Into `path` when that is a directory, which several sources need; else to `path`. What can
+        not be read is left out, and so are directories unless `recursive`. `InvalidRequest`: `path`
+        is of another kind than needed.
+        """
+        several = [sources] if isinstance(sources, str | os.PathLike) else sources
+        found = [source_of(os.fspath(each), recursive=recursive) for each in several]
+        left_out: list[LeftOut] = []
+        pieces = pack(
+            found,
+            lambda path, reason: left_out.append(LeftOut(path, reason)),
+            recursive=recursive,
+        )
+        total = aside(total_size, found)
+        copied = self.write_archive(
+            path, _told(pieces, progress, total), directory=len(found) > 1, user=user
+        )
+        return msgspec.structs.replace(
+            copied,
+            left_out=(*left_out, *copied.left_out),
+            left_out_count=len(left_out) + copied.left_out_count,
+        )
+
+    def download(
+        self,
+        path: str,
+        target: str | os.PathLike[str],
+        *,
+        recursive: bool = True,
+        user: str | None = None,
+        keep_links: bool = False,
+        progress: Progress = _ignore,
+    ) -> Copied:
+        """Copy a file or a tree to `target`, with modes, times and links.
+
+        A directory that is there is added to. Nothing outside `target` is written, whatever the
+        sandbox sends; symbolic links that lead out of it are left out, unless `keep_links`.
+        `InvalidRequest`: it is a directory and not `recursive`.
+        """
+        left_out: list[LeftOut] = []
+        count = 0
+
+        def tell(path: str, reason: str) -> None:
+            nonlocal count
+            count += 1
+            if count <= _NAMED:
+                left_out.append(LeftOut(path, reason))
+
+        with self.read_archive(path, recursive=recursive, user=user) as archive:
+            unpacker = Unpacker(os.fspath(target), tell, keep_links=keep_links)
+            try:
+                for piece in archive:
+                    aside(unpacker.feed, piece)
+                    progress(len(piece), unpacker.total)
+                aside(unpacker.finish)
+            finally:
+                aside(unpacker.close)
+        return Copied(
+            unpacker.entries, unpacker.size, left_out=tuple(left_out), left_out_count=count
+        )
+
+    def _archive(self, path: str, **options: str | None) -> str:
+        query = {"path": path, **options}
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{self._path}/archive?{urlencode(given, errors='surrogateescape')}"
+
     def list(self, path: str | bytes, depth: int = 1) -> tuple[FileEntry, ...]:
         """What is in a directory, `depth` levels down; each entry right before what is in it."""
         body = {**naming(path), "depth": depth}
@@ -122,3 +250,9 @@ def _pieces(form: Form, chunks: Iterable[bytes], size: int | None) -> Iterator[b
 
 def _once(content: bytes) -> Iterator[bytes]:
     yield content
+
+
+def _told(pieces: Iterator[bytes], progress: Progress, total: int | None) -> Iterator[bytes]:
+    while (piece := aside(next, pieces, None)) is not None:
+        yield piece
+        progress(len(piece), total)
