@@ -161,6 +161,26 @@ def test_the_command_line(guest: Guest, served: Served, options: tuple[str, ...]
     assert b"respon" in said
 
 
+def test_commands_without_a_time_limit(guest: Guest, served: Served, tmp_path: Path) -> None:
+    """Each says within a minute what is the matter."""
+    guest.stop()
+    file = tmp_path / "file"
+    file.write_bytes(bytes(1 << 20))
+    id = guest.sandbox.id
+    began = time.monotonic()
+    running = [
+        _wrenn(served, "sandbox", "exec", id, "true"),
+        _wrenn(served, "cp", f"{id}:/etc/hostname", os.fspath(tmp_path / "back")),
+        _wrenn(served, "cp", os.fspath(file), f"{id}:"),
+    ]
+    for process in running:
+        with process:
+            _, said = process.communicate(timeout=90)
+        assert process.returncode in (1, 125)
+        assert b"does not respond" in said
+    assert time.monotonic() - began < 60
+
+
 def test_a_stream_that_ends_in_time_all_the_same(served: Served) -> None:
     """Of a guest that is well: a command is stopped, and one that ends is not."""
     with served.client() as client, client.sandboxes.create() as sandbox:
