@@ -27,8 +27,8 @@ from wrenn_sandbox.client import (
 
 _WRENN = [sys.executable, "-m", "wrenn_sandbox"]
 _LIMIT = 1
-_MARGIN = 9.0
-"""Five seconds of grace, and what a busy machine takes."""
+_MARGIN = 15.0
+"""Five seconds of grace, as many to ask the guest once more, and what a busy machine takes."""
 _STOP = 14.0
 """A command that was told to end has ten seconds, and its caller what a busy machine takes."""
 
@@ -103,7 +103,7 @@ def _ran_out(sandbox: Sandbox, cmd: str) -> None:
 
 def test_exec(guest: Guest) -> None:
     guest.stop()
-    with within(_LIMIT + _MARGIN), pytest.raises(AgentError, match="does not respond"):
+    with within(_LIMIT + _MARGIN), pytest.raises(AgentError, match="not responding"):
         guest.sandbox.exec("true", timeout_sec=_LIMIT)
 
 
@@ -147,7 +147,7 @@ async def test_streams_of_asyncio(guest: Guest, served: Served) -> None:
             with pytest.raises(ExecTimeout, match="not started"):
                 async with sandbox.exec_stream("true", timeout_sec=_LIMIT):
                     pass
-            with pytest.raises(AgentError, match="does not respond"):
+            with pytest.raises(AgentError, match="not responding"):
                 await sandbox.exec("true", timeout_sec=_LIMIT)
 
 
@@ -177,7 +177,7 @@ def test_commands_without_a_time_limit(guest: Guest, served: Served, tmp_path: P
         with process:
             _, said = process.communicate(timeout=90)
         assert process.returncode in (1, 125)
-        assert b"does not respond" in said
+        assert b"not responding" in said
     assert time.monotonic() - began < 60
 
 

@@ -22,7 +22,7 @@ CLOSE_TIMEOUT_SEC: Final = 3.0
 ANSWER_TIMEOUT_SEC: Final = 180.0
 """How long an answer may take: longer than any sandbox takes to start, pause or resume."""
 
-EXEC_SLACK_SEC: Final = 15.0
+EXEC_SLACK_SEC: Final = 20.0
 """How much later than a command's time limit the answer may come, from a server that answers."""
 
 STOP_SEC: Final = 10.0
