@@ -81,6 +81,15 @@ async def test_a_command_from_start_to_exit(peer: Peer) -> None:
     assert {frame["type"] for frame in frames} == {"start", "stdout", "stderr", "exit"}
 
 
+async def test_what_a_command_leaves_running_goes_on(peer: Peer, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    frames = await _run(peer, f"(sleep 1; echo late; echo late >&2; touch {done}) & echo started")
+    assert output_of(frames) == "started\n"
+    assert frames[-1] == {"type": "exit", "exit_code": 0}
+    assert not done.exists()
+    await eventually(done.exists)
+
+
 async def test_input_and_its_end(peer: Peer) -> None:
     await peer.say(type="start", cmd="cat")
     await peer.say(type="stdin", data="hé")

@@ -134,3 +134,14 @@ def test_a_process_that_dies_of_memory_does_not_take_the_agent(api: Api, sandbox
     )
     assert result.exit_code in (1, 137)
     assert api.output(sandbox.id, "echo alive") == "alive"
+
+
+def test_what_a_command_leaves_running_goes_on(api: Api, sandbox: Sandbox) -> None:
+    """Its pipes are drained after the answer: neither a script nor a server gets EPIPE."""
+    script = "sh -c 'sleep 1; echo a; echo ok >/tmp/ok' & echo started"
+    assert api.output(sandbox.id, script) == "started"
+    api.output(sandbox.id, "cd /etc && python3 -m http.server 8000 & echo up")
+    fetch = "curl -fsS --retry 9 --retry-connrefused --retry-delay 1 http://127.0.0.1:8000/hostname"
+    for _ in range(2):
+        assert api.output(sandbox.id, fetch) == api.output(sandbox.id, "hostname")
+    assert api.output(sandbox.id, "cat /tmp/ok") == "ok"
