@@ -161,13 +161,31 @@ async def test_what_was_asked_for_meanwhile_is_looked_at_again_soon(
     gate = host.hold("sandboxes")
     sweeping = faulty.start(faulty.plane.reconciler.sweep())
     await gate.arrived.wait()
-    assert (await user.client.post(f"/v1/sandboxes/{id}/resume")).status_code == 409
+    assert (await user.client.put(f"/v1/sandboxes/{id}/network", json={})).status_code == 409
     gate.opened.set()
     await sweeping
     assert await _state(faulty, id) is State.RESUMING
     async with asyncio.timeout(5):
         while await _state(faulty, id) is not State.PAUSED:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+async def test_what_is_refused_keeps_nothing_from_being_corrected(
+    faulty: Server, host: HostDouble, user: Team, action: str
+) -> None:
+    id = await _sandbox(user)
+    for event in _PATHS[State.RESUMING]:
+        change = Change(event, "test", datetime.now(UTC))
+        await faulty.plane.store.all_sandboxes.apply(id, change)
+    host.phases[id] = Phase.PAUSED
+    gate = host.hold("sandboxes")
+    sweeping = faulty.start(faulty.plane.reconciler.sweep())
+    await gate.arrived.wait()
+    assert (await user.client.post(f"/v1/sandboxes/{id}/{action}")).status_code == 409
+    gate.opened.set()
+    await sweeping
+    assert await _state(faulty, id) is State.PAUSED
 
 
 async def test_a_correction_that_fails_does_not_stop_the_others(

@@ -16,7 +16,7 @@ from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import OperationId, Random, SandboxId, new_operation_id
-from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
+from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, sources
 from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
@@ -27,6 +27,10 @@ from .operations import Operations
 SHUTDOWN: Final = "shutdown"
 """The actor of what the server does to sandboxes because it stops."""
 
+_WANTED: Final = {
+    Event.PAUSE: "only a running sandbox can be paused",
+    Event.RESUME: "only a paused sandbox can be resumed",
+}
 _REBOOTING: Final = "to be rebooted: a resume without memory was asked for"
 _REBOOTED: Final = "rebooted: resumed without memory, as was asked for"
 
@@ -46,6 +50,16 @@ def reason_of(error: BaseException) -> str:
 
 def not_possible(state: State, wanted: str) -> InvalidState:
     return InvalidState(f"The sandbox is {state}; {wanted}")
+
+
+def require(sandbox: Sandbox, event: Event) -> None:
+    """Raise `InvalidState` for what can be refused at once.
+
+    Asked before an operation begins: the reconciler leaves alone what has one, and who asks over
+    and over for what is refused would keep a sandbox from being corrected.
+    """
+    if sandbox.state not in sources(event):
+        raise not_possible(sandbox.state, _WANTED[event])
 
 
 class Lifecycle:
@@ -127,9 +141,7 @@ class Lifecycle:
         return started
 
     async def _pause(self, sandbox_id: SandboxId, actor: str, reason: str | None) -> Sandbox:
-        sandbox = await self._begin(
-            sandbox_id, Event.PAUSE, actor, "only a running sandbox can be paused", reason
-        )
+        sandbox = await self._begin(sandbox_id, Event.PAUSE, actor, reason)
         try:
             if actor == "auto" and sandbox.team_id in self._activity.users_of(sandbox_id):
                 raise InvalidState("The sandbox is in use again")
@@ -148,13 +160,8 @@ class Lifecycle:
         )
 
     async def _resume(self, sandbox_id: SandboxId, actor: str, memory: bool) -> Sandbox:
-        sandbox = await self._begin(
-            sandbox_id,
-            Event.RESUME,
-            actor,
-            "only a paused sandbox can be resumed",
-            None if memory else _REBOOTING,
-        )
+        reason = None if memory else _REBOOTING
+        sandbox = await self._begin(sandbox_id, Event.RESUME, actor, reason)
         try:
             placement = await self._host.resume(
                 sandbox_id, self._operation(), sandbox.network, memory=memory
@@ -188,14 +195,13 @@ class Lifecycle:
         sandbox_id: SandboxId,
         event: Event,
         actor: str,
-        wanted: str,
         reason: str | None = None,
     ) -> Sandbox:
         try:
             apply = self._store.resume if event is Event.RESUME else self._store.apply
             return await apply(sandbox_id, self._change(event, actor, reason=reason))
         except IllegalTransition as error:
-            raise not_possible(error.state, wanted) from error
+            raise not_possible(error.state, _WANTED[event]) from error
         except Missing as error:
             raise NotFound("There is no such sandbox") from error
 

@@ -16,7 +16,7 @@ from wrenn_sandbox.errors import (
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
-from wrenn_sandbox.model.sandbox import State, Status
+from wrenn_sandbox.model.sandbox import Event, State, Status
 from wrenn_sandbox.model.template import Size, TemplateType
 from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
@@ -24,7 +24,7 @@ from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
 from .activity import Activity
 from .calls import Calls, checked_command, output_limit
 from .guest_health import GuestHealth
-from .lifecycle import Lifecycle, Wakeups, not_possible
+from .lifecycle import Lifecycle, Wakeups, not_possible, require
 from .network import NetworkPolicies
 from .output import Output, readable
 from .templates import Templates
@@ -170,11 +170,13 @@ class SandboxService:
 
     async def pause(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
         sandbox = await self.get(team_id, sandbox_id)
+        require(sandbox, Event.PAUSE)
         return await self._lifecycle.pause(sandbox.id)
 
     async def resume(self, team_id: TeamId, sandbox_id: str, *, memory: bool = True) -> Sandbox:
         """Continue a paused sandbox; without `memory` it starts from its disk."""
         sandbox = await self.get(team_id, sandbox_id)
+        require(sandbox, Event.RESUME)
         return await self._lifecycle.resume(sandbox.id, memory=memory)
 
     async def usage(self, team_id: TeamId) -> tuple[Quota, Usage]:
