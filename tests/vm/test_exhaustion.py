@@ -310,3 +310,23 @@ def test_limits_are_settings_and_shown_in_metrics(new_rig: NewRig) -> None:
         script = "for i in $(seq 100); do sleep 60 & done; sleep 60"
         api.exec_raw(sandbox.id, "bash", "-c", script, timeout_sec=2)
         assert api.exec(sandbox.id, "true").exit_code == 0
+
+
+def test_timeout_ends_a_command_that_moved_to_another_group(api: Api, sandbox: Sandbox) -> None:
+    script = "cd /sys/fs/cgroup; mkdir moved; echo $$ >moved/cgroup.procs; exec sleep 543"
+    assert api.exec_raw(sandbox.id, "sh", "-c", script, timeout_sec=1).status_code == 504
+    assert api.exec(sandbox.id, "pgrep", "-x", "-f", "sleep 543").exit_code == 1
+    api.output(sandbox.id, "rmdir /sys/fs/cgroup/moved")
+
+
+def test_command_that_divides_its_group_leaves_the_next_one_alone(
+    api: Api, sandbox: Sandbox
+) -> None:
+    """Into a group that hands controllers on no process can go: another one is taken."""
+    script = (
+        "cd /sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup) && mkdir inner && "
+        "echo $$ >inner/cgroup.procs && echo +pids >cgroup.subtree_control"
+    )
+    for _ in range(3):
+        api.output(sandbox.id, script)
+        assert api.exec(sandbox.id, "true").exit_code == 0

@@ -38,6 +38,7 @@ _LEFT_TO_OTHERS = 8
 """One command may have all processes but an eighth: the next one finds room."""
 _LOOKED_AT = 4
 """How many groups a start looks at for one that has become empty."""
+_TRIES = 3
 
 
 class CommandGroup:
@@ -132,8 +133,23 @@ class CommandGroups:
             self._number(f"{_COMMANDS}/pids.current") or 0,
         )
 
-    def take(self) -> CommandGroup:
-        """An empty group; raises ResourceExhausted."""
+    def enter(self) -> CommandGroup:
+        """Go into an empty group and into its namespace; raises ResourceExhausted, at home then."""
+        for _ in range(_TRIES):
+            group = self._take()
+            try:
+                self._thaw()
+                os.pwrite(group.procs, b"0", 0)
+                enter_cgroup_namespace(self._namespace)
+            except OSError as error:
+                failure = error
+                self.leave()
+                group.close()  # divided or made unusable by what ran in it: never taken again
+            else:
+                return group
+        raise ResourceExhausted("no control group can be used for the command") from failure
+
+    def _take(self) -> CommandGroup:
         for _ in range(min(_LOOKED_AT, len(self._used))):
             group = self._used.popleft()
             try:
@@ -165,20 +181,13 @@ class CommandGroups:
         """The command of this group has ended."""
         self._used.append(group)
 
-    def enter(self, group: CommandGroup) -> None:
-        """Go into a group and into its namespace; raises ResourceExhausted, still at home then."""
-        try:
-            self._thaw()
-            os.pwrite(group.procs, b"0", 0)
-            enter_cgroup_namespace(self._namespace)
-        except OSError as error:
-            self.leave()
-            raise ResourceExhausted("the command's control group cannot be used") from error
-
     def leave(self) -> None:
-        """Go home."""
-        enter_cgroup_namespace(self._own_namespace)
-        os.pwrite(self._home, b"0", 0)
+        """Go home; the next start tries again where that fails."""
+        try:
+            enter_cgroup_namespace(self._own_namespace)
+            os.pwrite(self._home, b"0", 0)
+        except OSError as error:
+            report(error)
 
     def kill(self, group: CommandGroup) -> None:
         """Send SIGKILL to everything in a group, whatever it has become since; raises OSError."""

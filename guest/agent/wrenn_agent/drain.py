@@ -6,7 +6,7 @@ import os
 import select
 from functools import partial
 
-from .loop import Loop
+from .loop import Loop, Timer
 
 MAX_PIPES = 4096
 _PIECE = 1024 * 1024
@@ -24,18 +24,18 @@ class Drain:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._null = os.open(os.devnull, os.O_WRONLY)
-        self._pipes: dict[int, None] = {}
+        self._pipes: dict[int, Timer | None] = {}
+        """With the timer of one that waits."""
 
     def add(self, fd: int) -> None:
         """Take over the reading end of a pipe, which must not be registered with the loop."""
-        self._pipes[fd] = None
         self._watch(fd)
         if len(self._pipes) > MAX_PIPES:
             self._close(next(iter(self._pipes)))
 
     def _watch(self, fd: int) -> None:
-        if fd in self._pipes:
-            self._loop.register(fd, select.EPOLLIN, partial(self._discard, fd))
+        self._pipes[fd] = None
+        self._loop.register(fd, select.EPOLLIN, partial(self._discard, fd))
 
     def _discard(self, fd: int, _events: int) -> None:
         try:
@@ -46,9 +46,11 @@ class Drain:
             self._close(fd)
         elif size >= _FLOOD:
             self._loop.unregister(fd)
-            self._loop.call_later(_PAUSE_SECONDS, partial(self._watch, fd))
+            self._pipes[fd] = self._loop.call_later(_PAUSE_SECONDS, partial(self._watch, fd))
 
     def _close(self, fd: int) -> None:
-        del self._pipes[fd]
+        timer = self._pipes.pop(fd)
+        if timer is not None:
+            timer.cancel()
         self._loop.unregister(fd)
         os.close(fd)

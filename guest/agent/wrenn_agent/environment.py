@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from .spawn import DEFAULT_PATH
 from .users import User
@@ -54,14 +55,25 @@ class Environment:
 def read_locale(path: str) -> dict[str, str]:
     """`LANG` and the like from a file of assignments; empty where it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read(_LOCALE_BYTES).split("\n")
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return {}
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return {}
+        lines = os.read(fd, _LOCALE_BYTES).decode("utf-8", "replace").split("\n")
+    except OSError:
+        return {}
+    finally:
+        os.close(fd)
     found: dict[str, str] = {}
     for line in lines:
         name, _, value = line.strip().removeprefix("export ").partition("=")
         value = value.strip("\"'")
-        if name.startswith(("LANG", "LC_")) and value.isprintable() and value:
+        if _is_locale_name(name) and value.isprintable() and value:
             found[name] = value
     return found
+
+
+def _is_locale_name(name: str) -> bool:
+    return name in ("LANG", "LANGUAGE") or (name.startswith("LC_") and name[3:].isalpha())

@@ -76,11 +76,11 @@ def offer_modules(runtime: str) -> None:
     if not os.path.isdir(os.path.join(trees, release)):
         return  # the runtime of an older template
     tree = os.path.join(trees, release)
-    _set("kernel/modprobe", os.path.join(runtime, "bin/modprobe"))
-    link_tree(tree, os.path.join(_MODULES, release))
     with open(os.path.join(tree, "modules.devname"), encoding="ascii") as file:
         for name, mode, device in device_nodes(file.read()):
             _make_node(os.path.join("/dev", name), mode, device)
+    _set("kernel/modprobe", os.path.join(runtime, "bin/modprobe"))
+    link_tree(tree, os.path.join(_MODULES, release))
 
 
 def link_tree(source: str, target: str) -> None:

@@ -88,10 +88,12 @@ class Life:
             self._auth.default_user = identity.user
         if identity.workdir is not None:
             self._environment.workdir = identity.workdir
-        await exchange.reply(204)
-        self._environment.read_locale()
-        if self._machine is not None:  # nothing else has its turn before that
-            await self._machine.write_names(identity.hostname, identity.machine_id)
+        try:
+            await exchange.reply(204)
+        finally:  # also when nobody waits for the answer; nothing else has its turn before
+            self._environment.read_locale()
+            if self._machine is not None:
+                await self._machine.write_names(identity.hostname, identity.machine_id)
 
 
 def _take_over(machine: Machine, identity: Identity) -> None:

@@ -8,7 +8,7 @@ import signal
 import time
 
 from .drain import Drain
-from .errors import NotFound, ResourceExhausted, from_os_error
+from .errors import NotFound, ResourceExhausted
 from .loop import Loop
 from .output import Budget, Reader
 from .process import Process
@@ -66,13 +66,16 @@ class Processes:
 
         Raises NotFound when it is gone.
         """
-        if number != signal.SIGKILL or process.group is None:
-            process.signal_group(number)
-            return
+        killed = False
+        if number == signal.SIGKILL and process.group is not None:
+            with contextlib.suppress(OSError):  # root in the guest can remove groups
+                self._spawner.kill(process.group)
+                killed = True
         try:
-            self._spawner.kill(process.group)
-        except OSError as error:
-            raise from_os_error(error, f"cannot kill process {process.pid}") from error
+            process.signal_group(number)  # it may have moved to another control group
+        except NotFound:
+            if not killed:
+                raise
 
     def kill_all(self) -> None:
         """Kill the group of every running command; the agent is about to end."""

@@ -86,18 +86,16 @@ class Spawned:
 
 
 class InGroup:
-    """Context in which what is started is born in `group`, where there are any groups."""
+    """Context in which what is started is born in an empty group, where there are any groups."""
 
-    def __init__(self, groups: CommandGroups | None, group: CommandGroup | None) -> None:
+    def __init__(self, groups: CommandGroups | None) -> None:
         self._groups = groups
-        self._group = group
 
-    def __enter__(self) -> None:
-        if self._groups is not None and self._group is not None:
-            self._groups.enter(self._group)
+    def __enter__(self) -> CommandGroup | None:
+        return None if self._groups is None else self._groups.enter()
 
     def __exit__(self, *_exc: object) -> None:
-        if self._groups is not None and self._group is not None:
+        if self._groups is not None:
             self._groups.leave()
 
 
@@ -127,9 +125,9 @@ class Spawner:
         """
         opened: list[int] = []  # closed in any case: the program's ends
         kept: list[int] = []  # closed on failure: the agent's ends
-        group = None if self._groups is None else self._groups.take()
+        group: CommandGroup | None = None
         try:
-            with InGroup(self._groups, group), ActingAs(command.user):
+            with InGroup(self._groups) as group, ActingAs(command.user):
                 actions, input_fd, outputs = (
                     self._pipes(command, opened, kept)
                     if command.size is None

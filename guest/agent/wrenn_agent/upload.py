@@ -153,8 +153,9 @@ class AtomicFile:
         old version; who reads meanwhile sees parts of both.
         """
         in_memory = self._temporary is None
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        target = os.open(self._target, flags | (os.O_TRUNC if in_memory else 0))
+        # some file systems take room by reading, and some of the kernel's files are write-only
+        access = os.O_WRONLY | os.O_TRUNC if in_memory else os.O_RDWR
+        target = os.open(self._target, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             size = os.fstat(self._fd).st_size
             before = _attributes(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,19 @@ def test_the_language_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert lang(LANG="C") == "C"
 
 
-@pytest.mark.parametrize("content", [b"", b"LANG", b"LANG=", b"=x", b"LANG=a\0b", b"\xff\xfe=\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"LANG", b"LANG=", b"=x", b"LANG=a\0b", b"\xff\xfe=\n", b"LANG\0X=a", b"LANGX=a"],
+)
 def test_locale_files_that_say_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "locale").write_bytes(content)
     assert read_locale(str(tmp_path / "locale")) == {}
     assert read_locale(str(tmp_path)) == read_locale(str(tmp_path / "missing")) == {}
+
+
+def test_a_pipe_in_the_place_of_a_locale_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "locale")
+    assert read_locale(str(tmp_path / "locale")) == {}
 
 
 @given(st.datetimes(datetime.datetime(1970, 1, 1), datetime.datetime(2200, 1, 1)))

@@ -38,7 +38,12 @@ _PROGRAM: Final = "archive"
 _WORDS: Final = 16 * 1024
 _REPORT: Final = 1024 * 1024
 _NAMED: Final = 1000
-_KINDS: Final[dict[int, type[WrennError]]] = {3: NotInGuest, 4: InvalidRequest, 5: NoSpace}
+_KINDS: Final[dict[int, type[WrennError]]] = {
+    3: NotInGuest,
+    4: InvalidRequest,
+    5: NoSpace,
+    6: AgentError,
+}
 """Exit codes of the program, as in the agent's `archive.py`."""
 
 
@@ -193,7 +198,10 @@ def _failure(code: int, said: bytes) -> WrennError:
             "run tar in it instead"
         )
     message = words(said.decode("utf-8", "replace").strip())
-    return _KINDS.get(code, AgentError)(message or f"The copy ended in the guest with {code}.")
+    kind = _KINDS.get(code)
+    if kind is None or not message:  # what it says then is not meant for a caller
+        return AgentError("The copy broke off in the sandbox.", detail=f"{code}: {message}")
+    return kind(message)
 
 
 def _malformed(detail: str) -> AgentError:

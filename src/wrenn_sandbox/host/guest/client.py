@@ -236,10 +236,10 @@ class GuestClient:
         body = msgspec.json.encode({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
         try:
             async with asyncio.timeout(GRACE_SEC):
-                await self.call("POST", "/process.Process/SendSignal", body)
+                status, _ = await self.call("POST", "/process.Process/SendSignal", body)
         except (TimeoutError, AgentError):
             return False
-        return True
+        return status == 200
 
     def close(self) -> None:
         """Drop every connection: calls under way end with `GuestGone`."""
