@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import Conflict, NoCapacity, NotFound
+from wrenn_sandbox.errors import Conflict, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.host import capacity, disk_use, faults, ownership, stored
 from wrenn_sandbox.host.admission import Admission
 from wrenn_sandbox.host.collection import ImageCollection
@@ -52,6 +52,7 @@ _log = structlog.get_logger(__name__)
 
 EVENTS_KEPT: Final = 1000
 _PAUSE_SHARE: Final = 0.25
+_KEEP_AGAIN_SEC: Final = 10.0
 """The part of the disk's reserve that a pause leaves."""
 
 
@@ -102,7 +103,7 @@ class HostAgent(GuestCalls, ImageCalls):
         self._early: list[tuple[Sandbox, str]] | None = []
         """What has ended while not all sandboxes are known yet, and so not what they need."""
         self._undo = AsyncExitStack()
-        self._closing = False
+        self._closing = asyncio.Event()
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:
@@ -134,7 +135,7 @@ class HostAgent(GuestCalls, ImageCalls):
 
     async def close(self) -> None:
         """Let go of everything; machines run on and are adopted by the next start."""
-        self._closing = True
+        self._closing.set()
         self._admission.close()
         await self._housekeeper.close()
         await self._pool.close()
@@ -297,7 +298,7 @@ class HostAgent(GuestCalls, ImageCalls):
         ]
 
     async def events(self, after: int) -> list[HostEvent]:
-        while not self._closing:
+        while not self._closing.is_set():
             found = [event for event in self._events if event.number > after]
             if found:
                 return found
@@ -385,8 +386,23 @@ class HostAgent(GuestCalls, ImageCalls):
 
     async def _bury(self, sandbox: Sandbox, reason: str) -> None:
         """Free what a machine that ended by itself has left, then tell of its end."""
-        if not await sandbox.bury():
-            return
+        while True:
+            try:
+                if not await sandbox.bury():
+                    return
+                break
+            except (WrennError, OSError) as error:
+                detail = error.detail if isinstance(error, WrennError) else ""
+                _log.error(
+                    "the disk of a guest that stopped is not kept yet",
+                    sandbox=sandbox.sandbox_id,
+                    error=str(error),
+                    detail=detail,
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KEEP_AGAIN_SEC):
+                    await self._closing.wait()
+                    return
         kept = sandbox.stored is not None
         if not kept and self._sandboxes.get(sandbox.sandbox_id) is sandbox:
             del self._sandboxes[sandbox.sandbox_id]

@@ -464,21 +464,18 @@ class Sandbox:
     async def bury(self) -> bool:
         """Free what a machine that ended by itself has left; False where it is stored by now.
 
-        If it was its guest that stopped, the sandbox is stored afterwards: its disk alone.
+        If it was its guest that stopped, the sandbox is stored afterwards: its disk alone. Raises
+        `WrennError` and OSError where that fails; all is there still, to be tried again.
         """
         async with self._lock:
             machine = self._machine
             if machine is None or machine.ended is None:
                 return False
             if await self._parts.driver.stopped(machine.process):
-                try:
-                    self._stored = await self._keep_disk(machine, machine.ended)
-                except (WrennError, OSError) as error:
-                    _log.error("disk not kept", sandbox=self.sandbox_id, error=str(error))
-                else:
-                    self._machine = None
-                    await machine.release()
-                    return True
+                self._stored = await self._keep_disk(machine, machine.ended)
+                self._machine = None
+                await machine.release()
+                return True
             self._gone = True
             self._machine = None
             await machine.release()

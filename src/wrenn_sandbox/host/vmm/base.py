@@ -124,7 +124,8 @@ class Driver(Protocol):
     async def stopped(self, process: Process) -> bool:
         """Whether a machine's end was its guest's doing: its monitor is there still.
 
-        All that the guest has written is in its disk layer then.
+        All that the guest has written is in its disk layer then. Raises `HostFailure` where the
+        monitor is there and does not say.
         """
         ...
 

@@ -164,6 +164,8 @@ class QemuDriver:
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         running = self._running[process]
+        if await unless_ended(running, running.monitor.status()) in _ENDED:
+            raise HostFailure("The guest has stopped.")
         state = spec.files.vmstate
         try:
             await asyncio.to_thread(_make_own, state, spec)
@@ -199,6 +201,8 @@ class QemuDriver:
         try:
             await running.monitor.stop()  # of a guest that has stopped: what is not written yet is
         except HostFailure:
+            if running.handle.alive:
+                raise
             return False
         return True
 
