@@ -28,6 +28,9 @@ async def test_the_guest_tells_what_it_uses(team: Team) -> None:
         "mem_cache",
         "disk_used",
         "disk_total",
+        "mem_limit",
+        "process_count",
+        "process_limit",
     }
     assert metrics["cpu_count"] >= 1
     assert 0 <= metrics["cpu_used_pct"] <= 100

@@ -234,5 +234,7 @@ async def _request(
     if path.endswith("/write"):
         parts = {"path": (None, b"/x"), "file": ("x", b"content")}
         return await client.request(method, path, files=parts, headers=headers)
+    if path.endswith("/archive"):
+        return await client.request(method, path, params={"path": "/x"}, headers=headers)
     body = {"cmd": "true", "path": "/x"}
     return await client.request(method, path, json=body, headers=headers)
