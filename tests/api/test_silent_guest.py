@@ -151,13 +151,16 @@ async def test_streams_of_asyncio(guest: Guest, served: Served) -> None:
                 await sandbox.exec("true", timeout_sec=_LIMIT)
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_the_command_line(guest: Guest, served: Served, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("options", "code"), [((), 124), (("--json",), 125)])
+def test_the_command_line(
+    guest: Guest, served: Served, options: tuple[str, ...], code: int
+) -> None:
+    """A stream is given up at the limit; with `--json` the server says first what is the matter."""
     guest.stop()
     arguments = ("sandbox", "exec", "--timeout", str(_LIMIT), *options, guest.sandbox.id, "true")
     with within(_LIMIT + _MARGIN), _wrenn(served, *arguments) as process:
         _, said = process.communicate(timeout=60)
-    assert process.returncode in (124, 125)
+    assert process.returncode == code
     assert b"respon" in said
 
 
@@ -189,6 +192,24 @@ def test_a_stream_that_ends_in_time_all_the_same(served: Served) -> None:
                 _ran_out(sandbox, cmd)
         with sandbox.exec_stream("sh", "-c", "exit 3", timeout_sec=30) as stream:
             assert stream.wait() == 3
+
+
+def test_readers_that_are_slower_than_the_command(served: Served) -> None:
+    """What counts is when the command ended, not when its end was read."""
+    with served.client() as client, client.sandboxes.create() as sandbox:
+        with sandbox.exec_stream("sh", "-c", "echo x; exit 3", timeout_sec=_LIMIT) as stream:
+            time.sleep(2 * _LIMIT)
+            assert stream.wait() == 3
+        for script, code in (("exit 3", 3), ("sleep 60", 124)):
+            script = f"head -c 300000 /dev/zero; {script}"
+            arguments = ("sandbox", "exec", "--timeout", "2", sandbox.id, "sh", "-c", script)
+            with _wrenn(served, *arguments) as process:
+                assert process.stdout is not None
+                assert os.read(process.stdout.fileno(), 1) == b"\0"
+                time.sleep(4)
+                assert [e for e in sandbox.processes.list() if e.cmd == "sh"] == []
+                output, _ = process.communicate(timeout=60)
+            assert (process.returncode, len(output)) == (code, 299_999)
 
 
 def test_input_that_nobody_takes(served: Served, tmp_path: Path) -> None:

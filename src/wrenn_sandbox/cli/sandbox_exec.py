@@ -164,49 +164,54 @@ def _stream(opening: AbstractContextManager[Stream], stdin: bool, timeout: int |
     try:
         with opening as running:
             left = None if timeout is None else began + timeout - time.monotonic()
-            with _limited(running, left) as overdue:
-                code = _follow(running, stdin)
-            return TIMED_OUT if overdue.is_set() else code
+            reading = threading.Lock()
+            with _limited(running, left, reading):
+                return _follow(running, stdin, reading)
     except ExecTimeout as error:
         typer.echo(f"wrenn: {error}", err=True)
         return TIMED_OUT
 
 
 @contextmanager
-def _limited(stream: Stream, seconds: float | None) -> Iterator[threading.Event]:
-    """Stops the command after so many seconds, also while its output is not read here.
+def _limited(stream: Stream, seconds: float | None, reading: threading.Lock) -> Iterator[None]:
+    """Lets the limit end the command also while its output is not read here.
 
-    Sets the event when it did.
+    Who reads the stream holds `reading`.
     """
-    overdue = threading.Event()
     if seconds is None:
-        yield overdue
+        yield
         return
+    over = threading.Event()
 
-    def stop() -> None:
-        overdue.set()
-        with suppress(ClientError):
-            stream.stop()
+    def expire() -> None:
+        with reading, suppress(ClientError):
+            if not over.is_set():
+                stream.expire()
 
-    timer = threading.Timer(max(0.0, seconds), stop)
+    timer = threading.Timer(max(0.0, seconds), expire)
     timer.daemon = True
     timer.start()
     try:
-        yield overdue
+        yield
     finally:
+        over.set()
         timer.cancel()
 
 
-def _follow(stream: Stream, stdin: bool) -> int:
+def _follow(stream: Stream, stdin: bool, reading: threading.Lock) -> int:
     code = FAILED
     with ExitStack() as stack:
         if stdin:
             stack.enter_context(InputPump(sys.stdin.fileno(), stream.send, stream.close_stdin))
         else:
             stream.close_stdin()
-        for frame in stream:
+        coming = iter(stream)
+        while True:
+            with reading:
+                frame = next(coming, None)
+            if frame is None:
+                return code
             if isinstance(frame, Exit):
                 code = frame.exit_code
             else:
                 write_all(2 if isinstance(frame, Stderr) else 1, frame.data)
-    return code

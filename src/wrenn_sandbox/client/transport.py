@@ -31,6 +31,9 @@ STOP_SEC: Final = 10.0
 SEND_SEC: Final = 1.0
 """How long it may take to tell it so, when what was sent before is not taken."""
 
+QUIET_SEC: Final = 0.1
+"""After so long without a message all that has arrived has been read."""
+
 MESSAGE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 _Answer = TypeVar("_Answer")

@@ -203,8 +203,10 @@ class AsyncSandbox:
         """Run a command and follow it as long as the block lasts.
 
         On a `terminal` of that size its output is one stream. `timeout_sec` after the call it is
-        stopped, and `ExecTimeout` is raised in place of its end: at the latest eleven seconds
-        later, also by a sandbox or server that does not respond.
+        stopped, and `ExecTimeout` is raised in place of its end: at the latest twelve seconds
+        later, also where the sandbox has ceased to respond. `ConnectionFailed`: the server did
+        not open the stream within that time. `AgentError`: it found that the sandbox does not
+        respond.
         """
         command = Command(cmd=cmd, args=args, envs=dict(envs or {}), cwd=cwd, user=user)
         start = frames.start(command, terminal, tty=terminal is not None)

@@ -3,16 +3,23 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterator
 
-from websockets.exceptions import ConnectionClosedOK
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
 from websockets.sync.client import ClientConnection
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.bounded import cut, receive, send
 from wrenn_sandbox.client.errors import ClientError, ConnectionFailed, ExecTimeout
 from wrenn_sandbox.client.frames import Exit, Frame, Size, Started, Stdout
-from wrenn_sandbox.client.transport import SEND_SEC, STOP_SEC, websocket_failures
+from wrenn_sandbox.client.transport import (
+    MESSAGE_LIMIT_BYTES,
+    QUIET_SEC,
+    SEND_SEC,
+    STOP_SEC,
+    websocket_failures,
+)
 
 from .api import Api
 
@@ -25,6 +32,7 @@ class _Channel:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._early: Frame | None = None
+        self._arrived: deque[str | bytes] = deque()
         self._limit: float | None = None
         self._deadline: float | None = None
         self._begun = False
@@ -81,17 +89,22 @@ class _Channel:
                 with websocket_failures():
                     message = self._receive()
             except ConnectionFailed as error:
+                if self._stopped:
+                    raise self._unknown() from error
                 raise ConnectionFailed(f"the stream ended before the command: {error}") from error
-            if isinstance(message, bytes) and self._connection.subprotocol is not None:
-                return Stdout(message)
-            frame = frames.parse(message, self._encoding)
+            frame = self._parsed(message)
             if isinstance(frame, ClientError):
                 raise frame
             if frame is not None:
                 return frame
 
+    def _parsed(self, message: str | bytes) -> Frame | Started | ClientError | None:
+        if isinstance(message, bytes) and self._connection.subprotocol is not None:
+            return Stdout(message)
+        return frames.parse(message, self._encoding)
+
     def _receive(self) -> str | bytes:
-        while True:
+        while not self._arrived:
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
                 self._run_out()
@@ -100,9 +113,18 @@ class _Channel:
                 return receive(self._connection, left)
             except TimeoutError:
                 continue
+        return self._arrived.popleft()
 
     def _run_out(self) -> None:
-        """The time is over: tell the command to end, and wait once more, or leave it."""
+        """The time is over: tell the command to end, and wait once more, or leave it.
+
+        Neither where the end has arrived already and was not read, as its reader is slow.
+        """
+        if self._read_ahead():
+            self._deadline = None
+            return
+        if self._arrived and not self._begun:
+            return
         if self._begun and not self._stopped:
             self._stopped = True
             self._deadline = time.monotonic() + STOP_SEC
@@ -112,10 +134,29 @@ class _Channel:
         if self._limit is None:
             raise ConnectionFailed("the sandbox did not respond in time")
         if self._begun:
-            raise self._timeout(
-                f"did not end within {self._limit:g} s, and it is not known whether it was stopped"
-            )
+            raise self._unknown()
         raise self._timeout(f"was not started within {self._limit:g} s: no response")
+
+    def _read_ahead(self) -> bool:
+        """Take what has arrived, for a second at most; whether the end is in it."""
+        until, size = time.monotonic() + SEND_SEC, 0
+        while size < MESSAGE_LIMIT_BYTES and time.monotonic() < until:
+            try:
+                message = receive(self._connection, QUIET_SEC)
+            except TimeoutError:
+                return False
+            except ConnectionClosed:
+                return True
+            self._arrived.append(message)
+            if isinstance(self._parsed(message), Exit | ClientError):
+                return True
+            size += len(message)
+        return False
+
+    def _unknown(self) -> ExecTimeout:
+        return self._timeout(
+            f"did not end within {self._limit:g} s, and it is not known whether it was stopped"
+        )
 
     def _timeout(self, what: str) -> ExecTimeout:
         return ExecTimeout("exec_timeout", f"The command {what}", status=0)
@@ -143,6 +184,15 @@ class Stream(_Channel):
     def stop(self) -> None:
         """End the command: SIGTERM, after five seconds SIGKILL. Its last output still comes."""
         self._send(frames.signal("stop"))
+
+    def expire(self) -> None:
+        """Stop the command, whose time limit is over, unless its end has arrived.
+
+        Reading does this by itself. It is for a reader that is busy with what it has read, and is
+        never called while one reads.
+        """
+        if self._deadline is not None and not self._stopped and self.exit_code is None:
+            self._run_out()
 
     def wait(self) -> int:
         """Read to the end, give up the output, and return the exit code."""
