@@ -237,10 +237,38 @@ def test_files_of_the_kernel(person: Person, sandbox: Sandbox) -> None:
     assert (person.directory / "cpus").read_text() == Path("/proc/cpuinfo").read_text()
 
 
+def _shown(person: Person, *arguments: str) -> dict[str, object]:
+    with person.start("--json", *arguments) as process:
+        answer, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, b"")
+    shown: dict[str, object] = json.loads(answer)
+    return shown
+
+
 def test_as_json(person: Person, sandbox: Sandbox, tree: Path) -> None:
-    with person.start("--json", "-r", "tree/sub", f"{sandbox.id}:/root") as process:
-        shown = json.loads(process.communicate()[0])
+    shown = _shown(person, "-r", "tree/sub", f"{sandbox.id}:/root")
     assert shown == {"source": "tree/sub", "target": f"{sandbox.id}:/root/sub", "size": 23}
+    sandbox.files.mkdir("dir")
+    for sources, target, told in (
+        (("tree/secret",), "", "secret"),
+        (("tree/secret",), "dir/", "dir/secret"),
+        (("tree/secret", "tree/run.sh"), "", ""),
+        (("tree/secret", "tree/run.sh"), "dir", "dir"),
+        (("tree/sub/.",), "dir", "dir"),
+        ((os.fsdecode(b"tree/bad\xff"),), "dir", "dir/bad\ufffd"),
+    ):
+        shown = _shown(person, "-r", *sources, f"{sandbox.id}:{target}")
+        assert shown["target"] == f"{sandbox.id}:{told}"
+    bad = os.fsdecode(b"dir/bad\xff")
+    shown = _shown(person, f"{sandbox.id}:{bad}", ".")
+    assert (shown["source"], shown["target"]) == (f"{sandbox.id}:dir/bad\ufffd", "./bad\ufffd")
+
+
+def test_a_pipe_has_no_user(person: Person, sandbox: Sandbox) -> None:
+    place = f"{sandbox.id}:/etc/hostname"
+    for arguments in ((place, "-"), ("-", place)):
+        code, said = person.cp("--user", "daemon", *arguments)
+        assert (code, "--user" in said) == (1, True)
 
 
 def test_interrupted(person: Person, sandbox: Sandbox) -> None:

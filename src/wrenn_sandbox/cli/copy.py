@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import posixpath
 import re
 import stat
 import sys
@@ -47,6 +48,14 @@ class _Shown(msgspec.Struct, omit_defaults=True):
     target: str
     size: int
     left_out: int = 0
+
+    def __post_init__(self) -> None:
+        self.source, self.target = _text(self.source), _text(self.target)
+
+
+def _text(path: str) -> str:
+    """With replacement characters for what is not UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -114,14 +123,18 @@ def _upload_all(
     if len(sources) == 1 and _is_stream(sources[0]):
         return [_upload_stream(client, sources[0], target, options)]
     sandbox = client.sandboxes.get(target.sandbox_id)
-    path = target.path or "./"
     with _bar(sources[0], options.quiet) as tell:
         copied = sandbox.files.upload(
-            sources, path, recursive=options.recursive, user=options.user, progress=tell
+            sources,
+            target.path or "./",
+            recursive=options.recursive,
+            user=options.user,
+            progress=tell,
         )
     _complain(copied, sandbox.id)
-    name = os.path.basename(sources[0].rstrip("/"))
-    place = f"{path.removeprefix('./').rstrip('/')}/{name}" if copied.into_directory else path
+    place, name = target.path, os.path.basename(sources[0].rstrip("/"))
+    if copied.into_directory and len(sources) == 1 and name not in ("", ".", ".."):
+        place = posixpath.join(place, name)
     return [_Shown(", ".join(sources), f"{sandbox.id}:{place}", copied.size, copied.left_out_count)]
 
 
@@ -223,6 +236,8 @@ def _download(client: Client, source: _Remote, target: str, options: _Options) -
 def _download_stream(sandbox: Sandbox, source: _Remote, target: str, options: _Options) -> _Shown:
     if options.recursive:
         raise ClientError(f"{target}: a pipe takes one file, without -r")
+    if options.user is not None:
+        raise ClientError("--user needs files: what goes through a pipe is read as root")
     count = 0
     with (
         sandbox.files.read_stream(source.path) as download,
