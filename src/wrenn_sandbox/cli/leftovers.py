@@ -1,11 +1,13 @@
 """What machines leave on a host, read from the kernel and not from our own books.
 
 `python -m wrenn_sandbox.cli.leftovers` prints one line for each; `--of DIRECTORY`, which may be
-repeated, only what bears the mark of a data directory there; `--since BASELINE` only what an
-earlier output does not hold, and ends with 1 when there is any.
+repeated, only what bears the mark of a data directory there; `--scratch DIRECTORY` likewise, of a
+directory that is about to go; `--since BASELINE` only what an earlier output does not hold, and
+ends with 1 when there is any.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -109,30 +111,39 @@ _WITH_PATHS: Final = ("process", "mount", "loop")
 """Kinds of things that bear the path of their data directory; all others bear its tag."""
 
 
-def _beginnings(places: Sequence[Path]) -> tuple[str, ...]:
-    """How paths begin that are at or below a place, or beside it: its name and a hyphen."""
-    return tuple(f"{place.resolve()}{end}" for place in places for end in ("/", "-"))
+def _at(places: Sequence[Path]) -> "re.Pattern[str]":
+    """Finds paths at or below a place, or below a working directory that was made beside it."""
+    names = "|".join(re.escape(str(each.resolve())) for each in places)
+    return re.compile(rf"(?:{names})(?:-[a-z]+-[a-z0-9_]{{8}})?(?=[/\s]|$)")
 
 
 def _of(places: Sequence[Path]) -> set[str]:
     """What belongs to data directories at one of `places`, also to those that are gone."""
-    paths = _beginnings(places)
-    tags = {tag for tag, path in noted_tags().items() if f"{path}/".startswith(paths)}
+    paths = _at(places)
+    tags = {tag for tag, path in noted_tags().items() if paths.match(str(path))}
     tags.update(map(data_dir_tag, places))
     return {
         each
         for each in leftovers()
-        if any(mark in each for mark in (paths if each.startswith(_WITH_PATHS) else tags))
+        if (
+            paths.search(each) if each.startswith(_WITH_PATHS) else any(tag in each for tag in tags)
+        )
     }
 
 
-def _forget(places: Sequence[Path]) -> None:
-    """Drop the notes of directories that were there for a short time."""
-    paths, lasting = _beginnings(places), {each.resolve() for each in places}
+def _forget(places: Sequence[Path], scratch: Sequence[Path]) -> None:
+    """Drop the notes of directories below `scratch`, and of those that are gone without a trace."""
+    there = leftovers()
+    paths, below = _at([*places, *scratch]), [each.resolve() for each in scratch]
     forget_tags(
         tag
         for tag, path in noted_tags().items()
-        if f"{path}/".startswith(paths) and path not in lasting
+        if any(path.is_relative_to(each) for each in below)
+        or (
+            paths.match(str(path))
+            and not path.exists()
+            and not any(tag in each or f"{path}/" in each for each in there)
+        )
     )
 
 
@@ -160,16 +171,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--since", metavar="BASELINE", help="an earlier output")
     parser.add_argument("--of", metavar="DIRECTORY", type=Path, action="append", default=[])
+    parser.add_argument("--scratch", metavar="DIRECTORY", type=Path, action="append", default=[])
     parser.add_argument("--patience", metavar="SECONDS", type=float, default=_SETTLE_SEC)
     options = parser.parse_args()
+    places = [*options.of, *options.scratch]
     if options.since is None:
-        print("\n".join(sorted(settled(places=options.of, patience=0))))
+        print("\n".join(sorted(settled(places=places, patience=0))))
         return 0
     baseline = set(options.since.splitlines())
-    found = settled(baseline, places=options.of, patience=options.patience)
+    found = settled(baseline, places=places, patience=options.patience)
     print("\n".join(sorted(found)) if found else "nothing left")
     if not found:
-        _forget(options.of)
+        _forget(options.of, options.scratch)
     return 1 if found else 0
 
 

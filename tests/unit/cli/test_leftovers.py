@@ -49,16 +49,35 @@ def test_what_others_do_meanwhile_is_theirs(
         return leftovers.settled(places=places, patience=0)
 
     try:
-        for directory in (run / "t/test_0/data", tmp_path / "data-test-1", data_dir):
+        for directory in (run / "t/test_0/data", tmp_path / "data-test-abcdefgh", data_dir):
             named[:] = [f"namespace wrenn-{addressing.note_tag(directory)}-0"]
             assert left(run, data_dir) == set(named)
             assert left(tmp_path / "dat", tmp_path / "scratch/t/test") == set()
         assert left(tmp_path.parent) >= {f"process {machine.pid} {tmp_path}/qemu-system-test 60 "}
-        leftovers._forget([run, data_dir])
-        assert addressing.noted_tags() == {addressing.data_dir_tag(data_dir): data_dir}
+        # directories of other checkouts have names that begin like this one's
+        for name in ("data-0123456789ab", "data-0123456789ab-test-abcdefgh", "database"):
+            named[:] = [f"namespace wrenn-{addressing.note_tag(tmp_path / name)}-0"]
+            assert left(run, data_dir) == set()
     finally:
         machine.kill()
         machine.wait()
+
+
+def test_notes_of_directories_that_live_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addressing, "RUNTIME_DIR", tmp_path / "run")
+    data_dir, scratch = tmp_path / "data", tmp_path / "scratch"
+    lives, gone, traced = (tmp_path / f"data-test-abcdefg{n}" for n in range(3))
+    other = tmp_path / "data-0123456789ab"
+    for each in (data_dir, lives, scratch / "t/data"):
+        each.mkdir(parents=True)
+    for each in (data_dir, lives, gone, traced, other, scratch / "t/data", scratch / "gone"):
+        addressing.note_tag(each)
+    left = {f"namespace wrenn-{addressing.data_dir_tag(traced)}-0"}
+    monkeypatch.setattr(leftovers, "leftovers", lambda _=None: left)
+    leftovers._forget([data_dir], [scratch])
+    assert set(addressing.noted_tags().values()) == {data_dir, lives, traced, other}
 
 
 @pytest.mark.parametrize(
