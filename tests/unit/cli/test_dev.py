@@ -15,6 +15,7 @@ _LOCKS = ("requirements-build.lock", "requirements.lock", "pyproject.toml")
 _WRENN = """\
 #!/bin/sh
 echo $$ "$@"
+[ "$1" != template ] || { echo "$WRENN_DATA_DIR"; exit; }
 exec sleep 60
 """
 
@@ -53,3 +54,16 @@ def test_a_signal_reaches_the_server(serving: "subprocess.Popen[str]") -> None:
     assert serving.stdout.readline() == f"{serving.pid} serve --build minimal --port 1\n"
     serving.terminate()
     assert serving.wait(10) == -signal.SIGTERM
+
+
+def test_templates_are_built_where_the_server_looks(checkout: Path, tmp_path: Path) -> None:
+    data_dir = str(tmp_path / "its data")
+    done = subprocess.run(
+        [checkout / "dev", "template", "build", "developer"],
+        env={**os.environ, "WRENN_DATA_DIR": data_dir},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, place = done.stdout.splitlines()
+    assert (said.split()[1:], place) == (["template", "build", "developer"], data_dir)
