@@ -79,6 +79,14 @@ def test_trying_it(url: str, page: Page) -> None:
     assert page.value("window.violations") == []
 
 
+def test_a_binary_answer_is_not_read(page: Page) -> None:
+    """This one has no end."""
+    shown = page.value("""said(new Response(
+        new ReadableStream({pull: (to) => to.enqueue(new Uint8Array(1 << 20))}),
+        {headers: {"content-type": "application/x-tar", "content-length": "7"}}))""")
+    assert shown == "200 \n7 bytes"
+
+
 def _token_of(url: str) -> str:
     with Client(url) as client:
         return client.login("ada@example.com", "correct horse").token

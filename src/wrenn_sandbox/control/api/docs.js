@@ -132,7 +132,11 @@ async function said(response) {
       return head + "\n" + text;
     }
   }
-  return head + "\n" + (await response.arrayBuffer()).byteLength + " bytes";
+  // It may be of any size, and is not shown.
+  const size = response.headers.get("content-length");
+  if (response.body) await response.body.cancel();
+  if (size === "0" || !response.body) return head;
+  return head + "\n" + (size === null ? "Bytes, how many is not said" : size + " bytes");
 }
 
 // A form that sends the request, for all that is no WebSocket and no upload.
@@ -166,7 +170,8 @@ function tryIt(method, path, parameters, operation, schemas) {
     }
     const headers = headersFor(operation);
     if (body) headers["Content-Type"] = "application/json";
-    if (query.size) target += "?" + query;
+    const text = String(query);
+    if (text) target += "?" + text;
     button.disabled = true;
     answer.hidden = false;
     answer.textContent = "...";
