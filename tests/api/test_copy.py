@@ -229,6 +229,15 @@ def test_what_is_not_there(person: Person, sandbox: Sandbox, tree: Path) -> None
     assert [each.name for each in person.directory.iterdir()] == ["tree"]
 
 
+def test_an_empty_target(person: Person, sandbox: Sandbox) -> None:
+    """It is not the root directory, as that of an unset variable would be."""
+    for arguments in ((f"{sandbox.id}:/etc/hostname", ""), ("-r", f"{sandbox.id}:/etc/.", "")):
+        code, said = person.cp(*arguments)
+        assert (code, "the target is empty" in said) == (1, True), said
+    with pytest.raises(ClientError, match="target"):
+        sandbox.files.download("/etc/hostname", "")
+
+
 def test_files_of_the_kernel(person: Person, sandbox: Sandbox) -> None:
     """They say that they are empty, or as large as a page."""
     assert person.cp(f"{sandbox.id}:/proc/self/status", "status") == (0, "")

@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 
 _BLOCK = 512
 _EXTENDED_LIMIT = 1024 * 1024
-"""Bytes of the extended header of one entry: names and a few numbers."""
+"""Bytes of all extended headers of one entry: names and a few numbers."""
 _MAP_LIMIT = 8 * 1024 * 1024
 """Bytes of the map of a sparse file."""
 _DEPTH_LIMIT = 1000
+_SHOWN = 1000
+"""Characters of a name that are told."""
 _LONG = {b"L": b"path", b"K": b"linkpath"}
 """GNU's way to give a name that is too long for a header."""
 _MODE = 0o1777
 _UTC_YEAR_9999 = 253402300799
 _NUMBER = re.compile(rb"[0-9]{1,19}")
+_NUMBER_LENGTH = 19
+_OCTAL = re.compile(rb"[0-7]*")
 _TIME = re.compile(rb"([0-9]{1,12})(?:\.([0-9]{1,30}))?")
 _FILES = (b"0", b"\0", b"7")
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
@@ -157,6 +161,7 @@ class Unpacker:
     def _next_header(self) -> Generator[None, None, _Header | None]:
         """The next entry's, with what its extended header says; None at the end."""
         records: dict[bytes, bytes] = {}
+        extended = 0
         while True:
             block = yield from self._bytes(_BLOCK)
             if not any(block):
@@ -165,7 +170,8 @@ class Unpacker:
                 return None
             header = _parsed(block)
             if header.type in (b"x", b"g"):
-                if header.size > _EXTENDED_LIMIT:
+                extended += _BLOCK + header.size
+                if extended > _EXTENDED_LIMIT:
                     raise _Malformed("a header is too long")
                 body = yield from self._bytes(header.size + -header.size % _BLOCK)
                 found = _records(body[: header.size])
@@ -175,7 +181,8 @@ class Unpacker:
                 records |= found
                 continue
             if header.type in _LONG:
-                if header.size > _EXTENDED_LIMIT:
+                extended += _BLOCK + header.size
+                if extended > _EXTENDED_LIMIT:
                     raise _Malformed("a header is too long")
                 body = yield from self._bytes(header.size + -header.size % _BLOCK)
                 records[_LONG[header.type]] = _text(body[: header.size])
@@ -312,6 +319,8 @@ class Unpacker:
                 if len(numbers) < wanted:
                     numbers.append(_number(bytes(line)))
                     wanted = 1 + 2 * numbers[0]
+            if len(numbers) < wanted and len(text) > _NUMBER_LENGTH:
+                raise _Malformed("the map of a sparse file")
         size = _number(header.records.get(b"GNU.sparse.realsize", b""))
         left = header.size - used
         for at in range(1, wanted, 2):
@@ -615,10 +624,9 @@ def _octal(field: bytes) -> int:
             raise _Malformed("a number")
         return number
     digits = field.partition(b"\0")[0].strip(b" ")
-    try:
-        return int(digits, 8) if digits else 0
-    except ValueError as error:
-        raise _Malformed("a number") from error
+    if _OCTAL.fullmatch(digits) is None:
+        raise _Malformed("a number")
+    return int(digits, 8) if digits else 0
 
 
 def _number(digits: bytes) -> int:
@@ -628,4 +636,6 @@ def _number(digits: bytes) -> int:
 
 
 def _shown(name: bytes) -> str:
-    return os.fsdecode(name.rstrip(b"/"))
+    """As it is told and kept: a name that no file can have may be very long."""
+    shown = os.fsdecode(name.rstrip(b"/"))
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."

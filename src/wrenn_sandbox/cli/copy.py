@@ -94,6 +94,8 @@ def command(
     if len(paths) < 2:
         raise typer.BadParameter("there must be a source and a target", param_hint="TARGET")
     sources, target = [_parsed(each) for each in paths[:-1]], _parsed(paths[-1])
+    if not target:
+        raise ClientError("the target is empty: . is the directory you are in")
     here = [each for each in sources if isinstance(each, str)]
     there = [each for each in sources if isinstance(each, _Remote)]
     options = _Options(recursive, user, keep_links, quiet)

@@ -11,6 +11,7 @@ from wrenn_sandbox.errors import WrennError
 
 from . import admin, copy, demo, doctor, login, process, sandbox, serve, template
 from .advice import told
+from .output import printable
 
 app = typer.Typer(
     name="wrenn",
@@ -70,6 +71,6 @@ def main() -> None:
         detail = f" ({error.detail})" if error.detail else ""
         sys.exit(f"wrenn: {error}{detail}")
     except ClientError as error:
-        sys.exit(f"wrenn: {told(error)}")
+        sys.exit(f"wrenn: {printable(told(error))}")
     except ValidationError as error:
         sys.exit(f"wrenn: a setting is not acceptable: {_complaints(error)}")

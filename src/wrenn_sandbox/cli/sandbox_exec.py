@@ -22,7 +22,7 @@ from wrenn_sandbox.client import (
 
 from .account import open_client
 from .advice import told
-from .output import print_json
+from .output import print_json, printable
 from .pump import InputPump, write_all
 
 TIMED_OUT: Final = 124
@@ -83,7 +83,7 @@ def own_failures() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        typer.echo(f"wrenn: {told(error)}", err=True)
+        typer.echo(f"wrenn: {printable(told(error))}", err=True)
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None

@@ -150,7 +150,6 @@ def _entry(found: _Found, links: dict[tuple[int, int], str], left_out: Tell) -> 
 
 def _content(file: int, header: tarfile.TarInfo) -> Generator[bytes, None, str | None]:
     """Header and content of a file; returns why it is not to be kept, where it is not."""
-    size = os.fstat(file).st_size
     try:
         whole = _whole(file)
         if whole is not None:
@@ -158,6 +157,10 @@ def _content(file: int, header: tarfile.TarInfo) -> Generator[bytes, None, str |
             yield _bytes(header)
             yield whole + bytes(-len(whole) % _BLOCK)
             return None
+        size = os.fstat(file).st_size
+        if size < PIECE:  # less than what was read
+            yield _bytes(header)
+            return "its size is not known"
         segments = _segments(file, size)
     except OSError as error:
         yield _bytes(header)

@@ -20,13 +20,19 @@ from .packing import LEFT_OUT, REASON, Tell
 
 _BLOCK: Final = 512
 _EXTENDED_LIMIT: Final = 1024 * 1024
-"""Bytes of the extended header of one entry: names and a few numbers."""
+"""Bytes of all extended headers of one entry: names and a few numbers."""
 _MAP_LIMIT: Final = 8 * 1024 * 1024
 """Bytes of the map of a sparse file."""
+_AFTER_LIMIT: Final = 1024 * 1024
+"""Bytes after the end: other programs fill up their last record."""
 _DEPTH_LIMIT: Final = 1000
+_SHOWN: Final = 1000
+"""Characters of a name that are told."""
 _MODE: Final = 0o1777
 _UTC_YEAR_9999: Final = 253402300799
 _NUMBER: Final = re.compile(rb"[0-9]{1,19}")
+_NUMBER_LENGTH: Final = 19
+_OCTAL: Final = re.compile(rb"[0-7]*")
 _TIME: Final = re.compile(rb"([0-9]{1,12})(?:\.([0-9]{1,30}))?")
 _FILES: Final = (b"0", b"\0", b"7")
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
@@ -66,17 +72,24 @@ class Unpacker:
 
     The names in the archive begin with a name of the sender's, in whose place `target` is; a
     directory that is there already is added to. A file takes its place when all of it has come.
-    Symbolic links that lead out of the tree are left out, unless `keep_links`. Calls raise
-    `ClientError` for an archive that is malformed and for a disk that is full.
+    Symbolic links that lead out of the tree are left out, unless `keep_links`. Directories are
+    malformed unless `recursive`. Calls raise `ClientError` for an archive that is malformed and
+    for a disk that is full, and so does an empty `target`.
     """
 
-    def __init__(self, target: str, left_out: Tell, *, keep_links: bool = False) -> None:
+    def __init__(
+        self, target: str, left_out: Tell, *, recursive: bool = True, keep_links: bool = False
+    ) -> None:
+        if not target or "\0" in target:
+            raise ClientError("target: must not be empty and not contain a NUL character")
         self._target = target.rstrip("/") or "/"
+        self._recursive = recursive
         self._keep_links = keep_links
         self._tell = left_out
         self._buffer = bytearray()
         self._one = threading.Lock()
         self._done = False
+        self._after = 0
         self._root: bytes | None = None
         self._tree: _Tree | None = None
         self._made: _MadeFile | None = None
@@ -92,15 +105,17 @@ class Unpacker:
         next(self._steps)
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece of the archive; what comes after its end is ignored."""
+        """Take the next piece of the archive; a little that comes after its end is ignored."""
         with self._one:
             if self._done:
+                self._drop(len(data))
                 return
             self._buffer += data
             try:
                 next(self._steps)
             except StopIteration:
                 self._done = True
+                self._drop(len(self._buffer))
                 self._buffer.clear()
             except OverflowError as error:
                 raise _Malformed("a number") from error
@@ -138,6 +153,7 @@ class Unpacker:
     def _next_header(self) -> Generator[None, None, _Header | None]:
         """The next entry's, with what its extended header says; None at the end."""
         records: dict[bytes, bytes] = {}
+        extended = 0
         while True:
             block = yield from self._bytes(_BLOCK)
             if not any(block):
@@ -146,7 +162,8 @@ class Unpacker:
                 return None
             header = _parsed(block)
             if header.type in (b"x", b"g"):
-                if header.size > _EXTENDED_LIMIT:
+                extended += _BLOCK + header.size
+                if extended > _EXTENDED_LIMIT:
                     raise _Malformed("a header is too long")
                 body = yield from self._bytes(header.size + -header.size % _BLOCK)
                 found = _records(body[: header.size])
@@ -159,6 +176,8 @@ class Unpacker:
             return header
 
     def _take(self, header: _Header) -> Step:
+        if header.type == b"5" and not self._recursive:
+            raise _Malformed("a directory came in the place of a file")
         parts = self._placed(header.name)
         if self._refused is not None and parts[: len(self._refused)] == self._refused:
             yield from self._skip(header.size)
@@ -311,6 +330,8 @@ class Unpacker:
                 if len(numbers) < wanted:
                     numbers.append(_number(bytes(line)))
                     wanted = 1 + 2 * numbers[0]
+            if len(numbers) < wanted and len(text) > _NUMBER_LENGTH:
+                raise _Malformed("the map of a sparse file")
         size = _number(header.records.get(b"GNU.sparse.realsize", b""))
         left = header.size - used
         for at in range(1, wanted, 2):
@@ -351,6 +372,11 @@ class Unpacker:
         self._tell(_shown(name), _shown(records.get(os.fsencode(REASON), b""))[:300])
 
     # its bytes
+
+    def _drop(self, count: int) -> None:
+        self._after += count
+        if self._after > _AFTER_LIMIT:
+            raise _Malformed("it goes on after its end")
 
     def _bytes(self, count: int) -> Generator[None, None, bytes]:
         while len(self._buffer) < count:
@@ -619,10 +645,9 @@ def _octal(field: bytes) -> int:
             raise _Malformed("a number")
         return number
     digits = field.partition(b"\0")[0].strip(b" ")
-    try:
-        return int(digits, 8) if digits else 0
-    except ValueError as error:
-        raise _Malformed("a number") from error
+    if _OCTAL.fullmatch(digits) is None:
+        raise _Malformed("a number")
+    return int(digits, 8) if digits else 0
 
 
 def _number(digits: bytes) -> int:
@@ -632,4 +657,6 @@ def _number(digits: bytes) -> int:
 
 
 def _shown(name: bytes) -> str:
-    return os.fsdecode(name.rstrip(b"/"))
+    """As it is told and kept: a name that no file can have may be very long."""
+    shown = os.fsdecode(name.rstrip(b"/"))
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."

@@ -1,8 +1,11 @@
 """The server's messages in the words of the command line."""
 
 import pytest
+import typer
 
+from wrenn_sandbox.cli import main as cli
 from wrenn_sandbox.cli.advice import told
+from wrenn_sandbox.cli.sandbox_exec import own_failures
 from wrenn_sandbox.client import ClientError, ConnectionFailed, InvalidRequest, NotFound
 
 
@@ -28,3 +31,20 @@ def test_routes_are_not_named() -> None:
 @pytest.mark.parametrize("kind", [ClientError, ConnectionFailed])
 def test_errors_of_the_client_stay_as_they_are(kind: type[ClientError]) -> None:
     assert told(kind("name: as it is")) == "name: as it is"
+
+
+def test_errors_do_not_move_the_cursor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of a sandbox's files may be in them."""
+
+    def fail() -> None:
+        raise ClientError("a\x1b[2J\nb: No space left on device")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == "wrenn: a\ufffd[2J\ufffdb: No space left on device"
+    with pytest.raises(typer.Exit), own_failures():
+        fail()
+    assert capsys.readouterr().err == "wrenn: a\ufffd[2J\ufffdb: No space left on device\n"

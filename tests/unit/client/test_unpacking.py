@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from wrenn_sandbox.client import ClientError, ConnectionFailed, UnexpectedAnswer
+from wrenn_sandbox.client import ClientError, ConnectionFailed, UnexpectedAnswer, packing
 from wrenn_sandbox.client.packing import LEFT_OUT, REASON, Source, pack
 from wrenn_sandbox.client.unpacking import Unpacker
 
@@ -305,12 +305,104 @@ def test_a_file_that_only_says_that_it_is_huge(target: Path) -> None:
 
 def test_what_comes_after_the_end_is_dropped(target: Path) -> None:
     unpacker = Unpacker(str(target), lambda *_: None)
-    unpacker.feed(directory("t") + _END)
-    for _ in range(100):
-        unpacker.feed(bytes(1 << 20))
+    unpacker.feed(directory("t") + _END + bytes(1 << 19))
+    unpacker.feed(bytes(1 << 19))
     unpacker.finish()
-    unpacker.close()
     assert len(unpacker._buffer) == 0
+    with pytest.raises(UnexpectedAnswer, match="after its end"):
+        unpacker.feed(b"x")
+    unpacker.close()
+    with pytest.raises(UnexpectedAnswer, match="after its end"):
+        unpack(target, directory("t") + _END + bytes((1 << 20) + 1), piece=1 << 22)
+
+
+@pytest.mark.parametrize("name", ["", "x\0"])
+def test_targets_that_are_none(name: str) -> None:
+    """An empty one is not the root directory."""
+    with pytest.raises(ClientError, match="target"):
+        Unpacker(name, lambda *_: None)
+
+
+def test_a_map_without_lines(target: Path) -> None:
+    """It is refused at once: to look for lines again and again takes long."""
+    data = directory("t") + _sparse(b"1" * (1 << 20), "1")
+    with pytest.raises(UnexpectedAnswer, match="map"):
+        unpack(target, data[: 1024 - (1 << 20)])
+    untouched(target)
+
+
+@pytest.mark.parametrize("size", [b"-1", b"+1", b"0o1", b"1_0", b"9"])
+def test_numbers_that_are_not_octal(target: Path, size: bytes) -> None:
+    block = bytearray(entry("t"))
+    block[124:136] = size.ljust(12, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    with pytest.raises(UnexpectedAnswer, match="a number"):
+        unpack(target, bytes(block) + _END)
+
+
+def test_extended_headers_of_one_entry_are_bounded_together(target: Path) -> None:
+    header = _extended(400_000)
+    assert unpack(target, header * 2 + directory("t") + _END) == []
+    with pytest.raises(UnexpectedAnswer, match="too long"):
+        unpack(target, header * 3 + directory("t") + _END)
+    assert unpack(target, (header + directory("t")) * 5 + _END) == []
+
+
+def _extended(size: int) -> bytes:
+    return entry("x", b"x", b"%d a=%s\n" % (size, b"x" * (size - 10)))
+
+
+def test_long_names_are_told_in_part(target: Path) -> None:
+    note = tarfile.TarInfo.create_pax_global_header({LEFT_OUT: "n" * 500_000, REASON: "r"})
+    long = entry("t/x", tarfile.FIFOTYPE, pax={"path": "t/" + "n" * 500_000})
+    left_out = unpack(target, directory("t") + note + long + _END)
+    assert [len(each) for each in left_out] == [1003, 1003]
+
+
+@pytest.mark.parametrize("data", [directory("t"), directory("."), entry("t") + directory("t")])
+def test_a_directory_in_the_place_of_a_file(target: Path, data: bytes) -> None:
+    with pytest.raises(UnexpectedAnswer, match="directory"):
+        unpack(target, data + _END, recursive=False)
+    assert not target.is_dir()
+    assert unpack(target, entry("t", data=b"x") + _END, recursive=False) == []
+    assert target.read_text() == "x"
+
+
+def _of_the_kernel() -> bool:
+    """Whether there is a file of 1 MiB that says that it is empty."""
+    try:
+        with open("/proc/kallsyms", "rb") as file:
+            return len(file.read(1 << 20)) == 1 << 20 and os.fstat(file.fileno()).st_size == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _of_the_kernel(), reason="/proc/kallsyms")
+def test_a_file_of_unknown_size_is_left_out(target: Path) -> None:
+    left_out: list[tuple[str, str]] = []
+    source = Source("/proc/kallsyms", "t")
+    data = b"".join(pack([source], lambda *each: left_out.append(each)))
+    assert left_out == [("/proc/kallsyms", "its size is not known")]
+    assert unpack(target, data) == ["t"]
+    assert not target.exists()
+
+
+def test_a_file_that_grows(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has before it is sent counts, not what it had when it was found."""
+    source = target.parent / "source"
+    source.write_bytes(b"x" * 1000)
+    whole = packing._whole
+
+    def grown(file: int) -> bytes | None:
+        source.write_bytes(b"y" * 3_000_000)
+        return whole(file)
+
+    monkeypatch.setattr(packing, "_whole", grown)
+    left_out: list[str] = []
+    data = b"".join(pack([Source(str(source), "t")], lambda name, _: left_out.append(name)))
+    assert unpack(target, data) == left_out == []
+    assert target.read_bytes() == source.read_bytes()
 
 
 def test_a_full_disk(target: Path) -> None:

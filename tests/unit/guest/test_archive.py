@@ -155,6 +155,61 @@ def test_noise(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def _sparse(sparse_map: bytes) -> bytes:
+    header = tarfile.TarInfo("x")
+    header.size = len(sparse_map)
+    header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.realsize": "1"}
+    return header.tobuf(tarfile.PAX_FORMAT) + sparse_map
+
+
+def _with_size(size: bytes) -> bytes:
+    block = bytearray(_entry("x"))
+    block[124:136] = size.ljust(12, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + _END
+
+
+def test_headers_that_are_not_acceptable(tmp_path: Path) -> None:
+    extended = _entry("x", b"x", b"400000 a=%s\n" % (b"x" * 399_990))
+    long_name = _entry("x", b"L", b"n" * 400_000)
+    cases = (
+        (_sparse(b"1" * (1 << 20))[: 1024 - (1 << 20)], b"map"),
+        (_with_size(b"-1"), b"a number"),
+        (_with_size(b"1_0"), b"a number"),
+        (extended * 3 + _entry("x") + _END, b"too long"),
+        (long_name + extended + long_name + _entry("x") + _END, b"too long"),
+    )
+    for data, said in cases:
+        done = _run("unpack", tmp_path / "t", input=data)
+        assert (done.returncode, said in done.stderr) == (_NOT_ACCEPTABLE, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_names_are_told_in_part(tmp_path: Path) -> None:
+    data = _entry("x/", tarfile.DIRTYPE) + _entry("x/" + "n" * 500_000, tarfile.FIFOTYPE)
+    report = _unpack(f"{tmp_path}/", data + _END)
+    assert report["left_out_count"] == 1
+    assert len(json.dumps(report)) < 2000
+
+
+def _of_the_kernel() -> bool:
+    """Whether there is a file of 1 MiB that says that it is empty."""
+    try:
+        with open("/proc/kallsyms", "rb") as file:
+            return len(file.read(1 << 20)) == 1 << 20 and os.fstat(file.fileno()).st_size == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _of_the_kernel(), reason="/proc/kallsyms")
+def test_a_file_of_unknown_size_is_noted(tmp_path: Path) -> None:
+    done = _run("pack", "/proc/kallsyms")
+    assert b"size is not known" in done.stdout
+    assert _unpack(tmp_path / "x", done.stdout)["left_out_count"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_told_to_end(tmp_path: Path) -> None:
     """Nothing of what is not complete is left."""
     (tmp_path / "d").mkdir()

@@ -185,7 +185,7 @@ class Files:
 
         A directory that is there is added to. Nothing outside `target` is written, whatever the
         sandbox sends; symbolic links that lead out of it are left out, unless `keep_links`.
-        `InvalidRequest`: it is a directory and not `recursive`.
+        `InvalidRequest`: it is a directory and not `recursive`. `ClientError`: `target` is empty.
         """
         left_out: list[LeftOut] = []
         count = 0
@@ -197,7 +197,7 @@ class Files:
                 left_out.append(LeftOut(path, reason))
 
         with self.read_archive(path, recursive=recursive, user=user) as archive:
-            unpacker = Unpacker(os.fspath(target), tell, keep_links=keep_links)
+            unpacker = Unpacker(os.fspath(target), tell, recursive=recursive, keep_links=keep_links)
             try:
                 for piece in archive:
                     aside(unpacker.feed, piece)
