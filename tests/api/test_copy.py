@@ -238,6 +238,18 @@ def test_an_empty_target(person: Person, sandbox: Sandbox) -> None:
         sandbox.files.download("/etc/hostname", "")
 
 
+def test_a_tree_that_was_not_asked_for(
+    sandbox: Sandbox, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.files.upload(tree / "sub", "t")
+    files = type(sandbox.files)
+    read_archive = files.read_archive
+    monkeypatch.setattr(files, "read_archive", lambda self, path, **_: read_archive(self, path))
+    with pytest.raises(ClientError, match="in the place of a file"):
+        sandbox.files.download("t", tmp_path / "back", recursive=False)
+    assert not (tmp_path / "back").exists()
+
+
 def test_files_of_the_kernel(person: Person, sandbox: Sandbox) -> None:
     """They say that they are empty, or as large as a page."""
     assert person.cp(f"{sandbox.id}:/proc/self/status", "status") == (0, "")
