@@ -15,8 +15,8 @@ from api.harness import Server, Team
 from wrenn_sandbox.ids import SandboxId
 
 _CALLS = 200
-_OVERHEAD_MS = {True: 4.0, False: 8.0}
-"""On SQLite and on PostgreSQL; measured on two busy cores: 1.3, and 2.3 to 6.1."""
+_OVERHEAD_MS = {True: 10.0, False: 20.0}
+"""On SQLite and on PostgreSQL; measured on two cores: 1.3 to 5.8, by how busy their host is."""
 
 
 @pytest.fixture

