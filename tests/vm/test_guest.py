@@ -50,6 +50,13 @@ def _require_names(api: Api, sandbox: str) -> None:
     assert api.exec(sandbox, "sudo", "true").stderr == ""
 
 
+def test_emulated_programs_are_loaded_at_fixed_addresses(api: Api) -> None:
+    sandbox = api.create().id
+    emulated = "QEMU TCG" in api.output(sandbox, "cat /proc/cpuinfo")
+    maps = {api.output(sandbox, "grep -m1 libc /proc/self/maps") for _ in range(3)}
+    assert (len(maps) == 1) == emulated
+
+
 def test_the_names_agree_after_every_start(api: Api) -> None:
     sandbox = api.create().id
     # a name server that never answers: whoever asks it waits

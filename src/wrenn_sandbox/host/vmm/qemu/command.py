@@ -129,10 +129,16 @@ def command(
 
 
 def _kernel_args(variant: Variant, spec: MachineSpec) -> str:
-    """With user-mode networking the guest's init is told that its network leads nowhere."""
+    """With user-mode networking the guest's init is told that its network leads nowhere.
+
+    TCG translates code again when it appears at another address. An emulated guest therefore
+    loads its programs at fixed addresses: they start two to four times faster.
+    """
     arguments = spec.kernel_args
     if spec.slot.netns is None:
         arguments += " wrenn.network=none"
+    if variant.accelerator == "tcg":
+        arguments += " norandmaps"
     if variant.tsc_khz is None:
         return arguments
     return f"{arguments} tsc_early_khz={variant.tsc_khz}"

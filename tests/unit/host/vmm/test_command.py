@@ -1,0 +1,42 @@
+"""What the command line says to the guest's kernel."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.vmm.base import MachineSpec
+from wrenn_sandbox.host.vmm.qemu.command import Variant, command
+
+SPEC = MachineSpec(
+    files=MachineFiles(Path("/run/vm")),
+    slot=Slot(index=1, netns="ns", host_ip="10.0.0.1", uid=70000),
+    vcpus=1,
+    memory_mb=512,
+    kernel=Path("/kernel"),
+    initrd=Path("/initrd"),
+    kernel_args="quiet",
+    runtime=Path("/runtime"),
+    disk_mb=1024,
+)
+
+
+def kernel_command_line(accelerator: str, spec: MachineSpec = SPEC) -> list[str]:
+    variant = Variant("qemu", accelerator, firmware=None)
+    argv = command(variant, spec, None, 0, qmp_fd=3, tap_fd=4, restore=False)
+    return argv[argv.index("-append") + 1].split()
+
+
+@pytest.mark.parametrize(("accelerator", "fixed"), [("tcg", True), ("kvm", False)])
+def test_only_an_emulated_guest_loads_programs_at_fixed_addresses(
+    accelerator: str, fixed: bool
+) -> None:
+    assert ("norandmaps" in kernel_command_line(accelerator)) == fixed
+
+
+def test_a_guest_without_a_network_of_its_own_is_told_so() -> None:
+    user_mode = replace(SPEC, slot=replace(SPEC.slot, netns=None, tap=None))
+    assert "wrenn.network=none" in kernel_command_line("kvm", user_mode)
+    assert "wrenn.network=none" not in kernel_command_line("kvm")
