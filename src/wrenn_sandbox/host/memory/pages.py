@@ -6,18 +6,19 @@ Documentation/admin-guide/mm/pagemap.rst.) The decision never looks at content, 
 was zeroed counts as changed.
 """
 
+import array
 import ctypes
 import mmap
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 PAGE: Final = mmap.PAGESIZE
 _ENTRY: Final = 8
 _IOV_MAX: Final = 1024
-_RUN: Final = re.compile(rb"\x01+")
 _PRESENT, _SWAPPED, _OF_FILE = 0x80, 0x40, 0x20
 _OWN: Final = bytes(
     1 if flags & (_PRESENT | _SWAPPED) and not flags & _OF_FILE else 0 for flags in range(256)
@@ -43,8 +44,7 @@ for _name in ("process_vm_readv", "process_vm_writev"):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, gc=False):
     """Consecutive pages: the number of the first in guest memory, and how many."""
 
     first: int
@@ -86,7 +86,10 @@ def find_mapping(pid: int, name: str, size: int) -> Mapping:
 
 
 def own_pages(mapping: Mapping) -> list[Run]:
-    """The pages that are the process's own, in order. The process must be stopped or idle."""
+    """The pages that are the process's own, in order. The process must be stopped or idle.
+
+    A run may end where the next one begins.
+    """
     pages = (mapping.high - mapping.low) // PAGE
     runs: list[Run] = []
     fd = os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -98,12 +101,12 @@ def own_pages(mapping: Mapping) -> list[Run]:
             if len(entries) != count * _ENTRY:
                 raise OSError(f"pagemap of process {mapping.pid} ended early")
             own = entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)
-            for match in _RUN.finditer(own):
-                run = Run(start + match.start(), match.end() - match.start())
-                if runs and runs[-1].first + runs[-1].count == run.first:
-                    runs[-1] = Run(runs[-1].first, runs[-1].count + run.count)
-                else:
-                    runs.append(run)
+            end = 0
+            while (first := own.find(1, end)) >= 0:
+                end = own.find(0, first)
+                if end < 0:
+                    end = count
+                runs.append(Run(start + first, end - first))
     finally:
         os.close(fd)
     return runs
@@ -115,14 +118,15 @@ def split(runs: Sequence[Run], pages: int) -> list[list[Run]]:
     batch: list[Run] = []
     room = pages
     for run in runs:
-        first, left = run.first, run.count
-        while left:
-            if not room or len(batch) == _IOV_MAX:
-                batches.append(batch)
-                batch, room = [], pages
-            count = min(left, room)
-            batch.append(Run(first, count))
-            first, left, room = first + count, left - count, room - count
+        left = run
+        while left.count > room or len(batch) == _IOV_MAX:
+            if room and len(batch) < _IOV_MAX:
+                batch.append(Run(left.first, room))
+                left = Run(left.first + room, left.count - room)
+            batches.append(batch)
+            batch, room = [], pages
+        batch.append(left)
+        room -= left.count
     if batch:
         batches.append(batch)
     return batches
@@ -149,9 +153,8 @@ def _transfer(
     if not runs:
         return
     local = (_IoVec * 1)(_IoVec(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), size))
-    remote = (_IoVec * len(runs))(
-        *(_IoVec(mapping.low + run.first * PAGE, run.size) for run in runs)
-    )
+    numbers = [n for run in runs for n in (mapping.low + run.first * PAGE, run.count * PAGE)]
+    remote = (_IoVec * len(runs)).from_buffer(array.array("L", numbers))
     moved = call(mapping.pid, local, 1, remote, len(runs), 0)
     if moved != size:
         code = ctypes.get_errno() if moved < 0 else 0
