@@ -14,12 +14,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from wrenn_sandbox.host import journal
+from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.disk import overlay
 from wrenn_sandbox.host.disk.qcow2 import depth
 from wrenn_sandbox.host.journal import Record
+from wrenn_sandbox.host.launch_source import LaunchSource, spec_of
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.base_image import SealedMemories
-from wrenn_sandbox.host.origin import Origin, Parts, spec_of
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import MachineSpec
@@ -77,10 +78,12 @@ class Qmp:
 class Bare:
     """A machine directory, slot and command line; `start` and `load` are what is timed."""
 
-    def __init__(self, parts: Parts, spec: MachineSpec, origin: Origin, tap: int | None) -> None:
-        self._parts = parts
+    def __init__(
+        self, context: HostContext, spec: MachineSpec, source: LaunchSource, tap: int | None
+    ) -> None:
+        self._context = context
         self._spec = spec
-        self._origin = origin
+        self._origin = source
         self._tap = tap
         self._process: subprocess.Popen[bytes] | None = None
         self._undo = contextlib.ExitStack()
@@ -88,35 +91,35 @@ class Bare:
 
     @classmethod
     @asynccontextmanager
-    async def prepared(cls, parts: Parts, origin: Origin) -> AsyncIterator["Bare"]:
+    async def prepared(cls, context: HostContext, source: LaunchSource) -> AsyncIterator["Bare"]:
         """Everything but QEMU; all is gone in the end."""
         async with AsyncExitStack() as stack:
-            slot = await parts.slots.acquire()
-            stack.callback(parts.slots.release, slot)
+            slot = await context.slots.acquire()
+            stack.callback(context.slots.release, slot)
             namespaces = NamespaceThread("bench")
             stack.callback(namespaces.close)
             record = Record(
-                machine_id=new_machine_id(parts.random),
-                image_id=origin.image.image_id,
-                vcpus=origin.vcpus,
-                memory_mb=origin.memory_mb,
-                driver=parts.driver.capabilities.name,
+                machine_id=new_machine_id(context.random),
+                image_id=source.image.image_id,
+                vcpus=source.vcpus,
+                memory_mb=source.memory_mb,
+                driver=context.driver.capabilities.name,
                 boot_id=journal.boot_id(),
                 slot=slot,
             )
-            spec = spec_of(parts, record)
+            spec = spec_of(context, record)
             spec.files.directory.mkdir()
             stack.callback(shutil.rmtree, spec.files.directory)
             overlay.create(
                 spec.files.overlay,
-                backing=origin.disk,
-                backing_format=origin.disk_format,
-                size=origin.image.disk_mb << 20,
+                backing=source.disk,
+                backing_format=source.disk_format,
+                size=source.image.disk_mb << 20,
             )
             tap = None if slot.netns is None else await open_tap(namespaces, slot)
             if tap is not None:
                 stack.callback(os.close, tap)
-            bare = cls(parts, spec, origin, tap)
+            bare = cls(context, spec, source, tap)
             stack.callback(bare._undo.close)
             bare._ready()
             yield bare
@@ -145,7 +148,7 @@ class Bare:
     def _memory(self) -> Memory:
         image = self._spec.memory
         assert image is not None
-        if tuple(map(int, self._parts.driver.capabilities.version.split(".")[:2])) >= (8, 2):
+        if tuple(map(int, self._context.driver.capabilities.version.split(".")[:2])) >= (8, 2):
             return Memory(str(image), shared=False, read_only_file=True)
         sealed = SealedMemories()
         fd = sealed.get(image).fd
@@ -192,9 +195,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _variant(origin: Origin) -> Variant:
+def _variant(source: LaunchSource) -> Variant:
     """The product's QEMU, as the image says it was."""
-    binary, machine = shutil.which(BINARY), origin.image.machine
+    binary, machine = shutil.which(BINARY), source.image.machine
     assert binary is not None
     assert machine is not None
     return Variant(binary, machine.accelerator, machine.firmware or None, machine.tsc_khz or None)

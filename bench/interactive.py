@@ -5,11 +5,11 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 from .api import Api
 from .report import Report

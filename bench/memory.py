@@ -4,9 +4,9 @@ import asyncio
 import re
 from pathlib import Path
 
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
 
 from .report import Check, Report
 from .rig import Rig

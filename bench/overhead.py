@@ -4,14 +4,14 @@ straight to the guest agent, turn by turn in one run.
 
 from functools import partial
 
-from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.server_process import ServerProcess
 from wrenn_sandbox.wire.messages import Command
 
 from .api import Api

@@ -1,12 +1,12 @@
 """Pause and resume of a sandbox that changed 32 MB, against QEMU's own way and a create."""
 
-from wrenn_sandbox.cli.workdir import working_directory
-from wrenn_sandbox.host import stored
+from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.origin import Origin
+from wrenn_sandbox.host.launch_source import LaunchSource
 from wrenn_sandbox.host.vmm.base import Snapshot
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
 
 from .bare import Bare
 from .report import Check, Report
@@ -53,11 +53,11 @@ async def measure(settings: Settings, rounds: int, cycle_rounds: int) -> Report:
 
 async def _full_migration(rig: Rig, sandbox: SandboxId, watch: Stopwatch) -> None:
     """The same machine, continued by QEMU alone from what the pause stored."""
-    paths = rig.parts.paths
-    manifest = stored.newest(paths, sandbox)
+    paths = rig.context.paths
+    manifest = paused.newest(paths, sandbox)
     assert manifest is not None
     directory = paths.generation(sandbox, manifest.generation)
-    origin = Origin(
+    source = LaunchSource(
         image=rig.warm,
         vcpus=rig.warm.vcpus,
         memory_mb=rig.warm.memory_mb,
@@ -65,7 +65,7 @@ async def _full_migration(rig: Rig, sandbox: SandboxId, watch: Stopwatch) -> Non
         disk_format="qcow2",
         snapshot=Snapshot(directory / form.VMSTATE, directory),
     )
-    async with Bare.prepared(rig.parts, origin) as bare:
+    async with Bare.prepared(rig.context, source) as bare:
         bare.start()
         bare.load()
         bare.unlimited()
@@ -78,8 +78,8 @@ async def _full_migration(rig: Rig, sandbox: SandboxId, watch: Stopwatch) -> Non
 
 def _written(rig: Rig, sandbox: SandboxId) -> int:
     """Bytes of the files of the newest generation but its disk, which the guest wrote."""
-    paths = rig.parts.paths
-    manifest = stored.newest(paths, sandbox)
+    paths = rig.context.paths
+    manifest = paused.newest(paths, sandbox)
     assert manifest is not None
     directory = paths.generation(sandbox, manifest.generation)
     return sum(path.stat().st_size for path in directory.iterdir() if path.name != form.DISK)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.memory import pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.network.pool import SlotPool
-from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.variants import Variants
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
@@ -35,7 +35,7 @@ class Rig:
     """A host agent and the template that its sandboxes come from."""
 
     agent: HostAgent
-    parts: Parts
+    context: HostContext
     """The agent's own, for what it does not offer: a cold boot, a look at one machine."""
     cold: Manifest
     warm: Manifest
@@ -46,11 +46,11 @@ class Rig:
         """Start an agent on a data directory; its sandboxes are deleted in the end."""
         agent = await HostAgent.start(settings)
         try:
-            parts = agent._parts
-            cold = parts.store.resolve(TEMPLATE)
+            context = agent._context
+            cold = context.store.resolve(TEMPLATE)
             await agent.warm(TEMPLATE)
-            warm = await Variants(parts).get(cold, Size(cold.vcpus, cold.memory_mb))
-            yield cls(agent, parts, cold, warm)
+            warm = await Variants(context).get(cold, Size(cold.vcpus, cold.memory_mb))
+            yield cls(agent, context, cold, warm)
         finally:
             for report in await agent.sandboxes():
                 await agent.destroy(report.sandbox_id, new_operation_id())
@@ -58,10 +58,10 @@ class Rig:
 
     async def settled(self) -> None:
         """Wait until network slots and ready machines are made again in the background."""
-        if self.parts.settings.hot_pool_size or self.parts.settings.blank_pool_size:
+        if self.context.settings.hot_pool_size or self.context.settings.blank_pool_size:
             await self.agent._pool.filled()
-        if isinstance(self.parts.slots, SlotPool):
-            await self.parts.slots.filled()
+        if isinstance(self.context.slots, SlotPool):
+            await self.context.slots.filled()
 
     async def create(self) -> SandboxId:
         """A running sandbox of the template's own size."""

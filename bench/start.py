@@ -6,13 +6,13 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.launch_source import LaunchSource, source_of
 from wrenn_sandbox.host.machine import Machine
-from wrenn_sandbox.host.origin import Origin, origin_of
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 from .api import Api
 from .bare import Bare
@@ -71,8 +71,8 @@ async def _server(stack: AsyncExitStack, settings: Settings, hot: int) -> Api:
 
 
 async def _cold(rig: Rig, watch: Stopwatch) -> None:
-    store, cold = rig.parts.store, rig.cold
-    origin = Origin(
+    store, cold = rig.context.store, rig.cold
+    source = LaunchSource(
         image=cold,
         vcpus=cold.vcpus,
         memory_mb=cold.memory_mb,
@@ -82,13 +82,13 @@ async def _cold(rig: Rig, watch: Stopwatch) -> None:
     await rig.settled()
     async with AsyncExitStack() as stack:
         with watch.lap(COLD):
-            machine = await Machine.boot(rig.parts, origin, "memory")
+            machine = await Machine.boot(rig.context, source, "memory")
             stack.push_async_callback(machine.release)
             await _until_healthy(rig, machine)
 
 
 async def _until_healthy(rig: Rig, machine: Machine) -> None:
-    client = GuestClient(lambda: rig.parts.connect(machine.spec.slot), None)
+    client = GuestClient(lambda: rig.context.connect(machine.spec.slot), None)
     try:
         while True:
             try:
@@ -102,7 +102,7 @@ async def _until_healthy(rig: Rig, machine: Machine) -> None:
 
 async def _bare(rig: Rig, watch: Stopwatch) -> None:
     await rig.settled()
-    async with Bare.prepared(rig.parts, origin_of(rig.parts, rig.warm)) as bare:
+    async with Bare.prepared(rig.context, source_of(rig.context, rig.warm)) as bare:
         with watch.lap(BARE):
             bare.start()
             bare.load()

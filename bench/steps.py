@@ -5,8 +5,7 @@ Steps nest and overlap; threads run beside each other.
 
 import os
 
-from wrenn_sandbox.cli.workdir import working_directory
-from wrenn_sandbox.host import stored
+from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.guest.client import GuestClient
 from wrenn_sandbox.host.guest.connection import Connection
 from wrenn_sandbox.host.machine import Machine
@@ -14,6 +13,7 @@ from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.vmm.qemu import driver
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
 
 from .pause import CHANGED_MB
 from .report import Report
@@ -27,8 +27,8 @@ START = [
     Step("load device state", Monitor, "load"),
     Step("first answer: connect", Connection, "open"),
     Step("first answer: connect and init", GuestClient, "init"),
-    Step("check what is stored", stored, "check"),
-    Step("forget what was stored", stored, "consume"),
+    Step("check what is stored", paused, "check"),
+    Step("forget what was stored", paused, "consume"),
 ]
 PAUSE = [
     Step("stop", Monitor, "stop"),
@@ -37,8 +37,8 @@ PAUSE = [
     Step("find pages", diff, "own_pages"),
     Step("read a batch of pages", diff, "read"),
     Step("write a batch of pages", diff, "_write_all"),
-    Step("digest of the disk", stored, "take_disk"),
-    Step("sync and rename", stored, "commit"),
+    Step("digest of the disk", paused, "take_disk"),
+    Step("sync and rename", paused, "commit"),
     Step("one fsync", os, "fsync"),
     Step("end the monitor", driver.QemuDriver, "kill"),
 ]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.client import Client
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 PASSWORD = "correct horse"
 _numbers = itertools.count(1)

@@ -11,7 +11,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
-from wrenn_sandbox.settings import Settings
+from .settings import Settings
 
 _QUIET_LIBRARIES = ("aiosqlite", "asyncio", "alembic", "httpcore2", "httpx2", "sqlalchemy")
 

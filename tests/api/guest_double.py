@@ -9,16 +9,17 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import (
     Command,
     Ended,
+    FileContent,
     FileEntry,
     FileType,
     ProcessEvent,
     ProcessInfo,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     TerminalSize,
     Unpacked,
 )
-from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
 
 class GuestDouble:

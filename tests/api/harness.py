@@ -18,7 +18,7 @@ from fastapi.dependencies import models
 from contract.checking import check_response
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.control.clock import utc_now
-from wrenn_sandbox.control.plane import ControlPlane
+from wrenn_sandbox.control.wiring import ControlPlane
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import OperationId, new_operation_id
 from wrenn_sandbox.settings import Settings

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp
 
-from wrenn_sandbox.cli.http_server import HttpServer
-from wrenn_sandbox.cli.sockets import PING_SECONDS
-from wrenn_sandbox.cli.tls import Certificate
+from wrenn_sandbox.server.http_server import HttpServer
+from wrenn_sandbox.server.tls import Certificate
+from wrenn_sandbox.server.websocket_protocol import PING_SECONDS
 from wrenn_sandbox.settings import Settings
 
 

@@ -16,12 +16,11 @@ from api.listening import listening
 from api.postgres import PostgresServer
 from api.rows import count_rows
 from api.sockets import Peer, talking
-from wrenn_sandbox.control.api import session
+from wrenn_sandbox.control.api.streams import session
 from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.control.service import callers, draining, evacuation
-from wrenn_sandbox.control.store.administration import Administration
+from wrenn_sandbox.control.store.administration import Administration, administration
 from wrenn_sandbox.control.store.database import Database
-from wrenn_sandbox.control.store.existing import administration
 from wrenn_sandbox.control.store.records import Account
 from wrenn_sandbox.errors import Conflict, EmailTaken, HostFailure, InvalidRequest, NotFound
 from wrenn_sandbox.ids import SandboxId, TeamId, UserId, new_team_id, new_user_id

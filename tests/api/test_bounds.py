@@ -10,8 +10,9 @@ import pytest
 from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, eventually, serve
 from api.listening import edge
-from wrenn_sandbox.control.service.calls import Calls, checked_command, output_limit
-from wrenn_sandbox.control.store import history, sandboxes
+from wrenn_sandbox.control.service.calls import ConcurrencyLimiter, checked_command, output_limit
+from wrenn_sandbox.control.store import events as event_store
+from wrenn_sandbox.control.store import sandboxes
 from wrenn_sandbox.errors import InvalidRequest, QuotaExceeded
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import COMMAND_BYTES
@@ -104,11 +105,11 @@ async def test_an_answer_that_nobody_reads_is_a_call_still(
 
 
 def test_what_has_ended_is_not_remembered() -> None:
-    calls = Calls(per_sandbox=1, per_team=2)
+    calls = ConcurrencyLimiter(per_sandbox=1, per_team=2)
     team, one, two = TeamId("team-a"), SandboxId("sb-one"), SandboxId("sb-two")
-    with calls.going_on(team, one) as first, calls.going_on(team, two) as second:
+    with calls.acquire(team, one) as first, calls.acquire(team, two) as second:
         assert (first, second) == (1, 2)
-        with pytest.raises(QuotaExceeded), calls.going_on(team, one):
+        with pytest.raises(QuotaExceeded), calls.acquire(team, one):
             pass
     assert not calls._under_way
 
@@ -142,7 +143,7 @@ async def test_a_command_that_is_too_long_is_refused(user: Team, host: HostDoubl
 async def test_the_history_holds_the_last_events(
     faulty: Server, user: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "EVENTS_KEPT", 5)
+    monkeypatch.setattr(event_store, "EVENTS_KEPT", 5)
     id, other = await _create(user), await _create(user)
     for _ in range(3):
         for verb in ("pause", "resume"):
@@ -162,7 +163,7 @@ async def test_the_history_holds_the_last_events(
 async def test_so_it_does_when_the_network_policy_changes(
     user: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "EVENTS_KEPT", 4)
+    monkeypatch.setattr(event_store, "EVENTS_KEPT", 4)
     id = await _create(user)
     for number in range(6):
         policy = {"deny": [f"192.0.2.{number}"]}

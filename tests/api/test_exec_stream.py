@@ -15,7 +15,7 @@ from api.double import HostDouble
 from api.harness import Server, Team, eventually
 from api.listening import listening
 from api.sockets import Frame, Peer, output_of, talking
-from wrenn_sandbox.control.api import frames, session, sockets
+from wrenn_sandbox.control.api.streams import frames, session, websocket
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import Channel, Ended, Output
@@ -221,15 +221,15 @@ async def test_a_lost_connection_with_input_that_nobody_reads(
 async def test_a_connection_that_is_lost_while_the_command_starts(
     server: Server, url: str, team: Team, sandbox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = sockets.Socket.send
+    send = websocket.Socket.send
     async with talking(url, team.key) as peer:
 
-        async def send_late(socket: sockets.Socket, frame: frames.Frame) -> None:
+        async def send_late(socket: websocket.Socket, frame: frames.Frame) -> None:
             peer.connection.transport.abort()
             await socket.lost.wait()
             await send(socket, frame)
 
-        monkeypatch.setattr(sockets.Socket, "send", send_late)
+        monkeypatch.setattr(websocket.Socket, "send", send_late)
         await peer.say(type="start", cmd="sleep", args=["7657"])
         await peer.rest()
     await eventually(lambda: not server.plane.activity.users_of(SandboxId(sandbox)))
@@ -363,8 +363,8 @@ async def test_a_message_that_is_too_large(
 async def test_a_start_that_does_not_come(
     url: str, team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sockets.START_SECONDS == 10
-    monkeypatch.setattr(sockets, "START_SECONDS", 1.0)
+    assert websocket.START_SECONDS == 10
+    monkeypatch.setattr(websocket, "START_SECONDS", 1.0)
     async with talking(url, team.key) as peer:
         (frame,) = await peer.rest()
         assert (frame["type"], frame["code"]) == ("error", "invalid_request")
@@ -444,7 +444,7 @@ async def test_refusals_after_the_upgrade(
 
 
 async def test_a_credential_that_does_not_come(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "AUTH_SECONDS", 0.1)
+    monkeypatch.setattr(websocket, "AUTH_SECONDS", 0.1)
     async with talking(url, None) as peer:
         (frame,) = await peer.rest()
         assert (frame["type"], frame["code"]) == ("error", "invalid_request")

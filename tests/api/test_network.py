@@ -8,7 +8,7 @@ import pytest
 
 from api.double import HostDouble
 from api.harness import Server, Team, make_settings, serve, serve_processes
-from wrenn_sandbox.control.store.policies import PolicyChange
+from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import SandboxId, TeamId

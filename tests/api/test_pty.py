@@ -12,7 +12,7 @@ from websockets.typing import Subprotocol
 from api.harness import Server, Team, eventually
 from api.listening import listening
 from api.sockets import Peer, output_of, talking
-from wrenn_sandbox.control.api import pty, session
+from wrenn_sandbox.control.api.streams import pty, session
 from wrenn_sandbox.control.service.guests import Guest
 from wrenn_sandbox.ids import SandboxId
 

@@ -17,7 +17,7 @@ from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.errors import HostFailure, NotFound
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.guest.connection import GuestGone
-from wrenn_sandbox.host.images.manifest import FileEntry
+from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.host.vmm.fake import FakeDriver
@@ -120,7 +120,7 @@ async def test_no_connection_to_a_guest_outlives_its_life(restartable: Settings)
         await _shell(team.client, id, "true")
         kept = list(machine.client._idle)
         assert any(connection.reusable for connection in kept)
-        await machine.greet("another")
+        await machine.initialize_guest("another")
         assert not any(connection.reusable for connection in kept)
         lives.append(machine.client)
         assert len(set(lives)) == 5
@@ -177,7 +177,7 @@ class _Held:
 
     async def __call__(
         self, driver: FakeDriver, process: Process, spec: MachineSpec, into: Path
-    ) -> dict[str, FileEntry]:
+    ) -> dict[str, FileDigest]:
         files = await self._pause(driver, process, spec, into)
         self.arrived.set()
         try:
@@ -194,7 +194,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> _Held:
 
     async def pause(
         driver: FakeDriver, process: Process, spec: MachineSpec, into: Path
-    ) -> dict[str, FileEntry]:
+    ) -> dict[str, FileDigest]:
         return await held(driver, process, spec, into)
 
     monkeypatch.setattr(FakeDriver, "pause", pause)
@@ -380,7 +380,7 @@ async def test_a_snapshot_that_fails(
     assert (await _snapshot(team.client, id, "mine")).status_code == 201
 
 
-async def _full(*_: object) -> dict[str, FileEntry]:
+async def _full(*_: object) -> dict[str, FileDigest]:
     raise HostFailure("The disk is full")
 
 
@@ -489,6 +489,6 @@ async def test_an_auto_pause_that_fails_is_tried_again_later(
     assert (await _get(client, id))["status"] == "paused"
 
 
-async def _counted(attempts: list[None], *arguments: object) -> dict[str, FileEntry]:
+async def _counted(attempts: list[None], *arguments: object) -> dict[str, FileDigest]:
     attempts.append(None)
     return await _full(*arguments)

@@ -18,13 +18,12 @@ import pytest
 from api.double import HostDouble
 from api.harness import Server, Team, serve_processes
 from wrenn_sandbox.errors import HostFailure, NoCapacity
-from wrenn_sandbox.host import agent, capacity, stored
+from wrenn_sandbox.host import admission, agent, paused
 from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.images.manifest import FileEntry
-from wrenn_sandbox.host.images.manifest import Machine as Hardware
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import SandboxId, new_operation_id
@@ -85,8 +84,8 @@ def _found(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def _stored(host: HostAgent, id: SandboxId) -> StoredSandbox:
-    manifest = stored.newest(host._paths, id)
+def _stored(host: HostAgent, id: SandboxId) -> PausedSandbox:
+    manifest = paused.newest(host._paths, id)
     assert manifest is not None
     return manifest
 
@@ -207,7 +206,7 @@ async def test_only_the_newest_state_is_left_behind_a_reboot(
     await _pause(team, id)
     before = _stored(host, id)
     await _reboot(team, id)
-    assert stored.newest(host._paths, id) is None
+    assert paused.newest(host._paths, id) is None
     directory = host._paths.stored(id)
     assert {path.name for path in directory.rglob("*") if path.is_file()} == {"disk"}
     await _pause(team, id)
@@ -225,7 +224,7 @@ async def test_what_does_not_fit_the_host_any_more(
 
     def newer(
         self: FakeDriver, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
-    ) -> Hardware:
+    ) -> HardwareProfile:
         made = usual(
             self, vcpus=vcpus, memory_mb=memory_mb, network=network, kernel_sha256=kernel_sha256
         )
@@ -310,7 +309,7 @@ async def test_a_reboot_without_room_on_the_disk(
     id = await _create(team)
     await _pause(team, id)
     with monkeypatch.context() as patch:
-        patch.setattr(capacity, "require_disk", _no_room)
+        patch.setattr(admission, "require_disk", _no_room)
         answer = await _resume(team, id, _WITHOUT)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_capacity")
     assert host._admission._promised == {}
@@ -329,7 +328,7 @@ async def test_a_failure_while_the_new_state_is_stored(
     await _pause(team, id)
     before, images = _stored(host, id), _found(host._paths.images)
     with monkeypatch.context() as patch:
-        patch.setattr(stored, "commit", _refuse)
+        patch.setattr(paused, "commit", _refuse)
         assert "could not do that" in _message(await _resume(team, id, _WITHOUT))
     assert _stored(host, id) == before
     assert _found(host._paths.images) == images
@@ -457,16 +456,16 @@ async def test_the_disk_of_a_guest_that_stopped_is_kept_at_the_second_try(
     """A full disk of the host is no reason to throw a sandbox's away."""
     _, host, team = rig
     id = await _create(team)
-    usual, tries = stored.take_disk, []
+    usual, tries = paused.take_disk, []
 
-    def full_at_first(staged: Path, overlay: Path) -> FileEntry:
+    def full_at_first(staged: Path, overlay: Path) -> FileDigest:
         tries.append(overlay)
         if len(tries) == 1:
             raise OSError(errno.ENOSPC, "no space")
         return usual(staged, overlay)
 
     monkeypatch.setattr(agent, "_KEEP_AGAIN_SEC", 0.01)
-    monkeypatch.setattr(stored, "take_disk", full_at_first)
+    monkeypatch.setattr(paused, "take_disk", full_at_first)
     await _stopped(host, team, id)
     assert len(tries) == 2
     assert set(_stored(host, id).files) == {"disk"}
@@ -504,7 +503,7 @@ async def test_a_disk_that_cannot_be_kept_goes_with_its_sandbox_alone(
     _, host, team = rig
     id = await _create(team)
     monkeypatch.setattr(agent, "_KEEP_AGAIN_SEC", 0.01)
-    monkeypatch.setattr(stored, "commit", _refuse)
+    monkeypatch.setattr(paused, "commit", _refuse)
     os.kill(host._sandboxes[id].machine.process.pid, signal.SIGKILL)
     await asyncio.sleep(0.3)
     assert _found(host._paths.run) != set()

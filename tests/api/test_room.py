@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from api.harness import serve_processes
-from wrenn_sandbox.host import capacity
-from wrenn_sandbox.host.capacity import Free
+from wrenn_sandbox.host import admission
+from wrenn_sandbox.host.admission import Free
 from wrenn_sandbox.settings import Settings
 
 
@@ -18,7 +18,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.free_mb: int | None = None
-        self._measure = capacity.measure
+        self._measure = admission.measure
 
     def measure(self, data_dir: Path) -> Free:
         found = self._measure(data_dir)
@@ -30,14 +30,14 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk()
-    monkeypatch.setattr(capacity, "measure", disk.measure)
+    monkeypatch.setattr(admission, "measure", disk.measure)
     yield disk
     disk.free_mb = None
 
 
 def _room_for(settings: Settings, machines: int) -> Settings:
     """Settings with which so many machines of 512 MiB fit."""
-    free = capacity.measure(settings.data_dir.parent)
+    free = admission.measure(settings.data_dir.parent)
     usable = free.memory_total_mb - settings.memory_reserve_mb
     return settings.model_copy(update={"memory_overcommit": (machines * 512 + 256) / usable})
 

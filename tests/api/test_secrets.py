@@ -15,8 +15,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.ids import api_key_digest
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 _FORM = "multipart/form-data; boundary=b"
 

@@ -9,7 +9,7 @@ import pytest
 
 from api.double import HostDouble
 from api.harness import FakeClock, Server, Team, eventually, serve
-from wrenn_sandbox.control.store.policies import PolicyChange
+from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import AgentError, HostFailure, NotResponding
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings

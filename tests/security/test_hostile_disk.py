@@ -17,14 +17,14 @@ import pytest
 import structlog
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host import stored
+from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.disk import layers, overlay, qcow2
 from wrenn_sandbox.host.housekeeping import Housekeeper
-from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host.images.manifest import HardwareProfile
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.host.sandbox import Sandbox
-from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command, CreateSandbox, Egress, Phase
@@ -303,18 +303,18 @@ def paths(tmp_path: Path) -> Paths:
 _ID = SandboxId("sb-" + "a" * 20)
 
 
-def _stored(paths: Paths, base: Path, generation: int, layers: tuple[int, ...]) -> StoredSandbox:
+def _stored(paths: Paths, base: Path, generation: int, layers: tuple[int, ...]) -> PausedSandbox:
     """A generation whose disk is over the newest of the layers."""
-    directory = stored.stage(paths, _ID, generation)
+    directory = paused.stage(paths, _ID, generation)
     below = paths.generation(_ID, layers[-1]) / "disk" if layers else base
     form = "qcow2" if layers else "raw"
     overlay.create(directory / "disk", backing=below, backing_format=form, size=_SIZE)
-    manifest = StoredSandbox(
+    manifest = PausedSandbox(
         sandbox_id=_ID,
         generation=generation,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         image_id=ImageId("img-" + "b" * 20),
-        machine=Machine(
+        machine=HardwareProfile(
             vcpus=1,
             memory_mb=512,
             cpu_model="max",
@@ -325,10 +325,10 @@ def _stored(paths: Paths, base: Path, generation: int, layers: tuple[int, ...]) 
         ),
         token="secret",
         disk_mb=_SIZE >> 20,
-        files=dict(stored.entries(directory, ("disk",))),
+        files=dict(paused.entries(directory, ("disk",))),
         layers=layers,
     )
-    stored.commit(paths, manifest)
+    paused.commit(paths, manifest)
     return manifest
 
 
@@ -339,15 +339,15 @@ def test_every_layer_of_a_stored_sandbox_is_looked_at(
     for generation in (1, 2, 3):
         manifest = _stored(paths, base, generation, chain)
         chain = (*chain, generation)
-    stored.require_disks(paths, manifest, base, "raw")
+    paused.require_disks(paths, manifest, base, "raw")
     for generation in chain:
         disk = paths.generation(_ID, generation) / "disk"
         kept = shutil.copy(disk, disk.with_name("kept"))
         _over_another_file(disk, secret)
         with pytest.raises(IncompatibleImage):
-            stored.require_disks(paths, manifest, base, "raw")
+            paused.require_disks(paths, manifest, base, "raw")
         shutil.move(kept, disk)
-    stored.require_disks(paths, manifest, base, "raw")
+    paused.require_disks(paths, manifest, base, "raw")
 
 
 def test_a_layer_over_another_sandbox_s(paths: Paths, base: Path, secret: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_layer_over_another_sandbox_s(paths: Paths, base: Path, secret: Path) 
     disk.unlink()
     overlay.create(disk, backing=other / "disk", backing_format="qcow2", size=_SIZE)
     with pytest.raises(IncompatibleImage):
-        stored.require_disks(paths, manifest, base, "raw")
+        paused.require_disks(paths, manifest, base, "raw")
 
 
 def test_a_layer_over_the_base_itself(paths: Paths, base: Path) -> None:
@@ -369,13 +369,13 @@ def test_a_layer_over_the_base_itself(paths: Paths, base: Path) -> None:
     disk = paths.generation(_ID, 2) / "disk"
     disk.unlink()
     overlay.create(disk, backing=base, backing_format="raw", size=_SIZE)
-    stored.require_disks(paths, manifest, base, "raw")
+    paused.require_disks(paths, manifest, base, "raw")
 
 
 def test_permissions_that_a_monitor_gave_its_disk_are_taken_away(paths: Paths, layer: Path) -> None:
     layer.chmod(0o4777)
-    directory = stored.stage(paths, _ID, 1)
-    stored.take_disk(directory, layer)
+    directory = paused.stage(paths, _ID, 1)
+    paused.take_disk(directory, layer)
     assert (directory / "disk").stat().st_mode & 0o7777 == 0o600
     assert (directory / "disk").stat().st_uid == os.geteuid()
 
@@ -425,7 +425,7 @@ async def test_a_machine_does_not_continue_on_such_a_disk(host: HostAgent, secre
     assert sandbox.stored is not None
     disk = host._paths.generation(sandbox.sandbox_id, 1) / "disk"
     _over_another_file(disk, secret)
-    files = {**sandbox.stored.files, "disk": stored.describe(disk)}
+    files = {**sandbox.stored.files, "disk": paused.describe(disk)}
     sandbox.own_stored(msgspec.structs.replace(sandbox.stored, files=files))
     with pytest.raises(IncompatibleImage):
         await host.resume(sandbox.sandbox_id, new_operation_id(), Egress())

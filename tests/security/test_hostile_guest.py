@@ -37,9 +37,9 @@ from wrenn_sandbox.host.guest import client as client_module
 from wrenn_sandbox.host.guest import connection as connection_module
 from wrenn_sandbox.host.guest import files as files_module
 from wrenn_sandbox.host.guest import streams as streams_module
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
@@ -49,9 +49,9 @@ from wrenn_sandbox.wire.messages import (
     Output,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     TerminalSize,
 )
-from wrenn_sandbox.wire.streams import ProcessStream
 
 _MB: Final = 1 << 20
 _OUTPUT: Final = _MB

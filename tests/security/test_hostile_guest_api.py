@@ -27,7 +27,7 @@ from security.hostile_guest import (
     says,
 )
 from security.test_hostile_guest import Lag, diverted, logs, no_old_garbage, short_waits
-from wrenn_sandbox.control.api import session
+from wrenn_sandbox.control.api.streams import session
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import SandboxId, new_operation_id
 

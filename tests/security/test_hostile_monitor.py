@@ -26,9 +26,10 @@ from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.pages import PAGE
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.vmm.qemu import monitor as monitor_module
-from wrenn_sandbox.host.vmm.qemu import qmp, running
+from wrenn_sandbox.host.vmm.qemu import process as qemu_process
+from wrenn_sandbox.host.vmm.qemu import qmp
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
-from wrenn_sandbox.host.vmm.qemu.running import (
+from wrenn_sandbox.host.vmm.qemu.process import (
     LOG_LIMIT,
     Running,
     connected,
@@ -455,11 +456,11 @@ async def test_a_pid_that_may_be_another_s_by_now(process: Process, tmp_path: Pa
     """What was read of it is not kept."""
     handle = ProcessHandle.of_child(process.child)  # type: ignore[arg-type]
     monitor = Running(handle, None, None)  # type: ignore[arg-type]
-    running.require_same(monitor)
+    qemu_process.require_same(monitor)
     handle.signal(9)  # type: ignore[arg-type]
     await handle.wait()
     with pytest.raises(HostFailure):
-        running.require_same(monitor)
+        qemu_process.require_same(monitor)
     handle.close()
 
 

@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host import stored
+from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import FileEntry, Machine, Manifest
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile, Manifest
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.pages import PAGE, Run
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.ids import ImageId, SandboxId
 
 _ID = SandboxId("sb-" + "a" * 20)
 _PAGES = 1000
 _RUNS = [Run(0, 3), Run(10, 1), Run(500, 40), Run(999, 1)]
 _NAMES = ("vmstate", "memory.idx", "memory.diff", "disk")
-_MACHINE = Machine(
+_MACHINE = HardwareProfile(
     vcpus=1,
     memory_mb=512,
     cpu_model="max",
@@ -52,10 +52,10 @@ def _fill(directory: Path) -> None:
 
 
 @pytest.fixture
-def manifest(paths: Paths) -> StoredSandbox:
-    directory = stored.stage(paths, _ID, 1)
+def manifest(paths: Paths) -> PausedSandbox:
+    directory = paused.stage(paths, _ID, 1)
     _fill(directory)
-    manifest = StoredSandbox(
+    manifest = PausedSandbox(
         sandbox_id=_ID,
         generation=1,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -63,14 +63,14 @@ def manifest(paths: Paths) -> StoredSandbox:
         machine=_MACHINE,
         token="secret",
         disk_mb=64,
-        files=dict(stored.entries(directory, _NAMES)),
+        files=dict(paused.entries(directory, _NAMES)),
     )
-    stored.commit(paths, manifest)
+    paused.commit(paths, manifest)
     return manifest
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_any_byte_that_changed_is_seen(name: str, paths: Paths, manifest: StoredSandbox) -> None:
+def test_any_byte_that_changed_is_seen(name: str, paths: Paths, manifest: PausedSandbox) -> None:
     path = paths.generation(_ID, 1) / name
     whole = path.read_bytes()
     choose = random.Random(1)
@@ -85,10 +85,10 @@ def test_any_byte_that_changed_is_seen(name: str, paths: Paths, manifest: Stored
                 data += b"\0" * choose.randint(1, 9000)
         path.write_bytes(data)
         with pytest.raises(IncompatibleImage) as caught:
-            stored.check(paths, manifest)
+            paused.check(paths, manifest)
         assert str(paths.data_dir) not in str(caught.value)
     path.write_bytes(whole)
-    stored.check(paths, manifest)
+    paused.check(paths, manifest)
 
 
 _Change = Callable[[dict[str, object]], object]
@@ -112,17 +112,17 @@ _Change = Callable[[dict[str, object]], object]
     ],
 )
 def test_manifests_that_are_not_the_sandbox_s(
-    change: _Change, paths: Paths, manifest: StoredSandbox
+    change: _Change, paths: Paths, manifest: PausedSandbox
 ) -> None:
     path = paths.generation(_ID, 1) / "manifest.json"
     data = msgspec.json.decode(path.read_bytes())
     change(data)
     path.write_bytes(msgspec.json.encode(data))
     with pytest.raises(IncompatibleImage):
-        stored.newest(paths, _ID)
+        paused.newest(paths, _ID)
 
 
-def test_garbled_manifests(paths: Paths, manifest: StoredSandbox) -> None:
+def test_garbled_manifests(paths: Paths, manifest: PausedSandbox) -> None:
     path = paths.generation(_ID, 1) / "manifest.json"
     whole = path.read_bytes()
     choose = random.Random(2)
@@ -136,14 +136,14 @@ def test_garbled_manifests(paths: Paths, manifest: StoredSandbox) -> None:
                 data[at] = choose.randrange(256)
         path.write_bytes(data)
         try:
-            found = stored.newest(paths, _ID)
+            found = paused.newest(paths, _ID)
         except IncompatibleImage:
             continue
         assert found is not None
         assert found.files.keys() == set(_NAMES)
     path.write_bytes(b"[" * 100_000)
     with pytest.raises(IncompatibleImage):
-        stored.newest(paths, _ID)
+        paused.newest(paths, _ID)
 
 
 @given(st.binary(max_size=200))
@@ -197,7 +197,7 @@ def test_garbled_images() -> None:
         created_at=datetime(2026, 1, 2, tzinfo=UTC),
         name="minimal",
         recipe_sha256="00",
-        files={name: FileEntry(1, "ff") for name in ("kernel", "initrd", "runtime", "disk")},
+        files={name: FileDigest(1, "ff") for name in ("kernel", "initrd", "runtime", "disk")},
         kernel_args="quiet",
         vcpus=1,
         memory_mb=512,

@@ -10,10 +10,10 @@ from typing import Protocol
 import pytest
 
 from vm.harness import Api, Rig, Sandbox
-from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.leftovers import settled
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.leftovers import settled
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 
 class NewRig(Protocol):

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 import msgspec
 
-from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.leftovers import machines
 from wrenn_sandbox.host.journal import Record, records
+from wrenn_sandbox.testing.leftovers import machines
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 _numbers = itertools.count(1)
 

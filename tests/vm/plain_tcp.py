@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vm.harness import Api, Rig
 from wrenn_sandbox.host.network.rules import SLOT_TABLE
-from wrenn_sandbox.host.network.slot import GUEST_IP, TAP_NAME
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import GUEST_IP, TAP_NAME
 
 _PORT = 5001
 _PIECE = 64 * 1024

@@ -8,12 +8,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrenn_sandbox.cli.leftovers import settled
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host import journal
+from wrenn_sandbox.host.backends import Backends
 from wrenn_sandbox.host.disk import overlay
-from wrenn_sandbox.host.equipment import Equipment
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
@@ -21,6 +19,8 @@ from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
 from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.leftovers import settled
 
 _BOOT_SEC = 60.0
 
@@ -31,7 +31,7 @@ class Stand:
 
     settings: Settings
     paths: Paths
-    equipment: Equipment
+    equipment: Backends
 
     @property
     def driver(self) -> Driver:
@@ -100,7 +100,7 @@ async def standing(images: Path, driver: str) -> AsyncIterator[Stand]:
     with working_directory(images, "driver") as data_dir:
         settings = Settings(data_dir=data_dir, driver=driver, slot_pool_size=1)
         paths = Paths(data_dir)
-        equipment = await Equipment.of(settings, paths)
+        equipment = await Backends.of(settings, paths)
         try:
             await equipment.slots.start()
             yield Stand(settings, paths, equipment)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vm.harness import Api, Rig, Sandbox
-from wrenn_sandbox.cli.leftovers import machines
+from wrenn_sandbox.testing.leftovers import machines
 
 pytestmark = pytest.mark.vm
 

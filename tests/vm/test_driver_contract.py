@@ -10,7 +10,7 @@ import pytest
 
 from vm.stand import Stand, standing
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.equipment import Equipment
+from wrenn_sandbox.host.backends import Backends
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, Process
 from wrenn_sandbox.wire.messages import Command
@@ -70,7 +70,7 @@ async def test_another_driver_object_adopts_it(stand: Stand) -> None:
     async with stand.machine() as (spec, process, client):
         await stand.driver.close()
         assert _exists(process)
-        other = await Equipment.of(stand.settings, stand.paths)
+        other = await Backends.of(stand.settings, stand.paths)
         try:
             impostor = Process(process.pid, process.start_time + 1)
             assert not await other.driver.adopt(impostor, spec)

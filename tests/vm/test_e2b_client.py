@@ -36,8 +36,8 @@ from e2b import (
 
 from vm.forward import forwarding
 from vm.stand import standing
-from wrenn_sandbox.host.network.slot import AGENT_PORT
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
+from wrenn_sandbox.host.slot import AGENT_PORT
 
 pytestmark = pytest.mark.vm
 

@@ -18,7 +18,7 @@ import pytest
 
 from vm.conftest import NewRig, rig_of
 from vm.harness import Api, Rig, eventually
-from wrenn_sandbox.host import faults
+from wrenn_sandbox.host import failpoints
 
 pytestmark = pytest.mark.vm
 
@@ -110,7 +110,7 @@ class _Work:
         return api.output(sandbox or self.sandbox, script) == "precious\nsleep 4321"
 
 
-@pytest.mark.parametrize("point", faults.CREATE)
+@pytest.mark.parametrize("point", failpoints.CREATE)
 def test_create(victim: Victim, point: str) -> None:
     before = victim.sandboxes().keys()
     victim.dies(point, "POST", "/v1/sandboxes", {})
@@ -121,7 +121,7 @@ def test_create(victim: Victim, point: str) -> None:
     victim.api.delete(sandbox)
 
 
-@pytest.mark.parametrize("point", faults.PAUSE)
+@pytest.mark.parametrize("point", failpoints.PAUSE)
 def test_pause(victim: Victim, point: str) -> None:
     api = victim.api
     sandbox = api.create().id
@@ -137,7 +137,7 @@ def test_pause(victim: Victim, point: str) -> None:
     assert eventually(victim.is_clean, _SETTLED_SEC)
 
 
-@pytest.mark.parametrize("point", faults.RESUME)
+@pytest.mark.parametrize("point", failpoints.RESUME)
 def test_resume(victim: Victim, point: str) -> None:
     api = victim.api
     sandbox = api.create().id
@@ -154,7 +154,7 @@ def test_resume(victim: Victim, point: str) -> None:
     assert eventually(victim.is_clean, _SETTLED_SEC)
 
 
-@pytest.mark.parametrize("point", faults.REBOOT)
+@pytest.mark.parametrize("point", failpoints.REBOOT)
 def test_reboot(victim: Victim, point: str) -> None:
     """The sandbox is as it was stored, with its process, or as it is after a boot, without."""
     api = victim.api
@@ -174,7 +174,7 @@ def test_reboot(victim: Victim, point: str) -> None:
     assert eventually(victim.is_clean, _SETTLED_SEC)
 
 
-@pytest.mark.parametrize("point", faults.SNAPSHOT)
+@pytest.mark.parametrize("point", failpoints.SNAPSHOT)
 def test_snapshot(victim: Victim, point: str) -> None:
     api = victim.api
     sandbox = api.create().id
@@ -195,7 +195,7 @@ def test_snapshot(victim: Victim, point: str) -> None:
     assert eventually(victim.is_clean, _SETTLED_SEC)
 
 
-@pytest.mark.parametrize("point", faults.DESTROY)
+@pytest.mark.parametrize("point", failpoints.DESTROY)
 @pytest.mark.parametrize("state", ["running", "paused"])
 def test_delete(victim: Victim, point: str, state: str) -> None:
     api = victim.api

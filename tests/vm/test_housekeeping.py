@@ -8,12 +8,12 @@ import pytest
 
 from vm.conftest import NewRig
 from vm.harness import Api, Rig, eventually
-from wrenn_sandbox.host import stored
+from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.ids import SandboxId
 
 pytestmark = pytest.mark.vm
@@ -54,8 +54,8 @@ def _digest(api: Api, sandbox: str) -> list[str]:
     return api.output(sandbox, "cat /tmp/digest").split()
 
 
-def _stored(rig: Rig, sandbox: str) -> StoredSandbox:
-    found = stored.newest(Paths(rig.data_dir), SandboxId(sandbox))
+def _stored(rig: Rig, sandbox: str) -> PausedSandbox:
+    found = paused.newest(Paths(rig.data_dir), SandboxId(sandbox))
     assert found is not None
     return found
 

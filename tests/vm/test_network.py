@@ -14,7 +14,7 @@ import pytest
 from vm.harness import Api, Rig, Sandbox
 from vm.outside import Ear, Outside, outside, sent_within
 from wrenn_sandbox.host.network.addressing import data_dir_tag, netns_prefix, veth_prefix
-from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.slot import Slot
 
 pytestmark = pytest.mark.vm
 

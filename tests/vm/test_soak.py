@@ -13,7 +13,7 @@ import pytest
 
 from vm.conftest import NewRig
 from vm.harness import Api, Rig, eventually
-from wrenn_sandbox.cli.leftovers import leftovers
+from wrenn_sandbox.testing.leftovers import leftovers
 
 pytestmark = pytest.mark.vm
 

@@ -15,10 +15,9 @@ import typer
 from wrenn_sandbox.client import Client, ClientError, Sandbox
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.settings import Settings
-
-from .child import ServerProcess
-from .leftovers import settled
-from .workdir import working_directory
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.leftovers import settled
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 _PROGRAM = """\
 import os, platform

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import admin, copy, demo, doctor, login, process, sandbox, serve, template
+from . import account, copy, demo, doctor, process, serve, template
+from .admin import app as admin
 from .advice import told
 from .output import printable
+from .sandbox import app as sandbox
 
 app = typer.Typer(
     name="wrenn",
@@ -43,9 +45,9 @@ def options(
     """Virtual machines on demand: use them, serve them, look after their host."""
 
 
-app.command("login")(login.command)
-app.command("logout")(login.logout)
-app.command("whoami")(login.whoami)
+app.command("login")(account.login)
+app.command("logout")(account.logout)
+app.command("whoami")(account.whoami)
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(process.app, name="process")
 app.command("cp")(copy.command)

@@ -4,12 +4,12 @@ from typing import Annotated, Final, Literal
 
 import typer
 
+from wrenn_sandbox.cli.sandbox.exec import FAILED, command_of, environment_of, own_failures
 from wrenn_sandbox.client import Exit, Stderr
 
 from .account import open_client
 from .output import print_json, print_table
 from .pump import write_all
-from .sandbox_exec import FAILED, command_of, environment_of, own_failures
 
 app = typer.Typer(help="Run commands in the background of a sandbox.", no_args_is_help=True)
 

@@ -25,8 +25,7 @@ def command(
     settings = Settings(**given)  # type: ignore[arg-type]
     # Half a second of imports that no other command needs.
     from wrenn_sandbox import logs
-
-    from .server import check_address, run
+    from wrenn_sandbox.server.main import check_address, run
 
     if build is not None:
         from . import host_templates

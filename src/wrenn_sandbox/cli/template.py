@@ -7,14 +7,12 @@ import typer
 
 from wrenn_sandbox.client import ClientError, Template
 
-from . import snapshot
 from .account import open_client
 from .output import print_json, print_table, when
 
 app = typer.Typer(
     help="Make and list the templates that sandboxes start from.", no_args_is_help=True
 )
-app.command("snapshot")(snapshot.command)
 
 
 @app.command("build")
@@ -76,3 +74,21 @@ def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="One of the 
     """Give up a template of the team's; sandboxes made from it keep working."""
     with open_client() as client:
         client.snapshots.delete(name)
+
+
+@app.command("snapshot")
+def snapshot(
+    id: Annotated[str, typer.Argument(metavar="ID", help="A running sandbox; it ends with it.")],
+    name: Annotated[str | None, typer.Option(help="The template's name; one is made up.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a template of that name.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")] = False,
+) -> None:
+    """Make a template of a running sandbox and print its name."""
+    with open_client() as client:
+        template = client.snapshots.create(id, name, overwrite=overwrite)
+    if json:
+        print_json(template)
+    else:
+        typer.echo(template.name)

@@ -7,14 +7,15 @@
 Both have the same methods: `_sync` is generated from `_async` by `tools/make_sync_client.py`.
 """
 
-from ._async.client import AsyncClient
-from ._async.files import AsyncDownload
-from ._async.sandboxes import AsyncSandbox
-from ._async.streams import AsyncStream, AsyncTerminal
-from ._sync.client import Client
-from ._sync.files import Download
-from ._sync.sandboxes import Sandbox
-from ._sync.streams import Stream, Terminal
+from wrenn_sandbox.client._async.client import AsyncClient
+from wrenn_sandbox.client._async.files import AsyncDownload
+from wrenn_sandbox.client._async.sandboxes import AsyncSandbox
+from wrenn_sandbox.client._async.streams import AsyncStream, AsyncTerminal
+from wrenn_sandbox.client._sync.client import Client
+from wrenn_sandbox.client._sync.files import Download
+from wrenn_sandbox.client._sync.sandboxes import Sandbox
+from wrenn_sandbox.client._sync.streams import Stream, Terminal
+
 from .errors import (
     AgentError,
     AlreadyExists,

@@ -38,7 +38,7 @@ _FILES: Final = (b"0", b"\0", b"7")
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
-Parts = tuple[bytes, ...]
+HostContext = tuple[bytes, ...]
 """A path below the target, name by name."""
 
 Step = Generator[None, None, None]
@@ -62,7 +62,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Directory:
-    parts: Parts
+    parts: HostContext
     mode: int
     mtime_ns: int
 
@@ -94,7 +94,7 @@ class Unpacker:
         self._tree: _Tree | None = None
         self._made: _MadeFile | None = None
         self._directories: list[_Directory] = []
-        self._refused: Parts | None = None
+        self._refused: HostContext | None = None
         self.is_directory = False
         self.entries = 0
         self.size = 0
@@ -209,7 +209,7 @@ class Unpacker:
             raise ClientError(f"{_shown(header.name)}: {error.strerror}") from error
         self._tell(_shown(header.name), error.strerror or str(error))
 
-    def _placed(self, name: bytes) -> Parts:
+    def _placed(self, name: bytes) -> HostContext:
         """Where below the target an entry belongs."""
         if name.startswith(b"/") or b"\0" in name:
             raise _Malformed("a name leads out of it")
@@ -224,7 +224,7 @@ class Unpacker:
             raise _Malformed("it has more than one tree")
         return parts[1:]
 
-    def _of(self, parts: Parts) -> "_Tree":
+    def _of(self, parts: HostContext) -> "_Tree":
         """The tree to put an entry into: a target that is no directory stands in its parent."""
         if self._tree is None:
             if not parts:
@@ -239,7 +239,7 @@ class Unpacker:
             raise _Malformed("it has entries below one that is no directory")
         return self._tree
 
-    def _make_directory(self, parts: Parts, header: _Header) -> None:
+    def _make_directory(self, parts: HostContext, header: _Header) -> None:
         if parts or self._tree is not None:
             new = self._of(parts).make_directory(parts)
         else:
@@ -261,7 +261,7 @@ class Unpacker:
         self.is_directory = True
         return new
 
-    def _leave(self, parts: Parts) -> None:
+    def _leave(self, parts: HostContext) -> None:
         """Give directories their modes and times that nothing comes into any more."""
         while self._directories:
             last = self._directories[-1]
@@ -274,7 +274,7 @@ class Unpacker:
             except OSError as error:
                 self._tell(_shown(b"/".join(last.parts)), error.strerror or str(error))
 
-    def _link(self, parts: Parts, header: _Header) -> None:
+    def _link(self, parts: HostContext, header: _Header) -> None:
         tree = self._of(parts)
         if not self._keep_links and not _stays(parts, header.link):
             self._tell(
@@ -283,7 +283,7 @@ class Unpacker:
             return
         tree.symbolic_link(parts, header.link, header.mtime_ns)
 
-    def _file(self, parts: Parts, header: _Header) -> Step:
+    def _file(self, parts: HostContext, header: _Header) -> Step:
         try:
             made = self._made = self._of(parts).new_file(parts, header.name)
         except OSError as error:
@@ -460,8 +460,8 @@ class _Tree:
 
     def __init__(self, base: str, name: bytes | None) -> None:
         self._base = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._top: Parts = () if name is None else (name,)
-        self._parent: tuple[Parts, int] | None = None
+        self._top: HostContext = () if name is None else (name,)
+        self._parent: tuple[HostContext, int] | None = None
 
     def close(self) -> None:
         self._forget()
@@ -472,7 +472,7 @@ class _Tree:
             os.close(self._parent[1])
             self._parent = None
 
-    def make_directory(self, parts: Parts) -> bool:
+    def make_directory(self, parts: HostContext) -> bool:
         """Whether it is new; `NotADirectoryError` when something else is there."""
         if not (*self._top, *parts):
             return False
@@ -487,7 +487,7 @@ class _Tree:
                 return False
             return True
 
-    def finish_directory(self, parts: Parts, mode: int, mtime_ns: int) -> None:
+    def finish_directory(self, parts: HostContext, mode: int, mtime_ns: int) -> None:
         directory = self._opened((*self._top, *parts))
         try:
             file = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
@@ -499,11 +499,11 @@ class _Tree:
         finally:
             os.close(directory)
 
-    def new_file(self, parts: Parts, shown: bytes) -> _MadeFile:
+    def new_file(self, parts: HostContext, shown: bytes) -> _MadeFile:
         with self._place(parts) as (directory, name):
             return _MadeFile(directory, name, shown)
 
-    def symbolic_link(self, parts: Parts, to: bytes, mtime_ns: int) -> None:
+    def symbolic_link(self, parts: HostContext, to: bytes, mtime_ns: int) -> None:
         def make(name: bytes, directory: int) -> None:
             os.symlink(to, name, dir_fd=directory)
             with contextlib.suppress(NotImplementedError, OSError):
@@ -512,7 +512,7 @@ class _Tree:
 
         self._put(parts, make)
 
-    def hard_link(self, parts: Parts, to: Parts) -> None:
+    def hard_link(self, parts: HostContext, to: HostContext) -> None:
         *above, last = self._full(to)
         source = self._opened(tuple(above))
         try:
@@ -526,7 +526,7 @@ class _Tree:
         finally:
             os.close(source)
 
-    def _put(self, parts: Parts, make: Callable[[bytes, int], None]) -> None:
+    def _put(self, parts: HostContext, make: Callable[[bytes, int], None]) -> None:
         """What `make` makes takes the place of what is no directory."""
         with self._place(parts) as (directory, name):
             made = _spare_name()
@@ -539,7 +539,7 @@ class _Tree:
                     os.unlink(made, dir_fd=directory)
 
     @contextlib.contextmanager
-    def _place(self, parts: Parts) -> Iterator[tuple[int, bytes]]:
+    def _place(self, parts: HostContext) -> Iterator[tuple[int, bytes]]:
         """A descriptor of the directory that an entry is in, and its name there."""
         *above, name = self._full(parts)
         if self._parent is None or self._parent[0] != tuple(above):
@@ -548,13 +548,13 @@ class _Tree:
             self._parent = (tuple(above), directory)
         yield self._parent[1], name
 
-    def _full(self, parts: Parts) -> Parts:
+    def _full(self, parts: HostContext) -> HostContext:
         """All names from the base on."""
         if not self._top and not parts:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         return (*self._top, *parts)
 
-    def _opened(self, parts: Parts) -> int:
+    def _opened(self, parts: HostContext) -> int:
         directory = os.dup(self._base)
         try:
             for part in parts:
@@ -575,7 +575,7 @@ def _spare_name() -> bytes:
     return b".wrenn-" + secrets.token_hex(8).encode()
 
 
-def _stays(parts: Parts, link: bytes) -> bool:
+def _stays(parts: HostContext, link: bytes) -> bool:
     """Whether a symbolic link leads to a place in its own tree, whatever other links that has.
 
     It goes up only in the beginning, where there are none: never above the tree.

@@ -9,24 +9,7 @@ from fastapi import FastAPI
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from wrenn_sandbox.control.api import (
-    api_keys,
-    archive,
-    auth,
-    events,
-    exec,
-    exec_stream,
-    files,
-    health,
-    network,
-    oauth,
-    processes,
-    pty,
-    sandboxes,
-    snapshots,
-    usage,
-)
-from wrenn_sandbox.control.api.body import ParsingTurns
+from wrenn_sandbox.control.api.body import ParseTurns
 from wrenn_sandbox.control.api.cors import Cors
 from wrenn_sandbox.control.api.docs import add_docs
 from wrenn_sandbox.control.api.errors import add_error_handlers
@@ -36,16 +19,33 @@ from wrenn_sandbox.control.api.middleware import (
     BodyLimit,
     Concurrency,
     Heads,
-    LastResort,
     RequestContext,
+    ServerErrors,
 )
-from wrenn_sandbox.control.plane import ControlPlane
 from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.ids import Random
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
 
+from .api import (
+    api_keys,
+    archive,
+    auth,
+    events,
+    exec,
+    files,
+    health,
+    network,
+    oauth,
+    processes,
+    sandboxes,
+    snapshots,
+    usage,
+)
+from .api.streams import exec as exec_stream
+from .api.streams import pty
 from .clock import Clock, utc_now
+from .wiring import ControlPlane
 
 _ROUTERS = (
     auth.router,
@@ -100,7 +100,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.plane = plane
-    app.state.parsing_turns = ParsingTurns()
+    app.state.parsing_turns = ParseTurns()
     for router in _ROUTERS:
         app.include_router(router)
     app.include_router(metrics_router(plane.metrics, plane.store, settings.metrics_token))
@@ -110,7 +110,7 @@ def create_app(
     app.add_middleware(Heads)
     exceptions = (*files.BODY_LIMITS, *archive.BODY_LIMITS)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=exceptions)
-    app.add_middleware(LastResort)
+    app.add_middleware(ServerErrors)
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)

@@ -11,8 +11,9 @@ from prometheus_client import (
     generate_latest,
 )
 
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.model.sandbox import Status
+
+from .store import Store
 
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 

@@ -6,15 +6,19 @@ are decided one after the other, and each remembers its promise before the next 
 """
 
 import asyncio
+import re
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import NoCapacity
-from wrenn_sandbox.host import capacity
 from wrenn_sandbox.ids import OperationId, SandboxId
 from wrenn_sandbox.settings import Settings
+
+from . import admission
 
 _LATER_SEC: Final = 10.0
 
@@ -76,7 +80,7 @@ class Admission:
     async def require_disk(self, needed_mb: int, *, share: float = 1.0) -> None:
         """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays."""
         await asyncio.to_thread(
-            partial(capacity.require_disk, self._settings, needed_mb, share=share)
+            partial(admission.require_disk, self._settings, needed_mb, share=share)
         )
 
     def close(self) -> None:
@@ -93,7 +97,7 @@ class Admission:
     async def _shortage(self, others: Mapping[SandboxId, int], memory_mb: int) -> _Shortage | None:
         """What keeps one more machine of this size out; None where nothing does."""
         settings = self._settings
-        free = await asyncio.to_thread(capacity.measure, settings.data_dir)
+        free = await asyncio.to_thread(admission.measure, settings.data_dir)
         bound = settings.memory_overcommit * (free.memory_total_mb - settings.memory_reserve_mb)
         if settings.memory_overcommit and sum(others.values()) + memory_mb > bound:
             return _Shortage("memory")
@@ -106,3 +110,31 @@ class Admission:
 
 def _full(what: str) -> NoCapacity:
     return NoCapacity(f"{what}; delete or pause one, or try again later.", retry_after=_LATER_SEC)
+
+
+_LINE = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Free:
+    memory_total_mb: int
+    memory_free_mb: int
+    """What the kernel thinks new processes can have without swapping."""
+    disk_free_mb: int
+
+
+def measure(data_dir: Path) -> Free:
+    """What is left now; blocks. Raises OSError."""
+    memory = dict(_LINE.findall(Path("/proc/meminfo").read_text("ascii")))
+    return Free(
+        memory_total_mb=int(memory["MemTotal"]) // 1024,
+        memory_free_mb=int(memory["MemAvailable"]) // 1024,
+        disk_free_mb=shutil.disk_usage(data_dir).free >> 20,
+    )
+
+
+def require_disk(settings: Settings, needed_mb: int, *, share: float = 1.0) -> None:
+    """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays; blocks."""
+    free_mb = measure(settings.data_dir).disk_free_mb
+    if free_mb - needed_mb < settings.disk_reserve_mb * share:
+        raise NoCapacity("The host has no disk space left for that.", retry_after=60)

@@ -12,24 +12,9 @@ from typing import Final, Self, TypeVar, cast
 import structlog
 
 from wrenn_sandbox.errors import Conflict, NoCapacity, NotFound, WrennError
-from wrenn_sandbox.host import capacity, disk_use, faults, ownership, stored
-from wrenn_sandbox.host.admission import Admission
-from wrenn_sandbox.host.collection import ImageCollection
-from wrenn_sandbox.host.equipment import Equipment
-from wrenn_sandbox.host.guest import GuestClient
-from wrenn_sandbox.host.guest_calls import GuestCalls
-from wrenn_sandbox.host.housekeeping import Housekeeper
-from wrenn_sandbox.host.image_calls import ImageCalls
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.lock import DirectoryLock
-from wrenn_sandbox.host.origin import Parts
-from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.pools import Pool
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
-from wrenn_sandbox.host.sandbox import Sandbox
-from wrenn_sandbox.host.takeover import TakeOver
-from wrenn_sandbox.host.variants import MOST_BOOTED_MB, Variants
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_image_id, new_random
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.template import Size
@@ -46,6 +31,22 @@ from wrenn_sandbox.wire.messages import (
     SandboxReport,
 )
 
+from . import admission, disk_use, failpoints, paused, recovery
+from .admission import Admission
+from .backends import Backends
+from .collection import ImageCollection
+from .context import HostContext
+from .guest import GuestClient
+from .guest_calls import GuestCalls
+from .housekeeping import Housekeeper
+from .image_calls import ImageCalls
+from .lock import DirectoryLock
+from .paths import Paths
+from .pools import Pool
+from .recovery import Recovery
+from .sandbox import Sandbox
+from .variants import MOST_BOOTED_MB, Variants
+
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
@@ -59,14 +60,14 @@ _KEEP_AGAIN_SEC: Final = 10.0
 class HostAgent(GuestCalls, ImageCalls):
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
-    def __init__(self, settings: Settings, paths: Paths, equipment: Equipment) -> None:
+    def __init__(self, settings: Settings, paths: Paths, equipment: Backends) -> None:
         self._settings = settings
         self._paths = paths
         self._store = ImageStore(paths)
         self._driver = equipment.driver
         self._slots = equipment.slots
         self._network = equipment.network
-        self._parts = Parts(
+        self._context = HostContext(
             settings=settings,
             paths=paths,
             store=self._store,
@@ -77,9 +78,9 @@ class HostAgent(GuestCalls, ImageCalls):
             clock=lambda: datetime.now(UTC),
             random=new_random,
         )
-        self._variants = Variants(self._parts)
+        self._variants = Variants(self._context)
         self._pool = Pool(
-            self._parts,
+            self._context,
             hot=settings.hot_pool_size,
             blank=settings.blank_pool_size,
             wanted=self._pooled_image,
@@ -93,7 +94,7 @@ class HostAgent(GuestCalls, ImageCalls):
             self._needed_images,
             variants=settings.max_variants,
         )
-        self._housekeeper = Housekeeper(self._parts, self._collection)
+        self._housekeeper = Housekeeper(self._context, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
@@ -112,7 +113,7 @@ class HostAgent(GuestCalls, ImageCalls):
         Raises `Conflict` where another server uses the data directory and `HostFailure` where
         this machine can not run sandboxes.
         """
-        faults.arm(settings.fault_point)
+        failpoints.arm(settings.fault_point)
         paths = Paths(settings.data_dir)
         async with AsyncExitStack() as undo:
             await asyncio.to_thread(paths.prepare)
@@ -120,11 +121,11 @@ class HostAgent(GuestCalls, ImageCalls):
             if not lock.acquire():
                 raise Conflict("Another server is using this data directory.")
             undo.callback(lock.release)
-            equipment = await Equipment.of(settings, paths)
+            equipment = await Backends.of(settings, paths)
             undo.push_async_callback(equipment.close)
             agent = cls(settings, paths, equipment)
             await asyncio.to_thread(equipment.driver.prepare, agent._store)
-            take_over = TakeOver(agent._parts, agent._new_sandbox)
+            take_over = Recovery(agent._context, agent._new_sandbox)
             agent._sandboxes.update(await take_over.run())
             agent._bury_early()
             await agent._collection.run()
@@ -157,11 +158,11 @@ class HostAgent(GuestCalls, ImageCalls):
     async def claim(self, owner: str, *, expected: bool) -> None:
         in_use = bool(self._sandboxes)
         await asyncio.to_thread(
-            partial(ownership.claim, self._paths, owner, in_use=in_use, expected=expected)
+            partial(recovery.claim, self._paths, owner, in_use=in_use, expected=expected)
         )
 
     async def info(self) -> HostInfo:
-        free = await asyncio.to_thread(capacity.measure, self._paths.data_dir)
+        free = await asyncio.to_thread(admission.measure, self._paths.data_dir)
         capabilities = self._driver.capabilities
         return HostInfo(
             driver=capabilities.name,
@@ -206,7 +207,7 @@ class HostAgent(GuestCalls, ImageCalls):
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None:
-            await asyncio.to_thread(stored.keep, self._paths, sandbox_id, ())
+            await asyncio.to_thread(paused.keep, self._paths, sandbox_id, ())
             return
         for (owner, _), task in list(self._operations.items()):
             if owner == sandbox_id:
@@ -253,7 +254,7 @@ class HostAgent(GuestCalls, ImageCalls):
     ) -> Placement:
         if not memory:
             await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))
-            image_id = new_image_id(self._parts.random)
+            image_id = new_image_id(self._context.random)
             async with self._collection.sparing(image_id):
                 await sandbox.reboot(image_id)
         return await sandbox.resume(operation_id, policy)
@@ -274,7 +275,7 @@ class HostAgent(GuestCalls, ImageCalls):
                 return image
         sandbox = self._sandbox(sandbox_id)
         if (sandbox_id, operation_id) not in self._operations:
-            disk = await disk_use.measured(self._parts, [sandbox.holding])
+            disk = await disk_use.measured(self._context, [sandbox.holding])
             needed_mb = sandbox.memory_mb + (disk.get(sandbox_id, 0) >> 20)
             await self._admission.require_disk(needed_mb)
         await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
@@ -284,7 +285,7 @@ class HostAgent(GuestCalls, ImageCalls):
 
     async def sandboxes(self) -> list[SandboxReport]:
         holdings = [each.holding for each in self._sandboxes.values()]
-        disk = await disk_use.measured(self._parts, holdings)
+        disk = await disk_use.measured(self._context, holdings)
         return [
             SandboxReport(
                 sandbox_id=sandbox_id,
@@ -348,7 +349,7 @@ class HostAgent(GuestCalls, ImageCalls):
             task.exception()
 
     def _new_sandbox(self, sandbox_id: SandboxId) -> Sandbox:
-        return Sandbox(self._parts, sandbox_id, self._exited)
+        return Sandbox(self._context, sandbox_id, self._exited)
 
     async def _pooled_image(self) -> Manifest | None:
         """The snapshot that the pool's machines continue: the default template's, or none."""
@@ -412,7 +413,7 @@ class HostAgent(GuestCalls, ImageCalls):
                 sandbox_id=sandbox.sandbox_id,
                 kind=EventKind.STOPPED if kept else EventKind.EXITED,
                 reason=reason,
-                at=self._parts.clock(),
+                at=self._context.clock(),
             )
         )
         self._event_added.set()

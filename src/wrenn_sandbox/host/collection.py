@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
-from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.ids import ImageId
+
+from .images import manifest as form
+from .paths import Paths
 
 
 class ImageCollection:

@@ -17,9 +17,10 @@ import structlog
 
 from wrenn_sandbox.errors import IncompatibleImage, NotFound
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.origin import Parts
-from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
+
+from .context import HostContext
+from .paths import Paths
 
 _log = structlog.get_logger(__name__)
 
@@ -35,11 +36,11 @@ class Holding:
     image_id: ImageId | None
 
 
-async def measured(parts: Parts, holdings: Sequence[Holding]) -> dict[SandboxId, int]:
+async def measured(context: HostContext, holdings: Sequence[Holding]) -> dict[SandboxId, int]:
     """Bytes of each sandbox; nothing where that can not be told just now."""
-    variants = parts.settings.max_variants
+    variants = context.settings.max_variants
     try:
-        return await asyncio.to_thread(measure, parts.paths, parts.store, holdings, variants)
+        return await asyncio.to_thread(measure, context.paths, context.store, holdings, variants)
     except (OSError, IncompatibleImage) as error:
         _log.warning("disk use not measured", detail=str(error))
         return {}
@@ -85,3 +86,51 @@ def allocated(directory: Path) -> int:
                 else:
                     total += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
     return total
+
+
+_MB: Final = 1 << 20
+_TABLES: Final = 32
+"""A full layer takes up to one part in so many more than the disk, for its tables."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Allocated bytes of the layers of a disk of `disk_mb`, in bytes but for that.
+
+    `older` are those that a later one builds on; `newest` is a stored sandbox's own, 0 for one
+    that runs.
+    """
+
+    disk_mb: int
+    older: int
+    newest: int
+    count: int
+    """How many older ones there are."""
+
+    @classmethod
+    def of(cls, disk_mb: int, older: Sequence[Path], newest: Sequence[Path]) -> "Layers":
+        """Measures; blocks. Raises OSError."""
+        return cls(
+            disk_mb,
+            sum(map(_allocated, older)),
+            sum(map(_allocated, newest)),
+            len(older),
+        )
+
+    def may_start(self, factor: int) -> bool:
+        """Whether one more layer, however full, stays within the bound."""
+        return self.older + self.newest <= (factor - 1) * self._full
+
+    def is_outgrown(self, factor: int) -> bool:
+        """Whether the older ones are to be put together now."""
+        if self.count < 2:
+            return False
+        return not self.may_start(factor) or self.older > (factor - 1.5) * self._full
+
+    @property
+    def _full(self) -> int:
+        return self.disk_mb * _MB + self.disk_mb * _MB // _TABLES
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512

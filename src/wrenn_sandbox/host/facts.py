@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 
 from wrenn_sandbox.host.network.rules import limits_alone, shape_of
-from wrenn_sandbox.host.privileged import cgroups
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
-from wrenn_sandbox.host.probe import cpu_model
 from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp
+
+from .privileged import cgroups
+from .probe import cpu_model
 
 QEMU = "qemu-system-x86_64"
 TOOLS = (

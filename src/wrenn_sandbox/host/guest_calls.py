@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from wrenn_sandbox.errors import NotResponding
-from wrenn_sandbox.host.guest import GuestClient, GuestUnreachable
 from wrenn_sandbox.host.guest.archives import GuestArchives
 from wrenn_sandbox.host.guest.files import GuestFiles
 from wrenn_sandbox.host.guest.streams import GuestProcesses
@@ -13,15 +12,18 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import (
     Command,
     CommandResult,
+    FileContent,
     FileEntry,
     GuestMetrics,
     ProcessInfo,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     TerminalSize,
     Unpacked,
 )
-from wrenn_sandbox.wire.streams import FileContent, ProcessStream
+
+from .guest import GuestClient, GuestUnreachable
 
 
 class GuestCalls(ABC):

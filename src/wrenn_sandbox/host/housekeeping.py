@@ -15,15 +15,16 @@ from typing import Final
 import structlog
 
 from wrenn_sandbox.errors import Conflict, WrennError
-from wrenn_sandbox.host import capacity, faults, merging
-from wrenn_sandbox.host.collection import ImageCollection
-from wrenn_sandbox.host.disk import layers
-from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.memory import diff
-from wrenn_sandbox.host.origin import Parts
-from wrenn_sandbox.host.sandbox import Sandbox
-from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import SandboxId, new_image_id
+
+from . import admission, failpoints, merging
+from .collection import ImageCollection
+from .context import HostContext
+from .disk import layers
+from .images import manifest as form
+from .memory import diff
+from .paused import PausedSandbox
+from .sandbox import Sandbox
 
 _log = structlog.get_logger(__name__)
 
@@ -35,9 +36,9 @@ _LEAST_SHARE: Final = 16
 class Housekeeper:
     """One worker for all sandboxes of a host, which does one thing at a time."""
 
-    def __init__(self, parts: Parts, collection: ImageCollection) -> None:
-        self._parts = parts
-        self._settings = parts.settings
+    def __init__(self, context: HostContext, collection: ImageCollection) -> None:
+        self._context = context
+        self._settings = context.settings
         self._collection = collection
         self._sandboxes: Collection[Sandbox] = ()
         self._waiting: dict[SandboxId, Sandbox] = {}
@@ -90,7 +91,7 @@ class Housekeeper:
         """What is due from time to time, however much there is to do for sandboxes: free memory,
         wake those that a full disk has stopped."""
         try:
-            await asyncio.to_thread(self._parts.driver.trim, self._settings.idle_memory_sec)
+            await asyncio.to_thread(self._context.driver.trim, self._settings.idle_memory_sec)
         except OSError as error:
             _log.warning("housekeeping failed", detail=str(error))
         async with asyncio.TaskGroup() as group:  # a monitor may take its time to answer
@@ -120,18 +121,18 @@ class Housekeeper:
 
     async def _free_memory(self, sandbox: Sandbox) -> None:
         """Behind a stored sandbox: only its own machines used the memory of a private image."""
-        manifest, store = sandbox.stored, self._parts.store
+        manifest, store = sandbox.stored, self._context.store
         if manifest is not None:
             image = await asyncio.to_thread(store.open, manifest.image_id)
             if image.private:
-                await asyncio.to_thread(self._parts.driver.forget, store.memory(image))
+                await asyncio.to_thread(self._context.driver.forget, store.memory(image))
 
     async def _merge(self, sandbox: Sandbox) -> None:
         manifest = sandbox.stored
         if manifest is None or not self._is_outgrown(manifest):
             return
         await self._require_space(manifest.machine.memory_mb)
-        image_id = new_image_id(self._parts.random)
+        image_id = new_image_id(self._context.random)
         given_up = threading.Event()
 
         def check() -> None:
@@ -139,16 +140,16 @@ class Housekeeper:
                 raise Conflict("The sandbox is wanted.")
 
         def make() -> None:
-            merging.make(self._parts, manifest, image_id, check)
+            merging.make(self._context, manifest, image_id, check)
 
         async with self._collection.sparing(image_id):
             await _in_thread(make, given_up)
-            faults.reach("merge.published")
+            failpoints.reach("merge.published")
             if await sandbox.refer_to(image_id, instead_of=manifest):
-                faults.reach("merge.switched")
+                failpoints.reach("merge.switched")
                 _log.info("merged own pages", sandbox=sandbox.sandbox_id, image=image_id)
 
-    def _is_outgrown(self, manifest: StoredSandbox) -> bool:
+    def _is_outgrown(self, manifest: PausedSandbox) -> bool:
         if manifest.stopped:
             return False
         least_mb = max(self._settings.merge_diff_mb, manifest.machine.memory_mb // _LEAST_SHARE)
@@ -159,7 +160,7 @@ class Housekeeper:
         chain, image_id = sandbox.layers, sandbox.image_id
         if image_id is None or not chain:
             return
-        paths, store = self._parts.paths, self._parts.store
+        paths, store = self._context.paths, self._context.store
         disks = [paths.generation(sandbox.sandbox_id, each) / form.DISK for each in chain]
         image = await asyncio.to_thread(store.open, image_id)
         grown = await asyncio.to_thread(sandbox.disk_layers, image.disk_mb)
@@ -187,12 +188,12 @@ class Housekeeper:
                 )
 
             await _in_thread(make, given_up)
-            faults.reach("collapse.made")
+            failpoints.reach("collapse.made")
             if await sandbox.replace_layers(chain, made):
                 _log.info("collapsed disk layers", sandbox=sandbox.sandbox_id, count=len(chain))
 
     async def _require_space(self, needed_mb: int) -> None:
-        free = await asyncio.to_thread(capacity.measure, self._parts.paths.data_dir)
+        free = await asyncio.to_thread(admission.measure, self._context.paths.data_dir)
         if free.disk_free_mb - needed_mb < self._settings.disk_reserve_mb:
             raise Conflict("There is no disk space to spare.")
 

@@ -4,17 +4,18 @@ import asyncio
 from contextlib import suppress
 
 from wrenn_sandbox.errors import IncompatibleImage, NotFound
-from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.variants import Variants
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import BaseTemplate, CreateSandbox, ImageInfo
 
+from .collection import ImageCollection
+from .variants import Variants
+
 
 class ImageCalls:
-    """Whoever inherits brings the parts."""
+    """Whoever inherits brings the context."""
 
     _store: ImageStore
     _variants: Variants

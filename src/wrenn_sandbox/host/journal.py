@@ -13,10 +13,11 @@ from typing import Final
 import msgspec
 import structlog
 
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.vmm.base import Process
 from wrenn_sandbox.ids import ImageId, MachineId, OperationId, SandboxId
 from wrenn_sandbox.wire.messages import Egress, Phase
+
+from .slot import Slot
 
 _log = structlog.get_logger(__name__)
 FORMAT: Final = 2

@@ -20,24 +20,26 @@ import msgspec
 import structlog
 
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
-from wrenn_sandbox.host import faults, journal
-from wrenn_sandbox.host.disk import overlay
-from wrenn_sandbox.host.guest import (
+from wrenn_sandbox.host.images.manifest import FileDigest
+from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
+from wrenn_sandbox.ids import new_machine_id
+from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.wire.messages import Egress, Phase, Placement
+
+from . import failpoints, journal
+from .context import HostContext
+from .disk import overlay
+from .guest import (
     GuestClient,
     GuestUnreachable,
     Initialisation,
     Limits,
     encoded_entropy,
 )
-from wrenn_sandbox.host.images.manifest import FileEntry
-from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.network.slot import Slot
-from wrenn_sandbox.host.origin import Origin, Parts, spec_of
-from wrenn_sandbox.host.paths import PASSAGE_DIRECTORY
-from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
-from wrenn_sandbox.ids import new_machine_id
-from wrenn_sandbox.model.network import NetworkPolicy
-from wrenn_sandbox.wire.messages import Egress, Phase, Placement
+from .journal import Record
+from .launch_source import LaunchSource, spec_of
+from .paths import PASSAGE_DIRECTORY
+from .slot import Slot
 
 _log = structlog.get_logger(__name__)
 
@@ -51,8 +53,10 @@ TOKEN_BYTES: Final = 24
 class Machine:
     """A machine with its directory, slot and process. `on_exit` is told when it ends by itself."""
 
-    def __init__(self, parts: Parts, record: Record, spec: MachineSpec, token: str | None) -> None:
-        self._parts = parts
+    def __init__(
+        self, context: HostContext, record: Record, spec: MachineSpec, token: str | None
+    ) -> None:
+        self._context = context
         self._record = record
         self._spec = spec
         self._token = token
@@ -91,14 +95,14 @@ class Machine:
     @property
     def network(self) -> Egress | None:
         """What the guest may reach; None where that is not known for certain."""
-        policy = self._parts.slots.applied(self._spec.slot)
+        policy = self._context.slots.applied(self._spec.slot)
         return None if policy is None else Egress.of(policy)
 
     @classmethod
     async def boot(
         cls,
-        parts: Parts,
-        origin: Origin,
+        context: HostContext,
+        source: LaunchSource,
         record: str,
         before: Callable[[Slot], None] | None = None,
     ) -> Self:
@@ -107,76 +111,81 @@ class Machine:
         `before` as in `spawn`. Raises OSError and `HostFailure`; nothing is left then.
         """
         async with AsyncExitStack() as undo:
-            machine = await cls._prepared(parts, origin, undo)
+            machine = await cls._prepared(context, source, undo)
             if before is not None:
                 await asyncio.to_thread(before, machine.spec.slot)
             memory = machine.spec.files.directory / record
-            process = await parts.driver.boot(machine.spec, record=memory)
-            faults.reach("machine.spawned")
+            process = await context.driver.boot(machine.spec, record=memory)
+            failpoints.reach("machine.spawned")
             machine._begin(process, undo)
         return machine
 
     @classmethod
     async def spawn(
-        cls, parts: Parts, origin: Origin, before: Callable[[Slot], None] | None = None
+        cls,
+        context: HostContext,
+        source: LaunchSource,
+        before: Callable[[Slot], None] | None = None,
     ) -> Self:
-        """A machine with slot, disk and monitor, ready to `load` the origin's snapshot.
+        """A machine with slot, disk and monitor, ready to `load` the source's snapshot.
 
         `before` is called in a thread when the slot is known. Raises OSError and `HostFailure`;
         nothing is left then.
         """
-        assert origin.snapshot is not None
+        assert source.snapshot is not None
         async with AsyncExitStack() as undo:
-            machine = await cls._prepared(parts, origin, undo)
+            machine = await cls._prepared(context, source, undo)
             if before is not None:
                 await asyncio.to_thread(before, machine.spec.slot)
-            process = await parts.driver.spawn(machine.spec, origin.snapshot)
-            faults.reach("machine.spawned")
+            process = await context.driver.spawn(machine.spec, source.snapshot)
+            failpoints.reach("machine.spawned")
             machine._begin(process, undo)
         return machine
 
     def _begin(self, process: Process, undo: AsyncExitStack) -> None:
-        undo.push_async_callback(self._parts.driver.kill, process)
+        undo.push_async_callback(self._context.driver.kill, process)
         self.note(process=process)
-        faults.reach("machine.noted")
+        failpoints.reach("machine.noted")
         self._watch()
         undo.pop_all()
 
     async def load(self, snapshot: Snapshot) -> None:
         """Let a spawned machine continue the snapshot that it was spawned for."""
         try:
-            await self._parts.driver.load(self.process, self._spec, snapshot)
-            faults.reach("machine.loaded")
+            await self._context.driver.load(self.process, self._spec, snapshot)
+            failpoints.reach("machine.loaded")
         except WrennError as error:
             error.detail = await self._diagnosis(error)
             raise
 
     @classmethod
-    async def _prepared(cls, parts: Parts, origin: Origin, undo: AsyncExitStack) -> Self:
-        slot = await parts.slots.acquire()
-        undo.callback(parts.slots.release, slot)
-        faults.reach("machine.slot")
+    async def _prepared(
+        cls, context: HostContext, source: LaunchSource, undo: AsyncExitStack
+    ) -> Self:
+        slot = await context.slots.acquire()
+        undo.callback(context.slots.release, slot)
+        failpoints.reach("machine.slot")
         record = Record(
-            machine_id=new_machine_id(parts.random),
-            image_id=origin.image.image_id,
-            vcpus=origin.vcpus,
-            memory_mb=origin.memory_mb,
-            driver=parts.driver.capabilities.name,
+            machine_id=new_machine_id(context.random),
+            image_id=source.image.image_id,
+            vcpus=source.vcpus,
+            memory_mb=source.memory_mb,
+            driver=context.driver.capabilities.name,
             boot_id=journal.boot_id(),
             slot=slot,
-            generation=origin.generation,
-            layers=origin.layers,
+            generation=source.generation,
+            layers=source.layers,
         )
-        spec = await asyncio.to_thread(spec_of, parts, record)
-        memory = None if origin.snapshot is None else spec.memory
-        spec = replace(spec, memory=memory, disks=(*spec.disks, *origin.stored_disks))
-        machine = cls(parts, record, spec, origin.token)
+        spec = await asyncio.to_thread(spec_of, context, record)
+        memory = None if source.snapshot is None else spec.memory
+        spec = replace(spec, memory=memory, disks=(*spec.disks, *source.stored_disks))
+        machine = cls(context, record, spec, source.token)
         undo.callback(machine._forget)
-        await asyncio.to_thread(machine._make_directory, origin)
-        faults.reach("machine.directory")
+        await asyncio.to_thread(machine._make_directory, source)
+        failpoints.reach("machine.directory")
         return machine
 
-    def _make_directory(self, origin: Origin) -> None:
+    def _make_directory(self, source: LaunchSource) -> None:
         """The machine's directory with its journal and disk; blocks.
 
         The disk alone is the slot's user's: in a directory of its own a captured monitor could put
@@ -185,31 +194,31 @@ class Machine:
         files, uid = self._spec.files, self._spec.slot.uid
         files.directory.mkdir(mode=PASSAGE_DIRECTORY)
         self.note()
-        size = origin.image.disk_mb << 20
+        size = source.image.disk_mb << 20
         overlay.create(
-            files.overlay, backing=origin.disk, backing_format=origin.disk_format, size=size
+            files.overlay, backing=source.disk, backing_format=source.disk_format, size=size
         )
         if os.geteuid() == 0:
             os.chown(files.overlay, uid, uid)
 
     @classmethod
-    async def adopt(cls, parts: Parts, record: Record) -> Self | None:
+    async def adopt(cls, context: HostContext, record: Record) -> Self | None:
         """Take over a machine that an earlier server launched; None where it is gone."""
         if record.process is None or record.phase is not Phase.RUNNING:
             return None
         try:
-            spec = await asyncio.to_thread(spec_of, parts, record)
+            spec = await asyncio.to_thread(spec_of, context, record)
         except (OSError, WrennError) as error:
             _log.warning("machine without image", machine=record.machine_id, detail=str(error))
             return None
-        if not await parts.driver.adopt(record.process, spec):
+        if not await context.driver.adopt(record.process, spec):
             return None
-        machine = cls(parts, record, spec, record.token)
+        machine = cls(context, record, spec, record.token)
         machine._client = machine._new_client(record.token)
         machine._watch()
         return machine
 
-    async def greet(self, hostname: str) -> None:
+    async def initialize_guest(self, hostname: str) -> None:
         """Wait for the agent and give the guest its identity, clock, entropy and a new token.
 
         May be repeated: the guest then is somebody else's. Fails at once when the machine ends.
@@ -217,15 +226,15 @@ class Machine:
         """
         began = time.monotonic()
         self._drop_client()
-        self._client = await self._unless_ended(self._greet(hostname))
+        self._client = await self._unless_ended(self._initialize_guest(hostname))
         if time.monotonic() - began > CLOCK_PRECISION_SEC:
             self._clock_setter = asyncio.create_task(self._set_clock(self._client))
 
     async def _set_clock(self, client: GuestClient) -> None:
         """Tell the guest the time again, now that an answer takes no longer than it should."""
         try:
-            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
-                await client.set_clock(self._token or "", self._parts.clock().isoformat())
+            async with asyncio.timeout(self._context.settings.boot_timeout_sec):
+                await client.set_clock(self._token or "", self._context.clock().isoformat())
         except (TimeoutError, WrennError) as error:
             _log.warning("the guest's clock may be late", detail=str(error))
 
@@ -234,7 +243,7 @@ class Machine:
 
         The next `note` writes it down.
         """
-        await self._parts.slots.apply(self._spec.slot, policy)
+        await self._context.slots.apply(self._spec.slot, policy)
         self._record = msgspec.structs.replace(self._record, network=Egress.of(policy))
 
     async def set_network(self, policy: NetworkPolicy) -> None:
@@ -258,11 +267,11 @@ class Machine:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _greet(self, hostname: str) -> GuestClient:
-        token = self._parts.random(TOKEN_BYTES).hex()
+    async def _initialize_guest(self, hostname: str) -> GuestClient:
+        token = self._context.random(TOKEN_BYTES).hex()
         client = self._new_client(self._token)
         try:
-            async with asyncio.timeout(self._parts.settings.boot_timeout_sec):
+            async with asyncio.timeout(self._context.settings.boot_timeout_sec):
                 if self._spec.memory is None:
                     await _until_healthy(client)
                 self.note(token=token)
@@ -283,21 +292,21 @@ class Machine:
             except GuestUnreachable:
                 await asyncio.sleep(RETRY_SEC)
 
-    async def store(self, into: Path) -> dict[str, FileEntry]:
+    async def store(self, into: Path) -> dict[str, FileDigest]:
         """Stop the machine and write its state to `into`; it stays stopped.
 
         Returns what was written. The guest's connections are dropped. On failure it runs on.
         """
         self._drop_client()
         try:
-            return await self._parts.driver.pause(self.process, self._spec, into)
+            return await self._context.driver.pause(self.process, self._spec, into)
         except BaseException:
             self._client = self._new_client(self._token)
             raise
 
     async def run_on(self) -> None:
         """Let a machine that was stored run on. Raises `HostFailure` where it is gone."""
-        await self._parts.driver.unpause(self.process, self._spec)
+        await self._context.driver.unpause(self.process, self._spec)
         self._client = self._new_client(self._token)
 
     async def end(self) -> None:
@@ -305,12 +314,12 @@ class Machine:
         await self._stop_watching()
         self._drop_client()
         if self._record.process is not None:
-            await self._parts.driver.kill(self._record.process)
+            await self._context.driver.kill(self._record.process)
 
     async def release(self) -> None:
         """End the machine and free all it has; safe to repeat."""
         await self.end()
-        self._parts.slots.release(self._spec.slot)
+        self._context.slots.release(self._spec.slot)
         await asyncio.to_thread(self._forget)
 
     async def detach(self) -> None:
@@ -324,23 +333,23 @@ class Machine:
         journal.write(self._spec.files.journal, self._record)
 
     def _initialisation(self, hostname: str, token: str) -> Initialisation:
-        random = self._parts.random
+        random = self._context.random
         return Initialisation(
             access_token=token,
-            timestamp=self._parts.clock().isoformat(),
+            timestamp=self._context.clock().isoformat(),
             entropy=encoded_entropy(random(ENTROPY_BYTES)),
             hostname=hostname,
             machine_id=_machine_id_of(hostname),
             generation=random(8).hex(),
             limits=Limits(
-                processes=self._parts.settings.guest_processes,
-                reserved_memory=self._parts.settings.guest_reserved_mb << 20,
+                processes=self._context.settings.guest_processes,
+                reserved_memory=self._context.settings.guest_reserved_mb << 20,
             ),
         )
 
     def _new_client(self, token: str | None) -> GuestClient:
         slot = self._spec.slot
-        return GuestClient(lambda: self._parts.connect(slot), token)
+        return GuestClient(lambda: self._context.connect(slot), token)
 
     def _drop_client(self) -> None:
         if self._clock_setter is not None:
@@ -354,7 +363,7 @@ class Machine:
         shutil.rmtree(self._spec.files.directory, ignore_errors=True)
 
     async def _diagnosis(self, error: WrennError) -> str:
-        found = await self._parts.driver.diagnosis(self.process)
+        found = await self._context.driver.diagnosis(self.process)
         return "\n".join(part for part in (error.detail, found) if part)
 
     def _watch(self) -> None:
@@ -362,8 +371,8 @@ class Machine:
         self._watcher = asyncio.create_task(self._until_exit(), name=name)
 
     async def _until_exit(self) -> None:
-        reason = await self._parts.driver.wait(self.process)
-        found = await self._parts.driver.diagnosis(self.process)
+        reason = await self._context.driver.wait(self.process)
+        found = await self._context.driver.diagnosis(self.process)
         _log.warning(
             "machine ended",
             sandbox=self._record.sandbox_id,

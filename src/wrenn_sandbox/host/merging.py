@@ -4,28 +4,28 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from wrenn_sandbox.host import stored
-from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import Machine as Hardware
-from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.memory import diff, sparse
-from wrenn_sandbox.host.origin import Parts
-from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.ids import ImageId
+
+from . import paused
+from .context import HostContext
+from .images import manifest as form
+from .memory import diff, sparse
+from .paused import PausedSandbox
 
 
 def make(
-    parts: Parts, manifest: StoredSandbox, image_id: ImageId, check: Callable[[], None]
+    context: HostContext, manifest: PausedSandbox, image_id: ImageId, check: Callable[[], None]
 ) -> Manifest:
     """Publish the private image of a stored sandbox, to which nothing refers yet.
 
     What is stored is verified first: a damaged byte must not get a new digest. `check` is called
     now and then and gives up by raising. Raises OSError and `IncompatibleImage`.
     """
-    store = parts.store
+    store = context.store
     base = store.open(manifest.image_id)
-    stored.check(parts.paths, manifest)
-    pages = parts.paths.generation(manifest.sandbox_id, manifest.generation)
+    paused.check(context.paths, manifest)
+    pages = context.paths.generation(manifest.sandbox_id, manifest.generation)
     with store.staging() as made:
         memory = made / form.MEMORY
         _clone(store.memory(base), memory, check)
@@ -36,7 +36,7 @@ def make(
         return store.publish(made, private)
 
 
-def describe(made: Path, base: Manifest, machine: Hardware, image_id: ImageId) -> Manifest:
+def describe(made: Path, base: Manifest, machine: HardwareProfile, image_id: ImageId) -> Manifest:
     """The manifest of a private image whose memory is in `made`, instead of that of `base`."""
     return Manifest(
         image_id=image_id,

@@ -16,10 +16,12 @@ import structlog
 
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.machine import Machine
-from wrenn_sandbox.host.origin import Parts, origin_of
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.wire.messages import Command
+
+from .context import HostContext
+from .launch_source import source_of
+from .machine import Machine
 
 _log = structlog.get_logger(__name__)
 
@@ -42,14 +44,14 @@ class Pool:
 
     def __init__(
         self,
-        parts: Parts,
+        context: HostContext,
         *,
         hot: int,
         blank: int,
         wanted: Callable[[], Awaitable[Manifest | None]],
         room: Callable[[int], Awaitable[bool]],
     ) -> None:
-        self._parts = parts
+        self._context = context
         self._hot_size = hot
         self._blank_size = blank
         self._wanted = wanted
@@ -143,7 +145,9 @@ class Pool:
             await self._add_hot(image)
         while len(self._blank) < self._blank_size and await self._room(image.memory_mb):
             await self._give_way()
-            self._keep(self._blank, await Machine.spawn(self._parts, origin_of(self._parts, image)))
+            self._keep(
+                self._blank, await Machine.spawn(self._context, source_of(self._context, image))
+            )
 
     async def _give_way(self) -> None:
         """Wait until a second after the last claim, five at most."""
@@ -156,15 +160,15 @@ class Pool:
                     await self._claim.wait()
 
     async def _add_hot(self, image: Manifest) -> None:
-        origin = origin_of(self._parts, image)
-        assert origin.snapshot is not None
+        source = source_of(self._context, image)
+        assert source.snapshot is not None
         async with AsyncExitStack() as undo:
             machine = _first(self._blank, image.image_id)
             if machine is None:
-                machine = await Machine.spawn(self._parts, origin)
+                machine = await Machine.spawn(self._context, source)
             undo.push_async_callback(machine.release)
-            await machine.load(origin.snapshot)
-            await machine.greet(_NAME)
+            await machine.load(source.snapshot)
+            await machine.initialize_guest(_NAME)
             await machine.client.exec(_WARM_UP, timeout=_WARM_UP_SEC, output_limit=0)
             undo.pop_all()
         self._keep(self._hot, machine)

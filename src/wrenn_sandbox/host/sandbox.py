@@ -23,23 +23,24 @@ from wrenn_sandbox.errors import (
     NotFound,
     WrennError,
 )
-from wrenn_sandbox.host import faults, fitness, merging, snapshots, stored
-from wrenn_sandbox.host.disk.growth import Layers
-from wrenn_sandbox.host.disk_use import Holding
-from wrenn_sandbox.host.guest import GuestClient
-from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import FileEntry, Manifest
+from wrenn_sandbox.host.images.manifest import FileDigest, Manifest
 from wrenn_sandbox.host.images.staging import take
-from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.machine import Machine
-from wrenn_sandbox.host.network.slot import Slot
-from wrenn_sandbox.host.operations import to_the_end, translated
-from wrenn_sandbox.host.origin import Origin, Parts, origin_of, stored_origin, without_memory
-from wrenn_sandbox.host.pools import Pool
-from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Phase, Placement
+
+from . import compatibility, failpoints, merging, paused, snapshots
+from .context import HostContext
+from .disk_use import Holding, Layers
+from .guest import GuestClient
+from .images import manifest as form
+from .journal import Record
+from .launch_source import LaunchSource, paused_source, source_of, without_memory
+from .machine import Machine
+from .operations import to_the_end, translated
+from .paused import PausedSandbox
+from .pools import Pool
+from .slot import Slot
 
 _log = structlog.get_logger(__name__)
 
@@ -58,16 +59,16 @@ class Sandbox:
     """`on_exit` is called with the reason when a running machine ends by itself."""
 
     def __init__(
-        self, parts: Parts, sandbox_id: SandboxId, on_exit: Callable[["Sandbox", str], None]
+        self, context: HostContext, sandbox_id: SandboxId, on_exit: Callable[["Sandbox", str], None]
     ) -> None:
         self.sandbox_id = sandbox_id
         self.operation_id: OperationId | None = None
-        self._parts = parts
+        self._context = context
         self._on_exit = on_exit
         self._lock = asyncio.Lock()
         self._operation: asyncio.Task[object] | None = None
         self._machine: Machine | None = None
-        self._stored: StoredSandbox | None = None
+        self._stored: PausedSandbox | None = None
         self._damage: IncompatibleImage | None = None
         self._starting_from: ImageId | None = None
         self._gone = False
@@ -109,7 +110,7 @@ class Sandbox:
         return 0 if self._machine is None else self._machine.record.memory_mb
 
     @property
-    def stored(self) -> StoredSandbox | None:
+    def stored(self) -> PausedSandbox | None:
         """What is stored and may be resumed."""
         return self._stored
 
@@ -131,7 +132,8 @@ class Sandbox:
         """What the layers of its disk take; blocks. Raises OSError."""
         newest = () if self._stored is None else (self._stored.generation,)
         older, top = (
-            stored.disks(self._parts.paths, self.sandbox_id, each) for each in (self.layers, newest)
+            paused.disks(self._context.paths, self.sandbox_id, each)
+            for each in (self.layers, newest)
         )
         return Layers.of(disk_mb, older, top)
 
@@ -159,7 +161,7 @@ class Sandbox:
         if machine.ended is not None:
             self._exited(machine.ended)
 
-    def own_stored(self, manifest: StoredSandbox) -> None:
+    def own_stored(self, manifest: PausedSandbox) -> None:
         """Become the owner of what is stored."""
         self._stored = manifest
 
@@ -178,7 +180,7 @@ class Sandbox:
         self.operation_id = operation_id
         self._starting_from = image.image_id
         async with self._exclusive():
-            fitness.require_image(self._parts, image)
+            compatibility.require_image(self._context, image)
             while pool is not None and (machine := pool.take(image.image_id)) is not None:
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(machine.release)
@@ -190,48 +192,48 @@ class Sandbox:
                     undo.pop_all()
                 return machine.placement
             blank = None if pool is None else pool.take_blank(image.image_id)
-            return await self._launch(origin_of(self._parts, image), policy, spawned=blank)
+            return await self._launch(source_of(self._context, image), policy, spawned=blank)
 
     async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
         async with self._exclusive():
             manifest, image = await self._sound_disk()
             self.operation_id = operation_id
-            paths = self._parts.paths
+            paths = self._context.paths
             if manifest.stopped:
                 raise InvalidState(f"{_STOPPED} {_WAY_OUT}")
             with _way_out():
-                await asyncio.to_thread(self._parts.store.open_sound, manifest.image_id)
-                fitness.require_stored(self._parts, manifest, image)
-                await asyncio.to_thread(stored.check_memory, paths, manifest)
-                faults.reach("resume.checked")
-                origin = stored_origin(paths, manifest, image)
-                share = partial(stored.share_disks, paths, manifest)
+                await asyncio.to_thread(self._context.store.open_sound, manifest.image_id)
+                compatibility.require_stored(self._context, manifest, image)
+                await asyncio.to_thread(paused.check_memory, paths, manifest)
+                failpoints.reach("resume.checked")
+                source = paused_source(paths, manifest, image)
+                share = partial(paused.share_disks, paths, manifest)
                 async with AsyncExitStack() as undo:
-                    undo.push_async_callback(asyncio.to_thread, self._withdraw, origin)
-                    placement = await self._launch(origin, policy, lambda slot: share(slot.uid))
+                    undo.push_async_callback(asyncio.to_thread, self._withdraw, source)
+                    placement = await self._launch(source, policy, lambda slot: share(slot.uid))
                     undo.pop_all()
             self._stored = None
-            await asyncio.to_thread(stored.consume, paths, manifest)
-            faults.reach("resume.consumed")
+            await asyncio.to_thread(paused.consume, paths, manifest)
+            failpoints.reach("resume.consumed")
             return placement
 
-    async def _sound_disk(self) -> tuple[StoredSandbox, Manifest]:
+    async def _sound_disk(self) -> tuple[PausedSandbox, Manifest]:
         """What is stored, when a machine may be put on its disk, and the image below."""
         if self._damage is not None:
             raise self._damage
-        manifest, parts = self._stored, self._parts
+        manifest, context = self._stored, self._context
         if manifest is None:
             raise NotFound("The sandbox is not stored.")
-        image = await asyncio.to_thread(parts.store.open, manifest.image_id)
-        await asyncio.to_thread(stored.check_disk, parts.paths, manifest)
+        image = await asyncio.to_thread(context.store.open, manifest.image_id)
+        await asyncio.to_thread(paused.check_disk, context.paths, manifest)
         layers = await asyncio.to_thread(self.disk_layers, manifest.disk_mb)
-        fitness.require_bounded(parts, layers)
-        await asyncio.to_thread(fitness.require_disks, parts, manifest, image)
+        compatibility.require_bounded(context, layers)
+        await asyncio.to_thread(compatibility.require_disks, context, manifest, image)
         return manifest, image
 
-    def _withdraw(self, origin: Origin) -> None:
-        stored.withdraw_disks(self._parts.paths, self.sandbox_id, origin.layers)
+    def _withdraw(self, source: LaunchSource) -> None:
+        paused.withdraw_disks(self._context.paths, self.sandbox_id, source.layers)
 
     async def reboot(self, image_id: ImageId) -> None:
         """Boot a guest from the stored disk, and store what it is then instead of what it was.
@@ -242,72 +244,72 @@ class Sandbox:
         """
         async with self._exclusive():
             manifest, image = await self._sound_disk()
-            faults.reach("reboot.checked")
+            failpoints.reach("reboot.checked")
             await self._reboot(manifest, image, image_id)
-            faults.reach("reboot.committed")
-            paths, layers = self._parts.paths, self.layers
-            await asyncio.to_thread(stored.strip, paths, self.sandbox_id, layers)
-            faults.reach("reboot.done")
+            failpoints.reach("reboot.committed")
+            paths, layers = self._context.paths, self.layers
+            await asyncio.to_thread(paused.strip, paths, self.sandbox_id, layers)
+            failpoints.reach("reboot.done")
 
-    async def _reboot(self, manifest: StoredSandbox, image: Manifest, image_id: ImageId) -> None:
-        parts, paths, generation = self._parts, self._parts.paths, manifest.generation + 1
-        origin = without_memory(stored_origin(paths, manifest, image))
-        hardware = fitness.hardware(parts, origin.vcpus, origin.memory_mb, image)
-        share = partial(stored.share_disks, paths, manifest)
+    async def _reboot(self, manifest: PausedSandbox, image: Manifest, image_id: ImageId) -> None:
+        context, paths, generation = self._context, self._context.paths, manifest.generation + 1
+        source = without_memory(paused_source(paths, manifest, image))
+        hardware = compatibility.hardware(context, source.vcpus, source.memory_mb, image)
+        share = partial(paused.share_disks, paths, manifest)
         async with AsyncExitStack() as stack:
-            made = stack.enter_context(parts.store.staging())
+            made = stack.enter_context(context.store.staging())
             stack.push_async_callback(
-                asyncio.to_thread, stored.unstage, paths, self.sandbox_id, generation
+                asyncio.to_thread, paused.unstage, paths, self.sandbox_id, generation
             )
-            staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
-            stack.push_async_callback(asyncio.to_thread, self._withdraw, origin)
-            machine = await Machine.boot(parts, origin, form.MEMORY, lambda slot: share(slot.uid))
+            staged = await asyncio.to_thread(paused.stage, paths, self.sandbox_id, generation)
+            stack.push_async_callback(asyncio.to_thread, self._withdraw, source)
+            machine = await Machine.boot(context, source, form.MEMORY, lambda slot: share(slot.uid))
             stack.push_async_callback(machine.release)
             await self._started(machine)
-            faults.reach("reboot.booted")
+            failpoints.reach("reboot.booted")
             files = await machine.store(staged)
-            faults.reach("reboot.stored")
+            failpoints.reach("reboot.stored")
             await machine.end()
             own = machine.spec.files
             await asyncio.to_thread(take, own.directory / form.MEMORY, made / form.MEMORY)
-            files[form.DISK] = await asyncio.to_thread(stored.take_disk, staged, own.overlay)
+            files[form.DISK] = await asyncio.to_thread(paused.take_disk, staged, own.overlay)
             private = await asyncio.to_thread(merging.describe, made, image, hardware, image_id)
-            await asyncio.to_thread(parts.store.publish, made, private)
-            faults.reach("reboot.published")
-            files |= await asyncio.to_thread(stored.no_pages, staged, hardware.memory_mb)
+            await asyncio.to_thread(context.store.publish, made, private)
+            failpoints.reach("reboot.published")
+            files |= await asyncio.to_thread(paused.no_pages, staged, hardware.memory_mb)
             new = msgspec.structs.replace(
                 manifest,
                 generation=generation,
-                created_at=parts.clock(),
+                created_at=context.clock(),
                 image_id=image_id,
                 machine=hardware,
                 token=machine.record.token,
                 files=files,
-                layers=origin.layers,
+                layers=source.layers,
                 stopped="",
             )
-            await asyncio.to_thread(fitness.require_disks, parts, new, private, staged)
-            await to_the_end(asyncio.to_thread(stored.commit, paths, new))
+            await asyncio.to_thread(compatibility.require_disks, context, new, private, staged)
+            await to_the_end(asyncio.to_thread(paused.commit, paths, new))
             self._stored = new
 
     async def _started(self, machine: Machine) -> None:
         try:
-            await machine.greet(self.sandbox_id)
+            await machine.initialize_guest(self.sandbox_id)
         except HostFailure as error:
             raise HostFailure(_NO_START, detail=f"{error.message}\n{error.detail}") from error
 
     async def _launch(
         self,
-        origin: Origin,
+        source: LaunchSource,
         policy: NetworkPolicy,
         share: Callable[[Slot], None] | None = None,
         spawned: Machine | None = None,
     ) -> Placement:
         async with AsyncExitStack() as undo:
-            assert origin.snapshot is not None
-            machine = spawned or await Machine.spawn(self._parts, origin, share)
+            assert source.snapshot is not None
+            machine = spawned or await Machine.spawn(self._context, source, share)
             undo.push_async_callback(machine.release)
-            await machine.load(origin.snapshot)
+            await machine.load(source.snapshot)
             await self._take(machine, policy)
             undo.pop_all()
         return machine.placement
@@ -315,15 +317,15 @@ class Sandbox:
     async def _take(self, machine: Machine, policy: NetworkPolicy) -> None:
         """Make a machine that runs this sandbox's own."""
         await machine.open_network(policy)
-        await machine.greet(self.sandbox_id)
-        faults.reach("machine.greeted")
+        await machine.initialize_guest(self.sandbox_id)
+        failpoints.reach("machine.greeted")
         machine.note(
             phase=Phase.RUNNING,
             sandbox_id=self.sandbox_id,
             operation_id=self.operation_id,
-            started_at=self._parts.clock(),
+            started_at=self._context.clock(),
         )
-        faults.reach("machine.running")
+        failpoints.reach("machine.running")
         self.own(machine)
 
     async def set_network(self, policy: NetworkPolicy) -> None:
@@ -334,41 +336,43 @@ class Sandbox:
     async def pause(self) -> None:
         """Store the machine and free all it has; on failure it runs on."""
         async with self._exclusive():
-            machine, paths = self.machine, self._parts.paths
+            machine, paths = self.machine, self._context.paths
             record = machine.record
             generation = record.generation + 1
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(
-                    asyncio.to_thread, stored.unstage, paths, self.sandbox_id, generation
+                    asyncio.to_thread, paused.unstage, paths, self.sandbox_id, generation
                 )
-                staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
-                faults.reach("pause.staged")
-                image = await asyncio.to_thread(self._parts.store.open, record.image_id)
+                staged = await asyncio.to_thread(paused.stage, paths, self.sandbox_id, generation)
+                failpoints.reach("pause.staged")
+                image = await asyncio.to_thread(self._context.store.open, record.image_id)
                 files = await machine.store(staged)
                 undo.push_async_callback(machine.run_on)
-                faults.reach("pause.stored")
+                failpoints.reach("pause.stored")
                 files[form.DISK] = await asyncio.to_thread(
-                    stored.take_disk, staged, machine.spec.files.overlay
+                    paused.take_disk, staged, machine.spec.files.overlay
                 )
-                faults.reach("pause.disk")
+                failpoints.reach("pause.disk")
                 manifest = self._manifest(record, image, files)
-                await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image, staged)
-                await to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
+                await asyncio.to_thread(
+                    compatibility.require_disks, self._context, manifest, image, staged
+                )
+                await to_the_end(asyncio.to_thread(paused.commit, paths, manifest))
                 undo.pop_all()
-            faults.reach("pause.committed")
+            failpoints.reach("pause.committed")
             self._machine, self._stored = None, manifest
             await to_the_end(machine.release())
-            faults.reach("pause.released")
+            failpoints.reach("pause.released")
 
     def _manifest(
-        self, record: Record, image: Manifest, files: dict[str, FileEntry], stopped: str = ""
-    ) -> StoredSandbox:
-        return StoredSandbox(
+        self, record: Record, image: Manifest, files: dict[str, FileDigest], stopped: str = ""
+    ) -> PausedSandbox:
+        return PausedSandbox(
             sandbox_id=self.sandbox_id,
             generation=record.generation + 1,
-            created_at=self._parts.clock(),
+            created_at=self._context.clock(),
             image_id=record.image_id,
-            machine=fitness.started_as(image),
+            machine=compatibility.started_as(image),
             token=record.token,
             disk_mb=image.disk_mb,
             files=files,
@@ -381,29 +385,29 @@ class Sandbox:
         async with self._exclusive():
             machine = self.machine
             record = machine.record
-            base = await asyncio.to_thread(self._parts.store.open, record.image_id)
+            base = await asyncio.to_thread(self._context.store.open, record.image_id)
             async with AsyncExitStack() as undo:
-                made = undo.enter_context(self._parts.store.staging())
+                made = undo.enter_context(self._context.store.staging())
                 async with AsyncExitStack() as stopped:
                     await machine.store(made)
                     stopped.push_async_callback(machine.run_on)
-                    faults.reach("snapshot.stored")
-                    disks = stored.disks(self._parts.paths, self.sandbox_id, record.layers)
+                    failpoints.reach("snapshot.stored")
+                    disks = paused.disks(self._context.paths, self.sandbox_id, record.layers)
                     source = snapshots.Source(
                         directory=made,
                         disks=(*disks, machine.spec.files.overlay),
                         base=base,
-                        hardware=fitness.started_as(base),
+                        hardware=compatibility.started_as(base),
                         token=record.token,
                     )
                     image = await to_the_end(
-                        asyncio.to_thread(snapshots.publish, self._parts, source, image_id)
+                        asyncio.to_thread(snapshots.publish, self._context, source, image_id)
                     )
                     stopped.pop_all()
-            faults.reach("snapshot.published")
+            failpoints.reach("snapshot.published")
             self._machine = None
             await to_the_end(machine.release())
-            faults.reach("snapshot.released")
+            failpoints.reach("snapshot.released")
             return image
 
     async def wake(self) -> bool:
@@ -414,15 +418,15 @@ class Sandbox:
             machine = self._machine
             if machine is None or machine.ended is not None:
                 return False
-            return await self._parts.driver.wake(machine.process)
+            return await self._context.driver.wake(machine.process)
 
-    async def refer_to(self, image_id: ImageId, *, instead_of: StoredSandbox) -> bool:
+    async def refer_to(self, image_id: ImageId, *, instead_of: PausedSandbox) -> bool:
         """Take an image that holds all stored pages as the base, unless they are others by now."""
         async with self._lock:
             if self._gone or self._stored is not instead_of:
                 return False
             self._stored = await to_the_end(
-                asyncio.to_thread(stored.refer, self._parts.paths, instead_of, image_id)
+                asyncio.to_thread(paused.refer, self._context.paths, instead_of, image_id)
             )
             return True
 
@@ -435,17 +439,17 @@ class Sandbox:
             return True
 
     async def _replace_layers(self, chain: tuple[int, ...], disk: Path) -> None:
-        paths = self._parts.paths
+        paths = self._context.paths
         kept = self.layers[len(chain) - 1 :]
-        await asyncio.to_thread(stored.replace_disk, paths, self.sandbox_id, chain[-1], disk)
-        faults.reach("collapse.replaced")
+        await asyncio.to_thread(paused.replace_disk, paths, self.sandbox_id, chain[-1], disk)
+        failpoints.reach("collapse.replaced")
         if self._stored is not None:
-            self._stored = await asyncio.to_thread(stored.note_layers, paths, self._stored, kept)
+            self._stored = await asyncio.to_thread(paused.note_layers, paths, self._stored, kept)
         else:
             self.machine.note(layers=kept)
-        faults.reach("collapse.noted")
-        await asyncio.to_thread(stored.drop, paths, self.sandbox_id, chain[:-1])
-        faults.reach("collapse.done")
+        failpoints.reach("collapse.noted")
+        await asyncio.to_thread(paused.drop, paths, self.sandbox_id, chain[:-1])
+        failpoints.reach("collapse.done")
 
     async def destroy(self) -> None:
         """End the sandbox and free all it has, whatever it is doing; safe to repeat."""
@@ -456,10 +460,10 @@ class Sandbox:
             machine, self._machine = self._machine, None
             if machine is not None:
                 await machine.release()
-            faults.reach("destroy.released")
+            failpoints.reach("destroy.released")
             self._stored = self._damage = None
-            await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
-            faults.reach("destroy.done")
+            await asyncio.to_thread(paused.keep, self._context.paths, self.sandbox_id, ())
+            failpoints.reach("destroy.done")
 
     async def bury(self) -> bool:
         """Free what a machine that ended by itself has left; False where it is stored by now.
@@ -471,7 +475,7 @@ class Sandbox:
             machine = self._machine
             if machine is None or machine.ended is None:
                 return False
-            if await self._parts.driver.stopped(machine.process):
+            if await self._context.driver.stopped(machine.process):
                 self._stored = await self._keep_disk(machine, machine.ended)
                 self._machine = None
                 await machine.release()
@@ -479,23 +483,25 @@ class Sandbox:
             self._gone = True
             self._machine = None
             await machine.release()
-            await asyncio.to_thread(stored.keep, self._parts.paths, self.sandbox_id, ())
+            await asyncio.to_thread(paused.keep, self._context.paths, self.sandbox_id, ())
         return True
 
-    async def _keep_disk(self, machine: Machine, reason: str) -> StoredSandbox:
-        paths, record = self._parts.paths, machine.record
+    async def _keep_disk(self, machine: Machine, reason: str) -> PausedSandbox:
+        paths, record = self._context.paths, machine.record
         generation = record.generation + 1
-        image = await asyncio.to_thread(self._parts.store.open, record.image_id)
+        image = await asyncio.to_thread(self._context.store.open, record.image_id)
         try:
-            staged = await asyncio.to_thread(stored.stage, paths, self.sandbox_id, generation)
-            disk = await asyncio.to_thread(stored.take_disk, staged, machine.spec.files.overlay)
+            staged = await asyncio.to_thread(paused.stage, paths, self.sandbox_id, generation)
+            disk = await asyncio.to_thread(paused.take_disk, staged, machine.spec.files.overlay)
             manifest = self._manifest(record, image, {form.DISK: disk}, reason)
-            await asyncio.to_thread(fitness.require_disks, self._parts, manifest, image, staged)
-            await to_the_end(asyncio.to_thread(stored.commit, paths, manifest))
+            await asyncio.to_thread(
+                compatibility.require_disks, self._context, manifest, image, staged
+            )
+            await to_the_end(asyncio.to_thread(paused.commit, paths, manifest))
         except BaseException:
-            await asyncio.to_thread(stored.unstage, paths, self.sandbox_id, generation)
+            await asyncio.to_thread(paused.unstage, paths, self.sandbox_id, generation)
             raise
-        faults.reach("stop.committed")
+        failpoints.reach("stop.committed")
         return manifest
 
     async def detach(self) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host import faults
-from wrenn_sandbox.host.disk import layers
-from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import Machine as Hardware
-from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.memory import diff
-from wrenn_sandbox.host.origin import Parts
+from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.ids import ImageId
+
+from . import failpoints
+from .context import HostContext
+from .disk import layers
+from .images import manifest as form
+from .memory import diff
 
 _CONVERT_SEC: Final = 600
 
@@ -26,32 +26,32 @@ class Source:
     disks: tuple[Path, ...]
     """The sandbox's own disk layers over the base's, oldest first."""
     base: Manifest
-    hardware: Hardware
+    hardware: HardwareProfile
     token: str
 
 
-def publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
+def publish(context: HostContext, source: Source, image_id: ImageId) -> Manifest:
     """Complete the image in the source's directory, make it durable and keep it.
 
     Raises OSError and `HostFailure`; no image is left then. The machine is not touched.
     """
-    parts.store.hold(image_id)
-    faults.reach("snapshot.held")
+    context.store.hold(image_id)
+    failpoints.reach("snapshot.held")
     try:
-        return _publish(parts, source, image_id)
+        return _publish(context, source, image_id)
     except BaseException:
-        parts.store.let_go(image_id)
+        context.store.let_go(image_id)
         raise
 
 
-def _publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
+def _publish(context: HostContext, source: Source, image_id: ImageId) -> Manifest:
     made, base = source.directory, source.base
-    store = parts.store
+    store = context.store
     copy_sparse(store.memory(base), made / form.MEMORY)
     diff.merge(made, made / form.MEMORY)
     for name in (diff.PAGES, diff.INDEX):
         (made / name).unlink()
-    faults.reach("snapshot.memory")
+    failpoints.reach("snapshot.memory")
     cold = store.cold(base)
     layers.put_together(
         (store.disk(base), *source.disks),
@@ -60,7 +60,7 @@ def _publish(parts: Parts, source: Source, image_id: ImageId) -> Manifest:
         backing_format=cold.disk_format,
         size=base.disk_size,
     )
-    faults.reach("snapshot.disk")
+    failpoints.reach("snapshot.disk")
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     manifest = Manifest(
         image_id=image_id,

@@ -12,19 +12,20 @@ from typing import Final
 import structlog
 
 from wrenn_sandbox.errors import HostFailure, IncompatibleImage, NotFound, WrennError
-from wrenn_sandbox.host import capacity
-from wrenn_sandbox.host.disk import layers
-from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.compatibility import differences
-from wrenn_sandbox.host.images.manifest import Machine as Hardware
-from wrenn_sandbox.host.images.manifest import Manifest
+from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.host.images.staging import take
-from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.machine import Machine
-from wrenn_sandbox.host.origin import Origin, Parts
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import Command
+
+from . import admission
+from .compatibility import differences
+from .context import HostContext
+from .disk import layers
+from .images import manifest as form
+from .journal import Record
+from .launch_source import LaunchSource
+from .machine import Machine
 
 _log = structlog.get_logger(__name__)
 
@@ -58,8 +59,8 @@ _PREPARATION: Final = "2"
 class Variants:
     """Finds or makes the snapshot of a template for a size; one maker at a time for each."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, context: HostContext) -> None:
+        self._context = context
         self._making: dict[ImageId, asyncio.Task[Manifest]] = {}
 
     async def get(self, cold: Manifest, size: Size) -> Manifest:
@@ -84,8 +85,8 @@ class Variants:
         return await asyncio.shield(task)
 
     def _open(self, image_id: ImageId) -> Manifest:
-        self._parts.store.use(image_id)
-        return self._parts.store.open_sound(image_id)
+        self._context.store.use(image_id)
+        return self._context.store.open_sound(image_id)
 
     async def close(self) -> None:
         """Give up what is being made."""
@@ -94,30 +95,30 @@ class Variants:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _hardware(self, cold: Manifest, size: Size) -> Hardware:
-        return self._parts.driver.machine(
+    def _hardware(self, cold: Manifest, size: Size) -> HardwareProfile:
+        return self._context.driver.machine(
             vcpus=size.vcpus,
             memory_mb=size.memory_mb,
-            network=self._parts.network,
+            network=self._context.network,
             kernel_sha256=cold.files[form.KERNEL].sha256,
         )
 
-    async def _make(self, cold: Manifest, hardware: Hardware, image_id: ImageId) -> Manifest:
-        store = self._parts.store
+    async def _make(self, cold: Manifest, hardware: HardwareProfile, image_id: ImageId) -> Manifest:
+        store = self._context.store
         log = _log.bind(template=cold.name, vcpus=hardware.vcpus, memory_mb=hardware.memory_mb)
         needed_mb = min(hardware.memory_mb, MOST_BOOTED_MB)
-        await asyncio.to_thread(capacity.require_disk, self._parts.settings, needed_mb)
+        await asyncio.to_thread(admission.require_disk, self._context.settings, needed_mb)
         log.info("making a template variant")
         async with AsyncExitStack() as stack:
             made = stack.enter_context(store.staging())
-            origin = Origin(
+            source = LaunchSource(
                 image=cold,
                 vcpus=hardware.vcpus,
                 memory_mb=hardware.memory_mb,
                 disk=store.disk(cold),
                 disk_format=cold.disk_format,
             )
-            machine = await Machine.boot(self._parts, origin, _MEMORY)
+            machine = await Machine.boot(self._context, source, _MEMORY)
             stack.push_async_callback(machine.release)
             await self._warm_up(machine)
             await machine.store(made)
@@ -138,8 +139,8 @@ class Variants:
 
         That includes an identity, with a token which the next one replaces.
         """
-        await machine.greet(_HOSTNAME)
-        if not self._parts.driver.capabilities.own_kernel:
+        await machine.initialize_guest(_HOSTNAME)
+        if not self._context.driver.capabilities.own_kernel:
             return
         for command in _WARM_UP:
             try:
@@ -164,7 +165,7 @@ def _write_disk(made: Path, cold: Manifest) -> None:
     (made / _LAYER).unlink()
 
 
-def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:
+def _variant_id(cold: Manifest, hardware: HardwareProfile) -> ImageId:
     """Facts that differ a little from start to start, such as the clock's rate, are rounded."""
     facts = [
         f"{field}={getattr(hardware, field)}"
@@ -176,7 +177,7 @@ def _variant_id(cold: Manifest, hardware: Hardware) -> ImageId:
 
 
 def _describe(
-    made: Path, cold: Manifest, record: Record, hardware: Hardware, image_id: ImageId
+    made: Path, cold: Manifest, record: Record, hardware: HardwareProfile, image_id: ImageId
 ) -> Manifest:
     if (made / form.MEMORY).stat().st_size != hardware.memory_mb << 20:
         raise HostFailure("The template could not be prepared.", detail="size of its memory")

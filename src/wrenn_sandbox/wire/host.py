@@ -17,6 +17,7 @@ from .messages import (
     CommandResult,
     CreateSandbox,
     Egress,
+    FileContent,
     FileEntry,
     GuestMetrics,
     HostEvent,
@@ -26,11 +27,11 @@ from .messages import (
     ProcessInfo,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     SandboxReport,
     TerminalSize,
     Unpacked,
 )
-from .streams import FileContent, ProcessStream
 
 
 class Host(Protocol):

@@ -4,6 +4,8 @@ Sizes in bytes unless the name says `_mb` (MiB); times in seconds unless it says
 points in time are timezone-aware UTC.
 """
 
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Self
@@ -265,3 +267,26 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 ProcessEvent = Output | Ended
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A file being read: its size in bytes where it is known, and its bytes.
+
+    `chunks` raises `AgentError` where the transfer breaks off.
+    """
+
+    size: int | None
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True)
+class ProcessStream:
+    """A command being followed; `Ended` is the last event.
+
+    `pid` is None for a command that could not be started: its events say why. `events` raises
+    `AgentError` where the connection to the guest breaks off.
+    """
+
+    pid: int | None
+    events: AsyncIterator[ProcessEvent]

@@ -5,7 +5,7 @@ import typer
 
 from wrenn_sandbox.cli import main as cli
 from wrenn_sandbox.cli.advice import told
-from wrenn_sandbox.cli.sandbox_exec import own_failures
+from wrenn_sandbox.cli.sandbox.exec import own_failures
 from wrenn_sandbox.client import ClientError, ConnectionFailed, InvalidRequest, NotFound
 
 

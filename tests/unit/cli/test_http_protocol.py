@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from api.harness import eventually
 from api.listening import edge
-from wrenn_sandbox.cli import http_protocol, http_server, sockets, turns
-from wrenn_sandbox.cli.http_protocol import HEADERS_LIMIT, PIPELINE_LIMIT
-from wrenn_sandbox.cli.http_server import HttpServer
+from wrenn_sandbox.server import http_protocol, http_server, turns, websocket_protocol
+from wrenn_sandbox.server.http_protocol import HEADERS_LIMIT, PIPELINE_LIMIT
+from wrenn_sandbox.server.http_server import HttpServer
 from wrenn_sandbox.settings import Settings
 
 _GET = b"GET /plain HTTP/1.1\r\nHost: x\r\n"
@@ -607,7 +607,7 @@ async def test_a_message_in_very_many_fragments() -> None:
 
 async def test_small_messages_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes with one read takes a second and more to parse."""
-    monkeypatch.setattr(sockets, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(websocket_protocol, "_TURN_SECONDS", 0.0)
     app = App()
     most = 0
     async with edge(app, _settings()) as server, _peer(server) as peer:
@@ -660,7 +660,7 @@ async def test_a_flood_of_pings_ends_the_connection(opcode: int) -> None:
 
 async def test_pings_of_a_client_that_reads_no_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pongs that wait for it are bounded."""
-    monkeypatch.setattr(sockets, "_CONTROL_BURST", 1_000_000)
+    monkeypatch.setattr(websocket_protocol, "_CONTROL_BURST", 1_000_000)
     async with edge(App(), _settings()) as server, _peer(server) as peer:
         await peer.send(_UPGRADE + _KEY + b"\r\n")
         await peer.reader.readuntil(b"\r\n\r\n")

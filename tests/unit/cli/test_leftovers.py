@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.cli import leftovers
 from wrenn_sandbox.host.network import addressing
+from wrenn_sandbox.testing import leftovers
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from wrenn_sandbox.cli.child import ServerProcess
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 _FAKE = {"WRENN_DRIVER": "fake"}
 

@@ -20,13 +20,13 @@ from starlette.types import Receive, Scope, Send
 from api.harness import eventually
 from api.listening import edge
 from certificates import Pair, make_pair
-from wrenn_sandbox.cli.child import ServerProcess
-from wrenn_sandbox.cli.http_protocol import HttpProtocol
-from wrenn_sandbox.cli.http_server import HttpServer
-from wrenn_sandbox.cli.tls import Certificate
 from wrenn_sandbox.client import Client, ConnectionFailed
 from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.server.http_protocol import HttpProtocol
+from wrenn_sandbox.server.http_server import HttpServer
+from wrenn_sandbox.server.tls import Certificate
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 _REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from wrenn_sandbox.cli.workdir import working_directory
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId
+from wrenn_sandbox.testing.data_dir import working_directory
 
 
 def test_images_are_shared_and_kept(tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 import asyncio
 import time
 
-from wrenn_sandbox.control.api.body import ParsingTurns
+from wrenn_sandbox.control.api.body import ParseTurns
 
 _MIB = 1 << 20
 
 
-async def parsed(turns: ParsingTurns, address: str, log: list[str], size: int = _MIB) -> None:
+async def parsed(turns: ParseTurns, address: str, log: list[str], size: int = _MIB) -> None:
     async with turns.turn(address, size):
         log.append(address)
 
 
 async def test_a_large_body_waits_for_the_one_before_of_its_address() -> None:
-    turns = ParsingTurns()
+    turns = ParseTurns()
     log: list[str] = []
     async with turns.turn("2001:db8::1", _MIB):
         others = asyncio.gather(
@@ -28,7 +28,7 @@ async def test_a_large_body_waits_for_the_one_before_of_its_address() -> None:
 
 
 async def test_as_much_time_is_left_to_others() -> None:
-    turns = ParsingTurns()
+    turns = ParseTurns()
     begin = time.perf_counter()
     async with turns.turn("192.0.2.1", _MIB):
         time.sleep(0.05)  # noqa: ASYNC251 - as parsing does
@@ -36,6 +36,6 @@ async def test_as_much_time_is_left_to_others() -> None:
 
 
 async def test_addresses_are_not_remembered() -> None:
-    turns = ParsingTurns()
+    turns = ParseTurns()
     await parsed(turns, "192.0.2.1", [])
     assert not turns._turns

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.errors import NoCapacity
-from wrenn_sandbox.host import capacity
-from wrenn_sandbox.host.admission import Admission
-from wrenn_sandbox.host.capacity import Free
+from wrenn_sandbox.host import admission
+from wrenn_sandbox.host.admission import Admission, Free
 from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
 
@@ -44,7 +43,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr(capacity, "measure", machine.measure)
+    monkeypatch.setattr(admission, "measure", machine.measure)
     return machine
 
 
@@ -120,12 +119,12 @@ async def test_no_disk_no_machine(machine: Machine) -> None:
 
 async def test_a_part_of_the_reserve_may_be_given_up(machine: Machine) -> None:
     settings = Settings(data_dir=Path("/none"), disk_reserve_mb=1024)
-    capacity.require_disk(settings, 3072)
+    admission.require_disk(settings, 3072)
     with pytest.raises(NoCapacity):
-        capacity.require_disk(settings, 3073)
-    capacity.require_disk(settings, 3840, share=0.25)
+        admission.require_disk(settings, 3073)
+    admission.require_disk(settings, 3840, share=0.25)
     with pytest.raises(NoCapacity):
-        capacity.require_disk(settings, 3841, share=0.25)
+        admission.require_disk(settings, 3841, share=0.25)
 
 
 async def test_nothing_is_promised_by_a_host_that_closes(machine: Machine) -> None:

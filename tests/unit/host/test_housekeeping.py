@@ -11,15 +11,15 @@ import structlog
 
 from unit.host.disk.test_overlay import is_clean, qemu_io
 from wrenn_sandbox.errors import NoCapacity
-from wrenn_sandbox.host import housekeeping, merging, stored
+from wrenn_sandbox.host import housekeeping, merging, paused
 from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.disk import layers
 from wrenn_sandbox.host.disk_use import allocated
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest
-from wrenn_sandbox.host.origin import Parts
+from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.host.sandbox import Sandbox
-from wrenn_sandbox.host.stored import StoredSandbox
 from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import CreateSandbox, Egress, Phase
@@ -67,7 +67,7 @@ class Stand:
         return self.host._sandboxes[self.id]
 
     @property
-    def manifest(self) -> StoredSandbox:
+    def manifest(self) -> PausedSandbox:
         assert self.sandbox.stored is not None
         return self.sandbox.stored
 
@@ -129,7 +129,11 @@ class SlowMerge:
         self._make = merging.make
 
     def __call__(
-        self, parts: Parts, manifest: StoredSandbox, image_id: ImageId, check: Callable[[], None]
+        self,
+        context: HostContext,
+        manifest: PausedSandbox,
+        image_id: ImageId,
+        check: Callable[[], None],
     ) -> Manifest:
         self._loop.call_soon_threadsafe(self.begun.set)
 
@@ -137,7 +141,7 @@ class SlowMerge:
             assert self.go_on.wait(20)
             check()
 
-        made = self._make(parts, manifest, image_id, check)
+        made = self._make(context, manifest, image_id, check)
         wait()
         return made
 
@@ -376,14 +380,14 @@ async def test_layers_of_a_stored_sandbox(stand: Stand, monkeypatch: pytest.Monk
     assert stand.layers() == [1, 2, 3]
     with monkeypatch.context() as patch:
 
-        def full(*_: object) -> StoredSandbox:
+        def full(*_: object) -> PausedSandbox:
             raise OSError(28, "No space left on device")
 
-        patch.setattr(stored, "note_layers", full)
+        patch.setattr(paused, "note_layers", full)
         stand.host._housekeeper.consider(stand.sandbox)
         await stand.settled()
     assert stand.layers() == [1, 2, 3]
-    stored.check(stand.host._paths, stand.manifest)
+    paused.check(stand.host._paths, stand.manifest)
     stand.host._housekeeper.consider(stand.sandbox)
     await stand.settled()
     assert stand.layers() == [3]

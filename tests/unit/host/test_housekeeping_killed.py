@@ -14,7 +14,7 @@ import structlog
 
 from unit.host.disk.test_overlay import qemu_io
 from unit.host.test_housekeeping import Stand
-from wrenn_sandbox.host import faults, stored
+from wrenn_sandbox.host import failpoints, paused
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.store import ImageStore
@@ -82,7 +82,7 @@ def _change_memory(stand: Stand) -> None:
     )
     (directory / diff.INDEX).write_bytes(index)
     (directory / diff.PAGES).write_bytes(pages)
-    files = {**manifest.files, **stored.entries(directory, (diff.INDEX, diff.PAGES))}
+    files = {**manifest.files, **paused.entries(directory, (diff.INDEX, diff.PAGES))}
     changed = msgspec.structs.replace(manifest, files=files)
     write_durably(directory / form.FILE_NAME, msgspec.json.encode(changed))
 
@@ -90,9 +90,9 @@ def _change_memory(stand: Stand) -> None:
 def _seen(stand: Stand) -> tuple[str, str]:
     """Digests of the memory and the disk that a resumed guest would see."""
     paths = Paths(stand.settings.data_dir)
-    manifest = stored.newest(paths, stand.id)
+    manifest = paused.newest(paths, stand.id)
     assert manifest is not None
-    stored.check(paths, manifest)
+    paused.check(paths, manifest)
     store = ImageStore(paths)
     directory = paths.generation(stand.id, manifest.generation)
     memory = stand.settings.data_dir / "seen"
@@ -124,7 +124,7 @@ def _serve(settings: Settings, point: str) -> int:
     return done.returncode
 
 
-@pytest.mark.parametrize("point", [*faults.MERGE, *faults.COLLAPSE])
+@pytest.mark.parametrize("point", [*failpoints.MERGE, *failpoints.COLLAPSE])
 async def test_a_killed_server(stand: Stand, point: str) -> None:
     before = _seen(stand)
     assert _serve(stand.settings, point) == -signal.SIGKILL

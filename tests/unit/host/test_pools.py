@@ -8,9 +8,9 @@ import pytest
 import structlog
 
 from wrenn_sandbox.errors import NoCapacity
-from wrenn_sandbox.host import capacity, pools
+from wrenn_sandbox.host import admission, pools
+from wrenn_sandbox.host.admission import Free
 from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.capacity import Free
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.ids import new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
@@ -40,7 +40,7 @@ def quiet_logs() -> Iterator[None]:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory()
-    monkeypatch.setattr(capacity, "measure", memory.measure)
+    monkeypatch.setattr(admission, "measure", memory.measure)
     monkeypatch.setattr(pools, "_LOOK_SEC", 0.05)
     return memory
 

@@ -12,14 +12,14 @@ import pytest
 import structlog
 
 from unit.host.test_housekeeping import Stand
-from wrenn_sandbox.host import faults
+from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import new_operation_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Egress, Phase
 
 _POINTS: Final = tuple(
-    each for each in faults.REBOOT if each not in ("machine.stopped", "machine.saved")
+    each for each in failpoints.REBOOT if each not in ("machine.stopped", "machine.saved")
 )
 """Those that there are without a virtual machine."""
 _STORED: Final = ("pause.renamed", "reboot.committed", "reboot.done")

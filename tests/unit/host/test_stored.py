@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host import stored
-from wrenn_sandbox.host.images.manifest import Machine
+from wrenn_sandbox.host import paused
+from wrenn_sandbox.host.images.manifest import HardwareProfile
 from wrenn_sandbox.host.paths import Paths, sync_directory
-from wrenn_sandbox.host.stored import StoredSandbox
+from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.ids import ImageId, SandboxId
 
 _ID = SandboxId("sb-" + "a" * 20)
-_MACHINE = Machine(
+_MACHINE = HardwareProfile(
     vcpus=1,
     memory_mb=512,
     cpu_model="max",
@@ -34,12 +34,12 @@ def paths(tmp_path: Path) -> Paths:
     return paths
 
 
-def staged(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> StoredSandbox:
+def staged(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> PausedSandbox:
     """A generation with all its files, not yet committed."""
-    directory = stored.stage(paths, _ID, generation)
+    directory = paused.stage(paths, _ID, generation)
     for name in _NAMES:
         (directory / name).write_bytes(f"{name} of {generation}".encode())
-    return StoredSandbox(
+    return PausedSandbox(
         sandbox_id=_ID,
         generation=generation,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -47,14 +47,14 @@ def staged(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> Store
         machine=_MACHINE,
         token="secret",
         disk_mb=64,
-        files=dict(stored.entries(directory, _NAMES)),
+        files=dict(paused.entries(directory, _NAMES)),
         layers=layers,
     )
 
 
-def commit(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> StoredSandbox:
+def commit(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> PausedSandbox:
     manifest = staged(paths, generation, layers)
-    stored.commit(paths, manifest)
+    paused.commit(paths, manifest)
     return manifest
 
 
@@ -69,37 +69,37 @@ def everything(generation: int) -> set[str]:
 
 
 def test_what_is_committed_is_found(paths: Paths) -> None:
-    assert stored.newest(paths, _ID) is None
-    assert stored.all_ids(paths) == []
+    assert paused.newest(paths, _ID) is None
+    assert paused.all_ids(paths) == []
     manifest = commit(paths, 1)
-    assert stored.newest(paths, _ID) == manifest
-    assert stored.all_ids(paths) == [_ID]
+    assert paused.newest(paths, _ID) == manifest
+    assert paused.all_ids(paths) == [_ID]
     assert tree(paths) == everything(1)
-    stored.check(paths, manifest)
+    paused.check(paths, manifest)
     path = paths.generation(_ID, 1) / "manifest.json"
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_only_staged_is_not_found(paths: Paths) -> None:
     staged(paths, 1)
-    assert stored.newest(paths, _ID) is None
+    assert paused.newest(paths, _ID) is None
     staged(paths, 1)
-    stored.unstage(paths, _ID, 1)
-    assert stored.all_ids(paths) == []
+    paused.unstage(paths, _ID, 1)
+    assert paused.all_ids(paths) == []
 
 
 def test_a_stage_that_fails_leaves_the_older_generation(paths: Paths) -> None:
     first = commit(paths, 1)
     staged(paths, 2, (1,))
-    stored.unstage(paths, _ID, 2)
-    assert stored.newest(paths, _ID) == first
+    paused.unstage(paths, _ID, 2)
+    assert paused.newest(paths, _ID) == first
     assert tree(paths) == everything(1)
 
 
 def test_unstaging_what_was_never_staged(paths: Paths) -> None:
     """As when the disk was too full to make the directory."""
-    stored.unstage(paths, _ID, 1)
-    assert stored.all_ids(paths) == []
+    paused.unstage(paths, _ID, 1)
+    assert paused.all_ids(paths) == []
 
 
 @pytest.mark.parametrize("missing", _NAMES)
@@ -107,10 +107,10 @@ def test_a_commit_that_fails_shows_nothing(paths: Paths, missing: str) -> None:
     manifest = staged(paths, 1)
     (paths.stored(_ID) / "1.new" / missing).unlink()
     with pytest.raises(FileNotFoundError):
-        stored.commit(paths, manifest)
-    assert stored.newest(paths, _ID) is None
-    stored.unstage(paths, _ID, 1)
-    assert stored.all_ids(paths) == []
+        paused.commit(paths, manifest)
+    assert paused.newest(paths, _ID) is None
+    paused.unstage(paths, _ID, 1)
+    assert paused.all_ids(paths) == []
 
 
 def test_a_failure_after_the_commit_can_be_undone(
@@ -118,7 +118,7 @@ def test_a_failure_after_the_commit_can_be_undone(
 ) -> None:
     """The machine runs on then: what was stored must not be there for the next start."""
     first = commit(paths, 1)
-    stored.consume(paths, first)
+    paused.consume(paths, first)
     manifest = staged(paths, 2, (1,))
     real = sync_directory
 
@@ -127,29 +127,29 @@ def test_a_failure_after_the_commit_can_be_undone(
             raise OSError(5, "input/output error")
         real(path)
 
-    monkeypatch.setattr(stored, "sync_directory", fail)
+    monkeypatch.setattr(paused, "sync_directory", fail)
     with pytest.raises(OSError, match="input/output"):
-        stored.commit(paths, manifest)
+        paused.commit(paths, manifest)
     monkeypatch.undo()
-    stored.unstage(paths, _ID, 2)
-    assert stored.newest(paths, _ID) is None
+    paused.unstage(paths, _ID, 2)
+    assert paused.newest(paths, _ID) is None
     assert tree(paths) == {"1/disk"}
 
 
 def test_a_commit_takes_the_place_of_what_is_not_needed(paths: Paths) -> None:
-    stored.consume(paths, commit(paths, 1))
-    stored.consume(paths, commit(paths, 2, (1,)))
+    paused.consume(paths, commit(paths, 1))
+    paused.consume(paths, commit(paths, 2, (1,)))
     third = commit(paths, 3, (2,))
-    assert stored.newest(paths, _ID) == third
+    assert paused.newest(paths, _ID) == third
     assert tree(paths) == {"2/disk", *everything(3)}
 
 
 def test_a_consumed_generation_is_a_disk_alone(paths: Paths) -> None:
     manifest = commit(paths, 1)
-    stored.consume(paths, manifest)
-    assert stored.newest(paths, _ID) is None
+    paused.consume(paths, manifest)
+    assert paused.newest(paths, _ID) is None
     assert tree(paths) == {"1/disk"}
-    stored.consume(paths, manifest)
+    paused.consume(paths, manifest)
 
 
 def test_a_crash_while_consuming(paths: Paths) -> None:
@@ -157,10 +157,10 @@ def test_a_crash_while_consuming(paths: Paths) -> None:
     commit(paths, 1)
     (paths.generation(_ID, 1) / "manifest.json").unlink()
     staged(paths, 2, (1,))
-    stored.settle(paths, _ID, (1,))
+    paused.settle(paths, _ID, (1,))
     assert tree(paths) == {"1/disk"}
-    stored.settle(paths, _ID, ())
-    assert stored.all_ids(paths) == []
+    paused.settle(paths, _ID, ())
+    assert paused.all_ids(paths) == []
 
 
 def test_the_newest_complete_one_counts(paths: Paths) -> None:
@@ -168,12 +168,12 @@ def test_the_newest_complete_one_counts(paths: Paths) -> None:
     second = commit(paths, 2, (1,))
     staged(paths, 3, (1, 2))
     paths.generation(_ID, 10).mkdir()
-    assert stored.newest(paths, _ID) == second != first
-    stored.keep(paths, _ID, {1, 2})
+    assert paused.newest(paths, _ID) == second != first
+    paused.keep(paths, _ID, {1, 2})
     assert {path.name for path in paths.stored(_ID).iterdir()} == {"1", "2"}
-    stored.keep(paths, _ID, ())
-    stored.keep(paths, _ID, ())
-    assert stored.all_ids(paths) == []
+    paused.keep(paths, _ID, ())
+    paused.keep(paths, _ID, ())
+    assert paused.all_ids(paths) == []
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -184,22 +184,22 @@ def test_damage_is_found(paths: Paths, name: str) -> None:
     for bad in (good[:-1], good + b"\0", bytes([good[0] ^ 1]) + good[1:], b""):
         path.write_bytes(bad)
         with pytest.raises(IncompatibleImage, match=name) as caught:
-            stored.check(paths, manifest)
+            paused.check(paths, manifest)
         assert str(paths.data_dir) not in str(caught.value)
     path.unlink()
     with pytest.raises(IncompatibleImage, match="missing"):
-        stored.check(paths, manifest)
+        paused.check(paths, manifest)
     path.write_bytes(good)
-    stored.check(paths, manifest)
+    paused.check(paths, manifest)
 
 
 def test_a_missing_layer_is_found(paths: Paths) -> None:
-    stored.consume(paths, commit(paths, 1))
+    paused.consume(paths, commit(paths, 1))
     manifest = commit(paths, 2, (1,))
-    stored.check(paths, manifest)
+    paused.check(paths, manifest)
     (paths.generation(_ID, 1) / "disk").unlink()
     with pytest.raises(IncompatibleImage, match="layer"):
-        stored.check(paths, manifest)
+        paused.check(paths, manifest)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,13 @@ def test_a_manifest_that_can_not_be_read(paths: Paths, data: bytes) -> None:
     path = paths.generation(_ID, 1) / "manifest.json"
     path.write_bytes(data)
     with pytest.raises(IncompatibleImage):
-        stored.newest(paths, _ID)
+        paused.newest(paths, _ID)
 
 
 def test_manifests_say_all(paths: Paths) -> None:
     manifest = commit(paths, 3, (1, 2))
     data = (paths.generation(_ID, 3) / "manifest.json").read_bytes()
-    assert msgspec.json.decode(data, type=StoredSandbox) == manifest
+    assert msgspec.json.decode(data, type=PausedSandbox) == manifest
     assert set(manifest.files) == set(_NAMES)
 
 
@@ -234,11 +234,11 @@ def test_a_disk_is_taken_without_a_copy(paths: Paths, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay"
     overlay.write_bytes(b"content")
     os.chown(overlay, 720_001, 720_001)
-    directory = stored.stage(paths, _ID, 1)
-    entry = stored.take_disk(directory, overlay)
+    directory = paused.stage(paths, _ID, 1)
+    entry = paused.take_disk(directory, overlay)
     assert os.path.samefile(directory / "disk", overlay)
     assert entry.size == 7
-    assert entry.sha256 == stored.digest(overlay)
+    assert entry.sha256 == paused.digest(overlay)
     assert overlay.stat().st_uid == 0
 
 
@@ -247,16 +247,16 @@ def test_a_link_in_the_place_of_a_disk_is_not_followed(paths: Paths, tmp_path: P
     secret.write_bytes(b"not for guests")
     secret.chmod(0o600)
     os.symlink(secret, tmp_path / "overlay")
-    directory = stored.stage(paths, _ID, 1)
+    directory = paused.stage(paths, _ID, 1)
     with pytest.raises(OSError, match="symbolic links"):
-        stored.take_disk(directory, tmp_path / "overlay")
+        paused.take_disk(directory, tmp_path / "overlay")
     assert secret.stat().st_nlink == 1
 
 
 def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Paths) -> None:
-    stored.consume(paths, commit(paths, 1))
+    paused.consume(paths, commit(paths, 1))
     manifest = commit(paths, 2, (1,))
-    stored.share_disks(paths, manifest, 720_123)
+    paused.share_disks(paths, manifest, 720_123)
     for generation in (1, 2):
         status = (paths.generation(_ID, generation) / "disk").stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 720_123, 0o440)
@@ -265,8 +265,8 @@ def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Path
 def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths: Paths) -> None:
     """The number of a slot's user is another sandbox's soon."""
     first = commit(paths, 1)
-    stored.share_disks(paths, first, 720_123)
-    stored.consume(paths, first)
+    paused.share_disks(paths, first, 720_123)
+    paused.consume(paths, first)
     commit(paths, 2, (1,))
     status = (paths.generation(_ID, 1) / "disk").stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
@@ -274,6 +274,6 @@ def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths:
 
 def test_disks_are_taken_back_also_where_one_is_missing(paths: Paths) -> None:
     manifest = commit(paths, 1)
-    stored.share_disks(paths, manifest, 720_123)
-    stored.withdraw_disks(paths, _ID, (7, 1))
+    paused.share_disks(paths, manifest, 720_123)
+    paused.withdraw_disks(paths, _ID, (7, 1))
     assert (paths.generation(_ID, 1) / "disk").stat().st_gid == 0

@@ -13,15 +13,15 @@ import pytest
 
 from unit.host.test_stored import commit
 from wrenn_sandbox.host import journal
+from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.network.usermode import UserModeSlots
-from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.process import process_start_time
+from wrenn_sandbox.host.recovery import Recovery
 from wrenn_sandbox.host.sandbox import Sandbox
-from wrenn_sandbox.host.takeover import TakeOver
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import Process
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import ImageId, SandboxId, new_machine_id, new_random
@@ -37,7 +37,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
+def context(tmp_path: Path) -> HostContext:
     settings = Settings(data_dir=tmp_path, driver="fake")
     paths = Paths(tmp_path)
     paths.prepare()
@@ -45,7 +45,7 @@ def parts(tmp_path: Path) -> Parts:
     async def no_guest(_: Slot) -> socket.socket:
         raise AssertionError("nobody speaks to a guest here")
 
-    return Parts(
+    return HostContext(
         settings=settings,
         paths=paths,
         store=ImageStore(paths),
@@ -70,10 +70,10 @@ def hidden() -> Iterator["subprocess.Popen[bytes]"]:
             process.kill()
 
 
-def noted(parts: Parts, pid: int, boot_id: str) -> Path:
+def noted(context: HostContext, pid: int, boot_id: str) -> Path:
     """The directory of a machine that nobody can adopt, with the process of its journal."""
-    machine_id = new_machine_id(parts.random)
-    files = parts.paths.machine(machine_id)
+    machine_id = new_machine_id(context.random)
+    files = context.paths.machine(machine_id)
     files.directory.mkdir()
     record = Record(
         machine_id=machine_id,
@@ -89,51 +89,51 @@ def noted(parts: Parts, pid: int, boot_id: str) -> Path:
     return files.directory
 
 
-async def taken_over(parts: Parts) -> dict[SandboxId, Sandbox]:
+async def taken_over(context: HostContext) -> dict[SandboxId, Sandbox]:
     def none(_: SandboxId) -> Sandbox:
         raise AssertionError("there is nothing to adopt")
 
-    return await TakeOver(parts, none).run()
+    return await Recovery(context, none).run()
 
 
 async def test_a_monitor_that_hides_is_ended(
-    parts: Parts, hidden: "subprocess.Popen[bytes]"
+    context: HostContext, hidden: "subprocess.Popen[bytes]"
 ) -> None:
-    directory = noted(parts, hidden.pid, journal.boot_id())
+    directory = noted(context, hidden.pid, journal.boot_id())
     assert journal.processes_of(directory) == []
-    assert await taken_over(parts) == {}
+    assert await taken_over(context) == {}
     assert not directory.exists()
     assert hidden.wait(5) == -9
 
 
 async def test_a_stored_sandbox_that_the_disk_does_not_give_back_stops_no_start(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
+    context: HostContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading the manifest of one fails, as with a bad sector, or its directory; it is kept."""
     one, other = (SandboxId("sb-" + letter * 20) for letter in "cd")
-    manifest = parts.paths.generation(one, 1) / "manifest.json"
+    manifest = context.paths.generation(one, 1) / "manifest.json"
     manifest.mkdir(parents=True)
-    parts.paths.stored(other).mkdir()
+    context.paths.stored(other).mkdir()
     iterdir = Path.iterdir
 
     def broken(path: Path) -> Iterator[Path]:
-        if path == parts.paths.stored(other):
+        if path == context.paths.stored(other):
             raise OSError(errno.EIO, "Input/output error")
         return iterdir(path)
 
     monkeypatch.setattr(Path, "iterdir", broken)
-    found = await TakeOver(parts, lambda each: Sandbox(parts, each, never)).run()
+    found = await Recovery(context, lambda each: Sandbox(context, each, never)).run()
     assert found[one].is_damaged
     assert found[other].is_damaged
     assert manifest.exists()
 
 
-async def test_a_stored_sandbox_that_can_not_be_tidied_is_there(parts: Parts) -> None:
-    manifest = commit(parts.paths, 1)
-    disk = parts.paths.generation(manifest.sandbox_id, 1) / "disk"
+async def test_a_stored_sandbox_that_can_not_be_tidied_is_there(context: HostContext) -> None:
+    manifest = commit(context.paths, 1)
+    disk = context.paths.generation(manifest.sandbox_id, 1) / "disk"
     disk.unlink()
     disk.symlink_to(disk)  # whatever is done to it fails
-    found = await TakeOver(parts, lambda each: Sandbox(parts, each, never)).run()
+    found = await Recovery(context, lambda each: Sandbox(context, each, never)).run()
     assert found[manifest.sandbox_id].stored == manifest
 
 
@@ -142,9 +142,9 @@ def never(_: Sandbox, reason: str) -> None:
 
 
 async def test_a_process_of_a_time_before_the_last_boot_is_another(
-    parts: Parts, hidden: "subprocess.Popen[bytes]"
+    context: HostContext, hidden: "subprocess.Popen[bytes]"
 ) -> None:
-    directory = noted(parts, hidden.pid, "another boot")
-    assert await taken_over(parts) == {}
+    directory = noted(context, hidden.pid, "another boot")
+    assert await taken_over(context) == {}
     assert not directory.exists()
     assert hidden.poll() is None

@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.network.slot import NOTHING
 from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.host.slot import NOTHING
 from wrenn_sandbox.ids import ImageId, SandboxId, new_image_id, new_operation_id, new_sandbox_id
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.settings import Settings

@@ -11,13 +11,13 @@ import pytest
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import housekeeping
 from wrenn_sandbox.host.collection import ImageCollection
+from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.network.usermode import UserModeSlots
-from wrenn_sandbox.host.origin import Parts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.sandbox import Sandbox
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import SandboxId, new_random
 from wrenn_sandbox.settings import Settings
@@ -50,7 +50,7 @@ def housekeeper(tmp_path: Path) -> Housekeeper:
     async def no_guest(_: Slot) -> socket.socket:
         raise AssertionError("nobody speaks to a guest here")
 
-    parts = Parts(
+    context = HostContext(
         settings=settings,
         paths=paths,
         store=ImageStore(paths),
@@ -61,7 +61,7 @@ def housekeeper(tmp_path: Path) -> Housekeeper:
         clock=lambda: datetime.now(UTC),
         random=new_random,
     )
-    return Housekeeper(parts, ImageCollection(paths, parts.store, parts.driver, lambda: None))
+    return Housekeeper(context, ImageCollection(paths, context.store, context.driver, lambda: None))
 
 
 async def test_a_monitor_that_does_not_answer_holds_up_no_other(

@@ -6,13 +6,13 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wrenn_sandbox.control.api.schemas.api_keys import APIKeyResponse, CreateAPIKeyRequest
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import NEEDS_TOKEN, TokenTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas.api_keys import APIKeyResponse, CreateAPIKeyRequest
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"], dependencies=NEEDS_TOKEN)

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from wrenn_sandbox.control.api.schemas.archive import UnpackedArchive
 from wrenn_sandbox.control.service.guests import GuestService, checked_path
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
@@ -17,7 +18,6 @@ from wrenn_sandbox.ids import TeamId
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .middleware import HEAD_ALONE
 from .responses import failures
-from .schemas.archive import UnpackedArchive
 from .services import ServicesDependency
 
 router = APIRouter(

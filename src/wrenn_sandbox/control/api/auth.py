@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
+from wrenn_sandbox.control.api.schemas.auth import AuthResponse, LoginRequest, SignupRequest
+
 from .body import described, json_body
 from .forwarded import group_of
 from .middleware import client_address
 from .responses import failures
-from .schemas.auth import AuthResponse, LoginRequest, SignupRequest
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/auth", tags=["auth"])

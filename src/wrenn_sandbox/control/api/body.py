@@ -26,7 +26,7 @@ _LARGE: Final = 16 << 10
 """Bytes of a body that may take milliseconds to parse; one of 1 MiB can take 150."""
 
 
-class ParsingTurns:
+class ParseTurns:
     """Lets a client address have one large body parsed at a time, and half of the time at most.
 
     Nothing else runs while a body is parsed.
@@ -56,9 +56,9 @@ def _is_json(content_type: str) -> bool:
     )
 
 
-def _turns_of(request: Request) -> ParsingTurns:
+def _turns_of(request: Request) -> ParseTurns:
     turns = request.app.state.parsing_turns
-    assert isinstance(turns, ParsingTurns)
+    assert isinstance(turns, ParseTurns)
     return turns
 
 

@@ -4,13 +4,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wrenn_sandbox.control.api.schemas.events import SandboxEvent
 from wrenn_sandbox.control.store.records import Position
 from wrenn_sandbox.errors import InvalidRequest
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .paging import Page, PageDependency, announce_next
 from .responses import failures
-from .schemas.events import SandboxEvent
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)

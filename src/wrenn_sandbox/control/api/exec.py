@@ -3,21 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
+from wrenn_sandbox.control.api.schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
 from wrenn_sandbox.control.service.sandboxes import Executed
 from wrenn_sandbox.errors import ExecTimeout
 from wrenn_sandbox.wire.messages import Command
 
-from .answers import Held
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .errors import error_response
 from .responses import failures
-from .schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
@@ -54,7 +54,7 @@ async def exec_command(
         )
         return Response(answer.model_dump_json(), 202, media_type="application/json")
     execution = services.sandboxes.exec(team_id, id, command, body.timeout_sec)
-    return Held(_answer(execution, id, body))
+    return HeldResponse(_answer(execution, id, body))
 
 
 @asynccontextmanager
@@ -84,3 +84,32 @@ def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
         )
     answer = ExecResponse.of(id, body.cmd, executed).model_dump_json()
     return Response(answer, media_type="application/json")
+
+
+PIECE_BYTES: Final = 256 * 1024
+
+
+class HeldResponse(Response):
+    """The answer that a block gives: the block lasts until all but a piece of it was taken."""
+
+    def __init__(self, answer: AbstractAsyncContextManager[Response]) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._answer as answer:
+            await answer(scope, receive, _in_pieces(send))
+
+
+def _in_pieces(send: Send) -> Send:
+    """Waits for a slow client within a large body; the server itself does so between messages."""
+
+    async def sending(message: Message) -> None:
+        body = message.get("body", b"")
+        last = max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES
+        for begin in range(0, last, PIECE_BYTES):
+            piece = body[begin : begin + PIECE_BYTES]
+            await send({**message, "body": piece, "more_body": True})
+        await send({**message, "body": body[last:]} if last else message)
+
+    return sending

@@ -12,6 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from wrenn_sandbox.control.api.schemas.files import (
+    DirectoryListing,
+    ListFilesRequest,
+    MakeDirectoryRequest,
+    MakeDirectoryResponse,
+    ReadFileRequest,
+    RemoveFileRequest,
+)
 from wrenn_sandbox.control.service.guests import (
     Guest,
     GuestService,
@@ -22,21 +30,12 @@ from wrenn_sandbox.control.service.guests import (
 )
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
-from wrenn_sandbox.wire.messages import FileEntry
-from wrenn_sandbox.wire.streams import FileContent
+from wrenn_sandbox.wire.messages import FileContent, FileEntry
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .multipart import FormStream
 from .responses import failures
-from .schemas.files import (
-    DirectoryListing,
-    ListFilesRequest,
-    MakeDirectoryRequest,
-    MakeDirectoryResponse,
-    ReadFileRequest,
-    RemoveFileRequest,
-)
 from .services import ServicesDependency
 
 router = APIRouter(

@@ -106,7 +106,7 @@ class Heads:
                 scope["route"] = asked["route"]
 
 
-class LastResort:
+class ServerErrors:
     """Answers 500 for what nobody has caught; the log has the rest."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -5,17 +5,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.websockets import WebSocket
 
+from wrenn_sandbox.control.api.schemas.processes import ProcessList, SandboxMetrics
+from wrenn_sandbox.control.api.streams.exec import not_a_websocket, read_attached
+from wrenn_sandbox.control.api.streams.frames import Started, TextFrames
+from wrenn_sandbox.control.api.streams.session import Session
+from wrenn_sandbox.control.api.streams.websocket import Socket
 from wrenn_sandbox.control.service.guests import process_of
 from wrenn_sandbox.wire.messages import ProcessSignal
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .exec_stream import not_a_websocket, read_attached
-from .frames import Started, TextFrames
 from .responses import failures
-from .schemas.processes import ProcessList, SandboxMetrics
 from .services import ServicesDependency, services_of
-from .session import Session
-from .sockets import Socket
 
 router = APIRouter(prefix="/v1/sandboxes/{id}", tags=["sandboxes"])
 

@@ -1,5 +1,7 @@
 """What the routes say of their failures in OpenAPI."""
 
+from pydantic import BaseModel, ConfigDict
+
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
@@ -14,8 +16,6 @@ from wrenn_sandbox.errors import (
     Unauthorized,
     WrennError,
 )
-
-from .schemas.errors import Error
 
 _MEANING: dict[type[WrennError], str] = {
     InvalidRequest: "The body, a field or a query value is not acceptable",
@@ -38,3 +38,16 @@ def failures(*statuses: int) -> dict[int | str, dict[str, object]]:
     return {
         status: {"model": Error, "description": meanings[status]} for status in sorted(statuses)
     }
+
+
+class ErrorDetail(BaseModel):
+    """`code` is for programs, `message` says what to do; some codes add keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+
+
+class Error(BaseModel):
+    error: ErrorDetail

@@ -6,13 +6,17 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wrenn_sandbox.control.api.schemas.sandboxes import (
+    CreateSandboxRequest,
+    ResumeSandboxRequest,
+    Sandbox,
+)
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas.sandboxes import CreateSandboxRequest, ResumeSandboxRequest, Sandbox
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)

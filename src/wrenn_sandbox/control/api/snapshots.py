@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wrenn_sandbox.control.api.schemas.snapshots import CreateSnapshotRequest, Template
 from wrenn_sandbox.control.store.records import Position
 from wrenn_sandbox.model.template import TemplateType
 
@@ -13,7 +14,6 @@ from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import described, json_body
 from .paging import PageDependency, announce_next
 from .responses import failures
-from .schemas.snapshots import CreateSnapshotRequest, Template
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], dependencies=NEEDS_KEY_OR_TOKEN)

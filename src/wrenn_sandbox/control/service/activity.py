@@ -12,6 +12,9 @@ from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.ids import SandboxId, TeamId
 
+from .api_keys import ApiKeyService
+from .repeated import repeated
+
 
 class Activity:
     def __init__(self, store: Store, clock: Clock) -> None:
@@ -61,3 +64,19 @@ class Activity:
         for sandbox_id, at in changed.items():
             if self._unsaved.get(sandbox_id) == at:
                 del self._unsaved[sandbox_id]
+
+
+_INTERVAL = 2.0
+
+
+class LazyWrites:
+    def __init__(self, activity: Activity, api_keys: ApiKeyService) -> None:
+        self._activity = activity
+        self._api_keys = api_keys
+
+    async def run(self) -> None:
+        await repeated(self.save, every=_INTERVAL, complaint="activity not saved")
+
+    async def save(self) -> None:
+        await self._activity.save()
+        await self._api_keys.save_use()

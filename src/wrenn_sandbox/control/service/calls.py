@@ -19,7 +19,7 @@ _PER_TEXT: Final = 9
 """Bytes that a kernel needs for each text besides the text: its end and its place."""
 
 
-class Calls:
+class ConcurrencyLimiter:
     """Counts what goes on, for each sandbox and each team; `what` names it to callers."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Calls:
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
-    def going_on(self, team_id: TeamId, sandbox_id: SandboxId) -> Iterator[int]:
+    def acquire(self, team_id: TeamId, sandbox_id: SandboxId) -> Iterator[int]:
         """One more call until the end of the block, and how many the team has then.
 
         Raises `QuotaExceeded`.

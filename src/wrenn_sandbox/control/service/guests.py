@@ -15,19 +15,20 @@ from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
+    FileContent,
     FileEntry,
     GuestMetrics,
     Output,
     ProcessInfo,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     TerminalSize,
     Unpacked,
 )
-from wrenn_sandbox.wire.streams import FileContent, ProcessStream
 
 from .activity import Activity
-from .calls import Calls, checked_command
+from .calls import ConcurrencyLimiter, checked_command
 from .guest_health import GuestHealth
 from .lifecycle import Wakeups, not_possible
 from .sandboxes import as_agent_error, sandbox_id_of
@@ -136,7 +137,7 @@ class GuestService:
         host: Host,
         activity: Activity,
         wakeups: Wakeups,
-        calls: Calls,
+        calls: ConcurrencyLimiter,
         health: GuestHealth,
         *,
         random: Random,
@@ -147,7 +148,7 @@ class GuestService:
         self._wakeups = wakeups
         self._calls = calls
         self._health = health
-        self._spools = Calls(
+        self._spools = ConcurrencyLimiter(
             per_sandbox=SPOOLS_PER_SANDBOX,
             per_team=SPOOLS_PER_TEAM,
             what="uploads whose file comes before its path",
@@ -156,7 +157,7 @@ class GuestService:
 
     def spooling(self, team_id: TeamId, sandbox_id: str) -> AbstractContextManager[int]:
         """A part of a call that keeps a whole file on the server; raises `QuotaExceeded`."""
-        return self._spools.going_on(team_id, sandbox_id_of(sandbox_id))
+        return self._spools.acquire(team_id, sandbox_id_of(sandbox_id))
 
     @asynccontextmanager
     async def using(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
@@ -184,7 +185,7 @@ class GuestService:
         await self._require_running(team_id, known)
         await self._health.require(known)
         try:
-            with self._calls.going_on(team_id, known):
+            with self._calls.acquire(team_id, known):
                 yield Guest(self._host, known)
         except NotInGuest:
             raise

@@ -14,7 +14,7 @@ import structlog
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.control.store.policies import PolicyChange
+from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import InvalidRequest, NotFound
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, new_operation_id
 from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy

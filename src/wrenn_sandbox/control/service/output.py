@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputText:
     """Both streams in the same `encoding`, `utf-8` or `base64`."""
 
     stdout: str
@@ -14,15 +14,15 @@ class Output:
     encoding: str
 
 
-def readable(stdout: bytes, stderr: bytes, *, cut: bool = False) -> Output:
+def readable(stdout: bytes, stderr: bytes, *, cut: bool = False) -> OutputText:
     """Text when both streams are valid UTF-8, else base64 for both.
 
     `cut` says that the streams may end within a character, which is then left out.
     """
     try:
-        return Output(_text(stdout, cut), _text(stderr, cut), "utf-8")
+        return OutputText(_text(stdout, cut), _text(stderr, cut), "utf-8")
     except UnicodeDecodeError:
-        return Output(
+        return OutputText(
             base64.b64encode(stdout).decode("ascii"),
             base64.b64encode(stderr).decode("ascii"),
             "base64",

@@ -22,11 +22,11 @@ from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
 
 from .activity import Activity
-from .calls import Calls, checked_command, output_limit
+from .calls import ConcurrencyLimiter, checked_command, output_limit
 from .guest_health import GuestHealth
 from .lifecycle import Lifecycle, Wakeups, not_possible, require
 from .network import NetworkPolicies
-from .output import Output, readable
+from .output import OutputText, readable
 from .templates import Templates
 
 
@@ -37,7 +37,7 @@ class Executed:
     Then `killed` says whether the guest has told that it is dead.
     """
 
-    output: Output
+    output: OutputText
     exit_code: int
     duration_ms: int
     truncated: bool
@@ -70,7 +70,7 @@ class SandboxService:
         activity: Activity,
         wakeups: Wakeups,
         policies: NetworkPolicies,
-        calls: Calls,
+        calls: ConcurrencyLimiter,
         health: GuestHealth,
         *,
         bounds: Bounds,
@@ -207,7 +207,7 @@ class SandboxService:
                 await self._require_running(team_id, known)
                 await self._health.require(known)
                 self._activity.touch(known)
-                calls = place.enter_context(self._calls.going_on(team_id, known))
+                calls = place.enter_context(self._calls.acquire(team_id, known))
                 limit = output_limit(self._output_limit, calls)
                 result = await self._exec(team_id, known, command, timeout_sec, limit)
                 self._activity.touch(known)

@@ -13,10 +13,10 @@ from wrenn_sandbox.model.quota import NO_LIMITS, Quota
 from .accounts import Accounts
 from .api_keys import ApiKeyDirectory, TeamApiKeys
 from .database import UNUSABLE, Database, unusable
+from .events import AllPolicies, TeamPolicies
 from .installation import Installation
 from .migrate import migrate
-from .policies import AllPolicies, TeamPolicies
-from .quotas import Guard, TeamQuota
+from .quotas import QuotaTransaction, TeamQuota
 from .sandboxes import AllSandboxes, TeamSandboxes
 from .silence import Silences
 from .spent_states import SpentStates
@@ -41,7 +41,7 @@ class Store:
     def __init__(self, url: str, quota: Quota = NO_LIMITS) -> None:
         self._database = Database(url)
         self._quota = quota
-        self._guard = Guard(self._database, quota)
+        self._guard = QuotaTransaction(self._database, quota)
         self.installation = Installation(self._database)
         self.accounts = Accounts(self._database)
         self.spent_states = SpentStates(self._database)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, insert, or_, select
+from sqlalchemy import ColumnElement, exists, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -123,3 +123,12 @@ class Accounts:
         )
         async with self._database.read() as connection:
             return (await connection.execute(query)).one_or_none() is not None
+
+
+def has_somebody(team_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """The condition that somebody in the team of this column is not disabled."""
+    return exists().where(
+        memberships.c.team_id == team_id,
+        users.c.id == memberships.c.user_id,
+        users.c.disabled_at.is_(None),
+    )

@@ -4,7 +4,9 @@ Used by `wrenn admin` beside a running server, which finds changes in the databa
 them and is told nothing.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 from sqlalchemy import (
@@ -36,7 +38,8 @@ from wrenn_sandbox.model.quota import QuotaOverride, decode_override, encode_ove
 from wrenn_sandbox.model.sandbox import IN_FLIGHT, State
 
 from .accounts import add_account
-from .database import Database
+from .database import UNUSABLE, Database, unusable
+from .migrate import newest_revision, revision_of
 from .overview import (
     ActionRow,
     KeyRow,
@@ -286,3 +289,41 @@ def _time(at: datetime) -> BindParameter[datetime]:
 def _next_second(now: datetime) -> datetime:
     """Tokens carry whole seconds: those of this second are old ones."""
     return now.replace(microsecond=0) + timedelta(seconds=1)
+
+
+_NONE = (
+    "There is no database of a server here: set WRENN_DATA_DIR and DATABASE_URL as for "
+    "wrenn serve, which makes it at its first start"
+)
+
+
+@asynccontextmanager
+async def administration(url: str, operator: str) -> AsyncIterator[Administration]:
+    """The administration of the database of this URL, which is neither made nor migrated.
+
+    Raises `NotFound` where there is none, `Conflict` where it is another version's, and
+    `HostFailure` where it can not be used.
+    """
+    database = Database(url)
+    try:
+        if not await asyncio.to_thread(lambda: database.exists):
+            raise NotFound(_NONE)
+        await _check(database)
+        yield Administration(database, operator)
+    except UNUSABLE as error:
+        raise unusable(error) from error
+    finally:
+        await database.close()
+
+
+async def _check(database: Database) -> None:
+    async with database.read() as connection:
+        found = await connection.run_sync(revision_of)
+    wanted = await asyncio.to_thread(newest_revision)
+    if found is None:
+        raise NotFound(_NONE)
+    if found != wanted:
+        raise Conflict(
+            f"The database is another version's (it has {found}, this one works with {wanted}): "
+            "use the version that serves it, or start this one's server once"
+        )

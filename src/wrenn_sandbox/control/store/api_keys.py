@@ -8,11 +8,10 @@ from sqlalchemy import Row, delete, insert, or_, select, update
 from wrenn_sandbox.ids import KeyId, TeamId
 from wrenn_sandbox.model.quota import check_api_keys
 
+from .accounts import has_somebody
 from .database import Database
-from .paging import newest_first
-from .presence import has_somebody
-from .quotas import Guard
-from .records import ApiKey, KeyOwner, Position
+from .quotas import QuotaTransaction
+from .records import ApiKey, KeyOwner, Position, newest_first
 from .tables import api_keys
 
 _KEY = select(
@@ -38,7 +37,7 @@ def _key(row: Row[*tuple[object, ...]]) -> ApiKey:
 class TeamApiKeys:
     """The keys of one team."""
 
-    def __init__(self, database: Database, team_id: TeamId, guard: Guard) -> None:
+    def __init__(self, database: Database, team_id: TeamId, guard: QuotaTransaction) -> None:
         self._database = database
         self._team_id = team_id
         self._guard = guard

@@ -37,7 +37,7 @@ Check = Callable[[Quota, Usage], None]
 _SOON_SEC: Final = 2.0
 
 
-class Guard:
+class QuotaTransaction:
     """Transactions after which a team has no more than it may.
 
     `quota` holds for every team; a team's own override goes before it.

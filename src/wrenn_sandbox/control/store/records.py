@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import Select, Table, and_, or_
+
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
 from wrenn_sandbox.model.sandbox import State, Status
 from wrenn_sandbox.wire.messages import Egress
@@ -117,3 +119,16 @@ class Position:
 
     at: datetime
     key: str
+
+
+def newest_first(
+    query: Select[*tuple[object, ...]], table: Table, limit: int | None, after: Position | None
+) -> Select[*tuple[object, ...]]:
+    """`query` sorted by `created_at` and `id` of `table`, newest first, from `after` on."""
+    created_at, key = table.c.created_at, table.c.id
+    query = query.order_by(created_at.desc(), key.desc())
+    if after is not None:
+        query = query.where(
+            or_(created_at < after.at, and_(created_at == after.at, key < after.key))
+        )
+    return query if limit is None else query.limit(limit)

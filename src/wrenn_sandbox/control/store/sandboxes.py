@@ -21,13 +21,12 @@ from wrenn_sandbox.model.sandbox import (
 )
 from wrenn_sandbox.wire.messages import Placement
 
-from . import policies
+from . import events
+from .accounts import has_somebody
 from .database import Database
-from .history import forget_old_events
-from .paging import newest_first
-from .presence import has_somebody
-from .quotas import Guard
-from .records import Position, Sandbox, SandboxEvent
+from .events import forget_old_events
+from .quotas import QuotaTransaction
+from .records import Position, Sandbox, SandboxEvent, newest_first
 from .tables import sandbox_events, sandboxes
 
 _REASON_LENGTH = 1000
@@ -65,7 +64,7 @@ def _sandbox(row: Row[*tuple[object, ...]]) -> Sandbox:
         vcpus=row.vcpus,
         memory_mb=row.memory_mb,
         timeout_sec=row.timeout_sec,
-        network=policies.read(row.network),
+        network=events.read(row.network),
         guest_ip=row.guest_ip,
         host_ip=row.host_ip,
         reason=row.reason,
@@ -90,7 +89,7 @@ async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None
             vcpus=sandbox.vcpus,
             memory_mb=sandbox.memory_mb,
             timeout_sec=sandbox.timeout_sec,
-            network=policies.written(sandbox.network),
+            network=events.written(sandbox.network),
             created_at=sandbox.created_at,
             last_updated=sandbox.last_updated,
         )
@@ -228,7 +227,7 @@ class TeamSandboxes:
 class AllSandboxes:
     """Sandboxes of every team: for the platform's own work, never for a request's answer."""
 
-    def __init__(self, database: Database, guard: Guard) -> None:
+    def __init__(self, database: Database, guard: QuotaTransaction) -> None:
         self._database = database
         self._guard = guard
 

@@ -14,8 +14,8 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import State
 
 from .database import Database
-from .history import forget_old_events
-from .policies import EVENT as NETWORK
+from .events import EVENT as NETWORK
+from .events import forget_old_events
 from .tables import sandbox_events, sandboxes
 
 BEGUN: Final = "not_responding"

@@ -14,7 +14,7 @@ from wrenn_sandbox.wire.messages import ImageInfo
 
 from . import sandboxes
 from .database import Database
-from .quotas import Guard
+from .quotas import QuotaTransaction
 from .records import Sandbox, SnapshotIntent, TeamTemplate
 from .tables import discarded_images, snapshot_intents, templates
 
@@ -64,7 +64,7 @@ class TeamTemplates:
 class Snapshots:
     """Snapshots under way, of every team."""
 
-    def __init__(self, database: Database, guard: Guard) -> None:
+    def __init__(self, database: Database, guard: QuotaTransaction) -> None:
         self._database = database
         self._guard = guard
 

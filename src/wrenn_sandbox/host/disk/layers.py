@@ -14,8 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from wrenn_sandbox.host.disk import overlay
-from wrenn_sandbox.host.disk.qcow2 import (
+from wrenn_sandbox.host.memory.sparse import go_on
+
+from . import overlay
+from .qcow2 import (
     CLUSTER,
     COPIED,
     TABLE_ENTRIES,
@@ -23,7 +25,6 @@ from wrenn_sandbox.host.disk.qcow2 import (
     Layer,
     entries_for,
 )
-from wrenn_sandbox.host.memory.sparse import go_on
 
 _PIECE: Final = 1024 * 1024
 _COUNTS: Final = CLUSTER // 2

@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from wrenn_sandbox.host.disk.qcow2 import (
+from .qcow2 import (
     BACKING_FORMAT,
     CLUSTER,
     CLUSTER_BITS,

@@ -25,13 +25,12 @@ from wrenn_sandbox.wire.messages import (
     LeftOut,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     Unpacked,
 )
-from wrenn_sandbox.wire.streams import ProcessStream
 
 from .client import GRACE_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient
-from .connect_rpc import MALFORMED
-from .plain import Count, words
+from .connect_rpc import MALFORMED, Count, words
 from .streams import INPUT_PIECE, GuestProcesses
 
 _PROGRAM: Final = "archive"

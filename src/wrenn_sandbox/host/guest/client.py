@@ -12,10 +12,19 @@ import msgspec
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
 
-from .connect_rpc import MALFORMED, RpcError, envelope, messages, unary_error
+from .connect_rpc import (
+    MALFORMED,
+    Count,
+    ExitCode,
+    Percent,
+    Pid,
+    RpcError,
+    envelope,
+    messages,
+    not_started,
+    unary_error,
+)
 from .connection import ANSWER_SEC, KEEPALIVE_SEC, SILENT, Connect, Connection, GuestGone
-from .plain import Count, ExitCode, Percent, Pid
-from .refusals import not_started
 
 GRACE_SEC: Final = 5.0
 """How long after its time limit a command may take to be started, or to be killed."""

@@ -5,15 +5,23 @@ stream has flag 0x02 and may hold an error.
 """
 
 import asyncio
+import re
+import shlex
 import struct
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from wrenn_sandbox.errors import AgentError
-
-from .plain import words
+from wrenn_sandbox.errors import (
+    AgentError,
+    Conflict,
+    InvalidRequest,
+    NoSpace,
+    NotInGuest,
+    WrennError,
+)
+from wrenn_sandbox.wire.messages import Command
 
 ENVELOPE_LIMIT: Final = 1024 * 1024
 """Bytes of one message; the agent sends output in pieces of 64 KiB."""
@@ -116,3 +124,53 @@ def unary_error(status: int, body: bytes) -> RpcError:
         error = _PlainError(message=f"The sandbox answered with status {status}.")
     code = error.code if isinstance(error.code, str) else _CODES.get(status, "unknown")
     return RpcError(code[:64], words(error.message))
+
+
+Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+ExitCode = Annotated[int, msgspec.Meta(ge=0, le=255)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Mode = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+
+MESSAGE_LIMIT: Final = 2000
+"""Characters of an error's message."""
+
+
+def words(text: str) -> str:
+    """A guest's message as callers, logs and terminals may see it: no control characters."""
+    kept = text[:MESSAGE_LIMIT]
+    return "".join(each if each.isprintable() else " " for each in kept)
+
+
+_NO_SPACE_STATUS = 507
+_MEANING: dict[str, type[WrennError]] = {
+    "not_found": NotInGuest,
+    "invalid_argument": InvalidRequest,
+    "permission_denied": InvalidRequest,
+    "already_exists": Conflict,
+    "failed_precondition": Conflict,
+}
+
+
+_SHELL: Final = re.compile(r"[\s|&;<>()$`*?]")
+"""What makes a command line of a command's name."""
+
+_LINE: Final = 256
+"""Characters of a command line that is repeated to whoever sent it."""
+
+
+def not_started(error: RpcError, command: Command) -> str:
+    """Why a command could not be started; to a whole command line, how to have it run."""
+    line = command.cmd
+    if error.rpc_code != "not_found" or command.args or len(line) > _LINE:
+        return error.message
+    if not _SHELL.search(line):
+        return error.message
+    return f"{error.message}: commands run without a shell; use sh -c {shlex.quote(line)}"
+
+
+def refusal(error: RpcError, status: int = 0) -> WrennError:
+    """The platform's error for one of the agent's, given the HTTP status of an unary call."""
+    if status == _NO_SPACE_STATUS:
+        return NoSpace(error.message)
+    return _MEANING.get(error.rpc_code, AgentError)(error.message)

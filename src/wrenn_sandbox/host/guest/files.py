@@ -10,14 +10,11 @@ from urllib.parse import quote
 import msgspec
 
 from wrenn_sandbox.errors import AgentError
-from wrenn_sandbox.wire.messages import FileEntry, FileType
-from wrenn_sandbox.wire.streams import FileContent
+from wrenn_sandbox.wire.messages import FileContent, FileEntry, FileType
 
 from .client import CALL_SEC, GuestClient
-from .connect_rpc import MALFORMED, unary_error
+from .connect_rpc import MALFORMED, Mode, refusal, unary_error
 from .connection import ANSWER_SEC, BODY_LIMIT
-from .plain import Mode
-from .refusals import refusal
 
 Answer = TypeVar("Answer")
 

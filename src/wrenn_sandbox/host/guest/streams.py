@@ -17,15 +17,13 @@ from wrenn_sandbox.wire.messages import (
     ProcessInfo,
     ProcessRef,
     ProcessSignal,
+    ProcessStream,
     TerminalSize,
 )
-from wrenn_sandbox.wire.streams import ProcessStream
 
 from .client import CALL_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
-from .connect_rpc import MALFORMED, RpcError, unary_error
+from .connect_rpc import MALFORMED, ExitCode, Pid, RpcError, not_started, refusal, unary_error
 from .connection import ANSWER_SEC, SILENT, GuestGone
-from .plain import ExitCode, Pid
-from .refusals import not_started, refusal
 
 INPUT_PIECE: Final = 256 * 1024
 """Bytes of input that one call carries."""

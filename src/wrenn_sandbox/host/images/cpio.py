@@ -49,9 +49,9 @@ def archive(entries: Iterable[Entry]) -> bytes:
         seen.add(entry.path)
         if stat.S_ISDIR(entry.mode):
             directories.add(entry.path)
-    parts = [_record(entry, number) for number, entry in enumerate(ordered, start=1)]
-    parts.append(_record(Entry(_TRAILER, 0), 0))
-    return _padded(b"".join(parts), _BLOCK)
+    context = [_record(entry, number) for number, entry in enumerate(ordered, start=1)]
+    context.append(_record(Entry(_TRAILER, 0), 0))
+    return _padded(b"".join(context), _BLOCK)
 
 
 def _record(entry: Entry, inode: int) -> bytes:

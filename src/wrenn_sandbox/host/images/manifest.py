@@ -38,14 +38,14 @@ _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
 
-class FileEntry(msgspec.Struct, frozen=True):
+class FileDigest(msgspec.Struct, frozen=True):
     """One file: its length in bytes and its `content_digest`."""
 
     size: int
     sha256: str
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     """The machine that a memory image was made on; restoring needs the very same."""
 
     vcpus: int
@@ -69,7 +69,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     name: str
     recipe_sha256: str
-    files: dict[str, FileEntry]
+    files: dict[str, FileDigest]
     kernel_args: str
     vcpus: int
     memory_mb: int
@@ -79,7 +79,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Made from its base for a size that somebody asked for; goes with the base's name."""
     private: bool = False
     """Memory that one stored sandbox refers to; nothing that a machine could be started from."""
-    machine: Machine | None = None
+    machine: HardwareProfile | None = None
     token: str = ""
     """What the agent in a snapshot expects before it takes a new identity; none in a variant."""
 
@@ -170,9 +170,9 @@ def verify(directory: Path, manifest: Manifest, names: Collection[str] | None = 
             raise IncompatibleImage(f"the image's {name} is damaged")
 
 
-def describe(path: Path) -> FileEntry:
+def describe(path: Path) -> FileDigest:
     """The entry of a file, by reading it."""
-    return FileEntry(size=path.stat().st_size, sha256=content_digest(path))
+    return FileDigest(size=path.stat().st_size, sha256=content_digest(path))
 
 
 def content_digest(path: Path) -> str:
@@ -206,7 +206,7 @@ def _blocks_with_data(fd: int) -> Iterator[int]:
         position = last
 
 
-def derived_id(files: Mapping[str, FileEntry], *facts: str) -> ImageId:
+def derived_id(files: Mapping[str, FileDigest], *facts: str) -> ImageId:
     """The id of an image that follows from its content: the same content has the same id."""
     digest = hashlib.sha256()
     for name, entry in sorted(files.items()):

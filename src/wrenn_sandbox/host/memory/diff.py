@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host.images.manifest import FileEntry
+from wrenn_sandbox.host.images.manifest import FileDigest
 
 from .pages import PAGE, Mapping, Run, own_pages, read, split, write
 from .sparse import go_on
@@ -65,7 +65,7 @@ def decode_index(data: bytes, pages: int) -> list[Run]:
     return runs
 
 
-def capture(mapping: Mapping, directory: Path) -> dict[str, FileEntry]:
+def capture(mapping: Mapping, directory: Path) -> dict[str, FileDigest]:
     """Store the process's own pages in `directory`; blocks. The machine must be stopped.
 
     Returns the two files with plain digests. Reading and writing go on in one thread, digests in
@@ -93,8 +93,8 @@ def capture(mapping: Mapping, directory: Path) -> dict[str, FileEntry]:
     finally:
         os.close(fd)
     return {
-        PAGES: FileEntry(total, digest.hexdigest()),
-        INDEX: FileEntry(len(index), hashlib.sha256(index).hexdigest()),
+        PAGES: FileDigest(total, digest.hexdigest()),
+        INDEX: FileDigest(len(index), hashlib.sha256(index).hexdigest()),
     }
 
 

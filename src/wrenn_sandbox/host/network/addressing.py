@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.lock import DirectoryLock
-from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.slot import Slot
 
 BLOCK_PREFIX_LENGTH = 22
 _GROUP_BASE = 0x57000000

@@ -11,20 +11,11 @@ from pathlib import Path
 import structlog
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.addressing import (
-    AddressPlan,
-    index_of,
-    netns_prefix,
-    veth_prefix,
-)
-from wrenn_sandbox.host.network.rules import (
-    Ground,
-    host_rules,
-    policy_change,
-    shape_of,
-    slot_rules,
-)
-from wrenn_sandbox.host.network.slot import (
+from wrenn_sandbox.host.privileged import commands
+from wrenn_sandbox.host.privileged.conntrack import forget_connections
+from wrenn_sandbox.host.privileged.netns import NETNS_DIR, NamespaceThread
+from wrenn_sandbox.host.privileged.process import kill_now, processes_in_netns
+from wrenn_sandbox.host.slot import (
     GATEWAY_IP,
     GUEST_IP,
     GUEST_MAC,
@@ -33,11 +24,21 @@ from wrenn_sandbox.host.network.slot import (
     TAP_NAME,
     UPLINK_NAME,
 )
-from wrenn_sandbox.host.privileged import commands
-from wrenn_sandbox.host.privileged.conntrack import forget_connections
-from wrenn_sandbox.host.privileged.netns import NETNS_DIR, NamespaceThread
-from wrenn_sandbox.host.privileged.process import kill_now, processes_in_netns
 from wrenn_sandbox.model.network import NetworkPolicy
+
+from .addressing import (
+    AddressPlan,
+    index_of,
+    netns_prefix,
+    veth_prefix,
+)
+from .rules import (
+    Ground,
+    host_rules,
+    policy_change,
+    shape_of,
+    slot_rules,
+)
 
 _log = structlog.get_logger(__name__)
 SYSCTL = Path("/proc/sys/net")

@@ -17,8 +17,13 @@ import structlog
 
 from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
 from wrenn_sandbox.host.lock import DirectoryLock
-from wrenn_sandbox.host.network import builder as building
-from wrenn_sandbox.host.network.addressing import (
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import NOTHING, Slot
+from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
+from wrenn_sandbox.settings import Settings
+
+from . import builder as building
+from .addressing import (
     RUNTIME_DIR,
     AddressPlan,
     blocks_of,
@@ -26,13 +31,9 @@ from wrenn_sandbox.host.network.addressing import (
     data_dir_tag,
     note_tag,
 )
-from wrenn_sandbox.host.network.builder import SlotBuilder
-from wrenn_sandbox.host.network.resolvers import resolvers
-from wrenn_sandbox.host.network.rules import Ground, Limits
-from wrenn_sandbox.host.network.slot import NOTHING, Slot
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
-from wrenn_sandbox.settings import Settings
+from .builder import SlotBuilder
+from .resolvers import resolvers
+from .rules import Ground, Limits
 
 BATCH = 4
 REMOVAL_BATCH = 8

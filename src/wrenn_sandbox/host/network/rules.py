@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Final
 
-from wrenn_sandbox.host.network.addressing import AddressPlan
-from wrenn_sandbox.host.network.slot import (
+from wrenn_sandbox.host.slot import (
     AGENT_PORT,
     GATEWAY_IP,
     GUEST_IP,
@@ -15,6 +14,8 @@ from wrenn_sandbox.host.network.slot import (
     UPLINK_NAME,
 )
 from wrenn_sandbox.model.network import NetworkPolicy
+
+from .addressing import AddressPlan
 
 SLOT_TABLE: Final = "wrenn"
 BURST_SEC: Final = 5

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Set
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.slot import NOTHING, Slot
+from wrenn_sandbox.host.slot import NOTHING, Slot
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.settings import Settings
 

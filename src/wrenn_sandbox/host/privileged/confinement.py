@@ -13,10 +13,11 @@ from typing import Final
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.addressing import note_tag
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.privileged import cgroups
-from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS, Groups
-from wrenn_sandbox.host.privileged.jail import Jail, View, apart
-from wrenn_sandbox.host.privileged.spawn import Identity, start
+
+from . import cgroups
+from .cgroups import CONTROLLERS, Groups
+from .jail import Jail, View, apart
+from .spawn import Identity, start
 
 _NOBODY: Final = Identity(65_534)
 _TRIAL_SEC: Final = 10.0

@@ -4,8 +4,9 @@ import asyncio
 import socket
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.slot import AGENT_PORT, Slot
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import AGENT_PORT, Slot
+
+from .netns import NamespaceThread
 
 LOOPBACK = "127.0.0.1"
 

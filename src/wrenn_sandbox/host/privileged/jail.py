@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from wrenn_sandbox.host.privileged import mounts
-from wrenn_sandbox.host.privileged.mounts import DATA_ONLY, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY
+from . import mounts
+from .mounts import DATA_ONLY, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY
 
 T = TypeVar("T")
 

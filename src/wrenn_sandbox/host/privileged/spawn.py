@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ctypes
+import errno
 import os
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
@@ -12,14 +14,14 @@ from pathlib import Path
 from typing import IO, Final
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.slot import Slot
-from wrenn_sandbox.host.privileged import mounts
-from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
-from wrenn_sandbox.host.privileged.jail import Jail, View, apart
-from wrenn_sandbox.host.privileged.keyring import leave_session_keyring
-from wrenn_sandbox.host.privileged.limits import Limits
-from wrenn_sandbox.host.privileged.netns import NETNS_DIR
-from wrenn_sandbox.host.privileged.process import PROC, ProcessHandle
+from wrenn_sandbox.host.slot import Slot
+
+from . import mounts
+from .commands import ENVIRONMENT
+from .jail import Jail, View, apart
+from .limits import Limits
+from .netns import NETNS_DIR
+from .process import PROC, ProcessHandle
 
 Output = int | IO[bytes]
 """A descriptor, an open file, or `subprocess.DEVNULL`."""
@@ -216,3 +218,26 @@ def _offer_to_oom_killer(pid: int) -> None:
         own = int((PROC / "self" / "oom_score_adj").read_text("ascii"))
         wanted = min(own + _OOM_SCORE, _HIGHEST_OOM_SCORE)
         (PROC / str(pid) / "oom_score_adj").write_text(str(wanted))
+
+
+_KEYCTL: Final = {"x86_64": 250}.get(os.uname().machine, 219)
+_JOIN_SESSION_KEYRING: Final = 1
+_TOLERATED: Final = (errno.ENOSYS, errno.EPERM, errno.EDQUOT)
+"""Kernels and containers without keys, or with few of them, as where root is not the real one."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def leave_session_keyring() -> None:
+    """Give the calling thread, and what it starts, an empty keyring in the server's place.
+
+    A server that somebody started by hand holds the keys of root's login: to use, and to revoke.
+    Without root nothing is done: machines run as the server's own user then. Raises OSError.
+    (Manual page keyctl(2); linux/keyctl.h.)
+    """
+    if os.geteuid() != 0:
+        return
+    if _libc.syscall(_KEYCTL, _JOIN_SESSION_KEYRING, None) >= 0:
+        return
+    code = ctypes.get_errno()
+    if code not in _TOLERATED:
+        raise OSError(code, f"session keyring: {os.strerror(code)}")

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.slot import Slot
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import Slot
+
+from .netns import NamespaceThread
 
 TUN_DEVICE = Path("/dev/net/tun")
 # linux/if_tun.h, linux/sockios.h, linux/if.h

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import msgspec
 
-from wrenn_sandbox.host.images.manifest import FileEntry, Machine
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.slot import Slot
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class Driver(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
+    def machine(
+        self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
+    ) -> HardwareProfile:
         """What a snapshot of such a machine needs to be restored here."""
         ...
 
@@ -105,7 +107,7 @@ class Driver(Protocol):
         """
         ...
 
-    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         """Stop the machine and store `vmstate` and, of a restored one, its own pages in `into`.
 
         Returns the files with plain digests. The machine stays stopped; on failure it runs on.

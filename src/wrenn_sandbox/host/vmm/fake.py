@@ -16,12 +16,13 @@ from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import FileEntry, Machine
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import guest_files
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
-from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
+
+from .base import Capabilities, MachineSpec, Process, Snapshot, Usage
 
 _HOME: Final = "home"
 _TEMPLATE: Final = "minimal"
@@ -39,8 +40,10 @@ class FakeDriver:
     def capabilities(self) -> Capabilities:
         return Capabilities(name="fake", version="1", accelerator="none", own_kernel=False)
 
-    def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
-        return Machine(
+    def machine(
+        self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
+    ) -> HardwareProfile:
+        return HardwareProfile(
             vcpus=vcpus,
             memory_mb=memory_mb,
             cpu_model="none",
@@ -85,7 +88,7 @@ class FakeDriver:
     async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
         """The agent runs already."""
 
-    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         self._handles[process].signal(signal.SIGSTOP)
         try:
             return await asyncio.to_thread(_store, spec, into)
@@ -172,7 +175,7 @@ def _sparse(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _store(spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
+def _store(spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
     _tar(["-c", "-f", str(into / form.VMSTATE), "-C", str(_home(spec)), "."])
     names = [form.VMSTATE]
     if spec.memory is not None:
@@ -181,7 +184,7 @@ def _store(spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
         (into / diff.PAGES).touch()
         names += [diff.INDEX, diff.PAGES]
     return {
-        name: form.FileEntry((into / name).stat().st_size, _digest(into / name)) for name in names
+        name: form.FileDigest((into / name).stat().st_size, _digest(into / name)) for name in names
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host.disk.growth import Layers
+from wrenn_sandbox.host.disk_use import Layers
 
 _DISK_MB = 64
 

@@ -14,8 +14,8 @@ from wrenn_sandbox.errors import (
     NotInGuest,
     WrennError,
 )
+from wrenn_sandbox.host.guest.connect_rpc import MESSAGE_LIMIT, words
 from wrenn_sandbox.host.guest.files import GuestFiles
-from wrenn_sandbox.host.guest.plain import MESSAGE_LIMIT, words
 
 _ENTRY: Mapping[str, object] = {
     "name": "a",

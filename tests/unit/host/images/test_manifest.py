@@ -10,7 +10,7 @@ import pytest
 
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host.images import manifest
-from wrenn_sandbox.host.images.manifest import FileEntry, Machine, Manifest
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile, Manifest
 from wrenn_sandbox.ids import ImageId, is_id
 
 COLD = Manifest(
@@ -18,7 +18,7 @@ COLD = Manifest(
     created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     name="minimal",
     recipe_sha256="00",
-    files={name: FileEntry(1, "ff") for name in ("kernel", "initrd", "runtime", "disk")},
+    files={name: FileDigest(1, "ff") for name in ("kernel", "initrd", "runtime", "disk")},
     kernel_args="quiet",
     vcpus=1,
     memory_mb=512,
@@ -27,8 +27,8 @@ COLD = Manifest(
 SNAPSHOT = msgspec.structs.replace(
     COLD,
     base_image_id=ImageId("img-" + "b" * 20),
-    files={name: FileEntry(1, "ff") for name in ("vmstate", "memory", "disk")},
-    machine=Machine(
+    files={name: FileDigest(1, "ff") for name in ("vmstate", "memory", "disk")},
+    machine=HardwareProfile(
         vcpus=1,
         memory_mb=512,
         cpu_model="max",
@@ -118,5 +118,5 @@ def test_derived_id_follows_the_content() -> None:
     assert is_id("img", image_id)
     assert manifest.derived_id(dict(reversed(COLD.files.items())), "fact") == image_id
     assert manifest.derived_id(COLD.files, "other") != image_id
-    changed = {**COLD.files, "disk": FileEntry(1, "fe")}
+    changed = {**COLD.files, "disk": FileDigest(1, "fe")}
     assert manifest.derived_id(changed, "fact") != image_id

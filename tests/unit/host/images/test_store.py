@@ -9,7 +9,7 @@ import pytest
 
 from wrenn_sandbox.errors import IncompatibleImage, InvalidRequest, NotFound
 from wrenn_sandbox.host.images import manifest
-from wrenn_sandbox.host.images.manifest import Machine, Manifest
+from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId
@@ -27,7 +27,7 @@ def store(paths: Paths) -> ImageStore:
     return ImageStore(paths)
 
 
-def fill(made: Path, names: tuple[str, ...], content: bytes) -> dict[str, manifest.FileEntry]:
+def fill(made: Path, names: tuple[str, ...], content: bytes) -> dict[str, manifest.FileDigest]:
     for name in names:
         (made / name).write_bytes(content + name.encode())
     return {name: manifest.describe(made / name) for name in names}
@@ -50,7 +50,7 @@ def cold(made: Path, content: bytes) -> Manifest:
 
 def snapshot(made: Path, base: Manifest, content: bytes) -> Manifest:
     files = fill(made, ("vmstate", "memory", "disk"), content)
-    machine = Machine(
+    machine = HardwareProfile(
         vcpus=1,
         memory_mb=512,
         cpu_model="max",

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host.images.manifest import FileEntry
+from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.pages import PAGE, Mapping, Run
 
@@ -132,7 +132,7 @@ def test_what_is_stored_is_there_again(
     assert files[diff.PAGES].size == own * PAGE == (tmp_path / diff.PAGES).stat().st_size
     for name, entry in files.items():
         data = (tmp_path / name).read_bytes()
-        assert entry == FileEntry(len(data), hashlib.sha256(data).hexdigest())
+        assert entry == FileDigest(len(data), hashlib.sha256(data).hexdigest())
     assert other.digest() == before
     diff.inject(other.mapping, tmp_path)
     assert other.digest() == owner.digest() != before

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from wrenn_sandbox.host.network.pool import SlotPool
-from wrenn_sandbox.host.network.slot import GATEWAY_IP, GUEST_MAC, TAP_MAC, Slot
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import attach_tap, open_tap
+from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_MAC, TAP_MAC, Slot
 
 from .conftest import run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host.network.slot import GUEST_MAC, TAP_NAME, UPLINK_NAME, Slot
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest, guest_socket
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import GUEST_MAC, TAP_NAME, UPLINK_NAME, Slot
 from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, run

@@ -13,11 +13,11 @@ import pytest
 
 from wrenn_sandbox.errors import HostFailure, NoCapacity
 from wrenn_sandbox.host.network.addressing import data_dir_tag, noted_tags
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged import commands
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import process_start_time
 from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory, Remains, remains, run

@@ -12,8 +12,8 @@ import pytest
 
 from wrenn_sandbox.host.network import pool
 from wrenn_sandbox.host.network.rules import REFUSALS_PER_SEC
-from wrenn_sandbox.host.network.slot import GATEWAY_IP
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import GATEWAY_IP
 from wrenn_sandbox.model.network import NetworkPolicy
 
 from .conftest import PoolFactory

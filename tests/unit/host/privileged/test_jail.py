@@ -12,12 +12,12 @@ import pytest
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.memory import pages
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement, jail_obstacle
 from wrenn_sandbox.host.privileged.jail import Jail, View, apart
 from wrenn_sandbox.host.privileged.limits import Limits
 from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
+from wrenn_sandbox.host.slot import Slot
 
 SLOT = Slot(index=40_001, netns=None, host_ip="127.0.0.1", uid=760_124, tap=None, host_port=40_001)
 TRIAL = ("true",)

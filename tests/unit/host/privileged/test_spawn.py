@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.spawn import Identity, kvm_groups, spawn, spawn_in_slot
 from wrenn_sandbox.host.privileged.tap import open_tap
+from wrenn_sandbox.host.slot import Slot
 
 SLOT = Slot(index=40_000, netns=None, host_ip="127.0.0.1", uid=760_123, tap=None, host_port=40_000)
 
@@ -30,7 +30,7 @@ HOLDER = (
     KEYS
     + """
 import asyncio, subprocess, sys
-from wrenn_sandbox.host.network.slot import Slot
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
 
 assert libc.syscall(KEYCTL, JOIN, None) > 0

@@ -4,10 +4,10 @@ import subprocess
 from pathlib import Path
 
 from wrenn_sandbox.host.disk import overlay
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
-from wrenn_sandbox.host.vmm.qemu.bounds import limits
+from wrenn_sandbox.host.vmm.qemu.launch import limits
 
 DISK_MB = 256
 CLUSTER = 64 * 1024

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host.network.slot import Slot
 from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.host.vmm.qemu.command import Variant, command
 

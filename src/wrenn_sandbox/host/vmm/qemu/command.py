@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from wrenn_sandbox.host.network.slot import AGENT_PORT, GATEWAY_IP, GUEST_IP, GUEST_MAC, Slot
+from wrenn_sandbox.host.slot import AGENT_PORT, GATEWAY_IP, GUEST_IP, GUEST_MAC, Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
 
 CONSOLE_BYTES: Final = 64 * 1024

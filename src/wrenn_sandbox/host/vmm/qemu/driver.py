@@ -13,9 +13,9 @@ from typing import Final, Self, TypeVar
 import structlog
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host import faults
+from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk import qcow2
-from wrenn_sandbox.host.images.manifest import VMSTATE, FileEntry, Machine
+from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
@@ -31,7 +31,7 @@ from .binary import has_seccomp, host_cpu, usage_of, version_of
 from .command import READ_ONLY_BASE_SINCE, Memory, Variant, command
 from .launch import launch
 from .monitor import Monitor, listen
-from .running import (
+from .process import (
     Running,
     append,
     connected,
@@ -103,8 +103,10 @@ class QemuDriver:
             own_kernel=True,
         )
 
-    def machine(self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str) -> Machine:
-        return Machine(
+    def machine(
+        self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
+    ) -> HardwareProfile:
+        return HardwareProfile(
             vcpus=vcpus,
             memory_mb=memory_mb,
             cpu_model=host_cpu() if self._variant.cpu == "host" else self._variant.cpu,
@@ -162,7 +164,7 @@ class QemuDriver:
             raise
         return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False), [fd]
 
-    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileEntry]:
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         running = self._running[process]
         if await unless_ended(running, running.monitor.status()) in _ENDED:
             raise HostFailure("The guest has stopped.")
@@ -170,9 +172,9 @@ class QemuDriver:
         try:
             await asyncio.to_thread(_make_own, state, spec)
             await unless_ended(running, running.monitor.stop())
-            faults.reach("machine.stopped")
+            failpoints.reach("machine.stopped")
             await unless_ended(running, running.monitor.save(state))
-            faults.reach("machine.saved")
+            failpoints.reach("machine.saved")
             files = await asyncio.to_thread(self._capture, process.pid, spec, state, into)
             require_same(running)
             return files
@@ -366,11 +368,11 @@ class QemuDriver:
 
     def _capture(
         self, pid: int, spec: MachineSpec, state: Path, into: Path
-    ) -> dict[str, FileEntry]:
+    ) -> dict[str, FileDigest]:
         data = read_state(state)
         (into / VMSTATE).write_bytes(data)
         state.unlink()
-        files = {VMSTATE: FileEntry(len(data), hashlib.sha256(data).hexdigest())}
+        files = {VMSTATE: FileDigest(len(data), hashlib.sha256(data).hexdigest())}
         if spec.memory is not None:
             try:
                 files |= diff.capture(self._mapping(pid, spec), into)

@@ -1,0 +1,178 @@
+"""`wrenn sandbox`: the life of sandboxes."""
+
+import re
+from typing import Annotated, Final
+
+import typer
+
+from wrenn_sandbox.cli.account import open_client
+from wrenn_sandbox.cli.output import print_json, print_table, printable, when
+from wrenn_sandbox.client import SandboxInfo
+
+from . import exec, network, shell
+
+app = typer.Typer(help="Make sandboxes, work in them and end them.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of sandboxes.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
+
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([MG]?)(?:i?B)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "M": 1, "G": 1024}
+
+# From the id on, everything is the command's.
+COMMAND_LINE: Final = {"allow_interspersed_args": False}
+app.command("exec", context_settings=COMMAND_LINE)(exec.command)
+app.command("shell", context_settings=COMMAND_LINE)(shell.command)
+app.command("network")(network.command)
+
+
+@app.command("create")
+def create(
+    template: Annotated[
+        str | None, typer.Option("--template", "-t", help="What to start from.")
+    ] = None,
+    vcpus: Annotated[int | None, typer.Option(help="Virtual processors.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory: MiB, or with a unit, such as 1G.", metavar="SIZE"),
+    ] = None,
+    timeout: Annotated[
+        int | None, typer.Option(help="Pause it after so long without activity.", metavar="SEC")
+    ] = None,
+    internet: network.Internet = None,
+    allow: network.Allow = None,
+    deny: network.Deny = None,
+    json: Json = False,
+) -> None:
+    """Start a sandbox and print its id. What is not given is the server's choice."""
+    policy = network.policy_of(internet, allow, deny)
+    memory_mb = None if memory is None else _mib(memory)
+    with open_client() as client:
+        sandbox = client.sandboxes.create(
+            template, vcpus=vcpus, memory_mb=memory_mb, timeout_sec=timeout, network=policy
+        )
+    if json:
+        print_json(sandbox.info)
+    else:
+        typer.echo(sandbox.id)
+
+
+def _mib(size: str) -> int:
+    """MiB of a size such as `512`, `512M` or `1.5GiB`."""
+    found = _SIZE.fullmatch(size.strip())
+    mib = 0.0 if found is None else float(found[1]) * _UNITS[found[2].upper()]
+    if mib < 1 or not mib.is_integer():
+        raise typer.BadParameter(
+            f"{size!r} is no number of MiB, nor a size such as 512M or 1.5G", param_hint="--memory"
+        )
+    return int(mib)
+
+
+@app.command("get")
+def get(id: Id, json: Json = False) -> None:
+    """Show all there is to know of one sandbox."""
+    with open_client() as client:
+        info = client.sandboxes.get(id).info
+    if json:
+        print_json(info)
+        return
+    rows = (
+        ("id", info.id),
+        ("status", info.status),
+        ("reason", info.reason or ""),
+        ("template", info.template),
+        ("vcpus", str(info.vcpus)),
+        ("memory", f"{info.memory_mb} MB"),
+        ("disk used", f"{info.disk_bytes // (1024 * 1024)} MB"),
+        ("timeout", f"{info.timeout_sec} s" if info.timeout_sec else "none"),
+        ("internet", "open" if info.network.internet else "closed"),
+        ("created", when(info.created_at)),
+        ("started", when(info.started_at)),
+        ("last active", when(info.last_active_at)),
+    )
+    for name, value in rows:
+        if value:
+            typer.echo(f"{name:<12} {printable(value)}")
+
+
+@app.command("list")
+def show(
+    all: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    json: Json = False,
+) -> None:
+    """List the team's sandboxes, newest first."""
+    with open_client() as client:
+        found = client.sandboxes.list()
+    shown = [each for each in found if all or each.status not in ("stopped", "error")]
+    if json:
+        print_json(shown)
+        return
+    head = ("ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", "LAST ACTIVE")
+    print_table(head, [_cells(each) for each in shown])
+
+
+def _cells(info: SandboxInfo) -> tuple[str, ...]:
+    return (
+        info.id,
+        info.status,
+        info.template,
+        str(info.vcpus),
+        f"{info.memory_mb} MB",
+        when(info.created_at),
+        when(info.last_active_at),
+    )
+
+
+@app.command("pause")
+def pause(ids: Ids, json: Json = False) -> None:
+    """Store running sandboxes on disk and free everything else."""
+    with open_client() as client:
+        _tell([client.sandboxes.pause(each) for each in ids], json)
+
+
+@app.command("resume")
+def resume(
+    ids: Ids,
+    reboot: Annotated[
+        bool,
+        typer.Option(
+            "--reboot", help="Start from the disk: files are kept, processes and memory are gone."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Continue paused sandboxes where they were."""
+    with open_client() as client:
+        _tell([client.sandboxes.resume(each, memory=not reboot) for each in ids], json)
+
+
+def _tell(infos: list[SandboxInfo], json: bool) -> None:
+    if json:
+        print_json(infos)
+        return
+    for info in infos:
+        typer.echo(f"{info.id} {info.status}")
+
+
+@app.command("delete")
+def delete(ids: Ids) -> None:
+    """End sandboxes, whatever their state; may be repeated."""
+    with open_client() as client:
+        for each in ids:
+            client.sandboxes.delete(each)
+
+
+@app.command("events")
+def events(id: Id, json: Json = False) -> None:
+    """What happened to a sandbox and why, newest first."""
+    with open_client() as client:
+        found = client.sandboxes.events(id)
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (when(each.time), each.from_state or "", each.to_state, each.actor, each.reason or "")
+        for each in found
+    ]
+    print_table(("TIME", "FROM", "TO", "BY", "REASON"), rows)

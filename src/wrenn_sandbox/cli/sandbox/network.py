@@ -1,0 +1,55 @@
+"""`wrenn sandbox network`, and how the command line writes network policies."""
+
+from typing import Annotated
+
+import typer
+
+from wrenn_sandbox.cli.account import open_client
+from wrenn_sandbox.cli.output import print_json
+from wrenn_sandbox.client import NetworkPolicy
+
+Internet = Annotated[
+    bool | None,
+    typer.Option("--internet/--no-internet", help="Whether it reaches the internet, and DNS."),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CIDR", help="Open this range in any case; may be repeated."),
+]
+Deny = Annotated[
+    list[str] | None, typer.Option(metavar="CIDR", help="Close this range; may be repeated.")
+]
+
+
+def policy_of(
+    internet: bool | None, allow: list[str] | None, deny: list[str] | None
+) -> NetworkPolicy | None:
+    """The policy of these options; None when none of them was given."""
+    if internet is None and not allow and not deny:
+        return None
+    return NetworkPolicy(
+        internet=internet is not False, allow=tuple(allow or ()), deny=tuple(deny or ())
+    )
+
+
+def command(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")],
+    internet: Internet = None,
+    allow: Allow = None,
+    deny: Deny = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")] = False,
+) -> None:
+    """Show what a sandbox may reach or, with options, replace it: what is left out is default."""
+    wanted = policy_of(internet, allow, deny)
+    with open_client() as client:
+        if wanted is None:
+            policy = client.sandboxes.network(id)
+        else:
+            policy = client.sandboxes.set_network(id, wanted)
+    if json:
+        print_json(policy)
+        return
+    typer.echo(f"internet {'open' if policy.internet else 'closed'}")
+    for verb, ranges in (("allow", policy.allow), ("deny", policy.deny)):
+        for each in ranges:
+            typer.echo(f"{verb} {each}")

@@ -1,0 +1,117 @@
+"""`WS /v1/sandboxes/{id}/exec/stream`: one command, followed while it runs."""
+
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.websockets import WebSocket
+
+from wrenn_sandbox.control.api.authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from wrenn_sandbox.control.api.responses import failures
+from wrenn_sandbox.control.api.services import services_of
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.wire.messages import TerminalSize
+
+from .frames import Started, TextFrames
+from .messages import (
+    Action,
+    CloseInput,
+    End,
+    Input,
+    Nothing,
+    PongMessage,
+    Resize,
+    ResizeMessage,
+    StartMessage,
+    StdinCloseMessage,
+    StdinMessage,
+    StopMessage,
+)
+from .session import Session
+from .websocket import Malformed, Socket, parsed
+
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
+
+_START: TypeAdapter[StartMessage] = TypeAdapter(StartMessage)
+_MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
+    Annotated[
+        StdinMessage | StdinCloseMessage | ResizeMessage | StopMessage | PongMessage | StartMessage,
+        Field(discriminator="type"),
+    ]
+)
+
+
+def _read(content: str | bytes) -> Action:
+    return _action_of(parsed(_MESSAGES, content))
+
+
+def read_attached(content: str | bytes) -> Action:
+    """What a message asks for to a command that runs already: `start` has nothing to say there."""
+    message = parsed(_MESSAGES, content)
+    return Nothing() if isinstance(message, StartMessage) else _action_of(message)
+
+
+def _action_of(message: BaseModel) -> Action:
+    match message:
+        case StdinMessage(encoding="base64"):
+            try:
+                return Input(base64.b64decode(message.data, validate=True))
+            except binascii.Error as error:
+                raise Malformed("data: must be base64") from error
+        case StdinMessage():
+            return Input(message.data.encode("utf-8"))
+        case StdinCloseMessage():
+            return CloseInput()
+        case ResizeMessage():
+            return Resize(TerminalSize(cols=message.cols, rows=message.rows))
+        case StopMessage():
+            return End(grace=True)
+        case PongMessage():
+            return Nothing()
+    raise Malformed("type: start comes once, as the first message")
+
+
+@router.websocket("/{id}/exec/stream")
+async def exec_stream(websocket: WebSocket, id: str) -> None:
+    """Run the command of the first message; it ends with the connection."""
+    socket = Socket(websocket)
+    async with (
+        socket.reporting(),
+        socket.authenticated() as team_id,
+        services_of(websocket).guests.using(team_id, id) as guest,
+    ):
+        await socket.accept()
+        start = await socket.first(_START, "start")
+        async with guest.start(
+            start.command, stdin=not start.tty, terminal=start.terminal
+        ) as stream:
+            session = Session(
+                socket,
+                guest,
+                stream,
+                TextFrames(),
+                _read,
+                terminal=start.tty,
+                ends_with_client=True,
+                first=None if stream.pid is None else Started(stream.pid),
+            )
+            await session.run()
+
+
+@router.get(
+    "/{id}/exec/stream",
+    operation_id="execStream",
+    status_code=101,
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    responses=failures(400, 401, 404, 409, 429),
+)
+async def describe_exec_stream(id: str, team_id: CallerTeam) -> None:
+    """A WebSocket: run a command and follow it, as docs/websockets.md says."""
+    raise not_a_websocket()
+
+
+def not_a_websocket() -> InvalidRequest:
+    """The answer to an ordinary request for a WebSocket."""
+    return InvalidRequest("This route is a WebSocket: connect with Upgrade: websocket")

@@ -1,0 +1,152 @@
+"""What clients say on the WebSockets of commands; see `docs/websockets.md`."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from wrenn_sandbox.control.api.schemas.fields import (
+    Argument,
+    Environment,
+    Integer,
+    OptionalArgument,
+    Request,
+    Tag,
+)
+from wrenn_sandbox.wire.messages import Command, TerminalSize
+
+Side = Annotated[Integer, Field(ge=1, le=65535)]
+"""Columns or rows of a terminal."""
+
+
+def _decoded(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be base64 text")
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError("must be base64") from error
+
+
+class AuthMessage(Request):
+    type: Literal["auth"]
+    token: str
+
+
+class StartMessage(Request):
+    """The command of an exec stream; `tty` runs it on a terminal of `cols` x `rows`."""
+
+    type: Literal["start"]
+    cmd: Annotated[Argument, StringConstraints(min_length=1)]
+    args: tuple[Argument, ...] = ()
+    envs: Environment = Field(default_factory=dict)
+    cwd: OptionalArgument = None
+    user: OptionalArgument = None
+    tty: bool = False
+    cols: Side = 80
+    rows: Side = 24
+
+    @property
+    def command(self) -> Command:
+        return Command(cmd=self.cmd, args=self.args, envs=self.envs, cwd=self.cwd, user=self.user)
+
+    @property
+    def terminal(self) -> TerminalSize | None:
+        return TerminalSize(cols=self.cols, rows=self.rows) if self.tty else None
+
+
+class StdinMessage(Request):
+    type: Literal["stdin"]
+    data: str
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+
+
+class StdinCloseMessage(Request):
+    type: Literal["stdin_close"]
+
+
+class ResizeMessage(Request):
+    type: Literal["resize"]
+    cols: Side
+    rows: Side
+
+
+class StopMessage(Request):
+    type: Literal["stop"]
+
+
+class PongMessage(Request):
+    """What clients answer to a `ping` frame; it may come at any time."""
+
+    type: Literal["pong"]
+
+
+class PtyStartMessage(Request):
+    """A new terminal; without a command it runs a login shell."""
+
+    type: Literal["start"]
+    cmd: Annotated[Argument, StringConstraints(min_length=1)] | None = None
+    args: tuple[Argument, ...] = ()
+    envs: Environment = Field(default_factory=dict)
+    cwd: OptionalArgument = None
+    user: OptionalArgument = None
+    tag: Tag | None = None
+    cols: Side = 80
+    rows: Side = 24
+
+    @property
+    def command(self) -> Command:
+        shell = self.cmd is None
+        return Command(
+            cmd=self.cmd or "/bin/bash",
+            args=("-i", "-l") if shell and not self.args else self.args,
+            envs=self.envs,
+            cwd=self.cwd,
+            user=self.user,
+        )
+
+
+class PtyConnectMessage(Request):
+    type: Literal["connect"]
+    tag: Annotated[str, StringConstraints(min_length=1)]
+
+
+class PtyInputMessage(Request):
+    type: Literal["input"]
+    data: Annotated[bytes, BeforeValidator(_decoded)]
+
+
+class KillMessage(Request):
+    type: Literal["kill"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseInput:
+    """No more input comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    size: TerminalSize
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End the process group, with SIGTERM first where there is `grace`."""
+
+    grace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A message that needs no action."""
+
+
+Action = Input | CloseInput | Resize | End | Nothing

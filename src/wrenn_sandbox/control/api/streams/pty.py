@@ -1,0 +1,166 @@
+"""`WS /v1/sandboxes/{id}/pty`: a terminal, which stays when its client goes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Final
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.websockets import WebSocket
+
+from wrenn_sandbox.control.api.authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from wrenn_sandbox.control.api.responses import failures
+from wrenn_sandbox.control.api.services import services_of
+from wrenn_sandbox.control.service.guests import Guest, GuestService
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.wire.messages import (
+    Channel,
+    Ended,
+    ProcessEvent,
+    ProcessRef,
+    ProcessStream,
+    TerminalSize,
+)
+
+from .exec import not_a_websocket
+from .frames import Frame, PtyOutput, PtyStarted
+from .messages import (
+    Action,
+    End,
+    Input,
+    KillMessage,
+    Nothing,
+    PongMessage,
+    PtyConnectMessage,
+    PtyInputMessage,
+    PtyStartMessage,
+    Resize,
+    ResizeMessage,
+)
+from .session import Session
+from .websocket import Malformed, Socket, parsed
+
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
+
+SUBPROTOCOL: Final = "binary"
+"""Asks for output in binary frames from the start."""
+
+SILENCE_SECONDS: Final = 0.25
+"""How long the first output waits for a frame that shows how the client speaks."""
+
+_FIRST: TypeAdapter[BaseModel] = TypeAdapter(
+    Annotated[PtyStartMessage | PtyConnectMessage, Field(discriminator="type")]
+)
+_MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
+    Annotated[
+        PtyInputMessage | ResizeMessage | KillMessage | PongMessage, Field(discriminator="type")
+    ]
+)
+
+
+class _Dialect:
+    """How one client takes output: as JSON, or from its first binary frame on in binary frames.
+
+    A binary frame of a client's is input as it is. Clients of both kinds begin with the same
+    messages, so output is held back for a moment where nothing has told them apart.
+    """
+
+    def __init__(self, *, binary: bool) -> None:
+        self._binary = binary
+        self._known = asyncio.Event()
+        if binary:
+            self._known.set()
+
+    def read(self, content: str | bytes) -> Action:
+        if isinstance(content, bytes):
+            self._binary = True
+            self._known.set()
+            return Input(content)
+        match parsed(_MESSAGES, content):
+            case PtyInputMessage(data=data):
+                self._known.set()
+                return Input(data)
+            case ResizeMessage(cols=cols, rows=rows):
+                return Resize(TerminalSize(cols=cols, rows=rows))
+            case KillMessage():
+                return End(grace=False)
+            case PongMessage():
+                return Nothing()
+        raise Malformed("type: must be input, resize, kill or pong")
+
+    async def held(self, events: AsyncIterator[ProcessEvent]) -> AsyncIterator[ProcessEvent]:
+        """The same events, the first output when it is known how to send it."""
+        async for event in events:
+            if not (self._known.is_set() or isinstance(event, Ended)):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        await self._known.wait()
+                self._known.set()
+            yield event
+
+    def of(self, channel: Channel, data: bytes) -> list[Frame | bytes]:
+        return [data if self._binary else PtyOutput(data)]
+
+    def rest(self) -> list[Frame | bytes]:
+        return []
+
+
+@asynccontextmanager
+async def _terminal(
+    guests: GuestService, guest: Guest, first: BaseModel
+) -> AsyncIterator[tuple[str, ProcessStream]]:
+    """The tag and the stream of a new terminal, or of the one that `first` names."""
+    match first:
+        case PtyConnectMessage():
+            async with guest.attach(ProcessRef(tag=first.tag), replay=True) as stream:
+                yield first.tag, stream
+        case PtyStartMessage():
+            tag = await guests.tag_for(guest, first.tag)
+            size = TerminalSize(cols=first.cols, rows=first.rows)
+            async with guest.start(first.command, tag=tag, terminal=size) as stream:
+                yield tag, stream
+        case _:
+            raise InvalidRequest("type: must be start or connect")
+
+
+@router.websocket("/{id}/pty")
+async def pty(websocket: WebSocket, id: str) -> None:
+    """Open a terminal, or come back to one by its tag."""
+    socket = Socket(websocket, SUBPROTOCOL)
+    guests = services_of(websocket).guests
+    async with (
+        socket.reporting(),
+        socket.authenticated() as team_id,
+        guests.using(team_id, id) as guest,
+    ):
+        await socket.accept()
+        first = await socket.first(_FIRST, "start or connect")
+        async with _terminal(guests, guest, first) as (tag, stream):
+            if stream.pid is None:
+                raise InvalidRequest(await guests.reason_of(stream))
+            await socket.send(PtyStarted(tag, stream.pid))
+            dialect = _Dialect(binary=socket.subprotocol is not None)
+            session = Session(
+                socket,
+                guest,
+                ProcessStream(stream.pid, dialect.held(stream.events)),
+                dialect,
+                dialect.read,
+                terminal=True,
+                ends_with_client=False,
+                pings=True,
+            )
+            await session.run()
+
+
+@router.get(
+    "/{id}/pty",
+    operation_id="openTerminal",
+    status_code=101,
+    dependencies=NEEDS_KEY_OR_TOKEN,
+    responses=failures(400, 401, 404, 409, 429),
+)
+async def describe_pty(id: str, team_id: CallerTeam) -> None:
+    """A WebSocket: a terminal in the sandbox, as docs/websockets.md says."""
+    raise not_a_websocket()

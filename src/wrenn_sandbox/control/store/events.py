@@ -1,0 +1,129 @@
+"""The network policies of sandboxes, and the history of their changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.limits import EVENTS_KEPT
+from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.wire.messages import Egress
+
+from .database import Database
+from .tables import sandbox_events, sandboxes
+
+EVENT = "network"
+"""What the history calls a change of a policy, which is none of the sandbox's state."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """A change of a sandbox's policy, by whom and why."""
+
+    policy: Egress
+    actor: str
+    reason: str
+    at: datetime
+
+
+def written(policy: Egress) -> str | None:
+    """A policy as its column holds it; the default one as nothing."""
+    return None if policy == Egress() else msgspec.json.encode(policy).decode("ascii")
+
+
+def read(column: str | None) -> Egress:
+    """The policy that a column holds, whose texts were checked when it was written.
+
+    They are not parsed again: thousands of rows are read at once, with 256 ranges each at worst.
+    """
+    return Egress() if column is None else msgspec.json.decode(column, type=Egress)
+
+
+class TeamPolicies:
+    """The policies of one team's sandboxes; those of others do not exist here."""
+
+    def __init__(self, database: Database, team_id: TeamId) -> None:
+        self._database = database
+        self._mine = sandboxes.c.team_id == team_id
+
+    async def change(
+        self, sandbox_id: SandboxId, change: PolicyChange, states: Sequence[State]
+    ) -> State | None:
+        """Keep another policy if the sandbox is in one of these states.
+
+        Returns the state that it is in, None where there is no such sandbox.
+        """
+        this = (sandboxes.c.id == sandbox_id) & self._mine
+        allowed = sandboxes.c.state.in_([each.value for each in states])
+        async with self._database.write() as connection:
+            result = await connection.execute(
+                update(sandboxes)
+                .where(this, allowed)
+                .values(network=written(change.policy), last_updated=change.at)
+                .returning(sandboxes.c.state)
+            )
+            state = result.scalar_one_or_none()
+            if state is None:
+                found = await connection.execute(select(sandboxes.c.state).where(this))
+                state = found.scalar_one_or_none()
+            else:
+                await _note(connection, sandbox_id, state, change)
+        return None if state is None else State(state)
+
+
+class AllPolicies:
+    """Policies of every team's sandboxes, for the platform's own work."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def of_running(self, sandbox_id: SandboxId) -> Egress | None:
+        """The policy of a sandbox that runs; None of any other."""
+        query = select(sandboxes.c.network).where(
+            sandboxes.c.id == sandbox_id, sandboxes.c.state == State.RUNNING.value
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else read(row.network)
+
+    async def note(self, sandbox_id: SandboxId, change: PolicyChange) -> None:
+        """Add to the history of a running sandbox that its policy was set again."""
+        async with self._database.write() as connection:
+            await _note(connection, sandbox_id, State.RUNNING.value, change)
+
+
+async def _note(
+    connection: AsyncConnection, sandbox_id: SandboxId, state: str, change: PolicyChange
+) -> None:
+    await connection.execute(
+        insert(sandbox_events).values(
+            sandbox_id=sandbox_id,
+            event=EVENT,
+            from_state=state,
+            to_state=state,
+            reason=change.reason,
+            actor=change.actor,
+            at=change.at,
+        )
+    )
+    await forget_old_events(connection, sandbox_id)
+
+
+async def forget_old_events(connection: AsyncConnection, sandbox_id: SandboxId) -> None:
+    """To be called with each event that can happen again and again."""
+    mine = sandbox_events.c.sandbox_id == sandbox_id
+    oldest_kept = (
+        select(sandbox_events.c.number)
+        .where(mine)
+        .order_by(sandbox_events.c.number.desc())
+        .offset(EVENTS_KEPT - 1)
+        .limit(1)
+        .scalar_subquery()
+    )
+    await connection.execute(
+        delete(sandbox_events).where(mine, sandbox_events.c.number < oldest_kept)
+    )

@@ -1,0 +1,266 @@
+"""The parts of the control plane, put together and run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from argon2 import PasswordHasher
+
+from wrenn_sandbox.control.api.services import Services
+from wrenn_sandbox.control.oauth.registry import open_providers
+from wrenn_sandbox.control.oauth.state import States
+from wrenn_sandbox.control.service.accounts import AccountService
+from wrenn_sandbox.control.service.activity import Activity, LazyWrites
+from wrenn_sandbox.control.service.api_keys import ApiKeyService
+from wrenn_sandbox.control.service.autopause import AutoPause
+from wrenn_sandbox.control.service.callers import Revocations
+from wrenn_sandbox.control.service.calls import ConcurrencyLimiter
+from wrenn_sandbox.control.service.draining import Draining
+from wrenn_sandbox.control.service.evacuation import Evacuation
+from wrenn_sandbox.control.service.guest_health import GuestHealth
+from wrenn_sandbox.control.service.guests import GuestService
+from wrenn_sandbox.control.service.host_events import HostEvents
+from wrenn_sandbox.control.service.images import DiscardedImages
+from wrenn_sandbox.control.service.lifecycle import Lifecycle, Wakeups
+from wrenn_sandbox.control.service.network import NetworkPolicies
+from wrenn_sandbox.control.service.oauth import OAuthService, Sites
+from wrenn_sandbox.control.service.operations import Operations
+from wrenn_sandbox.control.service.passwords import Passwords
+from wrenn_sandbox.control.service.quotas import quota_of
+from wrenn_sandbox.control.service.rate_limits import AttemptLimits
+from wrenn_sandbox.control.service.reconciler import Reconciler
+from wrenn_sandbox.control.service.sandboxes import Defaults, SandboxService
+from wrenn_sandbox.control.service.snapshots import SnapshotService
+from wrenn_sandbox.control.service.stop import PauseAtStop
+from wrenn_sandbox.control.service.templates import Templates
+from wrenn_sandbox.control.service.tokens import Tokens, load_or_make_secret
+from wrenn_sandbox.ids import Random, new_installation_id
+from wrenn_sandbox.model.limits import Bounds
+from wrenn_sandbox.model.network import closed_to_all
+from wrenn_sandbox.model.sandbox import Status
+from wrenn_sandbox.model.template import Size
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.host import Host
+
+from .clock import Clock
+from .metrics import Metrics
+from .store import Store
+
+
+class ControlPlane:
+    """Everything between the routes and the host."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        *,
+        clock: Clock,
+        random: Random,
+        hasher: PasswordHasher | None,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._clock = clock
+        self._random = random
+        wakeups = Wakeups(autopause=asyncio.Event(), reconciler=asyncio.Event())
+        self.store = Store(settings.sql_url, quota_of(settings))
+        self.metrics = Metrics()
+        self.operations = Operations()
+        self.activity = Activity(self.store, clock)
+        self.draining = Draining(self.store, self.metrics)
+        self.passwords = Passwords(hasher)
+        self.api_keys = ApiKeyService(self.store, clock=clock, random=random)
+        self.revocations = Revocations(self.store)
+        self.lazy_writes = LazyWrites(self.activity, self.api_keys)
+        self.lifecycle = Lifecycle(
+            self.store,
+            host,
+            self.operations,
+            self.activity,
+            self.draining,
+            wakeups,
+            clock=clock,
+            random=random,
+        )
+        images = DiscardedImages(self.store, host)
+        templates = Templates(self.store, host)
+        policies = NetworkPolicies(
+            self.store,
+            host,
+            self.operations,
+            wakeups,
+            closed=closed_to_all(settings.network_cidr, settings.allowable_cidrs),
+            clock=clock,
+            random=random,
+        )
+        self.health = GuestHealth(
+            self.store, host, self.metrics, check_sec=settings.guest_check_sec, clock=clock
+        )
+        calls = ConcurrencyLimiter(
+            per_sandbox=settings.calls_per_sandbox, per_team=settings.calls_per_team
+        )
+        self.sandboxes = SandboxService(
+            self.store,
+            host,
+            self.lifecycle,
+            templates,
+            self.activity,
+            wakeups,
+            policies,
+            calls,
+            self.health,
+            bounds=Bounds(
+                max_vcpus=settings.max_vcpus,
+                min_memory_mb=settings.min_memory_mb,
+                max_memory_mb=settings.max_memory_mb,
+                max_timeout_sec=settings.max_timeout_sec,
+            ),
+            defaults=Defaults(
+                template=settings.default_template,
+                size=Size(settings.default_vcpus, settings.default_memory_mb),
+            ),
+            output_limit=settings.output_limit_bytes,
+            clock=clock,
+            random=random,
+        )
+        self.guests = GuestService(
+            self.store, host, self.activity, wakeups, calls, self.health, random=random
+        )
+        self.snapshots = SnapshotService(
+            self.store,
+            host,
+            self.operations,
+            templates,
+            images,
+            wakeups,
+            clock=clock,
+            random=random,
+        )
+        self.reconciler = Reconciler(
+            self.store,
+            host,
+            self.operations,
+            self.lifecycle,
+            images,
+            policies,
+            self.metrics,
+            wakeups.reconciler,
+            interval=settings.reconcile_interval_sec,
+            retention=timedelta(seconds=settings.retention_sec),
+            clock=clock,
+            random=random,
+        )
+        self.host_events = HostEvents(self.store, host, self.operations, wakeups.reconciler)
+        self.pause_at_stop = PauseAtStop(
+            self.store, self.lifecycle, timeout=settings.stop_pause_timeout_sec
+        )
+        self.evacuation = Evacuation(
+            self.store,
+            self.lifecycle,
+            self.draining,
+            timeout=settings.stop_pause_timeout_sec,
+            clock=clock,
+        )
+        self.autopause = AutoPause(
+            self.store,
+            host,
+            self.lifecycle,
+            self.activity,
+            self.metrics,
+            wakeups.autopause,
+            clock=clock,
+        )
+
+    async def _claim_host(self) -> None:
+        owner = await self.store.installation.identity(new_installation_id(self._random))
+        counts = await self.store.all_sandboxes.count_by_status()
+        alive = sum(counts.get(each, 0) for each in (Status.RUNNING, Status.PAUSED))
+        await self._host.claim(owner, expected=alive > 0)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Services]:
+        """The services, as long as the block lasts.
+
+        At its end what is under way gets `shutdown_grace_sec` seconds, then the background tasks
+        end, sandboxes are paused if the settings say so, and what is kept in memory is written.
+        Raises `Conflict` where the host's sandboxes are another database's, or the database's
+        another host's.
+        """
+        await self.store.open()
+        try:
+            await self._claim_host()
+            await self.draining.refresh()
+            async with self._services() as services, asyncio.TaskGroup() as background:
+                tasks = [
+                    background.create_task(each.run())
+                    for each in (
+                        self.reconciler,
+                        self.host_events,
+                        self.autopause,
+                        self.lazy_writes,
+                        self.revocations,
+                        self.draining,
+                        self.evacuation,
+                        self.health,
+                    )
+                ]
+                try:
+                    yield services
+                finally:
+                    await self.operations.close(self._settings.shutdown_grace_sec)
+                    for task in tasks:
+                        task.cancel()
+            if self._settings.on_stop == "pause":
+                await self.pause_at_stop.run()
+                await self.operations.close(self._settings.shutdown_grace_sec)
+            await self.lazy_writes.save()
+        finally:
+            await self.store.close()
+
+    @asynccontextmanager
+    async def _services(self) -> AsyncIterator[Services]:
+        await self.passwords.prepare()
+        secret = await self._secret()
+        limits = AttemptLimits(
+            per_email=self._settings.auth_attempts,
+            per_address=self._settings.auth_attempts_per_address,
+        )
+        accounts = AccountService(
+            self.store,
+            self.passwords,
+            Tokens(secret, self._clock),
+            limits,
+            signup_open=self._settings.signup == "open",
+            clock=self._clock,
+            random=self._random,
+        )
+        async with open_providers(self._settings) as providers:
+            oauth = OAuthService(
+                self.store,
+                accounts,
+                limits,
+                providers,
+                States(secret, clock=self._clock, random=self._random),
+                Sites(self._settings.public_url or "", self._settings.oauth_redirect_url or ""),
+                clock=self._clock,
+            )
+            yield self._all_services(accounts, oauth)
+
+    def _all_services(self, accounts: AccountService, oauth: OAuthService) -> Services:
+        return Services(
+            accounts,
+            self.api_keys,
+            self.sandboxes,
+            self.snapshots,
+            self.guests,
+            oauth,
+            self.revocations,
+            self.draining,
+        )
+
+    async def _secret(self) -> str:
+        if self._settings.jwt_secret is not None:
+            return self._settings.jwt_secret.get_secret_value()
+        return await asyncio.to_thread(load_or_make_secret, self._settings.data_dir / "jwt_secret")

@@ -1,0 +1,102 @@
+"""Whether this host can continue what is stored. Asked before anything is started."""
+
+from pathlib import Path
+from typing import Final
+
+from wrenn_sandbox.errors import IncompatibleImage, NoCapacity
+from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
+
+from . import paused
+from .context import HostContext
+from .disk_use import Layers
+from .paused import PausedSandbox
+
+_UNTIDY: Final = "What the sandbox has written is being put together; try again in a moment."
+_UNTIDY_SEC: Final = 5.0
+
+
+def hardware(context: HostContext, vcpus: int, memory_mb: int, image: Manifest) -> HardwareProfile:
+    """A machine over this image as this host would make it now; memory in MiB."""
+    return context.driver.machine(
+        vcpus=vcpus,
+        memory_mb=memory_mb,
+        network=context.network,
+        kernel_sha256=started_as(image).kernel_sha256,
+    )
+
+
+def started_as(image: Manifest) -> HardwareProfile:
+    """The machine that continues this image: what is here by now can be another QEMU."""
+    assert image.machine is not None
+    return image.machine
+
+
+def require_image(context: HostContext, image: Manifest) -> None:
+    """Raise `IncompatibleImage` unless a new sandbox can start from the image's snapshot."""
+    if image.machine is None or image.private:
+        raise IncompatibleImage("The image is none that a machine can be started from.")
+    require(image.machine, hardware(context, image.vcpus, image.memory_mb, image))
+
+
+def require_stored(context: HostContext, manifest: PausedSandbox, image: Manifest) -> None:
+    """Raise `IncompatibleImage` unless the stored machine is as this host would make it."""
+    machine = manifest.machine
+    require(machine, hardware(context, machine.vcpus, machine.memory_mb, image))
+
+
+def require_bounded(context: HostContext, layers: Layers) -> None:
+    """Raise `NoCapacity` while the disk layers take too much to add one more.
+
+    Housekeeping looks at a sandbox after each attempt to resume it, and puts them together.
+    """
+    if not layers.may_start(context.settings.disk_factor):
+        raise NoCapacity(_UNTIDY, retry_after=_UNTIDY_SEC)
+
+
+def require_disks(
+    context: HostContext, manifest: PausedSandbox, image: Manifest, staged: Path | None = None
+) -> None:
+    """Raise `IncompatibleImage` unless each stored disk builds on the right one; blocks.
+
+    `staged` holds the newest while it is not committed yet.
+    """
+    disk = context.store.disk(image)
+    paused.require_disks(context.paths, manifest, disk, image.disk_format, staged)
+
+
+_TSC_TOLERANCE: Final = 0.001
+_OWN: Final = "its own"
+_NAMES: Final = {
+    "vcpus": "number of vcpus",
+    "memory_mb": "memory size",
+    "cpu_model": "CPU model",
+    "accelerator": "accelerator",
+    "vmm": "machine monitor",
+    "vmm_version": "version of the machine monitor",
+    "network": "kind of network",
+    "kernel_sha256": "kernel",
+    "firmware": "firmware",
+}
+
+
+def differences(stored: HardwareProfile, here: HardwareProfile) -> list[str]:
+    """What of a stored machine is not as this host would make it, in words; empty if it fits."""
+    found = [
+        f"{words} ({getattr(stored, field) or _OWN}, here {getattr(here, field) or _OWN})"
+        if field != "kernel_sha256"
+        else words
+        for field, words in _NAMES.items()
+        if getattr(stored, field) != getattr(here, field)
+    ]
+    if abs(stored.tsc_khz - here.tsc_khz) > _TSC_TOLERANCE * max(stored.tsc_khz, here.tsc_khz):
+        found.append(f"clock rate ({stored.tsc_khz} kHz, here {here.tsc_khz} kHz)")
+    return found
+
+
+def require(stored: HardwareProfile, here: HardwareProfile) -> None:
+    """Raise `IncompatibleImage` that names the differences, if there are any."""
+    found = differences(stored, here)
+    if found:
+        raise IncompatibleImage(
+            "The stored machine does not fit this host; another " + ", ".join(found) + "."
+        )

@@ -1,0 +1,28 @@
+"""What every machine of a host shares."""
+
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from wrenn_sandbox.settings import Settings
+
+from .images.store import ImageStore
+from .paths import Paths
+from .slot import Slot, SlotSource
+from .vmm.base import Driver
+
+
+@dataclass(frozen=True)
+class HostContext:
+    """What every machine of a host shares."""
+
+    settings: Settings
+    paths: Paths
+    store: ImageStore
+    driver: Driver
+    slots: SlotSource
+    network: str
+    connect: Callable[[Slot], Awaitable[socket.socket]]
+    clock: Callable[[], datetime]
+    random: Callable[[int], bytes]

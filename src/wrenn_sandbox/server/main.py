@@ -1,0 +1,145 @@
+"""Control plane and host agent of one machine, served by one process."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import structlog
+
+from wrenn_sandbox.control.app import create_app
+from wrenn_sandbox.control.wiring import ControlPlane
+from wrenn_sandbox.errors import Conflict, InvalidRequest
+from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.settings import Settings
+
+from .http_server import HttpServer
+from .tls import Certificate
+
+_log = structlog.get_logger(__name__)
+_FILES = 65_536
+_FILES_OF_HOST = 2048
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+async def run(settings: Settings) -> None:
+    """Start everything, serve until SIGINT or SIGTERM, stop everything.
+
+    `Conflict`: the port or the data directory is in use, or the data directory's sandboxes belong
+    to another database. A second signal does not wait for requests that are still under way nor
+    for sandboxes that are to be paused, a third one kills.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        stopper = stack.enter_context(_Stopper(asyncio.current_task()))
+        certificate = Certificate.of(settings)
+        if certificate is not None:
+            stack.enter_context(_renewed_by_signal(certificate))
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        _allow_many_files(settings.max_connections + _FILES_OF_HOST)
+        if certificate is None and not settings.trusted_proxies and not _is_local(listener):
+            _log.warning("keys and tokens travel in the clear: see docs/tls.md", host=settings.host)
+        host = await HostAgent.start(settings)
+        stack.push_async_callback(host.close)
+        app = create_app(settings, host)
+        plane: ControlPlane = app.state.plane
+        stopper.on_hurry = plane.pause_at_stop.skip
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        stopper.server = HttpServer(app, settings, listener, certificate, on_ready=_say_ready)
+        await stopper.server.serve()
+    _log.info("stopped")
+
+
+def _say_ready(url: str) -> None:
+    print(f"Wrenn is ready at {url}", flush=True)
+
+
+class _Stopper:
+    """While entered: the first signal stops gracefully, the second quickly."""
+
+    def __init__(self, task: asyncio.Task[None] | None) -> None:
+        self._task = task
+        self._signals = 0
+        self.server: HttpServer | None = None
+        self.on_hurry: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for each in _SIGNALS:
+            loop.add_signal_handler(each, self._handle, each)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for each in _SIGNALS:
+            loop.remove_signal_handler(each)
+
+    def _handle(self, number: signal.Signals) -> None:
+        self._signals += 1
+        _log.info("stopping", signal=number.name, quickly=self._signals > 1)
+        if self._signals > 1:
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            if self.on_hurry is not None:
+                self.on_hurry()
+        if self.server is None:
+            if self._task is not None:
+                self._task.cancel()
+            return
+        self.server.should_exit = True
+        self.server.force_exit = self._signals > 1
+
+
+def check_address(settings: Settings) -> None:
+    """Raises what `run` raises where the port cannot be had, before anything takes long."""
+    with _listen(settings.host, settings.port):
+        return
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror:
+        raise InvalidRequest(f"{host} is not an address to listen on") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"port {port} of {host} is in use: stop the other program or choose another port"
+                " (--port or WRENN_PORT)"
+            ) from None
+        raise InvalidRequest(f"can not listen on port {port} of {host}: {error.strerror}") from None
+    return listener
+
+
+@contextlib.contextmanager
+def _renewed_by_signal(certificate: Certificate) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, certificate.renew)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _allow_many_files(needed: int) -> None:
+    """Each connection is a file, and so is much of each machine."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = _FILES if most == resource.RLIM_INFINITY else min(most, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    if limit < needed:
+        _log.warning("few files may be open; raise the limit (nofile)", limit=limit, needed=needed)
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
