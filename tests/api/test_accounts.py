@@ -8,8 +8,8 @@ import httpx2
 import jwt
 import pytest
 
-from api.double import HostDouble
-from api.harness import PASSWORD, FakeClock, Server, Team, make_settings, serve
+from support.api_server import PASSWORD, FakeClock, Server, Team, make_settings, serve
+from support.host_double import HostDouble
 from wrenn_sandbox.settings import Settings
 
 

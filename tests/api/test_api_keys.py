@@ -4,8 +4,8 @@ import hashlib
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from api.double import HostDouble
-from api.harness import FakeClock, Server, Team, make_settings, serve
+from support.api_server import FakeClock, Server, Team, make_settings, serve
+from support.host_double import HostDouble
 
 
 async def test_a_key_is_shown_once(faulty: Server, user: Team) -> None:

@@ -8,9 +8,9 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team
-from api.listening import listening
+from support.api_server import Server, Team
+from support.host_double import HostDouble
+from support.listening import listening
 from wrenn_sandbox.control.api import archive
 from wrenn_sandbox.errors import AgentError, NoSpace
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from api.double import HostDouble
-from api.harness import FakeClock, Server, Team, make_settings, serve
+from support.api_server import FakeClock, Server, Team, make_settings, serve
+from support.host_double import HostDouble
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.ids import SandboxId, TeamId

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from api.double import HostDouble
-from api.harness import FakeClock, Server, Team, eventually, serve
-from api.listening import edge
+from support.api_server import FakeClock, Server, Team, eventually, serve
+from support.host_double import HostDouble
+from support.listening import edge
 from wrenn_sandbox.control.service.calls import ConcurrencyLimiter, checked_command, output_limit
 from wrenn_sandbox.control.store import events as event_store
 from wrenn_sandbox.control.store import sandboxes

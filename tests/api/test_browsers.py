@@ -8,9 +8,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.typing import Origin
 
-from api.double import HostDouble
-from api.harness import Server, make_settings, serve
-from api.listening import edge
+from support.api_server import Server, make_settings, serve
+from support.host_double import HostDouble
+from support.listening import edge
 
 _APP = "https://app.example.com"
 _SAFE = {

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from api.chromium import PROGRAM, Page, browsing
-from api.double import HostDouble
-from api.harness import make_settings
-from api.live import live_server
+from support.api_server import make_settings
+from support.chromium import PROGRAM, Page, browsing
+from support.host_double import HostDouble
+from support.live import live_server
 from wrenn_sandbox.client import Client
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="a machine without Chromium")

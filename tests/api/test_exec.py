@@ -6,8 +6,8 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team
+from support.api_server import Server, Team
+from support.host_double import HostDouble
 from wrenn_sandbox.errors import AgentError, InvalidRequest, NotFound
 from wrenn_sandbox.wire.messages import Command, CommandResult
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from api.double import HostDouble
-from api.harness import Server, Team, eventually
-from api.listening import listening
-from api.sockets import Frame, Peer, output_of, talking
+from support.api_server import Server, Team, eventually
+from support.host_double import HostDouble
+from support.listening import listening
+from support.sockets import Frame, Peer, output_of, talking
 from wrenn_sandbox.control.api.streams import frames, session, websocket
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.ids import SandboxId

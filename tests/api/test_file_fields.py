@@ -6,8 +6,8 @@ import hashlib
 import httpx2
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team
+from support.api_server import Server, Team
+from support.host_double import HostDouble
 
 _BOUNDARY = "b0undary"
 _ROUTES = ("write", "stream/write")

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team, eventually
-from api.listening import listening
+from support.api_server import Server, Team, eventually
+from support.host_double import HostDouble
+from support.listening import listening
 from wrenn_sandbox.control.api import files
 from wrenn_sandbox.errors import AgentError, NoSpace
 from wrenn_sandbox.ids import SandboxId

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.double import HostDouble
-from api.harness import Server, Team, make_settings, serve
+from support.api_server import Server, Team, make_settings, serve
+from support.host_double import HostDouble
 from wrenn_sandbox.control.service import reconciler
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.ids import SandboxId

@@ -5,8 +5,8 @@ import asyncio
 import httpx2
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team
+from support.api_server import Server, Team
+from support.host_double import HostDouble
 from wrenn_sandbox.errors import HostFailure, NoCapacity, NotFound
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import Phase

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team, make_settings, serve, serve_processes
+from support.api_server import Server, Team, make_settings, serve, serve_processes
+from support.host_double import HostDouble
 from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.agent import HostAgent

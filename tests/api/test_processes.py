@@ -8,10 +8,10 @@ import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from api.double import HostDouble
-from api.harness import Server, Team, eventually
-from api.listening import listening
-from api.sockets import output_of, talking
+from support.api_server import Server, Team, eventually
+from support.host_double import HostDouble
+from support.listening import listening
+from support.sockets import output_of, talking
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import ProcessSignal
 

@@ -9,9 +9,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from api.harness import Server, Team, eventually
-from api.listening import listening
-from api.sockets import Peer, output_of, talking
+from support.api_server import Server, Team, eventually
+from support.listening import listening
+from support.sockets import Peer, output_of, talking
 from wrenn_sandbox.control.api.streams import pty, session
 from wrenn_sandbox.control.service.guests import Guest
 from wrenn_sandbox.ids import SandboxId

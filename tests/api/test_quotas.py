@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from sqlalchemy import select
 
-from api.double import HostDouble
-from api.harness import Server, Team, serve
+from support.api_server import Server, Team, serve
+from support.host_double import HostDouble
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.tables import teams
 from wrenn_sandbox.errors import HostFailure

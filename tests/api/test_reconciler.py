@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team
+from support.api_server import Server, Team
+from support.host_double import HostDouble
 from wrenn_sandbox.control.service import reconciler
 from wrenn_sandbox.control.service.corrections import CORRECTIONS
 from wrenn_sandbox.control.service.images import GRACE

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx2
 
-from api.double import HostDouble
-from api.harness import Server, Team, make_settings, serve
-from api.listening import edge
+from support.api_server import Server, Team, make_settings, serve
+from support.host_double import HostDouble
+from support.listening import edge
 
 _LIMIT = 1024 * 1024
 _BAD_BODIES = (

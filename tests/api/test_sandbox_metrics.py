@@ -2,8 +2,8 @@
 
 import pytest
 
-from api.double import HostDouble
-from api.harness import Server, Team
+from support.api_server import Server, Team
+from support.host_double import HostDouble
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.ids import SandboxId
 

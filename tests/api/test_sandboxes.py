@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import httpx2
 import pytest
 
-from api.harness import Server, Team
+from support.api_server import Server, Team
 
 
 async def _create(team: Team, **body: object) -> str:

@@ -7,8 +7,8 @@ from datetime import timedelta
 import httpx2
 import pytest
 
-from api.double import HostDouble
-from api.harness import FakeClock, Server, Team, eventually, serve
+from support.api_server import FakeClock, Server, Team, eventually, serve
+from support.host_double import HostDouble
 from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import AgentError, HostFailure, NotResponding
 from wrenn_sandbox.ids import SandboxId

@@ -6,9 +6,9 @@ from typing import cast
 import jsonschema
 import pytest
 
-from api.double import HostDouble
-from api.harness import make_settings
-from contract.checking import CONTRACT, Json, operations
+from support.api_server import make_settings
+from support.contract import CONTRACT, Json, operations
+from support.host_double import HostDouble
 from wrenn_sandbox.control.api.openapi import build_openapi
 from wrenn_sandbox.control.app import create_app
 

@@ -16,13 +16,13 @@ import pytest_asyncio
 import structlog
 from websockets.exceptions import InvalidStatus
 
-from api.double import HostDouble
-from api.harness import Server, destroy_all, make_settings, serve_processes
-from api.listening import listening
-from api.postgres import PostgresServer
-from api.sockets import talking
-from security.routes import METHODS, Json, Names, Route, Unclassified, document_of, routes_of
-from security.worlds import (
+from support.api_server import Server, destroy_all, make_settings, serve_processes
+from support.host_double import HostDouble
+from support.listening import listening
+from support.postgres import PostgresServer
+from support.routes import METHODS, Json, Names, Route, Unclassified, document_of, routes_of
+from support.sockets import talking
+from support.worlds import (
     NOT_FOUND,
     PUBLIC,
     SECRET,

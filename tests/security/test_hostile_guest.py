@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 import structlog
 
-from security.hostile_guest import (
+from support.hostile_guest import (
     CHUNKED,
     END,
     HostileGuest,

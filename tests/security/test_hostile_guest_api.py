@@ -12,10 +12,9 @@ import httpx2
 import pytest
 from websockets.exceptions import WebSocketException
 
-from api.harness import Server, Team, make_settings, serve
-from api.listening import listening
-from api.sockets import Frame, talking
-from security.hostile_guest import (
+from security.test_hostile_guest import Lag, diverted, logs, no_old_garbage, short_waits
+from support.api_server import Server, Team, make_settings, serve
+from support.hostile_guest import (
     CHUNKED,
     END,
     HostileGuest,
@@ -26,7 +25,8 @@ from security.hostile_guest import (
     frame,
     says,
 )
-from security.test_hostile_guest import Lag, diverted, logs, no_old_garbage, short_waits
+from support.listening import listening
+from support.sockets import Frame, talking
 from wrenn_sandbox.control.api.streams import session
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import SandboxId, new_operation_id

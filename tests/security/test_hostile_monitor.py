@@ -397,7 +397,7 @@ class Process:
     """A process with a private mapping of an image, like a monitor."""
 
     def __init__(self, base: Path) -> None:
-        script = Path(__file__).parents[1] / "unit/host/memory/private_mapping.py"
+        script = Path(__file__).parents[1] / "support" / "private_mapping.py"
         self.child = subprocess.Popen(
             [sys.executable, str(script), str(base)],
             stdin=subprocess.PIPE,

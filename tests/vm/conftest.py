@@ -3,23 +3,13 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
-from vm.harness import Api, Rig, Sandbox
+from support.vm.rig import Api, NewRig, Rig, Sandbox, rig_of
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.leftovers import settled
-from wrenn_sandbox.testing.server_process import ServerProcess
-
-
-class NewRig(Protocol):
-    """Starts a server with these environment variables, and a team of it."""
-
-    def __call__(self, **overrides: str) -> tuple[Rig, Api]: ...
 
 
 @pytest.fixture(scope="session")
@@ -29,21 +19,6 @@ def images() -> Path:
         [sys.executable, "-m", "wrenn_sandbox", "template", "build", "minimal"], check=True
     )
     return Settings().data_dir
-
-
-@contextlib.contextmanager
-def rig_of(images: Path, overrides: Mapping[str, str]) -> Iterator[Rig]:
-    """A server of its own, of which nothing may be left in the end; it keeps no machines ready."""
-    with working_directory(images, "test") as data_dir:
-        variables = {"WRENN_HOT_POOL_SIZE": "0", **overrides}
-        rig = Rig(ServerProcess(data_dir, data_dir / "server.log", variables), data_dir)
-        try:
-            with rig.server:
-                yield rig
-            left = settled(data_dir=data_dir)
-        finally:
-            rig.server.purge()
-        assert left == set()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.harness import Api, Rig, Sandbox, eventually
+from support.vm.rig import Api, Rig, Sandbox, eventually
 from vm.test_captured_vmm import spec_of
 from wrenn_sandbox.host.privileged.confinement import confinement
 from wrenn_sandbox.host.privileged.process import ProcessHandle

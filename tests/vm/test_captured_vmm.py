@@ -20,9 +20,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vm import captured
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, eventually
+from support.vm import captured
+from support.vm.rig import Api, NewRig, Rig, eventually
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.paths import Paths

@@ -5,7 +5,7 @@ import inspect
 import msgspec
 import pytest
 
-from vm.harness import Api, Sandbox
+from support.vm.rig import Api, Sandbox
 from wrenn_sandbox.host.privileged import cgroups
 
 pytestmark = pytest.mark.vm

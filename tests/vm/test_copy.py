@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.harness import Api, Rig, Sandbox
+from support.vm.rig import Api, Rig, Sandbox
 from wrenn_sandbox.testing.leftovers import machines
 
 pytestmark = pytest.mark.vm

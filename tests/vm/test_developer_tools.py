@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vm.harness import Api, Sandbox
-from vm.outside import Outside, outside
+from support.vm.outside import Outside, outside
+from support.vm.rig import Api, Sandbox
 
 pytestmark = pytest.mark.vm
 

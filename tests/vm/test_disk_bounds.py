@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, eventually
+from support.vm.rig import Api, NewRig, eventually
 
 pytestmark = pytest.mark.vm
 

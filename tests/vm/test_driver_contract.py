@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.stand import Stand, standing
+from support.vm.stand import Stand, standing
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.backends import Backends
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest

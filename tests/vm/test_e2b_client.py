@@ -34,8 +34,8 @@ from e2b import (
     WatchHandle,
 )
 
-from vm.forward import forwarding
-from vm.stand import standing
+from support.vm.forward import forwarding
+from support.vm.stand import standing
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.slot import AGENT_PORT
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vm.harness import Api, Sandbox, error_of
+from support.vm.rig import Api, Sandbox, error_of
 
 pytestmark = pytest.mark.vm
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Sandbox
+from support.vm.rig import Api, NewRig, Sandbox
 
 pytestmark = pytest.mark.vm
 

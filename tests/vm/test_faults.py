@@ -16,8 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from vm.conftest import NewRig, rig_of
-from vm.harness import Api, Rig, eventually
+from support.vm.rig import Api, NewRig, Rig, eventually, rig_of
 from wrenn_sandbox.host import failpoints
 
 pytestmark = pytest.mark.vm

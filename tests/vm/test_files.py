@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from vm.harness import Api, Rig, Sandbox, error_of
-from vm.plain_tcp import plain_copy
+from support.vm.plain_tcp import plain_copy
+from support.vm.rig import Api, Rig, Sandbox, error_of
 
 pytestmark = pytest.mark.vm
 

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from vm.harness import Api, Sandbox, error_of
+from support.vm.rig import Api, Sandbox, error_of
 
 pytestmark = pytest.mark.vm
 

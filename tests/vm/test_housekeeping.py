@@ -6,8 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, eventually
+from support.vm.rig import Api, NewRig, Rig, eventually
 from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, error_of, eventually, is_alive
+from support.vm.rig import Api, NewRig, Rig, error_of, eventually, is_alive
 
 pytestmark = pytest.mark.vm
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.harness import Api, Rig, Sandbox
+from support.vm.rig import Api, Rig, Sandbox
 
 pytestmark = pytest.mark.vm
 

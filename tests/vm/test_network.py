@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from vm.harness import Api, Rig, Sandbox
-from vm.outside import Ear, Outside, outside, sent_within
+from support.vm.outside import Ear, Outside, outside, sent_within
+from support.vm.rig import Api, Rig, Sandbox
 from wrenn_sandbox.host.network.addressing import data_dir_tag, netns_prefix, veth_prefix
 from wrenn_sandbox.host.slot import Slot
 
 pytestmark = pytest.mark.vm
 
-_ATTACK = (Path(__file__).parent / "attack.py").read_text()
+_ATTACK = (Path(__file__).parents[1] / "support" / "vm" / "attack.py").read_text()
 _PORT = 7007
 _STREAM = """
 import socket, sys, time

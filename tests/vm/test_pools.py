@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, eventually, is_alive
+from support.vm.rig import Api, NewRig, Rig, eventually, is_alive
 
 pytestmark = pytest.mark.vm
 

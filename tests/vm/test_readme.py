@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.harness import Rig
+from support.vm.rig import Rig
 
 pytestmark = pytest.mark.vm
 

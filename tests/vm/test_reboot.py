@@ -6,8 +6,7 @@ import time
 import httpx2
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, error_of, eventually
+from support.vm.rig import Api, NewRig, Rig, error_of, eventually
 
 pytestmark = pytest.mark.vm
 

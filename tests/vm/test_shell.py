@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from screen import Screen
-from vm.harness import Api
-from vm.harness import Sandbox as Machine
+from support.terminal_screen import Screen
+from support.vm.rig import Api
+from support.vm.rig import Sandbox as Machine
 from wrenn_sandbox.client import Client, Sandbox
 
 pytestmark = pytest.mark.vm

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, error_of, eventually, is_alive
+from support.vm.rig import Api, NewRig, Rig, error_of, eventually, is_alive
 
 pytestmark = pytest.mark.vm
 

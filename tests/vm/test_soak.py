@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import Api, Rig, eventually
+from support.vm.rig import Api, NewRig, Rig, eventually
 from wrenn_sandbox.testing.leftovers import leftovers
 
 pytestmark = pytest.mark.vm

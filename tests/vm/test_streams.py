@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from vm.harness import Api, Sandbox
+from support.vm.rig import Api, Sandbox
 
 pytestmark = pytest.mark.vm
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.conftest import NewRig
-from vm.harness import error_of
+from support.vm.rig import NewRig, error_of
 
 pytestmark = pytest.mark.vm
 

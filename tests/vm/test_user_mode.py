@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vm.conftest import NewRig
+from support.vm.rig import NewRig
 
 _KNOCK = """
 import json, socket, sys

@@ -1,0 +1,114 @@
+"""/init as the first process of namespaces of its own: what it makes of the names of a machine.
+
+Host name, mounts and processes are the agent's own there, and so is /etc. The clock is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.agent_process import MAIN, PATIENCE, Agent
+
+_ENTER = """
+mount --bind "$1" /etc
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+shift
+exec "$@"
+"""
+_NAMES = "hostname; cat /etc/hostname; hostname -f; cat /etc/machine-id"
+
+
+class _FirstProcess(Agent):
+    """An agent that takes itself for the first process of a VM with this /etc."""
+
+    def __init__(self, etc: Path) -> None:
+        self.home = etc
+        self.headers: dict[str, str] = {}
+        agent = [sys.executable, "-I", "-S", str(MAIN), "--vm", "--host", "127.0.0.1"]
+        self.process = subprocess.Popen(
+            [
+                *("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--uts"),
+                *("sh", "-ec", _ENTER, "sh", str(etc), *agent, "--port", "0"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # where /proc/sys cannot be written, it says so
+        )
+        assert self.process.stdout is not None
+        self.port = int(json.loads(self.process.stdout.readline())["port"])
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=PATIENCE)
+
+    def init(self, **message: str) -> None:
+        assert self.request("POST", "/init", json.dumps(message).encode()).status == 204
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    path = tmp_path / "etc"
+    path.mkdir()
+    for name in ("passwd", "group", "nsswitch.conf", "ld.so.cache"):
+        if Path("/etc", name).exists():
+            (path / name).write_bytes(Path("/etc", name).read_bytes())
+    (path / "hosts").write_text("127.0.0.1 localhost\n")
+    (path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    return path
+
+
+@pytest.fixture
+def first(etc: Path) -> Iterator[_FirstProcess]:
+    agent = _FirstProcess(etc)
+    yield agent
+    agent.end()
+
+
+def _told(agent: Agent) -> list[str]:
+    result = agent.run("sh", "-c", _NAMES)
+    assert result.exit_code == 0, result
+    return result.stdout.decode().splitlines()
+
+
+def test_all_names_agree_after_init(first: _FirstProcess, etc: Path) -> None:
+    for number, name in enumerate(("template", "sb-one", "sb-two")):
+        machine_id = str(number) * 32
+        first.init(hostname=name, machineId=machine_id)
+        assert _told(first) == [name, name, name, machine_id]
+    assert (etc / "hosts").read_text().count("127.0.1.1") == 1
+
+
+def test_a_machine_id_is_left_to_the_program_that_replaced_it(
+    first: _FirstProcess, etc: Path
+) -> None:
+    first.init(hostname="sb-one", machineId="a" * 32)
+    script = "cd /etc && sed -i s/a/b/g machine-id && mv machine-id x && mv x machine-id"
+    assert first.run("sh", "-c", script).exit_code == 0
+    inodes = [os.stat(etc / each).st_ino for each in ("hosts", "hostname", "machine-id")]
+    first.init(hostname="sb-one", machineId="a" * 32)
+    assert _told(first)[3] == "b" * 32
+    assert [os.stat(etc / each).st_ino for each in ("hosts", "hostname", "machine-id")] == inodes
+    first.init(hostname="sb-two", machineId="c" * 32)
+    assert _told(first)[3] == "c" * 32
+
+
+def test_a_root_that_cannot_be_written(first: _FirstProcess) -> None:
+    first.init(hostname="sb-one", machineId="a" * 32)
+    assert first.run("mount", "-o", "remount,bind,ro", "/etc").exit_code == 0
+    for number, name in enumerate(("sb-two", "sb-three")):
+        first.init(hostname=name, machineId=str(number) * 32)
+        told = _told_by(first, "hostname; cat /etc/hostname /etc/machine-id")
+        assert told == [name, "sb-one", str(number) * 32]
+    mounts = _told_by(first, "grep -c ' /etc/machine-id ' /proc/mounts")
+    assert mounts == ["1"]
+
+
+def _told_by(agent: Agent, script: str) -> list[str]:
+    return agent.run("sh", "-c", script).stdout.decode().splitlines()

@@ -1,0 +1,69 @@
+"""`./dev`: a signal to it reaches what it runs."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_LOCKS = ("requirements-build.lock", "requirements.lock", "pyproject.toml")
+_WRENN = """\
+#!/bin/sh
+echo $$ "$@"
+[ "$1" != template ] || { echo "$WRENN_DATA_DIR"; exit; }
+exec sleep 60
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """One that is set up, with a `wrenn` that tells its process id and arguments."""
+    shutil.copy(_ROOT / "dev", tmp_path)
+    for name in _LOCKS:
+        (tmp_path / name).write_text(name)
+    program = tmp_path / ".venv/bin/wrenn"
+    program.parent.mkdir(parents=True)
+    program.write_text(_WRENN)
+    program.chmod(0o755)
+    version = subprocess.run(["/usr/bin/python3", "-VV"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256("".join(_LOCKS).encode() + version).hexdigest()
+    (tmp_path / ".dev").mkdir()
+    (tmp_path / ".dev/python").write_text(digest)
+    return tmp_path
+
+
+@pytest.fixture
+def serving(checkout: Path) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        [checkout / "dev", "serve", "--port", "1"],
+        env={**os.environ, "WRENN_DATA_DIR": str(checkout / "data")},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_a_signal_reaches_the_server(serving: "subprocess.Popen[str]") -> None:
+    assert serving.stdout is not None
+    assert serving.stdout.readline() == f"{serving.pid} serve --build minimal --port 1\n"
+    serving.terminate()
+    assert serving.wait(10) == -signal.SIGTERM
+
+
+def test_templates_are_built_where_the_server_looks(checkout: Path, tmp_path: Path) -> None:
+    data_dir = str(tmp_path / "its data")
+    done = subprocess.run(
+        [checkout / "dev", "template", "build", "developer"],
+        env={**os.environ, "WRENN_DATA_DIR": data_dir},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, place = done.stdout.splitlines()
+    assert (said.split()[1:], place) == (["template", "build", "developer"], data_dir)
