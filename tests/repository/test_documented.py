@@ -23,13 +23,3 @@ def _commands(command: object, path: str) -> list[str]:
 def test_every_command_has_its_section() -> None:
     sections = re.findall(r"^## (.+)$", (_ROOT / "docs/cli.md").read_text(), re.MULTILINE)
     assert sorted(sections) == sorted(_commands(typer.main.get_command(app), "wrenn"))
-
-
-def test_links_between_documents_lead_somewhere() -> None:
-    for document in (
-        _ROOT / "README.md",
-        _ROOT / "ARCHITECTURE.md",
-        *(_ROOT / "docs").glob("*.md"),
-    ):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
