@@ -1,4 +1,4 @@
-"""The documents are written in short sentences, and their links lead somewhere."""
+"""The documents are in short sentences; what they name and link to exists."""
 
 import re
 from collections.abc import Iterator
@@ -10,12 +10,9 @@ _ROOT = Path(__file__).parents[2]
 _DOCUMENTS = sorted(
     [*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "guest").rglob("*.md")]
 )
-_SHORT = [
-    _ROOT / "README.md",
-    _ROOT / "ARCHITECTURE.md",
-    _ROOT / "docs/security.md",
-    *sorted((_ROOT / "docs/design").glob("*.md")),
-]
+_DESIGN = [_ROOT / "ARCHITECTURE.md", *sorted((_ROOT / "docs/design").glob("*.md"))]
+_SHORT = [_ROOT / "README.md", _ROOT / "docs/security.md", *_DESIGN]
+_SOURCES = [_ROOT / name for name in ("src", "guest", "tests", "bench", "docs")]
 _MOST_WORDS = 30
 _MOST_COLUMNS = 100
 
@@ -148,3 +145,13 @@ def test_links_lead_to_a_file_and_a_heading(document: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
             assert anchor in map(_slug, headings), target
+
+
+@pytest.mark.parametrize("document", _DESIGN, ids=lambda path: path.name)
+def test_named_modules_and_folders_exist(document: Path) -> None:
+    tree = [f"/{each.relative_to(_ROOT)}" for part in _SOURCES for each in part.rglob("*")]
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", document.read_text())
+    assert named
+    assert [
+        name for name in named if not any(each.endswith(f"/{name.rstrip('/')}") for each in tree)
+    ] == []
