@@ -61,6 +61,18 @@ def test_it_imports_little() -> None:
                 assert own or top in _ALLOWED or top in sys.stdlib_module_names, f"{path}: {name}"
 
 
+def test_what_the_guest_agent_shares_needs_the_standard_library_alone() -> None:
+    shared = _ROOT / "src/wrenn_sandbox/client/tar"
+    assert (_ROOT / "guest/agent/wrenn_agent/tar").resolve() == shared
+    for path in shared.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {each.name for each in node.names} <= sys.stdlib_module_names
+            elif isinstance(node, ast.ImportFrom):
+                top = str(node.module).partition(".")[0]
+                assert node.level == 1 or top in sys.stdlib_module_names
+
+
 def test_everything_public_can_be_imported() -> None:
     for name in wrenn_sandbox.client.__all__:
         assert hasattr(wrenn_sandbox.client, name)

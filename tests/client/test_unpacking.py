@@ -12,8 +12,10 @@ from random import Random
 
 import pytest
 
-from wrenn_sandbox.client import ClientError, ConnectionFailed, UnexpectedAnswer, packing
-from wrenn_sandbox.client.packing import LEFT_OUT, REASON, Source, pack
+from wrenn_sandbox.client import ClientError, ConnectionFailed, UnexpectedAnswer
+from wrenn_sandbox.client.tar import pack as packing
+from wrenn_sandbox.client.tar.pack import Source, pack
+from wrenn_sandbox.client.tar.unpack import LEFT_OUT, REASON
 from wrenn_sandbox.client.unpacking import Unpacker
 
 _END = bytes(1024)
@@ -436,6 +438,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         file.truncate(128 << 20)
     os.utime(source / "run.sh", ns=(1, 981173106_789012345))
     os.utime(source / "sub", ns=(1, 981173106_000000001))
+    os.utime(source, ns=(1, 981173106_000000002))
     left_out: list[str] = []
     data = b"".join(pack([Source(str(source), "t")], lambda name, _: left_out.append(name)))
     assert len(data) < 8 << 20
@@ -450,7 +453,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 def _described(root: Path, exact: bool = True) -> dict[bytes, tuple[object, ...]]:
     found: dict[bytes, tuple[object, ...]] = {}
-    for path in sorted(root.rglob("*")):
+    for path in [root, *sorted(root.rglob("*"))]:
         status = path.lstat()
         content = path.readlink() if path.is_symlink() else None
         if path.is_file() and not path.is_symlink():

@@ -137,6 +137,15 @@ def test_directories_that_an_archive_leaves_out(tmp_path: Path) -> None:
     assert (tmp_path / "new/a/b/c").read_text() == "x"
 
 
+def test_a_new_target_is_as_its_archive_says_in_the_end(tmp_path: Path) -> None:
+    header = tarfile.TarInfo(".")
+    header.type, header.mode, header.mtime = tarfile.DIRTYPE, 0o500, 981173106
+    data = header.tobuf(tarfile.PAX_FORMAT) + _entry("./x", data=b"x")
+    _unpack(tmp_path / "new", data + header.tobuf(tarfile.PAX_FORMAT) + _END)
+    status = (tmp_path / "new").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o500, 981173106)
+
+
 @pytest.mark.parametrize("cut", [1, 600, 1024, 3000])
 def test_an_archive_that_is_cut(tmp_path: Path, cut: int) -> None:
     (tmp_path / "x").write_text("old")

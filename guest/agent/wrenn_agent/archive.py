@@ -16,13 +16,23 @@ import signal
 import stat
 import sys
 
-from .pack import pack
-from .unpack import FULL, Refused, Unpacker
+from .tar.unpack import (
+    DIRECTORY,
+    FULL,
+    Incomplete,
+    Malformed,
+    NoSpace,
+    Refused,
+    SeveralTrees,
+    Unpacker,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+    from .tar.unpack import Header, Parts
 
 NOT_FOUND, NOT_ACCEPTABLE, NO_SPACE, FAILED = 3, 4, 5, 6
 _PIECE = 256 * 1024
@@ -30,6 +40,7 @@ _SILENCE_SEC = 600
 """How long nothing may move: who has started this is gone then."""
 _TOLD = 100
 """How many paths a report names that were left out."""
+_SEVERAL = "path: it is not a directory, which several sources need"
 
 
 def main(arguments: list[str]) -> int:
@@ -42,8 +53,14 @@ def main(arguments: list[str]) -> int:
             _pack(path, arguments[2:] == ["--recursive"])
         else:
             _unpack(path, arguments[2:] == ["--directory"])
+    except NoSpace as error:
+        return _fail(NO_SPACE, str(error))
+    except Malformed as error:
+        return _fail(NOT_ACCEPTABLE, f"body: not an acceptable tar archive: {error}")
+    except Incomplete as error:
+        return _fail(NOT_ACCEPTABLE, f"body: {error}")
     except Refused as error:
-        return _fail(NO_SPACE if error.no_space else NOT_ACCEPTABLE, str(error))
+        return _fail(NOT_ACCEPTABLE, str(error) or _SEVERAL)
     except FileNotFoundError as error:
         return _fail(NOT_FOUND, f"path: {error.strerror}")
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -64,6 +81,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _pack(path: str, recursive: bool) -> None:
+    from .tar.pack import pack, source_of  # with a module that is large
+
     if not recursive:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -73,20 +92,46 @@ def _pack(path: str, recursive: bool) -> None:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     else:
         os.lstat(path)
-    waiting = bytearray()
-    for piece in pack(path, follow=not recursive or path.endswith("/")):
-        waiting += piece
-        if len(waiting) >= _PIECE:
-            _write(waiting)
-            waiting.clear()
-    _write(waiting)
+    for piece in pack([source_of(path, recursive=recursive)]):
+        _write(piece)
 
 
-def _write(data: bytes | bytearray) -> None:
+def _write(data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         signal.alarm(_SILENCE_SEC)
         rest = rest[os.write(1, rest) :]
+
+
+class _Target(Unpacker):
+    """Puts an archive where `cp` would.
+
+    Into `target` when that is a directory or its name ends with a slash; else the archive has one
+    file or one tree, in whose place `target` is. One that begins with `.` is `target` itself.
+    """
+
+    def __init__(self, target: str, left_out: Callable[[str, str], None], directory: bool) -> None:
+        if not target or "\0" in target:
+            raise Refused("path: must not be empty and not contain a NUL character")
+        super().__init__(left_out)
+        self._target = target
+        self.into = target.endswith("/") or os.path.isdir(target)
+        """Whether what comes is put into `target`, under its own name."""
+        if directory and not self.into:
+            raise SeveralTrees
+
+    def begin(self, parts: Parts, header: Header) -> None:
+        self.into = self.into and bool(parts)
+        if not parts or self.into:
+            new = not parts and not os.path.isdir(self._target)
+            os.makedirs(self._target, exist_ok=True)
+            self.put_into(self._target, None, header if new else None)
+            return
+        place = self._target if header.type == DIRECTORY else os.path.realpath(self._target)
+        if header.type == DIRECTORY and os.path.lexists(place):
+            raise Refused("path: it is there and not a directory")
+        os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
+        self.put_at(place, parts[0], header)
 
 
 def _unpack(path: str, needs_directory: bool) -> None:
@@ -99,7 +144,7 @@ def _unpack(path: str, needs_directory: bool) -> None:
         if len(left_out) < _TOLD:
             left_out.append({"path": name.encode("utf-8", "replace").decode(), "reason": reason})
 
-    unpacker = Unpacker(path, tell, needs_directory)
+    unpacker = _Target(path, tell, needs_directory)
     try:
         _feed(unpacker.feed)
         unpacker.finish()

@@ -18,7 +18,7 @@ from wrenn_sandbox.client.models import (
     MadeDirectory,
 )
 from wrenn_sandbox.client.multipart import Form, naming, upload_fields
-from wrenn_sandbox.client.packing import pack, source_of, total_size
+from wrenn_sandbox.client.tar.pack import pack, source_of, total_size
 from wrenn_sandbox.client.transport import http_failures
 from wrenn_sandbox.client.unpacking import Unpacker
 

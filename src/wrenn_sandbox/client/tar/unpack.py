@@ -1,26 +1,30 @@
-"""A tar archive as a tree.
+"""A tar archive that nobody vouches for, as a tree.
 
-No symbolic link is followed below the target: it is reached by descriptors of directories, one
-name after the other, because another user may move things about there meanwhile.
+Nothing outside the target is written, and no symbolic link is followed below it: whoever made the
+archive may mean harm, and other users may move things about there meanwhile. Directories are
+reached by descriptors, one name after the other.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
 import os
 import re
 import stat
+from collections.abc import Callable, Generator, Iterator
 
-from .pack import LEFT_OUT
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-
-    Step = Generator[None, None, None]
-
-_BLOCK = 512
+BLOCK = 512
+LEFT_OUT = "WRENN.left_out"
+REASON = "WRENN.reason"
+"""Keywords of a global header: what of the archive's paths is missing, or not to be kept where it
+came just before, and why."""
+MODE = 0o1777
+"""No set-user-id and set-group-id bits: the copy belongs to somebody else."""
+FILE = (b"0", b"\0", b"7")
+DIRECTORY, _SYMBOLIC, _HARD = b"5", b"2", b"1"
+"""Types of entries."""
+_GLOBAL, _RECORDS = b"g", b"x"
+_LONG = {b"L": b"path", b"K": b"linkpath"}
+"""GNU's way to give a name that is too long for a header."""
 _EXTENDED_LIMIT = 1024 * 1024
 """Bytes of all extended headers of one entry: names and a few numbers."""
 _MAP_LIMIT = 8 * 1024 * 1024
@@ -28,121 +32,144 @@ _MAP_LIMIT = 8 * 1024 * 1024
 _DEPTH_LIMIT = 1000
 _SHOWN = 1000
 """Characters of a name that are told."""
-_LONG = {b"L": b"path", b"K": b"linkpath"}
-"""GNU's way to give a name that is too long for a header."""
-_MODE = 0o1777
 _UTC_YEAR_9999 = 253402300799
 _NUMBER = re.compile(rb"[0-9]{1,19}")
 _NUMBER_LENGTH = 19
 _OCTAL = re.compile(rb"[0-7]*")
 _TIME = re.compile(rb"([0-9]{1,12})(?:\.([0-9]{1,30}))?")
-_FILES = (b"0", b"\0", b"7")
-_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
+_OPEN = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Parts = tuple[bytes, ...]
 """A path below the target, name by name."""
+Step = Generator[None, None, None]
 
 
 class Refused(Exception):
-    """The archive cannot be unpacked, or not all of it; `no_space`: the disk is full."""
-
-    def __init__(self, message: str, *, no_space: bool = False) -> None:
-        super().__init__(message)
-        self.no_space = no_space
+    """The archive cannot be unpacked, or not all of it."""
 
 
-class _Malformed(Refused):
-    def __init__(self, what: str) -> None:
-        super().__init__(f"body: not an acceptable tar archive: {what}")
+class NoSpace(Refused):
+    """The disk is full."""
 
 
-class _Header:
-    __slots__ = ("link", "mode", "mtime_ns", "name", "records", "size", "type")
+class Malformed(Refused):
+    """It is no acceptable archive; the message says what is wrong with it."""
 
-    def __init__(
-        self, name: bytes, mode: int, size: int, mtime_ns: int, kind: bytes, link: bytes
-    ) -> None:
-        self.name = name
-        self.mode = mode
-        self.size = size
-        self.mtime_ns = mtime_ns
-        self.type = kind
-        self.link = link
+
+class Incomplete(Refused):
+    """The archive has no end."""
+
+
+class SeveralTrees(Refused):
+    """The target is no directory, and the archive has more for it than one file or tree."""
+
+
+class Header:
+    """What an entry is: of its block, and of the extended headers before it (`extend`)."""
+
+    def __init__(self, block: bytes) -> None:
+        summed = sum(block[:148]) + sum(block[156:]) + 8 * ord(" ")
+        if _octal(block[148:156]) != summed:
+            raise Malformed("a damaged header")
+        self.name = _text(block[0:100])
+        if block[257:262] == b"ustar" and (prefix := _text(block[345:500])):
+            self.name = prefix + b"/" + self.name
+        self.mode = _octal(block[100:108])
+        self.size = _octal(block[124:136])
+        self.mtime_ns = min(_octal(block[136:148]), _UTC_YEAR_9999) * 10**9
+        self.type = block[156:157]
+        self.link = _text(block[157:257])
         self.records: dict[bytes, bytes] = {}
 
-
-class _Directory:
-    """One that was made, and what it is to be like in the end."""
-
-    __slots__ = ("mode", "mtime_ns", "parts")
-
-    def __init__(self, parts: Parts, mode: int, mtime_ns: int) -> None:
-        self.parts = parts
-        self.mode = mode
-        self.mtime_ns = mtime_ns
+    def extend(self, records: dict[bytes, bytes]) -> None:
+        self.records = records
+        self.name = records.get(b"GNU.sparse.name", records.get(b"path", self.name))
+        self.link = records.get(b"linkpath", self.link)
+        if b"size" in records:
+            self.size = _number(records[b"size"])
+        if (time := _TIME.fullmatch(records.get(b"mtime", b""))) is not None:
+            rest = (time[2] or b"")[:9].ljust(9, b"0")
+            self.mtime_ns = min(int(time[1]), _UTC_YEAR_9999) * 10**9 + int(rest)
+        if self.type in (_HARD, _SYMBOLIC, DIRECTORY):
+            self.size = 0
 
 
 class Unpacker:
-    """Takes an archive, piece by piece, and puts what it holds where `cp` would.
+    """Takes an archive, piece by piece, and puts what it holds into a tree.
 
-    Into `target` when that is a directory or its name ends with a slash; else the archive has one
-    file or one tree, in whose place `target` is. An archive that begins with `.` is `target`
-    itself. Directories that are there are added to. A file takes its place when all of it has
-    come. Calls raise `Refused`; `left_out` is told of what was left out, and why.
+    Where that is says `begin`. Directories that are there are added to. A file takes its place
+    when all of it has come. Calls raise `Refused`; `left_out` is told of what was left out, and
+    why.
     """
 
-    def __init__(
-        self, target: str, left_out: Callable[[str, str], None], needs_directory: bool = False
-    ) -> None:
-        if not target or "\0" in target:
-            raise Refused("path: must not be empty and not contain a NUL character")
-        self._target = target
-        self._tell = left_out
-        self._buffer = bytearray()
-        self._done = False
-        self.into = target.endswith("/") or os.path.isdir(target)
-        """Whether what comes is put into `target`, under its own name."""
-        if needs_directory and not self.into:
-            raise Refused("path: it is not a directory, which several sources need")
-        self._root: bytes | None = None
-        self._tree: _Tree | None = None
-        self._made: _MadeFile | None = None
-        self._directories: list[_Directory] = []
-        self._refused: Parts | None = None
-        self._one_file = False
+    def __init__(self, left_out: Callable[[str, str], None]) -> None:
+        self.tell = left_out
         self.entries = 0
         self.size = 0
         """Bytes of files that have come."""
+        self.after = 0
+        """Bytes that have come after the end, which are ignored."""
+        self._buffer = bytearray()
+        self._done = False
+        self._tree: Tree | None = None
+        self._root: bytes | None = None
+        self._one_file = False
+        self._made: _MadeFile | None = None
+        self._directories: list[tuple[Parts, int, int]] = []
+        """Those that were made: what mode and time (ns) they are to have in the end."""
+        self._refused: Parts | None = None
         self._steps = self._unpack()
         next(self._steps)
 
+    def begin(self, parts: Parts, header: Header) -> None:
+        """Choose the tree, by the path and header of the first entry: `put_into` or `put_at`."""
+        raise NotImplementedError
+
+    def put_into(self, directory: str, root: bytes | None, made: Header | None) -> None:
+        """What comes belongs into a directory, all of it below `root` if that is not None.
+
+        `made` is the directory's own header, where it is new.
+        """
+        self._tree, self._root = Tree(directory, None), root
+        if made is not None:
+            self._directories.append(((), made.mode & MODE, made.mtime_ns))
+
+    def put_at(self, place: str, root: bytes, header: Header) -> None:
+        """The archive has one file or tree, called `root`, and `place` is its path."""
+        base, name = os.path.split(os.path.abspath(place))
+        self._tree, self._root = Tree(base, os.fsencode(name)), root
+        self._one_file = header.type != DIRECTORY
+
     def feed(self, data: bytes) -> None:
-        """Take the next piece of the archive; what comes after its end is ignored."""
+        """Take the next piece of the archive."""
         if self._done:
+            self.after += len(data)
             return
         self._buffer += data
         try:
             next(self._steps)
         except StopIteration:
             self._done = True
+            self.after = len(self._buffer)
             self._buffer.clear()
         except OverflowError as error:
-            raise _Malformed("a number") from error
+            raise Malformed("a number") from error
 
     def finish(self) -> None:
-        """To be called when all has come; `Refused` when that was not all."""
+        """To be called when all has come; `Incomplete` when that was not all."""
         if not self._done:
-            raise Refused("body: the archive is not complete")
+            raise Incomplete("the archive is not complete")
 
     def close(self) -> None:
         """Remove what is not complete; safe to repeat."""
+        self._done = True
         self._steps.close()
         if self._made is not None:
             self._made.discard()
             self._made = None
         if self._tree is not None:
-            self._leave(())
+            self._leave(None)
             self._tree.close()
             self._tree = None
 
@@ -150,48 +177,42 @@ class Unpacker:
 
     def _unpack(self) -> Step:
         while (header := (yield from self._next_header())) is not None:
-            if header.type == b"g":
-                self._take_note(header.records)
+            if header.type == _GLOBAL:
+                self.take_note(header.records)
                 continue
             self._settle()
             yield from self._take(header)
         self._settle()
-        self._leave(())
+        self._leave(None)
 
-    def _next_header(self) -> Generator[None, None, _Header | None]:
+    def _next_header(self) -> Generator[None, None, Header | None]:
         """The next entry's, with what its extended header says; None at the end."""
         records: dict[bytes, bytes] = {}
         extended = 0
         while True:
-            block = yield from self._bytes(_BLOCK)
+            block = yield from self._bytes(BLOCK)
             if not any(block):
-                if any((yield from self._bytes(_BLOCK))):
-                    raise _Malformed("no end")
+                if any((yield from self._bytes(BLOCK))):
+                    raise Malformed("no end")
                 return None
-            header = _parsed(block)
-            if header.type in (b"x", b"g"):
-                extended += _BLOCK + header.size
-                if extended > _EXTENDED_LIMIT:
-                    raise _Malformed("a header is too long")
-                body = yield from self._bytes(header.size + -header.size % _BLOCK)
-                found = _records(body[: header.size])
-                if header.type == b"g":
-                    header.records = found
-                    return header
-                records |= found
-                continue
-            if header.type in _LONG:
-                extended += _BLOCK + header.size
-                if extended > _EXTENDED_LIMIT:
-                    raise _Malformed("a header is too long")
-                body = yield from self._bytes(header.size + -header.size % _BLOCK)
-                records[_LONG[header.type]] = _text(body[: header.size])
-                continue
-            _extend(header, records)
-            return header
+            header = Header(block)
+            if header.type not in (_GLOBAL, _RECORDS, *_LONG):
+                header.extend(records)
+                return header
+            extended += BLOCK + header.size
+            if extended > _EXTENDED_LIMIT:
+                raise Malformed("a header is too long")
+            body = (yield from self._bytes(header.size + -header.size % BLOCK))[: header.size]
+            if header.type == _GLOBAL:
+                header.records = _records(body)
+                return header
+            if header.type == _RECORDS:
+                records |= _records(body)
+            else:
+                records[_LONG[header.type]] = _text(body)
 
-    def _take(self, header: _Header) -> Step:
-        parts = self._placed(header)
+    def _take(self, header: Header) -> Step:
+        parts = self.placed(header)
         if self._refused is not None and parts[: len(self._refused)] == self._refused:
             yield from self._skip(header.size)
             return
@@ -199,96 +220,92 @@ class Unpacker:
         self.entries += 1
         assert self._tree is not None
         try:
-            if header.type == b"5":
+            if header.type == DIRECTORY:
                 if self._tree.make_directory(parts):
-                    made = _Directory(parts, header.mode & _MODE, header.mtime_ns)
-                    self._directories.append(made)
-            elif header.type in _FILES:
-                yield from self._file(self._tree, parts, header)
-                return
-            elif header.type == b"2":
-                self._tree.symbolic_link(parts, header.link, header.mtime_ns)
-            elif header.type == b"1":
+                    self._directories.append((parts, header.mode & MODE, header.mtime_ns))
+            elif header.type in FILE:
+                self._made = self._tree.new_file(parts, header.name)
+            elif header.type == _SYMBOLIC:
+                self.link(self._tree, parts, header)
+            elif header.type == _HARD:
                 self._tree.hard_link(parts, self._below(_names(header.link)))
             else:
-                self._tell(_shown(header.name), "it is a device, a pipe or of an unknown kind")
+                self.tell(shown(header.name), "it is a device, a pipe or of an unknown kind")
         except OSError as error:
             self._failed(header, error)
-            if header.type == b"5":
+            if header.type == DIRECTORY:
                 self._refused = parts
-        yield from self._skip(header.size)
+        if self._made is not None:
+            yield from self._content(self._made, header)
+        else:
+            yield from self._skip(header.size)
 
-    def _failed(self, header: _Header, error: OSError) -> None:
+    def link(self, tree: "Tree", parts: Parts, header: Header) -> None:
+        """Make a symbolic link, or tell why not."""
+        tree.symbolic_link(parts, header.link, header.mtime_ns)
+
+    def take_note(self, records: dict[bytes, bytes]) -> None:
+        """The sender says that a path was left out: what came of it does not stay."""
+        if self._made is not None and self._made.shown == records.get(LEFT_OUT.encode()):
+            self._made.discard()
+            self._made = None
+
+    def _failed(self, header: Header, error: OSError) -> None:
         if error.errno in FULL:
-            raise Refused(f"{_shown(header.name)}: {error.strerror}", no_space=True) from error
-        self._tell(_shown(header.name), error.strerror or str(error))
+            raise NoSpace(f"{shown(header.name)}: {error.strerror}") from error
+        self.tell(shown(header.name), error.strerror or str(error))
 
-    def _placed(self, header: _Header) -> Parts:
+    def placed(self, header: Header) -> Parts:
         """Where below the tree an entry belongs; the first one says what the tree is."""
         parts = _names(header.name)
         if self._tree is None:
-            self._begin(parts, header)
+            if not parts and header.type != DIRECTORY:
+                raise Malformed("a name")
+            self.begin(parts, header)
         elif self._one_file:
-            raise Refused("path: it is not a directory, which several sources need")
+            raise SeveralTrees
         return self._below(parts)
-
-    def _begin(self, parts: Parts, header: _Header) -> None:
-        is_directory = header.type == b"5"
-        if not parts and not is_directory:
-            raise _Malformed("a name")
-        self.into = self.into and bool(parts)
-        if not parts or self.into:
-            new = not os.path.isdir(self._target)
-            os.makedirs(self._target, exist_ok=True)
-            self._tree = _Tree(self._target, None)
-            if new and not parts:
-                self._directories.append(_Directory((), header.mode & _MODE, header.mtime_ns))
-            return
-        place = self._target if is_directory else os.path.realpath(self._target)
-        if is_directory and os.path.lexists(place):
-            raise Refused("path: it is there and not a directory")
-        base, name = os.path.split(os.path.abspath(place))
-        os.makedirs(base, exist_ok=True)
-        self._tree = _Tree(base, os.fsencode(name))
-        self._root, self._one_file = parts[0], not is_directory
 
     def _below(self, parts: Parts) -> Parts:
         if self._root is None:
             return parts
         if parts[:1] != (self._root,):
-            raise Refused("path: it is not a directory, which several sources need")
+            raise SeveralTrees
         return parts[1:]
 
-    def _leave(self, parts: Parts) -> None:
-        """Give directories their modes and times that nothing comes into any more."""
+    def _leave(self, parts: Parts | None) -> None:
+        """Give directories that `parts` is not in, None for all, their modes and times."""
         while self._directories:
-            last = self._directories[-1]
-            if len(parts) > len(last.parts) and parts[: len(last.parts)] == last.parts:
+            last, mode, mtime_ns = self._directories[-1]
+            if parts is not None and parts[: len(last)] == last:
                 return
             self._directories.pop()
             assert self._tree is not None
             try:
-                self._tree.finish_directory(last.parts, last.mode, last.mtime_ns)
+                self._tree.finish_directory(last, mode, mtime_ns)
             except OSError as error:
-                self._tell(_shown(b"/".join(last.parts)), error.strerror or str(error))
+                self.tell(shown(b"/".join(last)), error.strerror or str(error))
 
-    def _file(self, tree: _Tree, parts: Parts, header: _Header) -> Step:
-        try:
-            made = self._made = tree.new_file(parts, header.name)
-        except OSError as error:
-            self._failed(header, error)
-            yield from self._skip(header.size)
-            return
+    def _content(self, made: "_MadeFile", header: Header) -> Step:
         if not any(keyword.startswith(b"GNU.sparse.") for keyword in header.records):
             yield from self._write(made, header.size, header)
         elif header.records.get(b"GNU.sparse.major") == b"1":
             yield from self._write_sparse(made, header)
         else:
-            raise _Malformed("an unknown form of sparse files")
-        yield from self._bytes(-header.size % _BLOCK)
+            raise Malformed("an unknown form of sparse files")
+        yield from self._bytes(-header.size % BLOCK)
         made.mode, made.mtime_ns = header.mode & 0o777, header.mtime_ns
 
-    def _write(self, made: _MadeFile, size: int, header: _Header) -> Step:
+    @contextlib.contextmanager
+    def _kept(self, made: "_MadeFile", header: Header) -> Iterator[None]:
+        """A file that cannot be written is left out; its bytes are still read."""
+        try:
+            yield
+        except OSError as error:
+            self._failed(header, error)
+            made.discard()
+
+    def _write(self, made: "_MadeFile", size: int, header: Header) -> Step:
         while size > 0:
             while not self._buffer:
                 yield
@@ -296,23 +313,20 @@ class Unpacker:
             del self._buffer[:size]
             size -= len(piece)
             self.size += len(piece)
-            try:
+            with self._kept(made, header):
                 made.write(piece)
-            except OSError as error:
-                self._failed(header, error)
-                made.discard()
 
-    def _write_sparse(self, made: _MadeFile, header: _Header) -> Step:
+    def _write_sparse(self, made: "_MadeFile", header: Header) -> Step:
         """The form that GNU tar calls 1.0: a map of offsets and lengths, then what is there."""
         used = 0
         text = bytearray()
         numbers: list[int] = []
         wanted = 1
         while len(numbers) < wanted:
-            if used + _BLOCK > min(header.size, _MAP_LIMIT):
-                raise _Malformed("the map of a sparse file")
-            text += yield from self._bytes(_BLOCK)
-            used += _BLOCK
+            if used + BLOCK > min(header.size, _MAP_LIMIT):
+                raise Malformed("the map of a sparse file")
+            text += yield from self._bytes(BLOCK)
+            used += BLOCK
             *lines, rest = text.split(b"\n")
             text = bytearray(rest)
             for line in lines:
@@ -320,26 +334,20 @@ class Unpacker:
                     numbers.append(_number(bytes(line)))
                     wanted = 1 + 2 * numbers[0]
             if len(numbers) < wanted and len(text) > _NUMBER_LENGTH:
-                raise _Malformed("the map of a sparse file")
+                raise Malformed("the map of a sparse file")
         size = _number(header.records.get(b"GNU.sparse.realsize", b""))
         left = header.size - used
         for at in range(1, wanted, 2):
             offset, length = numbers[at], numbers[at + 1]
             if length > left or offset + length > size:
-                raise _Malformed("the map of a sparse file")
-            try:
+                raise Malformed("the map of a sparse file")
+            with self._kept(made, header):
                 made.seek(offset)
-            except OSError as error:
-                self._failed(header, error)
-                made.discard()
             yield from self._write(made, length, header)
             left -= length
         yield from self._skip(left, padded=False)
-        try:
+        with self._kept(made, header):
             made.extend(size)
-        except OSError as error:
-            self._failed(header, error)
-            made.discard()
 
     def _settle(self) -> None:
         """Give the last file its name: nothing was said against it."""
@@ -349,13 +357,7 @@ class Unpacker:
                 made.commit()
             except OSError as error:
                 made.discard()
-                self._tell(_shown(made.shown), error.strerror or str(error))
-
-    def _take_note(self, records: dict[bytes, bytes]) -> None:
-        """Who sent the archive knows of what was left out there; what came of it does not stay."""
-        if self._made is not None and self._made.shown == records.get(LEFT_OUT.encode()):
-            self._made.discard()
-            self._made = None
+                self.tell(shown(made.shown), error.strerror or str(error))
 
     # its bytes
 
@@ -367,7 +369,7 @@ class Unpacker:
         return data
 
     def _skip(self, size: int, *, padded: bool = True) -> Step:
-        size += -size % _BLOCK if padded else 0
+        size += -size % BLOCK if padded else 0
         while size > 0:
             while not self._buffer:
                 yield
@@ -433,7 +435,7 @@ class _MadeFile:
         self._file = -1
 
 
-class _Tree:
+class Tree:
     """Where entries are put: `name` in `base`, or without one `base` itself.
 
     The path of `base` is the caller's own; from there on nothing is followed.
@@ -457,16 +459,14 @@ class _Tree:
         """Whether it is new; `NotADirectoryError` when something else is there."""
         if not (*self._top, *parts):
             return False
-        with self._place(parts) as (directory, name):
-            try:
-                os.mkdir(name, 0o700, dir_fd=directory)
-            except FileExistsError:
-                if not stat.S_ISDIR(_status(name, directory).st_mode):
-                    raise NotADirectoryError(
-                        errno.ENOTDIR, "it is there and not a directory"
-                    ) from None
-                return False
-            return True
+        directory, name = self._place(parts)
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory)
+        except FileExistsError:
+            if not stat.S_ISDIR(_status(name, directory).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "it is there and not a directory") from None
+            return False
+        return True
 
     def finish_directory(self, parts: Parts, mode: int, mtime_ns: int) -> None:
         directory = self._opened((*self._top, *parts))
@@ -481,8 +481,8 @@ class _Tree:
             os.close(directory)
 
     def new_file(self, parts: Parts, shown: bytes) -> _MadeFile:
-        with self._place(parts) as (directory, name):
-            return _MadeFile(directory, name, shown)
+        directory, name = self._place(parts)
+        return _MadeFile(directory, name, shown)
 
     def symbolic_link(self, parts: Parts, to: bytes, mtime_ns: int) -> None:
         def make(name: bytes, directory: int) -> None:
@@ -509,25 +509,24 @@ class _Tree:
 
     def _put(self, parts: Parts, make: Callable[[bytes, int], None]) -> None:
         """What `make` makes takes the place of what is no directory."""
-        with self._place(parts) as (directory, name):
-            made = _spare_name()
-            try:
-                make(made, directory)
-                os.rename(made, name, src_dir_fd=directory, dst_dir_fd=directory)
-            finally:
-                # also after a rename of one link to another of the same file, which does nothing
-                with contextlib.suppress(OSError):
-                    os.unlink(made, dir_fd=directory)
+        directory, name = self._place(parts)
+        made = _spare_name()
+        try:
+            make(made, directory)
+            os.rename(made, name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            # also after a rename of one link to another of the same file, which does nothing
+            with contextlib.suppress(OSError):
+                os.unlink(made, dir_fd=directory)
 
-    @contextlib.contextmanager
-    def _place(self, parts: Parts) -> Iterator[tuple[int, bytes]]:
+    def _place(self, parts: Parts) -> tuple[int, bytes]:
         """A descriptor of the directory that an entry is in, and its name there."""
         *above, name = self._full(parts)
         if self._parent is None or self._parent[0] != tuple(above):
             directory = self._opened(tuple(above), make=True)
             self._forget()
             self._parent = (tuple(above), directory)
-        yield self._parent[1], name
+        return self._parent[1], name
 
     def _full(self, parts: Parts) -> Parts:
         """All names from the base on."""
@@ -542,7 +541,7 @@ class _Tree:
                 if make:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, 0o755, dir_fd=directory)
-                below = os.open(part, _DIRECTORY, dir_fd=directory)
+                below = os.open(part, _OPEN, dir_fd=directory)
                 os.close(directory)
                 directory = below
         except OSError:
@@ -562,38 +561,8 @@ def _spare_name() -> bytes:
 def _names(path: bytes) -> Parts:
     parts = tuple(each for each in path.split(b"/") if each not in (b"", b"."))
     if path.startswith(b"/") or b"\0" in path or b".." in parts or len(parts) > _DEPTH_LIMIT:
-        raise _Malformed("a name leads out of it")
+        raise Malformed("a name leads out of it")
     return parts
-
-
-def _parsed(block: bytes) -> _Header:
-    summed = sum(block[:148]) + sum(block[156:]) + 8 * ord(" ")
-    if _octal(block[148:156]) != summed:
-        raise _Malformed("a damaged header")
-    name, prefix = _text(block[0:100]), b""
-    if block[257:262] == b"ustar":
-        prefix = _text(block[345:500])
-    return _Header(
-        name=prefix + b"/" + name if prefix else name,
-        mode=_octal(block[100:108]),
-        size=_octal(block[124:136]),
-        mtime_ns=min(_octal(block[136:148]), _UTC_YEAR_9999) * 10**9,
-        kind=block[156:157],
-        link=_text(block[157:257]),
-    )
-
-
-def _extend(header: _Header, records: dict[bytes, bytes]) -> None:
-    header.records = records
-    header.name = records.get(b"GNU.sparse.name", records.get(b"path", header.name))
-    header.link = records.get(b"linkpath", header.link)
-    if b"size" in records:
-        header.size = _number(records[b"size"])
-    if (time := _TIME.fullmatch(records.get(b"mtime", b""))) is not None:
-        rest = (time[2] or b"")[:9].ljust(9, b"0")
-        header.mtime_ns = min(int(time[1]), _UTC_YEAR_9999) * 10**9 + int(rest)
-    if header.type in (b"1", b"2", b"5"):
-        header.size = 0
 
 
 def _records(body: bytes) -> dict[bytes, bytes]:
@@ -603,11 +572,11 @@ def _records(body: bytes) -> dict[bytes, bytes]:
     while at < len(body):
         space = body.find(b" ", at, at + 8)
         if space < 0:
-            raise _Malformed("an extended header")
+            raise Malformed("an extended header")
         end = at + _number(body[at:space])
         keyword, equals, value = body[space + 1 : end].partition(b"=")
         if not (space < end <= len(body) and equals and value.endswith(b"\n")):
-            raise _Malformed("an extended header")
+            raise Malformed("an extended header")
         found[keyword] = value[:-1]
         at = end
     return found
@@ -621,21 +590,21 @@ def _octal(field: bytes) -> int:
     if field[0] == 0x80:  # binary, for numbers that are too large
         number = int.from_bytes(field[1:], "big")
         if number >= 2**63:
-            raise _Malformed("a number")
+            raise Malformed("a number")
         return number
     digits = field.partition(b"\0")[0].strip(b" ")
     if _OCTAL.fullmatch(digits) is None:
-        raise _Malformed("a number")
+        raise Malformed("a number")
     return int(digits, 8) if digits else 0
 
 
 def _number(digits: bytes) -> int:
     if _NUMBER.fullmatch(digits) is None or int(digits) >= 2**63:
-        raise _Malformed("a number")
+        raise Malformed("a number")
     return int(digits)
 
 
-def _shown(name: bytes) -> str:
+def shown(name: bytes) -> str:
     """As it is told and kept: a name that no file can have may be very long."""
     shown = os.fsdecode(name.rstrip(b"/"))
     return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
