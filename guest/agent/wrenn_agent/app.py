@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> int:
     machine: Machine | None = None
     groups: CommandGroups | None = None
     if options.vm:
+        from . import boot
         from . import machine as machine_module
-        from . import pid1
 
-        groups = pid1.set_up()
+        groups = boot.set_up()
         machine = machine_module.Machine(loop, groups)
     else:
         become_subreaper()

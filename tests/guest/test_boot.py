@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_agent.kernel import device_nodes, link_tree, sysctls
+from wrenn_agent.boot import device_nodes, link_tree, sysctls
 
 DEVNAME = """# Device nodes to trigger on-demand module loading.
 fuse fuse c10:229

@@ -1,10 +1,13 @@
-"""What the guest's kernel is told at boot: its limits, and where its modules are."""
+"""What the first process of a VM does at boot, after `init`: limits, modules, control groups."""
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import stat
 
+from .cgroups import CommandGroups
 from .loop import report
 
 _MB = 1 << 20
@@ -12,6 +15,42 @@ _SYSCTLS = "/proc/sys"
 _MODULES = "/lib/modules"
 _FOR_EVERYBODY = ("fuse", "net/tun")
 """Devices that everybody may open, as udev has it."""
+_RUNTIME = "/run/.wrenn"
+_NICE = -10
+_OPEN_FILES = (65536, 1048576)
+"""Of commands, soft and hard: databases and build tools ask for 64000."""
+
+
+def set_up() -> CommandGroups | None:
+    """Prepare this machine; a step that fails is reported and does not stop the others.
+
+    Returns the control groups of commands; None where they cannot be made.
+    """
+    for step in (_raise_open_files, raise_limits, _offer_modules, _stay_responsive):
+        try:
+            step()
+        except (OSError, ValueError) as error:
+            report(error)
+    try:
+        return CommandGroups.set_up()
+    except OSError as error:
+        report(error)
+        return None
+
+
+def _raise_open_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+
+
+def _offer_modules() -> None:
+    offer_modules(_RUNTIME)
+
+
+def _stay_responsive() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # commands start with the ordinary priority, whatever the agent's
+    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 def raise_limits() -> None:
