@@ -27,7 +27,7 @@ from .syscalls import (
     umount,
 )
 
-MOUNT_POINT = "/sys/fs/cgroup"
+_MOUNT_POINT = "/sys/fs/cgroup"
 _NAMESPACE = "/proc/self/ns/cgroup"
 _AGENT, _COMMANDS = "agent", "commands"
 _AGENT_CPU_WEIGHT = b"10000"
@@ -91,12 +91,12 @@ class CommandGroups:
         self.limit(_DEFAULT_PROCESSES, _DEFAULT_RESERVED)
 
     @classmethod
-    def set_up(cls, mount_point: str = MOUNT_POINT) -> CommandGroups:
-        """Make the groups in the hierarchy mounted at `mount_point`; the agent goes to its own.
+    def set_up(cls) -> CommandGroups:
+        """Make the groups; the agent goes to its own.
 
-        `mount_point` is mounted anew, as commands are to see it. Raises OSError.
+        The hierarchy is mounted anew, as commands are to see it. Raises OSError.
         """
-        root = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY)
+        root = os.open(_MOUNT_POINT, os.O_RDONLY | os.O_DIRECTORY)
         own = os.open(_NAMESPACE, os.O_RDONLY)
         for name in (_AGENT, _COMMANDS):
             _make_directory(name, root)
@@ -105,8 +105,8 @@ class CommandGroups:
         try:
             new_cgroup_namespace()
             commands = os.open(_NAMESPACE, os.O_RDONLY)
-            umount(mount_point, MNT_DETACH)
-            mount("cgroup2", mount_point, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "")
+            umount(_MOUNT_POINT, MNT_DETACH)
+            mount("cgroup2", _MOUNT_POINT, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "")
         finally:
             enter_cgroup_namespace(own)
             _write(root, f"{_AGENT}/cgroup.procs", b"0")

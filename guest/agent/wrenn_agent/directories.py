@@ -1,13 +1,15 @@
-"""Making directories, and giving what was made to its user."""
+"""Making directories, giving what was made to its user, and removing whole trees."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from .users import User
+from .loop import Loop
+from .users import ActingAs, User
 
 _MODE = 0o755
+_REMOVED_PER_BREATH = 100
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -56,3 +58,30 @@ def give(fd: int, owner: User, folder_mode: int) -> None:
     """
     if os.geteuid() == 0 and owner.uid != 0:
         os.fchown(fd, owner.uid, -1 if folder_mode & stat.S_ISGID else owner.gid)
+
+
+async def remove_tree(loop: Loop, user: User, path: str) -> None:
+    """Remove a file or a directory with its content, and let others have their turn meanwhile.
+
+    Symlinks are not followed. Raises OSError.
+    """
+    pending = [path]
+    steps = 0
+    while pending:
+        steps += 1
+        if steps % _REMOVED_PER_BREATH == 0:
+            await loop.breathe()
+        with ActingAs(user):
+            here = pending[-1]
+            try:
+                if not stat.S_ISDIR(os.lstat(here).st_mode):
+                    os.unlink(here)
+                elif names := os.listdir(here):
+                    pending += [os.path.join(here, name) for name in names]
+                    continue
+                else:
+                    os.rmdir(here)
+            except FileNotFoundError:
+                if steps == 1:
+                    raise
+            pending.pop()  # somebody else removed it, or it was removed here

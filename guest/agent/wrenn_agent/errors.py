@@ -2,7 +2,7 @@
 
 AgentError
 ├── InvalidArgument, Unauthenticated, PermissionDenied, NotFound, AlreadyExists,
-│   FailedPrecondition, ResourceExhausted, DeadlineExceeded, Unimplemented, Unavailable, Internal
+│   FailedPrecondition, ResourceExhausted, DeadlineExceeded, Unimplemented, Internal
 └── refusals of the HTTP layer: MethodNotAllowed, RequestTimeout, PayloadTooLarge,
     UnsupportedMedia, RangeNotSatisfiable, HeadersTooLarge, NoSpace
 Disconnected: the peer has gone, nobody is left to be told.
@@ -79,12 +79,6 @@ class Unimplemented(AgentError):
     """A method or encoding that this agent does not speak."""
 
     code, status = "unimplemented", 501
-
-
-class Unavailable(AgentError):
-    """Too busy just now; trying again helps."""
-
-    code, status = "unavailable", 503
 
 
 class Internal(AgentError):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from . import fields
 from .auth import Auth
 from .connect import StreamCall, dump
-from .directories import make_directories
+from .directories import make_directories, remove_tree
 from .entries import DIRECTORY, describe
 from .entries import shown as as_text
 from .errors import (
@@ -25,7 +25,6 @@ from .exchange import Exchange
 from .fields import Message
 from .files import as_asked, parse_mode
 from .loop import Loop
-from .remove import remove_tree
 from .users import ROOT, ActingAs, Names, User, Users
 from .watch import DESCRIBED, DirectoryWatch, Event, Watchers
 

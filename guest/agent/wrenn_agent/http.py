@@ -9,7 +9,6 @@ from .errors import InvalidArgument
 HEAD_LIMIT = 32 * 1024
 
 _REASONS = {
-    100: "Continue",
     200: "OK",
     204: "No Content",
     206: "Partial Content",
@@ -28,7 +27,6 @@ _REASONS = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
-    503: "Service Unavailable",
     504: "Gateway Timeout",
     507: "Insufficient Storage",
 }
