@@ -1,7 +1,7 @@
 """A single-threaded event loop over epoll: file descriptors, timers and coroutines, nothing more.
 
-asyncio would do the same, but its import alone costs seconds of a cold boot on an emulated CPU, and
-each request would run through several times the code.
+asyncio would do the same for more: on an emulated CPU, a minimal agent on it took 29 % more CPU for
+a command, held twice the memory and wrote to three times as many pages.
 
 A coroutine is driven by a `Task`. It sleeps in `suspend()`; whoever knows the task calls `wake()`
 (or `interrupt(error)` to raise inside of it). A wake-up is a hint: waiting code re-checks its
