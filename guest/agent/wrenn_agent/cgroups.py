@@ -58,17 +58,6 @@ class CommandGroup:
         os.close(self.events)
 
 
-class Limits:
-    """What all commands together may use; memory in bytes, None where the kernel sets no bound."""
-
-    __slots__ = ("memory", "processes", "used_processes")
-
-    def __init__(self, memory: int | None, processes: int | None, used_processes: int) -> None:
-        self.memory = memory
-        self.processes = processes
-        self.used_processes = used_processes
-
-
 class CommandGroups:
     """Groups for commands, made when needed and used again once they are empty.
 
@@ -125,13 +114,14 @@ class CommandGroups:
         self._max_processes = processes - processes // _LEFT_TO_OTHERS
         self._wanted = (processes, reserved)
 
-    def limits(self) -> Limits:
-        """The bounds in force, and how many processes there are."""
-        return Limits(
-            self._number(f"{_COMMANDS}/memory.max"),
-            self._number(f"{_COMMANDS}/pids.max"),
-            self._number(f"{_COMMANDS}/pids.current") or 0,
-        )
+    def limits(self) -> dict[str, int]:
+        """How many processes all commands have, and the bounds in force; memory in bytes."""
+        found = {
+            "process_count": self._number(f"{_COMMANDS}/pids.current") or 0,
+            "process_limit": self._number(f"{_COMMANDS}/pids.max"),
+            "mem_limit": self._number(f"{_COMMANDS}/memory.max"),
+        }
+        return {name: number for name, number in found.items() if number is not None}
 
     def enter(self) -> CommandGroup:
         """Go into an empty group and into its namespace; raises ResourceExhausted, at home then."""

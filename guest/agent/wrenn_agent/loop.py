@@ -190,7 +190,7 @@ class Loop:
         """Serve until `stop()`; no error ends it, not even a lack of memory."""
         self._running = True
         while self._running:
-            _guarded_call(self._run_once)
+            _guarded(self._run_once)
 
     def stop(self) -> None:
         """Leave `run()` after this round."""
@@ -225,18 +225,11 @@ class Loop:
         while self._timers and self._timers[0].when <= now:
             action = heapq.heappop(self._timers).action
             if action is not None:
-                _guarded_call(action)
+                _guarded(action)
 
 
-def _guarded(handler: Callable[[int], None], mask: int) -> None:
+def _guarded(action: Callable[..., None], *arguments: int) -> None:
     try:
-        handler(mask)
-    except Exception as error:
-        report(error)
-
-
-def _guarded_call(action: Callable[[], None]) -> None:
-    try:
-        action()
+        action(*arguments)
     except Exception as error:
         report(error)

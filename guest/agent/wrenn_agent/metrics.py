@@ -27,7 +27,8 @@ class Metrics:
         memory = _memory()
         disk = os.statvfs("/")
         total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
-        return self._limits() | {
+        return {
+            **({} if self._groups is None else self._groups.limits()),
             "ts": int(time.time()),
             "cpu_count": os.cpu_count() or 1,
             "cpu_used_pct": self._cpu_used(),
@@ -37,17 +38,6 @@ class Metrics:
             "disk_used": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
             "disk_total": disk.f_blocks * disk.f_frsize,
         }
-
-    def _limits(self) -> Message:
-        if self._groups is None:
-            return {}
-        limits = self._groups.limits()
-        found: Message = {"process_count": limits.used_processes}
-        if limits.processes is not None:
-            found["process_limit"] = limits.processes
-        if limits.memory is not None:
-            found["mem_limit"] = limits.memory
-        return found
 
     def _cpu_used(self) -> float:
         with open("/proc/stat", encoding="ascii") as file:

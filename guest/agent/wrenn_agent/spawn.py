@@ -200,8 +200,7 @@ class Spawner:
             raise InvalidArgument(f"working directory {command.cwd!r} cannot be used") from error
         try:
             program = find_program(command.argv[0], command.envs.get("PATH", DEFAULT_PATH))
-            if self._oom_score is not None:
-                self._set_oom_score(COMMAND_OOM_SCORE)
+            self._set_oom_score(COMMAND_OOM_SCORE)
             return os.posix_spawn(
                 program,
                 command.argv,
@@ -216,8 +215,7 @@ class Spawner:
         except ValueError as error:
             raise InvalidArgument(f"command cannot be passed on: {error}") from error
         finally:
-            if self._oom_score is not None:
-                self._set_oom_score(AGENT_OOM_SCORE)
+            self._set_oom_score(AGENT_OOM_SCORE)
             os.chdir("/")
 
     def _set_oom_score(self, score: bytes) -> None:
