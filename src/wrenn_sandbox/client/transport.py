@@ -82,7 +82,7 @@ def refusal(response: httpx2.Response) -> ClientError:
 
 @contextlib.contextmanager
 def http_failures() -> Iterator[None]:
-    """ParseScheduler the HTTP library's errors into `ClientError`."""
+    """Turn the HTTP library's errors into `ClientError`."""
     try:
         yield
     except httpx2.TimeoutException as error:
@@ -97,7 +97,7 @@ def http_failures() -> Iterator[None]:
 
 @contextlib.contextmanager
 def websocket_failures() -> Iterator[None]:
-    """ParseScheduler the WebSocket library's errors into `ClientError`."""
+    """Turn the WebSocket library's errors into `ClientError`."""
     try:
         yield
     except InvalidStatus as error:
