@@ -5,7 +5,7 @@ straight to the guest agent, turn by turn in one run.
 from functools import partial
 
 from wrenn_sandbox.host import journal
-from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.guest import GuestClient, RunningGuest
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
@@ -41,7 +41,8 @@ async def _samples(url: str, paths: Paths, rounds: int) -> dict[str, list[float]
     sandbox = await api.create()
     [record] = [each for each in journal.records(paths.run) if each.sandbox_id == sandbox]
     namespaces = NamespaceThread("bench")
-    guest = GuestClient(partial(connect_guest, namespaces, record.slot), record.token)
+    client = GuestClient(partial(connect_guest, namespaces, record.slot), record.token)
+    guest = RunningGuest(client)
     watch = Stopwatch()
     try:
         for turn in range(_WARM_UP + rounds):
@@ -52,7 +53,7 @@ async def _samples(url: str, paths: Paths, rounds: int) -> dict[str, list[float]
             with kept.lap(API):
                 await api.exec(sandbox, "true")
     finally:
-        guest.close()
+        client.close()
         namespaces.close()
         await api.delete(sandbox)
         api.close()

@@ -89,9 +89,8 @@ class Rig:
     async def run(self, sandbox: SandboxId, cmd: str, *args: str) -> str:
         """Standard output of a command that must succeed."""
         command = Command(cmd=cmd, args=args)
-        result = await self.agent.exec(
-            sandbox, command, timeout=EXEC_SEC, output_limit=OUTPUT_LIMIT
-        )
+        guest = self.agent.guest(sandbox)
+        result = await guest.exec(command, timeout=EXEC_SEC, output_limit=OUTPUT_LIMIT)
         assert result.exit_code == 0, result
         return result.stdout.decode()
 

@@ -204,3 +204,15 @@ async def test_an_exit_is_recorded_at_once_with_its_reason(
     assert (sandbox["status"], sandbox["reason"]) == ("error", "the guest powered off")
     (event, *_) = (await user.client.get(f"/v1/sandboxes/{id}/events")).json()
     assert (event["event"], event["actor"]) == ("lost", "host")
+
+
+async def test_a_host_that_starts_again_loses_no_event(
+    host: HostDouble, user: Team, id: str
+) -> None:
+    other = str((await user.client.post("/v1/sandboxes")).json()["id"])
+    await host.exit(SandboxId(id), "it fell over")
+    await host.restart()
+    async with asyncio.timeout(20):
+        await host.exit(SandboxId(other), "it fell over after the restart")
+    sandbox = (await user.client.get(f"/v1/sandboxes/{other}")).json()
+    assert sandbox["reason"] == "it fell over after the restart"

@@ -13,7 +13,7 @@ from support.api_server import Server, Team, eventually
 from support.listening import listening
 from support.sockets import Peer, output_of, talking
 from wrenn_sandbox.control.api.streams import pty, session
-from wrenn_sandbox.control.service.guests import Guest
+from wrenn_sandbox.host.guest import RunningGuest
 from wrenn_sandbox.ids import SandboxId
 
 
@@ -151,9 +151,9 @@ async def test_coming_back_by_the_tag(
 def gone(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set once a session has noticed that its client is gone; the guest takes no input before."""
     gone = asyncio.Event()
-    send_input, client_gone = Guest.send_input, session.Session._client_gone
+    send_input, client_gone = RunningGuest.send_input, session.Session._client_gone
 
-    async def held(self: Guest, pid: int, data: bytes, *, terminal: bool) -> None:
+    async def held(self: RunningGuest, pid: int, data: bytes, *, terminal: bool) -> None:
         await gone.wait()
         await send_input(self, pid, data, terminal=terminal)
 
@@ -161,7 +161,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
         client_gone(self)
         asyncio.get_running_loop().call_soon(gone.set)
 
-    monkeypatch.setattr(Guest, "send_input", held)
+    monkeypatch.setattr(RunningGuest, "send_input", held)
     monkeypatch.setattr(session.Session, "_client_gone", noticed)
     return gone
 

@@ -78,7 +78,8 @@ async def test_no_image_goes_before_all_sandboxes_are_known(
     host = await HostAgent.start(settings)
     try:
         async with asyncio.timeout(20):
-            [event] = await host.events(0)
+            [event] = (await host.events("", 0)).events
+            assert (await host.events("of an earlier start", 7)).events == (event,)
             assert (event.sandbox_id, event.kind) == (ending, EventKind.EXITED)
             assert [each.sandbox_id for each in await host.sandboxes()] == [kept]
             assert host._slots._used == {}  # type: ignore[attr-defined]

@@ -415,7 +415,7 @@ async def test_a_machine_with_such_a_disk_is_not_stored(host: HostAgent, secret:
     with pytest.raises(IncompatibleImage):
         await host.pause(sandbox.sandbox_id, new_operation_id())
     assert sandbox.phase is Phase.RUNNING
-    await host.exec(sandbox.sandbox_id, Command(cmd="true"), timeout=20, output_limit=10)
+    await host.guest(sandbox.sandbox_id).exec(Command(cmd="true"), timeout=20, output_limit=10)
 
 
 async def test_a_machine_does_not_continue_on_such_a_disk(host: HostAgent, secret: Path) -> None:

@@ -36,7 +36,7 @@ from wrenn_sandbox.host.guest import archives as archives_module
 from wrenn_sandbox.host.guest import client as client_module
 from wrenn_sandbox.host.guest import connection as connection_module
 from wrenn_sandbox.host.guest import files as files_module
-from wrenn_sandbox.host.guest import streams as streams_module
+from wrenn_sandbox.host.guest import processes as processes_module
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.slot import Slot
@@ -66,9 +66,9 @@ _FUZZ_SEC: Final = 8.0
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is minutes in life; commands have limits of their own."""
     monkeypatch.setattr(connection_module, "SILENCE_SEC", 0.4)
-    for module in (client_module, streams_module, files_module):
+    for module in (client_module, processes_module, files_module):
         monkeypatch.setattr(module, "CALL_SEC", 0.6)
-    for module in (connection_module, client_module, streams_module, files_module):
+    for module in (connection_module, client_module, processes_module, files_module):
         monkeypatch.setattr(module, "ANSWER_SEC", 0.5)
     for module in (client_module, archives_module):
         monkeypatch.setattr(module, "GRACE_SEC", 0.2)
@@ -141,7 +141,7 @@ class Stand:
         slot = self.host._sandboxes[self.bad].machine.spec.slot
         assert slot.host_port is not None
         self.hostile_ports.add(slot.host_port)
-        self.host._sandboxes[self.bad].client.close()
+        self.host._sandboxes[self.bad].machine.client.close()
         machine = self.host._sandboxes[self.bad].machine
         machine._client = machine._new_client(machine.record.token)
 
@@ -178,7 +178,7 @@ async def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         try:
             await stand.create(stand.bad)
             await stand.create(stand.good)
-            await stand.host.exec(stand.good, _COMMAND, timeout=20, output_limit=100)
+            await stand.host.guest(stand.good).exec(_COMMAND, timeout=20, output_limit=100)
             stand.turn()
             yield stand
         finally:
@@ -194,7 +194,9 @@ async def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 async def _exec(stand: Stand) -> None:
-    result = await stand.host.exec(stand.bad, _COMMAND, timeout=_EXEC_SEC, output_limit=_OUTPUT)
+    result = await stand.host.guest(stand.bad).exec(
+        _COMMAND, timeout=_EXEC_SEC, output_limit=_OUTPUT
+    )
     assert 0 <= result.exit_code <= 255
     assert len(result.stdout) <= _OUTPUT
     assert len(result.stderr) <= _OUTPUT
@@ -202,18 +204,18 @@ async def _exec(stand: Stand) -> None:
 
 
 async def _metrics(stand: Stand) -> None:
-    found = await stand.host.metrics(stand.bad)
+    found = await stand.host.guest(stand.bad).metrics()
     assert 0 <= found.mem_total < 2**63
     assert found.cpu_used_pct >= 0
 
 
 async def _processes(stand: Stand) -> None:
-    found = await stand.host.processes(stand.bad)
+    found = await stand.host.guest(stand.bad).processes()
     assert all(0 < each.pid < 2**31 for each in found)
 
 
 async def _list(stand: Stand) -> None:
-    for each in await stand.host.list_directory(stand.bad, "/root", 1):
+    for each in await stand.host.guest(stand.bad).list_directory("/root", 1):
         assert each.name not in ("", ".", "..")
         assert "/" not in each.name
         assert "\0" not in each.name
@@ -225,15 +227,15 @@ async def _list(stand: Stand) -> None:
 
 
 async def _make_directory(stand: Stand) -> None:
-    await stand.host.make_directory(stand.bad, "/root/x")
+    await stand.host.guest(stand.bad).make_directory("/root/x")
 
 
 async def _remove(stand: Stand) -> None:
-    await stand.host.remove_path(stand.bad, "/root/x")
+    await stand.host.guest(stand.bad).remove_path("/root/x")
 
 
 async def _read(stand: Stand) -> None:
-    async with stand.host.read_file(stand.bad, "/root/x") as content:
+    async with stand.host.guest(stand.bad).read_file("/root/x") as content:
         count = 0
         async for piece in content.chunks:
             count += len(piece)
@@ -247,12 +249,12 @@ async def _write(stand: Stand) -> None:
         for _ in range(4):
             yield bytes(300_000)
 
-    await stand.host.write_file(stand.bad, "/root/x", chunks())
+    await stand.host.guest(stand.bad).write_file("/root/x", chunks())
 
 
 async def _pack(stand: Stand) -> None:
     count = 0
-    async with stand.host.pack(stand.bad, "/root", recursive=True, user=None) as chunks:
+    async with stand.host.guest(stand.bad).pack("/root", recursive=True, user=None) as chunks:
         async for piece in chunks:
             count += len(piece)
             if count > 2 * _MB:
@@ -264,7 +266,9 @@ async def _unpack(stand: Stand) -> None:
         for _ in range(4):
             yield bytes(300_000)
 
-    found = await stand.host.unpack(stand.bad, "/root", chunks(), needs_directory=False, user=None)
+    found = await stand.host.guest(stand.bad).unpack(
+        "/root", chunks(), needs_directory=False, user=None
+    )
     assert len(found.left_out) <= 1000
     assert all(len(each.reason) <= 2000 for each in found.left_out)
 
@@ -288,8 +292,8 @@ async def _follow(stream: ProcessStream) -> None:
 async def _start(stand: Stand) -> None:
     async with (
         asyncio.timeout(_FOLLOW_SEC),
-        stand.host.start_process(
-            stand.bad, _COMMAND, tag="t", stdin=True, terminal=TerminalSize(cols=80, rows=24)
+        stand.host.guest(stand.bad).start_process(
+            _COMMAND, tag="t", stdin=True, terminal=TerminalSize(cols=80, rows=24)
         ) as stream,
     ):
         await _follow(stream)
@@ -298,29 +302,29 @@ async def _start(stand: Stand) -> None:
 async def _attach(stand: Stand) -> None:
     async with (
         asyncio.timeout(_FOLLOW_SEC),
-        stand.host.attach_process(stand.bad, ProcessRef(tag="t"), replay=True) as stream,
+        stand.host.guest(stand.bad).attach_process(ProcessRef(tag="t"), replay=True) as stream,
     ):
         await _follow(stream)
 
 
 async def _detached(stand: Stand) -> None:
-    assert 0 < await stand.host.start_detached(stand.bad, _COMMAND, tag="t") < 2**31
+    assert 0 < await stand.host.guest(stand.bad).start_detached(_COMMAND, tag="t") < 2**31
 
 
 async def _input(stand: Stand) -> None:
-    await stand.host.send_input(stand.bad, 7, b"x" * 300_000, terminal=False)
+    await stand.host.guest(stand.bad).send_input(7, b"x" * 300_000, terminal=False)
 
 
 async def _close_input(stand: Stand) -> None:
-    await stand.host.close_input(stand.bad, 7)
+    await stand.host.guest(stand.bad).close_input(7)
 
 
 async def _resize(stand: Stand) -> None:
-    await stand.host.resize_terminal(stand.bad, 7, TerminalSize(cols=1, rows=1))
+    await stand.host.guest(stand.bad).resize_terminal(7, TerminalSize(cols=1, rows=1))
 
 
 async def _signal(stand: Stand) -> None:
-    await stand.host.signal_process(stand.bad, ProcessRef(pid=7), ProcessSignal.KILL)
+    await stand.host.guest(stand.bad).signal_process(ProcessRef(pid=7), ProcessSignal.KILL)
 
 
 Call = Callable[[Stand], Awaitable[None]]
@@ -387,14 +391,14 @@ class Memory:
 
 async def _at_rest(stand: Stand) -> tuple[int, int]:
     """Tasks and descriptors when nothing is under way and no connection is kept."""
-    client = stand.host._sandboxes[stand.bad].client
+    client = stand.host._sandboxes[stand.bad].machine.client
     await asyncio.to_thread(stand.guest.hang_up)
     for _ in range(200):
         await asyncio.sleep(0.005)
         if not client._busy and all(not each.reusable for each in client._idle):
             break
     assert not client._busy
-    for idle in (client._idle, stand.host._sandboxes[stand.good].client._idle):
+    for idle in (client._idle, stand.host._sandboxes[stand.good].machine.client._idle):
         for each in idle:
             each.close()
         idle.clear()
@@ -484,7 +488,7 @@ async def test_floods(stand: Stand, logs: list[MutableMapping[str, object]]) -> 
 async def _served(stand: Stand) -> None:
     """Another sandbox answers."""
     async with asyncio.timeout(10):
-        await stand.host.metrics(stand.good)
+        await stand.host.guest(stand.good).metrics()
 
 
 def _list_of(name: bytes, each: bytes, count: int) -> bytes:
@@ -558,7 +562,7 @@ async def test_an_upload_that_nobody_takes(stand: Stand) -> None:
     stand.guest.script = Script([(1.5, b"")], "wait")
     async with asyncio.timeout(5):
         with pytest.raises(AgentError):
-            await stand.host.write_file(stand.bad, "/x", endless())
+            await stand.host.guest(stand.bad).write_file("/x", endless())
     assert done < 64
 
 
@@ -571,7 +575,7 @@ async def test_an_upload_whose_client_is_slow_is_not_cut(stand: Stand) -> None:
             yield bytes(600_000)
 
     stand.guest.script = Script([(1.2, answer(b"[]"))], "wait")
-    await stand.host.write_file(stand.bad, "/x", slow())
+    await stand.host.guest(stand.bad).write_file("/x", slow())
 
 
 async def test_a_guest_that_is_hostile_from_its_first_moment(stand: Stand) -> None:
@@ -603,7 +607,7 @@ async def test_a_token_that_is_echoed_is_not_kept(
 ) -> None:
     """The answer to /init may hold the token that the guest was just given."""
     stand.guest.script = says(answer(b"token " + b"f" * 48, b"500 x"))
-    client = stand.host._sandboxes[stand.bad].client
+    client = stand.host._sandboxes[stand.bad].machine.client
     with pytest.raises(AgentError) as caught:
         await client.set_clock("f" * 48, "")
     assert "ffff" not in str(caught.value) + (caught.value.detail or "") + str(logs)
@@ -615,7 +619,7 @@ _HEALTHY: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
 @pytest.mark.parametrize("early", [_HEALTHY, answer(b"{}"), b"HTTP/1.1 ", b"x"])
 async def test_what_comes_before_a_question_is_not_its_answer(early: bytes, stand: Stand) -> None:
     """A connection on which there was more than one answer is not used again."""
-    client = stand.host._sandboxes[stand.bad].client
+    client = stand.host._sandboxes[stand.bad].machine.client
     stand.guest.script = Script([(0, _HEALTHY), (0.05, early)], "wait")
     await client.health()
     await asyncio.sleep(0.1)
@@ -631,7 +635,7 @@ async def test_what_comes_before_a_question_is_not_its_answer(early: bytes, stan
 async def test_a_connection_on_which_nothing_else_came_is_used_again(
     whole: bytes, stand: Stand
 ) -> None:
-    client = stand.host._sandboxes[stand.bad].client
+    client = stand.host._sandboxes[stand.bad].machine.client
     stand.guest.script = Script([(0, whole), (0.2, whole)], "wait")
     await client.call("GET", "/x")
     await client.call("GET", "/x")
@@ -667,4 +671,4 @@ async def test_lies_at_random(stand: Stand, logs: list[MutableMapping[str, objec
     assert worst < _LAG_SEC
     assert memory < 64 * _MB
     assert sum(len(str(each)) for each in logs) < 100 * count
-    await stand.host.exec(stand.good, _COMMAND, timeout=20, output_limit=100)
+    await stand.host.guest(stand.good).exec(_COMMAND, timeout=20, output_limit=100)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from support.guest_double import GuestDouble
+from support.guest_double import GuestDouble, GuestState
 from wrenn_sandbox.errors import Conflict, HostFailure, NotFound
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.wire.messages import (
@@ -16,8 +16,8 @@ from wrenn_sandbox.wire.messages import (
     CreateSandbox,
     Egress,
     EventKind,
-    GuestMetrics,
     HostEvent,
+    HostEvents,
     HostInfo,
     ImageInfo,
     Phase,
@@ -43,7 +43,7 @@ class Gate:
         await self.opened.wait()
 
 
-class HostDouble(GuestDouble):
+class HostDouble(GuestState):
     """Implements `Host`. `fail[call]` makes a call raise, `gates[call]` makes it wait first."""
 
     def __init__(self) -> None:
@@ -62,6 +62,7 @@ class HostDouble(GuestDouble):
         self._snapshots: dict[OperationId, ImageInfo] = {}
         self._events: list[HostEvent] = []
         self._asked_after = 0
+        self.epoch = "first"
         self.owner: str | None = None
         self._news = asyncio.Condition()
 
@@ -225,33 +226,27 @@ class HostDouble(GuestDouble):
             for sandbox_id, phase in self.phases.items()
         ]
 
-    async def events(self, after: int) -> list[HostEvent]:
+    async def events(self, epoch: str, after: int) -> HostEvents:
         async with self._news:
-            self._asked_after = after
+            seen = after if epoch == self.epoch else 0
+            self._asked_after = seen
             self._news.notify_all()
-            await self._news.wait_for(lambda: len(self._events) > after)
-            return self._events[after:]
+            now = self.epoch
+            await self._news.wait_for(lambda: len(self._events) > seen or self.epoch != now)
+            if self.epoch != now:
+                raise HostFailure("The host ended.")
+            return HostEvents(epoch=self.epoch, events=tuple(self._events[seen:]))
 
-    async def exec(
-        self, sandbox_id: SandboxId, command: Command, *, timeout: float, output_limit: int
-    ) -> CommandResult:
-        self._require(sandbox_id, Phase.RUNNING)
-        await self._enter("exec", sandbox_id)
-        self._require(sandbox_id, Phase.RUNNING)
+    async def restart(self) -> None:
+        """Begin a new epoch: whoever waits fails, and numbers begin with 1 again."""
+        async with self._news:
+            self.epoch, self._asked_after = f"{self.epoch}+", 0
+            self._events = []
+            self._news.notify_all()
+
+    def guest(self, sandbox_id: SandboxId) -> GuestDouble:
+        return GuestDouble(self, sandbox_id)
+
+    async def run(self, command: Command) -> CommandResult:
         self.commands.append(command)
         return self.answer(command)
-
-    async def health(self, sandbox_id: SandboxId) -> None:
-        await self.enter_guest("health", sandbox_id)
-
-    async def metrics(self, sandbox_id: SandboxId) -> GuestMetrics:
-        await self.enter_guest("metrics", sandbox_id)
-        return GuestMetrics(
-            cpu_count=1,
-            cpu_used_pct=0.0,
-            mem_total=1,
-            mem_used=1,
-            mem_cache=0,
-            disk_used=1,
-            disk_total=1,
-        )

@@ -105,7 +105,7 @@ async def test_no_connection_to_a_guest_outlives_its_life(restartable: Settings)
         id = SandboxId(await _create(team.client))
         lives = []
         for _ in range(3):
-            client = host._sandboxes[id].client
+            client = host._sandboxes[id].machine.client
             await _shell(team.client, id, "true")
             kept = list(client._idle)
             assert any(connection.reusable for connection in kept)

@@ -435,7 +435,7 @@ async def _stopped(host: HostAgent, team: Team, id: SandboxId) -> None:
     """Let a machine end as if its guest had stopped."""
     os.kill(host._sandboxes[id].machine.process.pid, signal.SIGKILL)
     async with asyncio.timeout(10):
-        [*_, event] = await host.events(0)
+        [*_, event] = (await host.events("", 0)).events
     assert (event.sandbox_id, event.kind) == (id, EventKind.STOPPED)
 
 

@@ -11,6 +11,7 @@ import pytest
 from support.vm.stand import Stand, standing
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.backends import Backends
+from wrenn_sandbox.host.guest import RunningGuest
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, Process
 from wrenn_sandbox.wire.messages import Command
@@ -43,7 +44,7 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
     assert capabilities.version
     assert capabilities.name == stand.settings.driver
     async with stand.machine() as (spec, process, client):
-        result = await client.exec(
+        result = await RunningGuest(client).exec(
             Command(cmd="echo", args=("hello",)), timeout=30, output_limit=1024
         )
         assert result.stdout == b"hello\n"

@@ -103,14 +103,10 @@ class ControlPlane:
         )
         self.sandboxes = SandboxService(
             self.store,
-            host,
             self.lifecycle,
             templates,
             self.activity,
-            wakeups,
             policies,
-            calls,
-            self.health,
             bounds=Bounds(
                 max_vcpus=settings.max_vcpus,
                 min_memory_mb=settings.min_memory_mb,
@@ -121,12 +117,18 @@ class ControlPlane:
                 template=settings.default_template,
                 size=Size(settings.default_vcpus, settings.default_memory_mb),
             ),
-            output_limit=settings.output_limit_bytes,
             clock=clock,
             random=random,
         )
         self.guests = GuestService(
-            self.store, host, self.activity, wakeups, calls, self.health, random=random
+            self.store,
+            host,
+            self.activity,
+            wakeups,
+            calls,
+            self.health,
+            output_limit=settings.output_limit_bytes,
+            random=random,
         )
         self.snapshots = SnapshotService(
             self.store,

@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import Conflict, NoCapacity, NotFound, WrennError
+from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
@@ -20,10 +20,12 @@ from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
+    BaseTemplate,
     CreateSandbox,
     Egress,
     EventKind,
     HostEvent,
+    HostEvents,
     HostInfo,
     ImageInfo,
     Phase,
@@ -36,10 +38,8 @@ from .admission import Admission
 from .backends import Backends
 from .collection import ImageCollection
 from .context import HostContext
-from .guest import GuestClient
-from .guest_calls import GuestCalls
+from .guest import RunningGuest
 from .housekeeping import Housekeeper
-from .image_calls import ImageCalls
 from .lock import DirectoryLock
 from .paths import Paths
 from .pools import Pool
@@ -53,11 +53,12 @@ _log = structlog.get_logger(__name__)
 
 EVENTS_KEPT: Final = 1000
 _PAUSE_SHARE: Final = 0.25
-_KEEP_AGAIN_SEC: Final = 10.0
 """The part of the disk's reserve that a pause leaves."""
+_KEEP_AGAIN_SEC: Final = 10.0
+_EPOCH_BYTES: Final = 8
 
 
-class HostAgent(GuestCalls, ImageCalls):
+class HostAgent:
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
     def __init__(self, settings: Settings, paths: Paths, equipment: Backends) -> None:
@@ -98,6 +99,7 @@ class HostAgent(GuestCalls, ImageCalls):
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
+        self._epoch = self._context.random(_EPOCH_BYTES).hex()
         self._numbers = itertools.count(1)
         self._event_added = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,6 +177,28 @@ class HostAgent(GuestCalls, ImageCalls):
             disk_free_mb=free.disk_free_mb,
         )
 
+    async def templates(self) -> list[BaseTemplate]:
+        found = await asyncio.to_thread(self._store.templates)
+        return [
+            BaseTemplate(
+                name=template.name,
+                image_id=template.manifest.image_id,
+                vcpus=template.manifest.vcpus,
+                memory_mb=template.manifest.memory_mb,
+                size=template.size,
+                created_at=template.manifest.created_at,
+            )
+            for template in found
+        ]
+
+    async def warm(self, template: str) -> Manifest:
+        """The snapshot of a template for its own size, made unless it is there.
+
+        Raises `NotFound` and `HostFailure`.
+        """
+        image = await asyncio.to_thread(self._store.resolve, template)
+        return await self._variants.get(image, Size(image.vcpus, image.memory_mb))
+
     async def create(self, request: CreateSandbox) -> Placement:
         sandbox = self._sandboxes.get(request.sandbox_id)
         if sandbox is not None and sandbox.operation_id not in (None, request.operation_id):
@@ -197,7 +221,8 @@ class HostAgent(GuestCalls, ImageCalls):
             return sandbox.machine.placement
         try:
             policy = request.network.policy()
-            image = await self._startable(request)
+            size = Size(request.vcpus, request.memory_mb)
+            image = await self._variants.startable(request.image_id, size)
             return await sandbox.start(request.operation_id, image, policy, self._pool)
         except BaseException:
             if self._sandboxes.get(request.sandbox_id) is sandbox:
@@ -283,6 +308,27 @@ class HostAgent(GuestCalls, ImageCalls):
         await sandbox.destroy()
         return await self._image_info(image_id)
 
+    async def _image_info(self, image_id: ImageId) -> ImageInfo:
+        image = await asyncio.to_thread(self._store.open, image_id)
+        return ImageInfo(
+            image_id=image_id,
+            vcpus=image.vcpus,
+            memory_mb=image.memory_mb,
+            size=await asyncio.to_thread(self._store.size, image_id),
+            created_at=image.created_at,
+        )
+
+    async def remove_image(self, image_id: ImageId) -> None:
+        await asyncio.to_thread(self._store.let_go, image_id)
+        await self._collection.run()
+
+    async def held_images(self) -> list[ImageInfo]:
+        found = []
+        for image_id in await asyncio.to_thread(self._store.held):
+            with suppress(NotFound, IncompatibleImage):
+                found.append(await self._image_info(image_id))
+        return found
+
     async def sandboxes(self) -> list[SandboxReport]:
         holdings = [each.holding for each in self._sandboxes.values()]
         disk = await disk_use.measured(self._context, holdings)
@@ -298,17 +344,18 @@ class HostAgent(GuestCalls, ImageCalls):
             for sandbox_id, sandbox in self._sandboxes.items()
         ]
 
-    async def events(self, after: int) -> list[HostEvent]:
+    async def events(self, epoch: str, after: int) -> HostEvents:
+        seen = after if epoch == self._epoch else 0
         while not self._closing.is_set():
-            found = [event for event in self._events if event.number > after]
+            found = tuple(each for each in self._events if each.number > seen)
             if found:
-                return found
+                return HostEvents(epoch=self._epoch, events=found)
             self._event_added.clear()
             await self._event_added.wait()
-        return []
+        return HostEvents(epoch=self._epoch)
 
-    def _client(self, sandbox_id: SandboxId) -> GuestClient:
-        return self._sandbox(sandbox_id).client
+    def guest(self, sandbox_id: SandboxId) -> RunningGuest:
+        return self._sandbox(sandbox_id).machine.guest
 
     def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
         sandbox = self._sandboxes.get(sandbox_id)

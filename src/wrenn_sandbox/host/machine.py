@@ -34,6 +34,7 @@ from .guest import (
     GuestUnreachable,
     Initialisation,
     Limits,
+    RunningGuest,
     encoded_entropy,
 )
 from .journal import Record
@@ -87,6 +88,11 @@ class Machine:
         if self._client is None:
             raise NotFound("The sandbox is not running.")
         return self._client
+
+    @property
+    def guest(self) -> RunningGuest:
+        """Calls into the guest; raises `NotFound` while it does not run."""
+        return RunningGuest(self.client)
 
     @property
     def placement(self) -> Placement:

@@ -169,7 +169,7 @@ class Pool:
             undo.push_async_callback(machine.release)
             await machine.load(source.snapshot)
             await machine.initialize_guest(_NAME)
-            await machine.client.exec(_WARM_UP, timeout=_WARM_UP_SEC, output_limit=0)
+            await machine.guest.exec(_WARM_UP, timeout=_WARM_UP_SEC, output_limit=0)
             undo.pop_all()
         self._keep(self._hot, machine)
 

@@ -32,7 +32,6 @@ from wrenn_sandbox.wire.messages import Phase, Placement
 from . import compatibility, failpoints, merging, paused, snapshots
 from .context import HostContext
 from .disk_use import Holding, Layers
-from .guest import GuestClient
 from .images import manifest as form
 from .journal import Record
 from .launch_source import LaunchSource, paused_source, source_of, without_memory
@@ -96,11 +95,6 @@ class Sandbox:
         if self._machine is None:
             raise NotFound("The sandbox is not running.")
         return self._machine
-
-    @property
-    def client(self) -> GuestClient:
-        """Calls to the guest; raises `NotFound` while it does not run."""
-        return self.machine.client
 
     @property
     def memory_mb(self) -> int:

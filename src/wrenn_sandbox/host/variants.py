@@ -84,6 +84,17 @@ class Variants:
             task.add_done_callback(lambda _: self._making.pop(image_id, None))
         return await asyncio.shield(task)
 
+    async def startable(self, image_id: ImageId, size: Size) -> Manifest:
+        """The snapshot to continue: the image itself, or a template's for the size.
+
+        Raises what `get` does, `NotFound` and `IncompatibleImage`.
+        """
+        store = self._context.store
+        image = await asyncio.to_thread(store.open, image_id)
+        if not image.is_cold:
+            return await asyncio.to_thread(store.open_sound, image_id)
+        return await self.get(image, size)
+
     def _open(self, image_id: ImageId) -> Manifest:
         self._context.store.use(image_id)
         return self._context.store.open_sound(image_id)
@@ -144,7 +155,7 @@ class Variants:
             return
         for command in _WARM_UP:
             try:
-                await machine.client.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)
+                await machine.guest.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)
             except WrennError as error:
                 raise HostFailure(
                     "The template could not be prepared.", detail=f"{command.cmd}: {error}"

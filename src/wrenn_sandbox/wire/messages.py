@@ -129,6 +129,13 @@ class HostEvent(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
+class HostEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """Events of one epoch, which is random and new with each start of the host."""
+
+    epoch: str
+    events: tuple[HostEvent, ...] = ()
+
+
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """A command to run in the guest, directly and without a shell."""
 
@@ -261,9 +268,13 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The end of a command: its exit code, 128+n when signal n killed it."""
+    """The end of a command: its exit code, 128+n when signal n killed it.
+
+    `duration_ms` is by the guest's clock, where its agent says so.
+    """
 
     exit_code: int
+    duration_ms: float | None = None
 
 
 ProcessEvent = Output | Ended

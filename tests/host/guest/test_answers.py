@@ -42,7 +42,7 @@ def _answer(message: object, status: str = "200 OK") -> bytes:
 async def _listed(*changes: Mapping[str, object]) -> list[str]:
     answer = _answer({"entries": [{**_ENTRY, **change} for change in changes]})
     async with guest(says(answer)) as client:
-        return [each.path for each in await GuestFiles(client).list("/d", 1)]
+        return [each.path for each in await GuestFiles(client).list_directory("/d", 1)]
 
 
 async def test_entries_that_are_some() -> None:
@@ -78,7 +78,7 @@ async def test_more_entries_than_an_agent_lists() -> None:
     entries = [dict(_ENTRY)] * 20_001
     async with guest(says(_answer({"entries": entries}))) as client:
         with pytest.raises(AgentError, match="too long"):
-            await GuestFiles(client).list("/d", 1)
+            await GuestFiles(client).list_directory("/d", 1)
 
 
 @pytest.mark.parametrize("code", [404, "not_found"])
@@ -86,7 +86,7 @@ async def test_codes_of_plain_routes_are_numbers_or_words(code: int | str) -> No
     refused = _answer({"code": code, "message": "no such file"}, "404 Not Found")
     async with guest(says(refused)) as client:
         with pytest.raises(NotInGuest, match="no such file"):
-            async with GuestFiles(client).read("/x"):
+            async with GuestFiles(client).read_file("/x"):
                 pass
 
 
@@ -105,7 +105,7 @@ async def test_what_statuses_of_plain_routes_mean(status: str, kind: type[WrennE
     refused = _answer({"code": int(status[:3]), "message": "why"}, status)
     async with guest(says(refused)) as client:
         with pytest.raises(WrennError) as caught:
-            await GuestFiles(client).write("/x", _chunks())
+            await GuestFiles(client).write_file("/x", _chunks())
     assert type(caught.value) is kind or (kind is AgentError and isinstance(caught.value, kind))
     assert str(caught.value) == "why"
 
@@ -119,13 +119,13 @@ async def test_an_agent_that_did_not_hear_of_user_and_mode() -> None:
     written = [{"path": "/x", "name": "x", "type": "file"}]
     async with guest(says(_answer(written))) as client:
         with pytest.raises(AgentError, match="older"):
-            await GuestFiles(client).write("/x", _chunks(), user="nobody", mode=0o755)
+            await GuestFiles(client).write_file("/x", _chunks(), user="nobody", mode=0o755)
     async with guest(says(_answer({"entry": _ENTRY}))) as client:
         with pytest.raises(AgentError, match="older"):
             await GuestFiles(client).make_directory("/d/a", mode=0o700)
     heard = [{**written[0], "owner": "nobody", "mode": 0o755}]
     async with guest(says(_answer(heard))) as client:
-        await GuestFiles(client).write("/x", _chunks(), user="nobody", mode=0o755)
+        await GuestFiles(client).write_file("/x", _chunks(), user="nobody", mode=0o755)
 
 
 async def test_links_say_what_they_hold() -> None:
@@ -133,7 +133,7 @@ async def test_links_say_what_they_hold() -> None:
     for change, target in ((link, "../end"), ({"symlinkTarget": "old"}, "old")):
         answer = _answer({"entries": [{**_ENTRY, **change}]})
         async with guest(says(answer)) as client:
-            (entry,) = await GuestFiles(client).list("/d", 1)
+            (entry,) = await GuestFiles(client).list_directory("/d", 1)
         assert (entry.symlink_target, entry.mode) == (target, 0o777)
 
 
@@ -165,6 +165,6 @@ async def test_errors_lose_what_terminals_obey() -> None:
     refused = {"code": "not_found", "message": "no\x1b]0;title\x07 such file"}
     async with guest(says(_answer(refused, "404 Not Found"))) as client:
         with pytest.raises(WrennError) as caught:
-            await GuestFiles(client).list("/d", 1)
+            await GuestFiles(client).list_directory("/d", 1)
     assert str(caught.value).isprintable()
     assert "such file" in str(caught.value)

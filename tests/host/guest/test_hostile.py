@@ -13,6 +13,7 @@ import pytest
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host.guest import GuestClient, GuestUnreachable
 from wrenn_sandbox.host.guest import client as client_module
+from wrenn_sandbox.host.guest.processes import GuestProcesses
 from wrenn_sandbox.wire.messages import Command
 
 _MB = 1 << 20
@@ -68,7 +69,7 @@ async def guest(play: Play) -> AsyncIterator[GuestClient]:
 async def exec_in(client: GuestClient, timeout: float = 5.0) -> None:
     """Run a command; whatever the guest does, there is an end to it."""
     async with asyncio.timeout(timeout + 15):
-        await client.exec(_COMMAND, timeout=timeout, output_limit=4 * _MB)
+        await GuestProcesses(client).exec(_COMMAND, timeout=timeout, output_limit=4 * _MB)
 
 
 def says(*parts: bytes) -> Play:
@@ -146,7 +147,7 @@ async def test_endless_output_is_cut(peak: Callable[[], int]) -> None:
     start = chunk(frame({"event": {"start": {"pid": 7}}}))
     async with guest(floods(_CHUNKED + start, chunk(data))) as client:
         async with asyncio.timeout(20):
-            result = await client.exec(_COMMAND, timeout=1.0, output_limit=_MB)
+            result = await GuestProcesses(client).exec(_COMMAND, timeout=1.0, output_limit=_MB)
     assert result.timed_out
     assert result.truncated
     assert len(result.stdout) == _MB
@@ -202,7 +203,7 @@ async def test_a_guest_that_falls_silent(first: bytes) -> None:
 
     async with guest(play) as client, asyncio.timeout(10):
         with pytest.raises(AgentError, match="does not respond"):
-            await client.exec(_COMMAND, timeout=0.2, output_limit=_MB)
+            await GuestProcesses(client).exec(_COMMAND, timeout=0.2, output_limit=_MB)
 
 
 @pytest.mark.parametrize("kills", [True, False])
@@ -223,7 +224,7 @@ async def test_a_guest_that_is_late(kills: bool, monkeypatch: pytest.MonkeyPatch
             await reader.read()
 
     async with guest(play) as client, asyncio.timeout(10):
-        result = await client.exec(_COMMAND, timeout=0.1, output_limit=_MB)
+        result = await GuestProcesses(client).exec(_COMMAND, timeout=0.1, output_limit=_MB)
     assert len(asked) == 2
     assert (result.timed_out, result.killed) == (True, kills)
 
@@ -239,7 +240,7 @@ async def test_a_guest_that_sends_byte_by_byte() -> None:
             await asyncio.sleep(0)
 
     async with guest(play) as client, asyncio.timeout(10):
-        result = await client.exec(_COMMAND, timeout=5, output_limit=_MB)
+        result = await GuestProcesses(client).exec(_COMMAND, timeout=5, output_limit=_MB)
     assert result.exit_code == 3
 
 
@@ -276,7 +277,9 @@ async def test_a_closed_client_ends_what_is_under_way() -> None:
         await reader.read()
 
     async with guest(play) as client, asyncio.timeout(10):
-        running = asyncio.create_task(client.exec(_COMMAND, timeout=60, output_limit=_MB))
+        running = asyncio.create_task(
+            GuestProcesses(client).exec(_COMMAND, timeout=60, output_limit=_MB)
+        )
         await asyncio.sleep(0.05)
         client.close()
         with pytest.raises(AgentError):

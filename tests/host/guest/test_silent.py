@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from host.guest.test_reuse import Guest, a_guest
-from wrenn_sandbox.host.guest import GuestClient, client, connection, files, streams
+from wrenn_sandbox.host.guest import GuestClient, client, connection, files, processes
 from wrenn_sandbox.host.guest.connection import GuestGone
 from wrenn_sandbox.host.guest.files import GuestFiles
-from wrenn_sandbox.host.guest.streams import GuestProcesses
+from wrenn_sandbox.host.guest.processes import GuestProcesses
 from wrenn_sandbox.wire.messages import Command, ProcessRef, ProcessSignal, TerminalSize
 
 _ATTACH_FILTER = 26  # asm-generic/socket.h
@@ -64,7 +64,7 @@ async def test_an_upload_into_silence_is_given_up(guest: Guest) -> None:
     fall_silent(guest.ends[0])
     async with asyncio.timeout(20 * _SEC):
         with pytest.raises(GuestGone, match="does not respond"):
-            await GuestFiles(guest.client).write("/x", one_piece(b"x", asyncio.Event()))
+            await GuestFiles(guest.client).write_file("/x", one_piece(b"x", asyncio.Event()))
 
 
 @pytest.mark.parametrize("size", [1, 32 << 20])
@@ -81,7 +81,7 @@ async def test_a_guest_that_takes_its_time_is_waited_for(guest: Guest, size: int
 
 async def test_a_slow_upload_is_waited_for(guest: Guest) -> None:
     more = asyncio.Event()
-    writing = asyncio.create_task(GuestFiles(guest.client).write("/x", one_piece(b"x", more)))
+    writing = asyncio.create_task(GuestFiles(guest.client).write_file("/x", one_piece(b"x", more)))
     await asyncio.wait([writing], timeout=3 * _SEC)
     assert not writing.done()
     more.set()
@@ -93,29 +93,29 @@ _COMMAND = Command(cmd="true")
 
 
 async def _read(client: GuestClient) -> None:
-    async with GuestFiles(client).read("/x"):
+    async with GuestFiles(client).read_file("/x"):
         pass
 
 
 async def _write(client: GuestClient) -> None:
     more = asyncio.Event()
     more.set()
-    await GuestFiles(client).write("/x", one_piece(b"x", more))
+    await GuestFiles(client).write_file("/x", one_piece(b"x", more))
 
 
 async def _write_much(client: GuestClient) -> None:
     more = asyncio.Event()
     more.set()
-    await GuestFiles(client).write("/x", one_piece(bytes(32 << 20), more))
+    await GuestFiles(client).write_file("/x", one_piece(bytes(32 << 20), more))
 
 
 async def _start(client: GuestClient) -> None:
-    async with GuestProcesses(client).start(_COMMAND, tag=None, stdin=True, terminal=None):
+    async with GuestProcesses(client).start_process(_COMMAND, stdin=True):
         pass
 
 
 async def _attach(client: GuestClient) -> None:
-    async with GuestProcesses(client).attach(ProcessRef(pid=1), replay=False):
+    async with GuestProcesses(client).attach_process(ProcessRef(pid=1), replay=False):
         pass
 
 
@@ -126,21 +126,25 @@ async def _detached(client: GuestClient) -> None:
 _CALLS: dict[str, Callable[[GuestClient], Awaitable[object]]] = {
     "metrics": lambda client: client.metrics(),
     "health": lambda client: client.health(),
-    "exec": lambda client: client.exec(_COMMAND, timeout=3600, output_limit=1),
+    "exec": lambda client: GuestProcesses(client).exec(_COMMAND, timeout=3600, output_limit=1),
     "read": _read,
     "write": _write,
     "write much": _write_much,
-    "list": lambda client: GuestFiles(client).list("/", 1),
+    "list": lambda client: GuestFiles(client).list_directory("/", 1),
     "mkdir": lambda client: GuestFiles(client).make_directory("/x"),
-    "remove": lambda client: GuestFiles(client).remove("/x"),
+    "remove": lambda client: GuestFiles(client).remove_path("/x"),
     "start": _start,
     "attach": _attach,
     "start detached": _detached,
-    "processes": lambda client: GuestProcesses(client).list(),
+    "processes": lambda client: GuestProcesses(client).processes(),
     "input": lambda client: GuestProcesses(client).send_input(1, b"x", terminal=False),
     "close input": lambda client: GuestProcesses(client).close_input(1),
-    "resize": lambda client: GuestProcesses(client).resize(1, TerminalSize(cols=80, rows=24)),
-    "signal": lambda client: GuestProcesses(client).signal(ProcessRef(pid=1), ProcessSignal.KILL),
+    "resize": lambda client: GuestProcesses(client).resize_terminal(
+        1, TerminalSize(cols=80, rows=24)
+    ),
+    "signal": lambda client: GuestProcesses(client).signal_process(
+        ProcessRef(pid=1), ProcessSignal.KILL
+    ),
 }
 
 
@@ -148,7 +152,7 @@ _CALLS: dict[str, Callable[[GuestClient], Awaitable[object]]] = {
 async def test_a_guest_that_takes_connections_and_answers_nothing(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (client, connection, files, streams):
+    for module in (client, connection, files, processes):
         for name in ("ANSWER_SEC", "CALL_SEC", "SILENCE_SEC"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, _SEC)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from wrenn_sandbox.control.api.schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
-from wrenn_sandbox.control.service.sandboxes import Executed
+from wrenn_sandbox.control.service.guests import Executed
 from wrenn_sandbox.errors import ExecTimeout
 from wrenn_sandbox.wire.messages import Command
 
@@ -53,7 +53,7 @@ async def exec_command(
             sandbox_id=id, cmd=body.cmd, pid=started.pid, tag=started.tag
         )
         return Response(answer.model_dump_json(), 202, media_type="application/json")
-    execution = services.sandboxes.exec(team_id, id, command, body.timeout_sec)
+    execution = services.guests.exec(team_id, id, command, body.timeout_sec)
     return HeldResponse(_answer(execution, id, body))
 
 

@@ -21,7 +21,6 @@ from wrenn_sandbox.control.api.schemas.files import (
     RemoveFileRequest,
 )
 from wrenn_sandbox.control.service.guests import (
-    Guest,
     GuestService,
     checked_path,
     checked_user,
@@ -30,6 +29,7 @@ from wrenn_sandbox.control.service.guests import (
 )
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.wire.guest import Guest
 from wrenn_sandbox.wire.messages import FileContent, FileEntry
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam

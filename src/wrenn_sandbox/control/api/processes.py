@@ -49,7 +49,7 @@ async def signal_process(
 ) -> None:
     """Send a signal to the process group of a command, named by pid or tag."""
     async with services.guests.using(team_id, id) as guest:
-        await guest.signal(process_of(process), signal)
+        await guest.signal_process(process_of(process), signal)
 
 
 @router.get(
@@ -71,7 +71,7 @@ async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
         socket.reporting(),
         socket.authenticated() as team_id,
         services_of(websocket).guests.using(team_id, id) as guest,
-        guest.attach(process_of(process), replay=True) as stream,
+        guest.attach_process(process_of(process), replay=True) as stream,
     ):
         await socket.accept()
         socket.begun = True

@@ -99,7 +99,7 @@ async def destroy_sandbox(id: str, team_id: CallerTeam, services: ServicesDepend
 )
 async def ping_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> None:
     """Count as activity, so that the sandbox is not paused."""
-    await services.sandboxes.ping(team_id, id)
+    await services.guests.ping(team_id, id)
 
 
 @router.post(

@@ -127,7 +127,7 @@ class AutoPause:
         """Whether a command runs; a guest that does not say has none."""
         try:
             async with asyncio.timeout(_COMMANDS_SECONDS):
-                return bool(await self._host.processes(sandbox_id))
+                return bool(await self._host.guest(sandbox_id).processes())
         except (WrennError, TimeoutError):
             return False
 

@@ -35,21 +35,22 @@ class ConcurrencyLimiter:
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
-    def acquire(self, team_id: TeamId, sandbox_id: SandboxId) -> Iterator[int]:
-        """One more call until the end of the block, and how many the team has then.
-
-        Raises `QuotaExceeded`.
-        """
+    def acquire(self, team_id: TeamId, sandbox_id: SandboxId) -> Iterator[None]:
+        """One more call until the end of the block; raises `QuotaExceeded`."""
         self._require("calls_per_sandbox", sandbox_id, self._per_sandbox, "a sandbox")
         self._require("calls_per_team", team_id, self._per_team, "all sandboxes of a team")
         self._under_way.update((sandbox_id, team_id))
         try:
-            yield self._under_way[team_id]
+            yield
         finally:
             for each in (sandbox_id, team_id):
                 self._under_way[each] -= 1
                 if not self._under_way[each]:
                     del self._under_way[each]
+
+    def under_way(self, team_id: TeamId) -> int:
+        """How many calls a team has now."""
+        return self._under_way[team_id]
 
     def _require(self, limit: str, who: str, most: int, where: str) -> None:
         if self._under_way[who] >= most:

@@ -105,7 +105,7 @@ class GuestHealth:
             async with asyncio.timeout(self.check_sec):
                 while True:
                     try:
-                        await self._host.health(sandbox_id)
+                        await self._host.guest(sandbox_id).health()
                         return True
                     except NotFound:
                         return None

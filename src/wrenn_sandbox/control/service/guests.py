@@ -4,34 +4,37 @@ import asyncio
 import re
 from base64 import b64decode
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.errors import AgentError, Conflict, InvalidRequest, NotFound, NotInGuest
+from wrenn_sandbox.errors import (
+    AgentError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotInGuest,
+    WrennError,
+)
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, new_tag
 from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.wire.guest import Guest
 from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
-    FileContent,
-    FileEntry,
     GuestMetrics,
     Output,
-    ProcessInfo,
     ProcessRef,
-    ProcessSignal,
     ProcessStream,
-    TerminalSize,
-    Unpacked,
 )
 
 from .activity import Activity
-from .calls import ConcurrencyLimiter, checked_command
+from .calls import ConcurrencyLimiter, checked_command, output_limit
 from .guest_health import GuestHealth
 from .lifecycle import Wakeups, not_possible
-from .sandboxes import as_agent_error, sandbox_id_of
+from .output import OutputText, readable
+from .sandboxes import sandbox_id_of
 
 SPOOLS_PER_SANDBOX = 4
 SPOOLS_PER_TEAM = 16
@@ -48,78 +51,18 @@ USER_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
-    """One running sandbox; calls raise what `Host` says of them."""
+class Executed:
+    """A command that has ended, by itself or (`timed_out`) because its time was over.
 
-    host: Host
-    id: SandboxId
+    Then `killed` says whether the guest has told that it is dead.
+    """
 
-    def read_file(self, path: str) -> AbstractAsyncContextManager[FileContent]:
-        return self.host.read_file(self.id, checked_path(path))
-
-    async def write_file(
-        self, path: str, chunks: AsyncIterator[bytes], *, user: str | None, mode: int | None
-    ) -> None:
-        path = checked_path(path)
-        await self.host.write_file(self.id, path, chunks, user=user, mode=mode)
-
-    async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
-        return await self.host.list_directory(self.id, checked_path(path), depth)
-
-    async def make_directory(self, path: str, *, user: str | None, mode: int | None) -> FileEntry:
-        return await self.host.make_directory(self.id, checked_path(path), user=user, mode=mode)
-
-    async def remove_path(self, path: str) -> None:
-        await self.host.remove_path(self.id, checked_path(path))
-
-    def pack(
-        self, path: str, *, recursive: bool, user: str | None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self.host.pack(self.id, checked_path(path), recursive=recursive, user=user)
-
-    async def unpack(
-        self, path: str, chunks: AsyncIterator[bytes], *, needs_directory: bool, user: str | None
-    ) -> Unpacked:
-        return await self.host.unpack(
-            self.id, checked_path(path), chunks, needs_directory=needs_directory, user=user
-        )
-
-    async def metrics(self) -> GuestMetrics:
-        return await self.host.metrics(self.id)
-
-    async def processes(self) -> list[ProcessInfo]:
-        return await self.host.processes(self.id)
-
-    def start(
-        self,
-        command: Command,
-        *,
-        tag: str | None = None,
-        stdin: bool = False,
-        terminal: TerminalSize | None = None,
-    ) -> AbstractAsyncContextManager[ProcessStream]:
-        command = checked_command(command)
-        return self.host.start_process(self.id, command, tag=tag, stdin=stdin, terminal=terminal)
-
-    async def start_detached(self, command: Command, tag: str) -> int:
-        return await self.host.start_detached(self.id, checked_command(command), tag=tag)
-
-    def attach(
-        self, process: ProcessRef, *, replay: bool
-    ) -> AbstractAsyncContextManager[ProcessStream]:
-        return self.host.attach_process(self.id, process, replay=replay)
-
-    async def send_input(self, pid: int, data: bytes, *, terminal: bool) -> None:
-        await self.host.send_input(self.id, pid, data, terminal=terminal)
-
-    async def close_input(self, pid: int) -> None:
-        await self.host.close_input(self.id, pid)
-
-    async def resize(self, pid: int, size: TerminalSize) -> None:
-        await self.host.resize_terminal(self.id, pid, size)
-
-    async def signal(self, process: ProcessRef, signal: ProcessSignal) -> None:
-        await self.host.signal_process(self.id, process, signal)
+    output: OutputText
+    exit_code: int
+    duration_ms: int
+    truncated: bool
+    timed_out: bool
+    killed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +83,7 @@ class GuestService:
         calls: ConcurrencyLimiter,
         health: GuestHealth,
         *,
+        output_limit: int,
         random: Random,
     ) -> None:
         self._store = store
@@ -153,9 +97,10 @@ class GuestService:
             per_team=SPOOLS_PER_TEAM,
             what="uploads whose file comes before its path",
         )
+        self._output_limit = output_limit
         self._random = random
 
-    def spooling(self, team_id: TeamId, sandbox_id: str) -> AbstractContextManager[int]:
+    def spooling(self, team_id: TeamId, sandbox_id: str) -> AbstractContextManager[None]:
         """A part of a call that keeps a whole file on the server; raises `QuotaExceeded`."""
         return self._spools.acquire(team_id, sandbox_id_of(sandbox_id))
 
@@ -186,19 +131,50 @@ class GuestService:
         await self._health.require(known)
         try:
             with self._calls.acquire(team_id, known):
-                yield Guest(self._host, known)
+                yield self._host.guest(known)
         except NotInGuest:
             raise
         except (NotFound, AgentError) as error:
             await self._require_running(team_id, known)
             self._wakeups.reconciler.set()
-            raise await self._health.explained(known, as_agent_error(error)) from error
+            raise await self._health.explained(known, _as_agent_error(error)) from error
+
+    async def ping(self, team_id: TeamId, sandbox_id: str) -> None:
+        """Count as activity of a running sandbox; the guest is not asked."""
+        known = sandbox_id_of(sandbox_id)
+        await self._require_running(team_id, known)
+        self._activity.touch(known)
+
+    @asynccontextmanager
+    async def exec(
+        self, team_id: TeamId, sandbox_id: str, command: Command, timeout_sec: int
+    ) -> AsyncIterator[Executed]:
+        """Run a command to its end.
+
+        The sandbox is in use, and the call counts among the team's, until the end of the block: as
+        long as the output is kept.
+        """
+        command = checked_command(command)
+        async with self.using(team_id, sandbox_id) as guest:
+            limit = output_limit(self._output_limit, self._calls.under_way(team_id))
+            result = await guest.exec(command, timeout=timeout_sec, output_limit=limit)
+            if result.timed_out:
+                self._health.suspect(SandboxId(sandbox_id))
+            cut = result.truncated or result.timed_out
+            yield Executed(
+                readable(result.stdout, result.stderr, cut=cut),
+                result.exit_code,
+                result.duration_ms,
+                result.truncated,
+                result.timed_out,
+                result.killed,
+            )
 
     async def metrics(self, team_id: TeamId, sandbox_id: str) -> GuestMetrics:
         """What a running sandbox uses; no activity. Answers or fails within seconds."""
         async with self.watching(team_id, sandbox_id) as guest:
             loop = asyncio.get_running_loop()
-            doubt = loop.call_later(_DOUBTFUL_SEC, self._health.suspect, guest.id)
+            doubt = loop.call_later(_DOUBTFUL_SEC, self._health.suspect, SandboxId(sandbox_id))
             try:
                 async with asyncio.timeout(self._health.check_sec):
                     return await guest.metrics()
@@ -210,7 +186,7 @@ class GuestService:
     async def start_in_background(self, guest: Guest, command: Command, tag: str | None) -> Tagged:
         """Start a command that runs on; raises `InvalidRequest` where it can not be started."""
         tag = await self.tag_for(guest, tag)
-        return Tagged(await guest.start_detached(command, tag), tag)
+        return Tagged(await guest.start_detached(checked_command(command), tag=tag), tag)
 
     async def tag_for(self, guest: Guest, wanted: str | None) -> str:
         """A tag for a new command; raises `Conflict` where a running one has `wanted`."""
@@ -233,6 +209,13 @@ class GuestService:
             raise NotFound("There is no such sandbox")
         if state is not State.RUNNING:
             raise not_possible(state, "only a running sandbox can be used")
+
+
+def _as_agent_error(error: WrennError) -> AgentError:
+    """What a caller is told of a call to a guest that failed while its sandbox was running."""
+    if isinstance(error, AgentError):
+        return error
+    return AgentError("The sandbox does not answer; its state is being checked")
 
 
 def checked_path(path: str) -> str:

@@ -38,15 +38,15 @@ class HostEvents:
 
     async def run(self) -> None:
         """Follow the host's events for ever; after a failure wait longer and longer."""
-        last, wait = 0, _FIRST_WAIT
+        epoch, last, wait = "", 0, _FIRST_WAIT
         while True:
             try:
-                events = await self._host.events(last)
-                for event in events:
+                found = await self._host.events(epoch, last)
+                for event in found.events:
                     await uninterrupted(self._handle(event))
-                    last = event.number
+                    epoch, last = found.epoch, event.number
                 wait = _FIRST_WAIT
-                if not events:
+                if not found.events:
                     await asyncio.sleep(wait)
             except Exception:
                 _log.exception("host events not readable")

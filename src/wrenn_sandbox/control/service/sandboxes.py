@@ -1,48 +1,22 @@
 """What a team can do with its sandboxes."""
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxEvent
-from wrenn_sandbox.errors import (
-    AgentError,
-    InvalidRequest,
-    NotFound,
-    WrennError,
-)
+from wrenn_sandbox.errors import InvalidRequest, NotFound
 from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import Event, State, Status
 from wrenn_sandbox.model.template import Size, TemplateType
-from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import Command, CommandResult, Egress
+from wrenn_sandbox.wire.messages import Egress
 
 from .activity import Activity
-from .calls import ConcurrencyLimiter, checked_command, output_limit
-from .guest_health import GuestHealth
-from .lifecycle import Lifecycle, Wakeups, not_possible, require
+from .lifecycle import Lifecycle, require
 from .network import NetworkPolicies
-from .output import OutputText, readable
 from .templates import Templates
-
-
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """A command that has ended, by itself or (`timed_out`) because its time was over.
-
-    Then `killed` says whether the guest has told that it is dead.
-    """
-
-    output: OutputText
-    exit_code: int
-    duration_ms: int
-    truncated: bool
-    timed_out: bool
-    killed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,33 +38,23 @@ class SandboxService:
     def __init__(
         self,
         store: Store,
-        host: Host,
         lifecycle: Lifecycle,
         templates: Templates,
         activity: Activity,
-        wakeups: Wakeups,
         policies: NetworkPolicies,
-        calls: ConcurrencyLimiter,
-        health: GuestHealth,
         *,
         bounds: Bounds,
         defaults: Defaults,
-        output_limit: int,
         clock: Clock,
         random: Random,
     ) -> None:
         self._store = store
-        self._host = host
         self._lifecycle = lifecycle
         self._templates = templates
         self._activity = activity
-        self._wakeups = wakeups
         self._policies = policies
-        self._calls = calls
-        self._health = health
         self._bounds = bounds
         self._defaults = defaults
-        self._output_limit = output_limit
         self._clock = clock
         self._random = random
 
@@ -188,73 +152,6 @@ class SandboxService:
         """Give a running or paused sandbox another network policy; see `NetworkPolicies.change`."""
         return await self._policies.change(team_id, sandbox_id_of(sandbox_id), wanted)
 
-    async def ping(self, team_id: TeamId, sandbox_id: str) -> None:
-        known = sandbox_id_of(sandbox_id)
-        await self._require_running(team_id, known)
-        self._activity.touch(known)
-
-    @asynccontextmanager
-    async def exec(
-        self, team_id: TeamId, sandbox_id: str, command: Command, timeout_sec: int
-    ) -> AsyncIterator[Executed]:
-        """Run a command to its end.
-
-        It counts among the team's calls until the end of the block: as long as its output is kept.
-        """
-        known, command = sandbox_id_of(sandbox_id), checked_command(command)
-        with ExitStack() as place:
-            with self._activity.using(known, team_id):
-                await self._require_running(team_id, known)
-                await self._health.require(known)
-                self._activity.touch(known)
-                calls = place.enter_context(self._calls.acquire(team_id, known))
-                limit = output_limit(self._output_limit, calls)
-                result = await self._exec(team_id, known, command, timeout_sec, limit)
-                self._activity.touch(known)
-            cut = result.truncated or result.timed_out
-            yield Executed(
-                readable(result.stdout, result.stderr, cut=cut),
-                result.exit_code,
-                result.duration_ms,
-                result.truncated,
-                result.timed_out,
-                result.killed,
-            )
-
-    async def _exec(
-        self,
-        team_id: TeamId,
-        sandbox_id: SandboxId,
-        command: Command,
-        timeout_sec: int,
-        limit: int,
-    ) -> CommandResult:
-        try:
-            result = await self._host.exec(
-                sandbox_id, command, timeout=timeout_sec, output_limit=limit
-            )
-        except (NotFound, AgentError) as error:
-            await self._require_running(team_id, sandbox_id)
-            self._wakeups.reconciler.set()
-            raise await self._health.explained(sandbox_id, as_agent_error(error)) from error
-        if result.timed_out:
-            self._health.suspect(sandbox_id)
-        return result
-
-    async def _require_running(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
-        state = await self._store.team(team_id).sandboxes.state(sandbox_id)
-        if state is None:
-            raise NotFound("There is no such sandbox")
-        if state is not State.RUNNING:
-            raise not_possible(state, "only a running sandbox can be used")
-
     def _with_activity(self, sandbox: Sandbox) -> Sandbox:
         latest = self._activity.latest(sandbox.id, sandbox.last_active_at)
         return sandbox if latest is None else replace(sandbox, last_active_at=latest)
-
-
-def as_agent_error(error: WrennError) -> AgentError:
-    """What a caller is told of a call to a guest that failed while its sandbox was running."""
-    if isinstance(error, AgentError):
-        return error
-    return AgentError("The sandbox does not answer; its state is being checked")

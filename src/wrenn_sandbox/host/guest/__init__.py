@@ -2,6 +2,7 @@
 
 from .client import GuestClient, Initialisation, Limits, encoded_entropy
 from .connection import GuestGone, GuestUnreachable
+from .running import RunningGuest
 
 __all__ = [
     "GuestClient",
@@ -9,5 +10,6 @@ __all__ = [
     "GuestUnreachable",
     "Initialisation",
     "Limits",
+    "RunningGuest",
     "encoded_entropy",
 ]

@@ -29,9 +29,9 @@ from wrenn_sandbox.wire.messages import (
     Unpacked,
 )
 
-from .client import GRACE_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient
+from .client import GRACE_SEC
 from .connect_rpc import MALFORMED, Count, words
-from .streams import INPUT_PIECE, GuestProcesses
+from .processes import INPUT_PIECE, NOT_EXECUTABLE, NOT_FOUND, GuestProcesses
 
 _PROGRAM: Final = "archive"
 _WORDS: Final = 16 * 1024
@@ -59,11 +59,8 @@ class _Report(msgspec.Struct):
     left_out_count: Count
 
 
-class GuestArchives:
-    """Calls raise what `Host` says of them."""
-
-    def __init__(self, client: GuestClient) -> None:
-        self._processes = GuestProcesses(client)
+class GuestArchives(GuestProcesses):
+    """Calls raise what `Guest` says of them."""
 
     @asynccontextmanager
     async def pack(
@@ -98,10 +95,8 @@ class GuestArchives:
     ) -> AsyncIterator["_Run"]:
         """The program while the block lasts: one that has not ended by then is ended."""
         command = Command(cmd=_PROGRAM, args=arguments, user=user)
-        async with self._processes.start(
-            command, tag=None, stdin=stdin, terminal=None, own=True
-        ) as stream:
-            run = _Run(self._processes, stream)
+        async with self.start_process(command, stdin=stdin, own=True) as stream:
+            run = _Run(self, stream)
             try:
                 yield run
             finally:
@@ -155,7 +150,8 @@ class _Run:
         """Let it clean up; it does so by itself when nothing moves any more."""
         with contextlib.suppress(WrennError, TimeoutError):
             async with asyncio.timeout(GRACE_SEC):
-                await self._processes.signal(ProcessRef(pid=self._stream.pid), ProcessSignal.TERM)
+                process = ProcessRef(pid=self._stream.pid)
+                await self._processes.signal_process(process, ProcessSignal.TERM)
 
 
 async def _after(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -2,28 +2,16 @@
 
 import asyncio
 import base64
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
 
-from wrenn_sandbox.errors import AgentError, InvalidRequest
-from wrenn_sandbox.wire.messages import Command, CommandResult, GuestMetrics
+from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.wire.messages import GuestMetrics
 
-from .connect_rpc import (
-    MALFORMED,
-    Count,
-    ExitCode,
-    Percent,
-    Pid,
-    RpcError,
-    envelope,
-    messages,
-    not_started,
-    unary_error,
-)
+from .connect_rpc import MALFORMED, Count, Percent, envelope, messages, refusal, unary_error
 from .connection import ANSWER_SEC, KEEPALIVE_SEC, SILENT, Connect, Connection, GuestGone
 
 GRACE_SEC: Final = 5.0
@@ -31,9 +19,8 @@ GRACE_SEC: Final = 5.0
 CALL_SEC: Final = 120.0
 """How long an answer may take that asks for work on files, or on what a command has to take."""
 _SMALL_ANSWER: Final = 256 * 1024
+_RPC_ANSWER: Final = 64 * 1024
 _IDLE_LIMIT: Final = 4
-NOT_FOUND: Final = 127
-NOT_EXECUTABLE: Final = 126
 
 
 class Limits(msgspec.Struct, rename="camel", kw_only=True):
@@ -55,32 +42,6 @@ class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
     limits: Limits | None = None
 
 
-class _Start(msgspec.Struct):
-    pid: Pid
-
-
-class _Data(msgspec.Struct):
-    stdout: bytes = b""
-    stderr: bytes = b""
-
-
-class _End(msgspec.Struct, rename="camel"):
-    exit_code: ExitCode = 0
-    exited: bool = False
-    status: str = ""
-    duration_ms: float = -1.0
-
-
-class _Event(msgspec.Struct):
-    start: _Start | None = None
-    data: _Data | None = None
-    end: _End | None = None
-
-
-class _Message(msgspec.Struct):
-    event: _Event = msgspec.field(default_factory=_Event)
-
-
 class _Metrics(msgspec.Struct):
     cpu_count: Count
     cpu_used_pct: Percent
@@ -92,24 +53,6 @@ class _Metrics(msgspec.Struct):
     mem_limit: Count | None = None
     process_count: Count | None = None
     process_limit: Count | None = None
-
-
-class _Output:
-    """What is kept of one stream of output."""
-
-    def __init__(self, limit: int) -> None:
-        self.data = bytearray()
-        self.truncated = False
-        self._limit = limit
-
-    def add(self, chunk: bytes) -> None:
-        room = self._limit - len(self.data)
-        self.data += chunk[:room]
-        if len(chunk) > room:
-            self.truncated = True
-
-
-_DECODE_MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
 class GuestClient:
@@ -167,89 +110,6 @@ class GuestClient:
         except MALFORMED as error:
             raise AgentError("The sandbox gave no metrics.", detail=str(error)) from error
 
-    async def exec(self, command: Command, *, timeout: float, output_limit: int) -> CommandResult:
-        """Run a command to its end or kill its process group after `timeout` seconds.
-
-        Raises `InvalidRequest` where user, directory or arguments are not acceptable and
-        `AgentError` where the guest fails.
-        """
-        began = time.monotonic()
-        try:
-            return await self._exec(command, timeout, output_limit)
-        except RpcError as error:
-            duration = round((time.monotonic() - began) * 1000)
-            match error.rpc_code:
-                case "not_found":
-                    return _refused(NOT_FOUND, error, command, duration)
-                case "permission_denied":
-                    return _refused(NOT_EXECUTABLE, error, command, duration)
-                case "invalid_argument":
-                    raise InvalidRequest(error.message) from error
-            raise
-
-    async def _exec(self, command: Command, timeout: float, output_limit: int) -> CommandResult:
-        stdout, stderr = _Output(output_limit), _Output(output_limit)
-        loop = asyncio.get_running_loop()
-        began = time.monotonic()
-        pid = 0
-        timed_out = killed = False
-        end: _End | None = None
-        request = _start_request(command)
-
-        def overdue() -> None:
-            nonlocal timed_out
-            timed_out = True
-            limit.reschedule(loop.time() + (0.0 if pid else GRACE_SEC))
-
-        timer = loop.call_later(timeout, overdue)
-        try:
-            async with (
-                asyncio.timeout(None) as limit,
-                self.stream("/process.Process/Start", request) as events,
-            ):
-                while (message := await anext(events, None)) is not None:
-                    event = _decode(message).event
-                    if event.start is not None:
-                        pid = pid or event.start.pid
-                        if timed_out:  # late, and to be killed
-                            break
-                    elif event.data is not None:
-                        stdout.add(event.data.stdout)
-                        stderr.add(event.data.stderr)
-                    elif event.end is not None:
-                        end = event.end
-        except TimeoutError:
-            if not limit.expired():
-                raise
-        finally:
-            timer.cancel()
-            if end is None and pid:
-                killed = await asyncio.shield(self._kill(pid))
-        duration = (time.monotonic() - began) * 1000
-        if end is None and not (timed_out and pid):
-            raise AgentError(SILENT if timed_out else "The sandbox ended its answer too early.")
-        if end is not None and 0 <= end.duration_ms <= duration:
-            duration = end.duration_ms
-        return CommandResult(
-            exit_code=end.exit_code if end is not None else 137,
-            stdout=bytes(stdout.data),
-            stderr=bytes(stderr.data),
-            duration_ms=round(duration),
-            truncated=stdout.truncated or stderr.truncated,
-            timed_out=end is None,
-            killed=killed,
-        )
-
-    async def _kill(self, pid: int) -> bool:
-        """Whether the guest has answered that it did."""
-        body = msgspec.json.encode({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
-        try:
-            async with asyncio.timeout(GRACE_SEC):
-                status, _ = await self.call("POST", "/process.Process/SendSignal", body)
-        except (TimeoutError, AgentError):
-            return False
-        return status == 200
-
     def close(self) -> None:
         """Drop every connection: calls under way end with `GuestGone`."""
         self._closed = True
@@ -306,6 +166,24 @@ class GuestClient:
                 raise
             raise GuestGone(SILENT, detail="no answer in time") from error
 
+    async def rpc(
+        self,
+        method: str,
+        message: Mapping[str, object],
+        *,
+        limit: int = _RPC_ANSWER,
+        seconds: float | None = None,
+    ) -> bytes:
+        """The body of the answer to a unary call, within the bounds of `call`.
+
+        Raises the platform's error where the agent refuses it.
+        """
+        body = msgspec.json.encode(message)
+        status, body = await self.call("POST", f"/{method}", body, limit=limit, seconds=seconds)
+        if status != 200:
+            raise refusal(unary_error(status, body), status)
+        return body
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for one exchange; it is kept afterwards when the exchange is complete."""
@@ -342,37 +220,3 @@ class GuestClient:
 def encoded_entropy(entropy: bytes) -> str:
     """Entropy in the form that /init takes."""
     return base64.b64encode(entropy).decode("ascii")
-
-
-def process_config(command: Command) -> dict[str, object]:
-    """A command in the form that Start takes."""
-    process: dict[str, object] = {
-        "cmd": command.cmd,
-        "args": command.args,
-        "envs": command.envs,
-    }
-    if command.cwd is not None:
-        process["cwd"] = command.cwd
-    if command.user is not None:
-        process["user"] = command.user
-    return process
-
-
-def _start_request(command: Command) -> bytes:
-    return msgspec.json.encode({"process": process_config(command), "stdin": False})
-
-
-def _decode(message: bytes) -> _Message:
-    try:
-        return _DECODE_MESSAGE.decode(message)
-    except MALFORMED as error:
-        raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
-
-
-def _refused(exit_code: int, error: RpcError, command: Command, duration_ms: int) -> CommandResult:
-    return CommandResult(
-        exit_code=exit_code,
-        stdout=b"",
-        stderr=f"{not_started(error, command)}\n".encode(),
-        duration_ms=duration_ms,
-    )

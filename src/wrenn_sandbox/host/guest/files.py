@@ -18,6 +18,7 @@ from .connection import ANSWER_SEC, BODY_LIMIT
 
 Answer = TypeVar("Answer")
 
+_SERVICE = "filesystem.Filesystem/"
 _SIZE_DIGITS = 18
 _ANSWER_BYTES = 64 * 1024
 _ENTRIES = 20_000
@@ -77,13 +78,13 @@ class _Made(_Written, kw_only=True):
 
 
 class GuestFiles:
-    """Calls raise what `Host` says of them."""
+    """Calls raise what `Guest` says of them."""
 
     def __init__(self, client: GuestClient) -> None:
         self._client = client
 
     @asynccontextmanager
-    async def read(self, path: str) -> AsyncIterator[FileContent]:
+    async def read_file(self, path: str) -> AsyncIterator[FileContent]:
         async with self._client.connection() as connection:
             headers = self._client.credentials()
             await connection.request("GET", _target(path), headers, seconds=ANSWER_SEC)
@@ -94,10 +95,11 @@ class GuestFiles:
             size = None if length is None else _size(length)
             yield FileContent(size, connection.chunks())
 
-    async def write(
+    async def write_file(
         self,
         path: str,
         chunks: AsyncIterator[bytes],
+        *,
         user: str | None = None,
         mode: int | None = None,
     ) -> None:
@@ -116,36 +118,33 @@ class GuestFiles:
             for written in _decode(body, list[_Written]):
                 _require_heard(written, user, mode)
 
-    async def list(self, path: str, depth: int) -> list[FileEntry]:
-        answer = await self._call("ListDir", {**_named(path), "depth": depth}, BODY_LIMIT)
+    async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
+        answer = await self._client.rpc(
+            _SERVICE + "ListDir",
+            {**_named(path), "depth": depth},
+            limit=BODY_LIMIT,
+            seconds=CALL_SEC,
+        )
         if len(answer) < _ASIDE_BYTES:
             return _listing(answer)
         return await asyncio.to_thread(_listing, answer)
 
     async def make_directory(
-        self, path: str, user: str | None = None, mode: int | None = None
+        self, path: str, *, user: str | None = None, mode: int | None = None
     ) -> FileEntry:
         message = _named(path)
         if user is not None:
             message["owner"] = user
         if mode is not None:
             message["mode"] = f"{mode:04o}"
-        made = _decode(await self._call("MakeDir", message), _Made)
+        answer = await self._client.rpc(_SERVICE + "MakeDir", message, seconds=CALL_SEC)
+        made = _decode(answer, _Made)
         _require_heard(made, user, mode)
         return made.entry.plain()
 
-    async def remove(self, path: str) -> None:
-        await self._call("Remove", {**_named(path), "mustExist": True})
-
-    async def _call(
-        self, method: str, message: dict[str, object], limit: int = _ANSWER_BYTES
-    ) -> bytes:
-        target = f"/filesystem.Filesystem/{method}"
-        body = msgspec.json.encode(message)
-        status, body = await self._client.call("POST", target, body, limit=limit, seconds=CALL_SEC)
-        if status != 200:
-            raise refusal(unary_error(status, body), status)
-        return body
+    async def remove_path(self, path: str) -> None:
+        message = {**_named(path), "mustExist": True}
+        await self._client.rpc(_SERVICE + "Remove", message, seconds=CALL_SEC)
 
 
 def _target(path: str) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, WithJsonSchema
 
-from wrenn_sandbox.control.service.sandboxes import Executed
+from wrenn_sandbox.control.service.guests import Executed
 from wrenn_sandbox.model.limits import EXEC_TIMEOUT_DEFAULT, EXEC_TIMEOUT_MAX
 
 from .fields import Argument, Environment, Integer, OptionalArgument, Request, Response, Tag

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
-from wrenn_sandbox.control.service.guests import decoded_path
+from wrenn_sandbox.control.service.guests import checked_path, decoded_path
 from wrenn_sandbox.wire import messages
 from wrenn_sandbox.wire.messages import FileType
 
@@ -23,7 +23,7 @@ class _PathRequest(Request):
     @property
     def target(self) -> str:
         """The path that is meant, bytes that are no UTF-8 escaped; raises `InvalidRequest`."""
-        return self.path if self.raw_path is None else decoded_path(self.raw_path)
+        return checked_path(self.path if self.raw_path is None else decoded_path(self.raw_path))
 
 
 class ReadFileRequest(_PathRequest):

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket
 from wrenn_sandbox.control.api.authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import services_of
+from wrenn_sandbox.control.service.calls import checked_command
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.wire.messages import TerminalSize
 
@@ -84,8 +85,8 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
     ):
         await socket.accept()
         start = await socket.first(_START, "start")
-        async with guest.start(
-            start.command, stdin=not start.tty, terminal=start.terminal
+        async with guest.start_process(
+            checked_command(start.command), stdin=not start.tty, terminal=start.terminal
         ) as stream:
             session = Session(
                 socket,

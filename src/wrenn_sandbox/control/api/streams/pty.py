@@ -12,8 +12,10 @@ from starlette.websockets import WebSocket
 from wrenn_sandbox.control.api.authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import services_of
-from wrenn_sandbox.control.service.guests import Guest, GuestService
+from wrenn_sandbox.control.service.calls import checked_command
+from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.wire.guest import Guest
 from wrenn_sandbox.wire.messages import (
     Channel,
     Ended,
@@ -113,12 +115,13 @@ async def _terminal(
     """The tag and the stream of a new terminal, or of the one that `first` names."""
     match first:
         case PtyConnectMessage():
-            async with guest.attach(ProcessRef(tag=first.tag), replay=True) as stream:
+            async with guest.attach_process(ProcessRef(tag=first.tag), replay=True) as stream:
                 yield first.tag, stream
         case PtyStartMessage():
             tag = await guests.tag_for(guest, first.tag)
             size = TerminalSize(cols=first.cols, rows=first.rows)
-            async with guest.start(first.command, tag=tag, terminal=size) as stream:
+            command = checked_command(first.command)
+            async with guest.start_process(command, tag=tag, terminal=size) as stream:
                 yield tag, stream
         case _:
             raise InvalidRequest("type: must be start or connect")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
-from wrenn_sandbox.control.service.guests import Guest
 from wrenn_sandbox.errors import Unauthorized, WrennError
+from wrenn_sandbox.wire.guest import Guest
 from wrenn_sandbox.wire.messages import (
     Channel,
     Ended,
@@ -150,7 +150,7 @@ class Session:
                 self._input.close()
             case Resize(size) if self._stream.pid is not None:
                 with suppress(WrennError):
-                    await self._guest.resize(self._stream.pid, size)
+                    await self._guest.resize_terminal(self._stream.pid, size)
             case End(grace):
                 self._end(grace)
 
@@ -219,10 +219,10 @@ class Session:
         process = ProcessRef(pid=pid)
         if grace:
             with suppress(WrennError):
-                await self._guest.signal(process, ProcessSignal.TERM)
+                await self._guest.signal_process(process, ProcessSignal.TERM)
             await asyncio.sleep(TERM_SECONDS)
         with suppress(WrennError):
-            await self._guest.signal(process, ProcessSignal.KILL)
+            await self._guest.signal_process(process, ProcessSignal.KILL)
 
 
 class _InputBuffer:

@@ -1,16 +1,17 @@
 """Commands of one guest that are followed while they run, through its agent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
 
-from wrenn_sandbox.errors import AgentError, InvalidRequest
+from wrenn_sandbox.errors import AgentError, InvalidRequest, WrennError
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
+    CommandResult,
     Ended,
     Output,
     ProcessEvent,
@@ -21,18 +22,19 @@ from wrenn_sandbox.wire.messages import (
     TerminalSize,
 )
 
-from .client import CALL_SEC, NOT_EXECUTABLE, NOT_FOUND, GuestClient, process_config
-from .connect_rpc import MALFORMED, ExitCode, Pid, RpcError, not_started, refusal, unary_error
+from .client import CALL_SEC, GRACE_SEC, GuestClient
+from .connect_rpc import MALFORMED, ExitCode, Pid, RpcError, not_started, refusal
 from .connection import ANSWER_SEC, SILENT, GuestGone
 
 INPUT_PIECE: Final = 256 * 1024
 """Bytes of input that one call carries."""
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
 
-_ANSWER_BYTES: Final = 64 * 1024
 _LIST_BYTES: Final = 4 * 1024 * 1024
 _LIST_WORDS: Final = 100_000
 """Processes and their arguments together, all of which came in through the API."""
-_SERVICE: Final = "/process.Process/"
+_SERVICE: Final = "process.Process/"
 _NOT_STARTED: Final = {"not_found": NOT_FOUND, "permission_denied": NOT_EXECUTABLE}
 
 
@@ -48,6 +50,7 @@ class _Data(msgspec.Struct):
 
 class _End(msgspec.Struct, rename="camel"):
     exit_code: ExitCode = 0
+    duration_ms: float = -1.0
 
 
 class _Event(msgspec.Struct):
@@ -78,24 +81,94 @@ class _Processes(msgspec.Struct):
 _DECODE: Final = msgspec.json.Decoder(_Message)
 
 
+class _Output:
+    """What is kept of one stream of output."""
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self.truncated = False
+        self._limit = limit
+
+    def add(self, chunk: bytes) -> None:
+        room = self._limit - len(self.data)
+        self.data += chunk[:room]
+        if len(chunk) > room:
+            self.truncated = True
+
+
 class GuestProcesses:
-    """Calls raise what `Host` says of them."""
+    """Calls raise what `Guest` says of them."""
 
     def __init__(self, client: GuestClient) -> None:
         self._client = client
 
+    async def exec(self, command: Command, *, timeout: float, output_limit: int) -> CommandResult:
+        kept = {each: _Output(output_limit) for each in Channel}
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        pid: int | None = None
+        timed_out = killed = False
+        ended: Ended | None = None
+
+        def overdue() -> None:
+            nonlocal timed_out
+            timed_out = True
+            limit.reschedule(loop.time() + (0.0 if pid else GRACE_SEC))
+
+        timer = loop.call_later(timeout, overdue)
+        try:
+            async with asyncio.timeout(None) as limit, self.start_process(command) as stream:
+                pid = stream.pid
+                if not timed_out or pid is None:  # else late, and to be killed
+                    async for event in stream.events:
+                        if isinstance(event, Ended):
+                            ended = event
+                        else:
+                            kept[event.channel].add(event.data)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        finally:
+            timer.cancel()
+            if ended is None and pid:
+                killed = await asyncio.shield(self._kill(pid))
+        duration = (loop.time() - began) * 1000
+        if ended is None and not pid:
+            raise GuestGone(SILENT, detail="no start event")
+        if ended is not None and ended.duration_ms is not None:
+            duration = min(duration, ended.duration_ms)
+        stdout, stderr = kept[Channel.STDOUT], kept[Channel.STDERR]
+        return CommandResult(
+            exit_code=ended.exit_code if ended is not None else 137,
+            stdout=bytes(stdout.data),
+            stderr=bytes(stderr.data),
+            duration_ms=round(duration),
+            truncated=stdout.truncated or stderr.truncated,
+            timed_out=ended is None,
+            killed=killed,
+        )
+
+    async def _kill(self, pid: int) -> bool:
+        """Whether the guest has answered that it did."""
+        try:
+            async with asyncio.timeout(GRACE_SEC):
+                await self.signal_process(ProcessRef(pid=pid), ProcessSignal.KILL)
+        except (TimeoutError, WrennError):
+            return False
+        return True
+
     @asynccontextmanager
-    async def start(
+    async def start_process(
         self,
         command: Command,
         *,
-        tag: str | None,
-        stdin: bool,
-        terminal: TerminalSize | None,
+        tag: str | None = None,
+        stdin: bool = False,
+        terminal: TerminalSize | None = None,
         own: bool = False,
     ) -> AsyncIterator[ProcessStream]:
         """With `own` the command is a program that comes with the agent."""
-        config = process_config(command)
+        config = _config(command)
         if own:
             config["program"] = command.cmd
         message: dict[str, object] = {"process": config, "stdin": stdin}
@@ -103,7 +176,9 @@ class GuestProcesses:
             message["tag"] = tag
         if terminal is not None:
             message["pty"] = {"size": terminal}
-        async with self._client.stream(_SERVICE + "Start", msgspec.json.encode(message)) as answer:
+        async with self._client.stream(
+            "/" + _SERVICE + "Start", msgspec.json.encode(message)
+        ) as answer:
             try:
                 stream = await _followed(answer)
             except RpcError as error:
@@ -115,12 +190,14 @@ class GuestProcesses:
 
     async def start_detached(self, command: Command, *, tag: str) -> int:
         message = {
-            "process": process_config(command),
+            "process": _config(command),
             "stdin": False,
             "tag": tag,
             "detached": True,
         }
-        async with self._client.stream(_SERVICE + "Start", msgspec.json.encode(message)) as answer:
+        async with self._client.stream(
+            "/" + _SERVICE + "Start", msgspec.json.encode(message)
+        ) as answer:
             try:
                 stream = await _followed(answer)
                 assert stream.pid is not None
@@ -131,17 +208,19 @@ class GuestProcesses:
             return stream.pid
 
     @asynccontextmanager
-    async def attach(self, process: ProcessRef, *, replay: bool) -> AsyncIterator[ProcessStream]:
+    async def attach_process(
+        self, process: ProcessRef, *, replay: bool
+    ) -> AsyncIterator[ProcessStream]:
         message = msgspec.json.encode({"process": _selector(process), "replay": replay})
-        async with self._client.stream(_SERVICE + "Connect", message) as answer:
+        async with self._client.stream("/" + _SERVICE + "Connect", message) as answer:
             try:
                 stream = await _followed(answer)
             except RpcError as error:
                 raise refusal(error) from error
             yield stream
 
-    async def list(self) -> list[ProcessInfo]:
-        answer = await self._call("List", {}, _LIST_BYTES)
+    async def processes(self) -> list[ProcessInfo]:
+        answer = await self._client.rpc(_SERVICE + "List", {}, limit=_LIST_BYTES)
         try:
             found = msgspec.json.decode(answer, type=_Processes).processes
         except MALFORMED as error:
@@ -163,32 +242,28 @@ class GuestProcesses:
         for start in range(0, len(data), INPUT_PIECE):
             piece = data[start : start + INPUT_PIECE]
             message = {"process": {"pid": pid}, "input": {kind: piece}}
-            await self._call("SendInput", message, seconds=CALL_SEC)
+            await self._client.rpc(_SERVICE + "SendInput", message, seconds=CALL_SEC)
 
     async def close_input(self, pid: int) -> None:
-        await self._call("CloseStdin", {"process": {"pid": pid}})
+        await self._client.rpc(_SERVICE + "CloseStdin", {"process": {"pid": pid}})
 
-    async def resize(self, pid: int, size: TerminalSize) -> None:
-        await self._call("Update", {"process": {"pid": pid}, "pty": {"size": size}})
+    async def resize_terminal(self, pid: int, size: TerminalSize) -> None:
+        message = {"process": {"pid": pid}, "pty": {"size": size}}
+        await self._client.rpc(_SERVICE + "Update", message)
 
-    async def signal(self, process: ProcessRef, signal: ProcessSignal) -> None:
-        name = f"SIGNAL_{signal.value}"
-        await self._call("SendSignal", {"process": _selector(process), "signal": name})
+    async def signal_process(self, process: ProcessRef, signal: ProcessSignal) -> None:
+        message = {"process": _selector(process), "signal": f"SIGNAL_{signal.value}"}
+        await self._client.rpc(_SERVICE + "SendSignal", message)
 
-    async def _call(
-        self,
-        method: str,
-        message: Mapping[str, object],
-        limit: int = _ANSWER_BYTES,
-        seconds: float | None = None,
-    ) -> bytes:
-        body = msgspec.json.encode(message)
-        status, body = await self._client.call(
-            "POST", _SERVICE + method, body, limit=limit, seconds=seconds
-        )
-        if status != 200:
-            raise refusal(unary_error(status, body), status)
-        return body
+
+def _config(command: Command) -> dict[str, object]:
+    """A command in the form that Start takes."""
+    config: dict[str, object] = {"cmd": command.cmd, "args": command.args, "envs": command.envs}
+    if command.cwd is not None:
+        config["cwd"] = command.cwd
+    if command.user is not None:
+        config["user"] = command.user
+    return config
 
 
 def _selector(process: ProcessRef) -> dict[str, object]:
@@ -226,7 +301,8 @@ async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
                         yield Output(channel, data)
             elif event.end is not None:
                 ended = True
-                yield Ended(event.end.exit_code)
+                took = event.end.duration_ms
+                yield Ended(event.end.exit_code, took if took >= 0 else None)
     except RpcError as error:
         raise refusal(error) from error
     if not ended:
