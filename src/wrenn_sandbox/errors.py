@@ -45,7 +45,6 @@ class WrennError(Exception):
 
     code = "internal_error"
     status = 500
-    retry = False
 
     def __init__(
         self, message: str, *, detail: str | None = None, retry_after: float | None = None
@@ -89,19 +88,19 @@ class MethodNotAllowed(WrennError):
 
 
 class Conflict(WrennError):
-    code, status, retry = "conflict", 409, True
+    code, status = "conflict", 409
 
 
 class InvalidState(Conflict):
-    code, retry = "invalid_state", False
+    code = "invalid_state"
 
 
 class AlreadyExists(Conflict):
-    code, retry = "already_exists", False
+    code = "already_exists"
 
 
 class EmailTaken(Conflict):
-    code, retry = "email_taken", False
+    code = "email_taken"
 
 
 class LoginRefused(WrennError):
@@ -127,13 +126,13 @@ class MissingCode(LoginRefused):
 class ExchangeFailed(LoginRefused):
     """The provider gave no token, no profile or no verified primary email."""
 
-    code, retry = "exchange_failed", True
+    code = "exchange_failed"
 
 
 class RequestTimeout(WrennError):
     """The client took too long to send its request."""
 
-    code, status, retry = "request_timeout", 408, True
+    code, status = "request_timeout", 408
 
 
 class TooLarge(WrennError):
@@ -149,7 +148,7 @@ class HeadTooLarge(TooLarge):
 
 
 class RateLimited(WrennError):
-    code, status, retry = "rate_limited", 429, True
+    code, status = "rate_limited", 429
 
 
 class QuotaExceeded(WrennError):
@@ -160,7 +159,6 @@ class QuotaExceeded(WrennError):
     def __init__(self, message: str, *, limit: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.limit = limit
-        self.retry = retry_after is not None
 
     def extra(self) -> Mapping[str, str]:
         return {"limit": self.limit}
@@ -171,13 +169,11 @@ class InternalError(WrennError):
 
 
 class AgentError(WrennError):
-    code, status, retry = "agent_error", 502, True
+    code, status = "agent_error", 502
 
 
 class NotResponding(AgentError):
     """The agent in the guest does not answer, and did not when it was asked some time ago."""
-
-    retry = False
 
 
 class HostFailure(AgentError):
@@ -187,11 +183,9 @@ class HostFailure(AgentError):
 class IncompatibleImage(AgentError):
     """A stored image was made by another VMM, CPU model or accelerator, or is damaged."""
 
-    retry = False
-
 
 class NoCapacity(WrennError):
-    code, status, retry = "no_capacity", 503, True
+    code, status = "no_capacity", 503
 
 
 class ExecTimeout(WrennError):

@@ -22,6 +22,7 @@ from wrenn_sandbox.control.wiring import ControlPlane
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import OperationId, new_operation_id
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.serializing_host import serializing_host
 from wrenn_sandbox.wire.host import Host
 
 Result = TypeVar("Result")
@@ -159,7 +160,7 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """A server on `host`, running until the end of the block."""
     app = await asyncio.to_thread(
-        partial(create_app, settings, host, hasher=CHEAP, clock=clock or utc_now)
+        partial(create_app, settings, serializing_host(host), hasher=CHEAP, clock=clock or utc_now)
     )
     async with app.router.lifespan_context(app):
         server = Server(app, app.state.plane, settings)

@@ -9,13 +9,14 @@ from support.api_server import CHEAP
 from support.listening import edge
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.serializing_host import serializing_host
 from wrenn_sandbox.wire.host import Host
 
 
 @contextmanager
 def live_server(settings: Settings, host: Host) -> Iterator[str]:
     """The URL of a server that runs until the end of the block."""
-    app = create_app(settings, host, hasher=CHEAP)
+    app = create_app(settings, serializing_host(host), hasher=CHEAP)
     ready = threading.Event()
     urls: list[str] = []
     loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []

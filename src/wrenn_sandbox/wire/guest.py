@@ -16,6 +16,7 @@ from .messages import (
     FileContent,
     FileEntry,
     GuestMetrics,
+    GuestPath,
     ProcessInfo,
     ProcessRef,
     ProcessSignal,
@@ -47,7 +48,7 @@ class Guest(Protocol):
         """
         ...
 
-    def read_file(self, path: str) -> AbstractAsyncContextManager[FileContent]:
+    def read_file(self, path: GuestPath) -> AbstractAsyncContextManager[FileContent]:
         """The content of a regular file, as long as the block lasts.
 
         `NotInGuest`: there is no such file. `InvalidRequest`: it is a directory or a device, or
@@ -57,7 +58,7 @@ class Guest(Protocol):
 
     async def write_file(
         self,
-        path: str,
+        path: GuestPath,
         chunks: AsyncIterator[bytes],
         *,
         user: str | None = None,
@@ -73,7 +74,7 @@ class Guest(Protocol):
         """
         ...
 
-    async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
+    async def list_directory(self, path: GuestPath, depth: int) -> list[FileEntry]:
         """What is in a directory, `depth` levels down.
 
         `NotInGuest`: there is no such path. `InvalidRequest`: it is no directory. Safe to repeat.
@@ -81,7 +82,7 @@ class Guest(Protocol):
         ...
 
     async def make_directory(
-        self, path: str, *, user: str | None = None, mode: int | None = None
+        self, path: GuestPath, *, user: str | None = None, mode: int | None = None
     ) -> FileEntry:
         """Make a directory and its parents, for `user` (root); `mode` (0755) is its own.
 
@@ -90,7 +91,7 @@ class Guest(Protocol):
         """
         ...
 
-    async def remove_path(self, path: str) -> None:
+    async def remove_path(self, path: GuestPath) -> None:
         """Remove a file or a directory with all that is in it.
 
         `NotInGuest`: there is no such path. Not safe to repeat: nothing is there the second time,
@@ -99,7 +100,7 @@ class Guest(Protocol):
         ...
 
     def pack(
-        self, path: str, *, recursive: bool, user: str | None
+        self, path: GuestPath, *, recursive: bool, user: str | None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """A file, or (`recursive`) a tree too, as a tar archive, as long as the block lasts.
 
@@ -112,7 +113,7 @@ class Guest(Protocol):
 
     async def unpack(
         self,
-        path: str,
+        path: GuestPath,
         chunks: AsyncIterator[bytes],
         *,
         needs_directory: bool,

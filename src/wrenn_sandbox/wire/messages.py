@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
+
+GuestPath = Annotated[str, "bytes that are no UTF-8 are escaped"]
+"""A path in a guest as Python has paths: `surrogateescape` stands for bytes that are no UTF-8."""
 
 
 class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,14 +263,14 @@ class Channel(StrEnum):
     TERMINAL = "pty"
 
 
-class Output(msgspec.Struct, frozen=True):
+class Output(msgspec.Struct, frozen=True, tag=True):
     """A piece of what a command wrote."""
 
     channel: Channel
     data: bytes
 
 
-class Ended(msgspec.Struct, frozen=True):
+class Ended(msgspec.Struct, frozen=True, tag=True):
     """The end of a command: its exit code, 128+n when signal n killed it.
 
     `duration_ms` is by the guest's clock, where its agent says so.
