@@ -607,7 +607,7 @@ async def test_a_message_in_very_many_fragments() -> None:
 
 async def test_small_messages_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes with one read takes a second and more to parse."""
-    monkeypatch.setattr(websocket_protocol, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "_TURN_SECONDS", 0.0)
     app = App()
     most = 0
     async with edge(app, _settings()) as server, _peer(server) as peer:

@@ -55,6 +55,9 @@ PROGRESS_BYTES: Final = 1024
 LINGER_SECONDS: Final = 1.0
 """How long a refused client may go on sending, so that it comes to read why."""
 
+_SLICE: Final = 4096
+"""Bytes that are parsed at once: up to 680 chunks of a body."""
+
 _UPGRADE_LINE_LIMIT: Final = 8000
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
@@ -121,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = self._turns = ParseScheduler(transport, self._take)
+        self.flow = self._turns = ParseScheduler(transport, self._take, _SLICE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._turns.drop()

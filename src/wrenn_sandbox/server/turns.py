@@ -7,21 +7,21 @@ from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-_SLICE: Final = 4096
-"""Bytes that are parsed at once: up to 680 chunks of a body, which take milliseconds."""
-
 _TURN_SECONDS: Final = 0.001
 """How long one connection is parsed before others have their turn."""
 
 
 class ParseScheduler(FlowControl):
-    """Gives `parse` what has arrived, a slice after the other, unless reading is paused.
+    """Gives `parse` what has arrived, `slice_bytes` at once, unless reading is paused.
 
-    No more is read while something is left.
+    No more is read while something is left. A slice is to take milliseconds at most.
     """
 
-    def __init__(self, transport: asyncio.Transport, parse: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, parse: Callable[[bytes], None], slice_bytes: int
+    ) -> None:
         super().__init__(transport)
+        self._slice_bytes = slice_bytes
         self._parse = parse
         self._arrived = bytearray()
         self._has_turn = False
@@ -57,8 +57,8 @@ class ParseScheduler(FlowControl):
         self._has_turn = True
         end = time.monotonic() + _TURN_SECONDS
         while self._arrived and not self.read_paused and not self._transport.is_closing():
-            piece = bytes(self._arrived[:_SLICE])
-            del self._arrived[:_SLICE]
+            piece = bytes(self._arrived[: self._slice_bytes])
+            del self._arrived[: self._slice_bytes]
             self._parse(piece)
             if time.monotonic() > end:
                 break

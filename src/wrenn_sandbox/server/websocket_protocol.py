@@ -1,7 +1,6 @@
 """How the server speaks WebSocket."""
 
 import asyncio
-import time
 from typing import Final
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -13,6 +12,7 @@ from websockets.frames import Frame
 from wrenn_sandbox.control.api.streams.websocket import LOST_EVENT
 
 from .connections import ConnectionPermit
+from .turns import ParseScheduler
 
 MESSAGE_LIMIT: Final = 1024 * 1024
 """Bytes of one message of a client's; a larger one closes the connection with 1009."""
@@ -26,10 +26,7 @@ _FRAGMENTS: Final = 1024
 """Fragments of a message that are kept apart."""
 
 _SLICE: Final = 1024
-"""Bytes that are parsed at once: up to 170 frames, which take milliseconds."""
-
-_TURN_SECONDS: Final = 0.001
-"""How long one connection is parsed before others have their turn."""
+"""Bytes that are parsed at once: up to 170 frames."""
 
 _CONTROL_BURST: Final = 1000
 _CONTROL_RATE: Final = 10
@@ -57,44 +54,29 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     ) -> None:
         self._lost = asyncio.Event()
         self._closing_since: float | None = None
-        self._arrived = bytearray()
-        self._has_turn = False
         self._control_frames = 0
         self.place: ConnectionPermit | None = None
         """The connection's place, to be released at its end."""
         super().__init__(config, server_state, {**app_state, LOST_EVENT: self._lost}, _loop)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._turns = ParseScheduler(transport, self._parse, _SLICE)
+        self._turns.read_paused = True  # until the handshake is complete
+
     def data_received(self, data: bytes) -> None:
-        if not self.handshake_initiated:
+        if self.handshake_initiated:
+            self._turns.take(data)
+        else:
             super().data_received(data)  # the head, from the protocol before
-            return
-        self._arrived += data
-        self._go_on()
+
+    def _parse(self, data: bytes) -> None:
+        super().data_received(data)
+        self._turns.read_paused = self.read_paused
 
     def _go_on(self) -> None:
-        """Have what has arrived parsed in its turn, unless the application is behind."""
-        if not self._arrived or self.transport.is_closing():
-            return
-        self.transport.pause_reading()
-        if self.handshake_complete and not self._has_turn and not self.read_paused:
-            self._has_turn = True
-            self.loop.call_soon(self._parse)
-
-    def _parse(self) -> None:
-        self._has_turn = False
-        end = time.monotonic() + _TURN_SECONDS
-        while self._arrived and not self.read_paused and not self.transport.is_closing():
-            piece = bytes(self._arrived[:_SLICE])
-            del self._arrived[:_SLICE]
-            super().data_received(piece)
-            if time.monotonic() > end:
-                break
-        if self.transport.is_closing():
-            self._arrived.clear()
-        elif self._arrived:
-            self._go_on()
-        elif not self.read_paused:
-            self.transport.resume_reading()
+        if self.handshake_complete and not self.read_paused:
+            self._turns.resume_reading()
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await super().receive()
