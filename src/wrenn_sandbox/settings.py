@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from wrenn_sandbox.model.limits import parse_rate
 from wrenn_sandbox.model.network import PRIVATE
 
 
@@ -247,14 +248,7 @@ class Settings(BaseSettings):
     @field_validator("auth_attempts", "auth_attempts_per_address")
     @classmethod
     def _check_rate(cls, value: str) -> str:
-        from limits import parse  # only where it is set: an import that few commands need
-
-        try:
-            amount = parse(value).amount
-        except ValueError:
-            amount = 0
-        if amount < 1:
-            raise ValueError(f"{value!r} is not a rate such as 20/minute")
+        parse_rate(value)
         return value
 
     @field_validator("jwt_secret")

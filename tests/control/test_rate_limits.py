@@ -1,11 +1,11 @@
 """How often somebody may try: a moving window, in bounded memory."""
 
 import pytest
-from limits import parse
 
 from wrenn_sandbox.control.service.accounts import normal_email
 from wrenn_sandbox.control.service.rate_limits import AttemptLimits, MovingWindow
 from wrenn_sandbox.errors import RateLimited
+from wrenn_sandbox.model.limits import parse_rate
 
 
 class Now:
@@ -22,7 +22,7 @@ def now() -> Now:
 
 
 def test_the_window_moves(now: Now) -> None:
-    window = MovingWindow(parse("3/minute"), now)
+    window = MovingWindow(parse_rate("3/minute"), now)
     for second in (0, 10, 20):
         now.seconds = 1000 + second
         assert window.hit("a") is None
@@ -36,7 +36,7 @@ def test_the_window_moves(now: Now) -> None:
 
 
 def test_who_is_quiet_is_forgotten(now: Now) -> None:
-    window = MovingWindow(parse("3/minute"), now)
+    window = MovingWindow(parse_rate("3/minute"), now)
     for number in range(1000):
         window.hit(str(number))
     now.seconds += 30
@@ -47,7 +47,7 @@ def test_who_is_quiet_is_forgotten(now: Now) -> None:
 
 
 def test_a_flood_is_remembered_in_part(now: Now) -> None:
-    window = MovingWindow(parse("1/minute"), now, most=100)
+    window = MovingWindow(parse_rate("1/minute"), now, most=100)
     for number in range(1000):
         assert window.hit(str(number)) is None
     assert len(window) == 100
@@ -85,3 +85,25 @@ def test_one_account_has_one_way_to_be_written(written: str, same: str) -> None:
     """Or its attempts would be counted apart."""
     assert normal_email(written) == normal_email(same)
     assert normal_email(normal_email(written)) == normal_email(written)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("20/minute", (20, 60)),
+        ("1/second", (1, 1)),
+        (" 5 per Hour ", (5, 3600)),
+        ("3/2 days", (3, 172_800)),
+        ("10 per 15 minutes", (10, 900)),
+    ],
+)
+def test_rates_as_operators_write_them(text: str, rate: tuple[int, int]) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20", "minute", "0/minute", "-1/minute", "1/week", "1/minute x"]
+)
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a rate"):
+        parse_rate(text)

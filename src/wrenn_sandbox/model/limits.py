@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 TEMPLATE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 EXEC_TIMEOUT_DEFAULT: Final = 30
@@ -16,6 +16,26 @@ ENDED_KEPT: Final = 1000
 """How many stopped and failed sandboxes of a team are listed at most."""
 COMMAND_BYTES: Final = 1024 * 1024
 """Of a command with its arguments and environment; a guest's kernel takes two MiB at most."""
+
+_RATE: Final = re.compile(
+    r"\s*(\d+)\s*(?:/|per\b)\s*(\d*)\s*(second|minute|hour|day)s?\s*", re.ASCII | re.IGNORECASE
+)
+_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+class Rate(NamedTuple):
+    """`amount` times within `seconds`."""
+
+    amount: int
+    seconds: int
+
+
+def parse_rate(text: str) -> Rate:
+    """A rate such as `20/minute`, `20 per minute` or `20/5 minutes`; raises `ValueError`."""
+    match = _RATE.fullmatch(text)
+    if match is None or int(match[1]) < 1:
+        raise ValueError(f"{text!r} is not a rate such as 20/minute")
+    return Rate(int(match[1]), int(match[2] or 1) * _SECONDS[match[3].lower()])
 
 
 class OutOfBounds(ValueError):

@@ -5,16 +5,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
-from limits import RateLimitItem, parse
-
 from wrenn_sandbox.errors import RateLimited
+from wrenn_sandbox.model.limits import Rate, parse_rate
 
 MOST_REMEMBERED: Final = 65_536
 """Addresses, and emails, whose attempts are remembered; beyond those the oldest are forgotten."""
 
 
 class AttemptLimits:
-    """Limits in the notation of the `limits` package, such as `20/minute`.
+    """Limits such as `20/minute`.
 
     An address and an email are counted as they are given: one client, and one account, must always
     be written in one way. `now` gives seconds.
@@ -23,8 +22,8 @@ class AttemptLimits:
     def __init__(
         self, *, per_email: str, per_address: str, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._emails = MovingWindow(parse(per_email), now)
-        self._addresses = MovingWindow(parse(per_address), now)
+        self._emails = MovingWindow(parse_rate(per_email), now)
+        self._addresses = MovingWindow(parse_rate(per_address), now)
 
     async def attempt(self, *, email: str, address: str) -> None:
         """Count one attempt; raises `RateLimited` when there were too many."""
@@ -39,15 +38,11 @@ class AttemptLimits:
 class MovingWindow:
     """Counts what happened within the last so many seconds, for each of many.
 
-    Kept are the times of what counted, and nothing of who has been quiet for a window. (The
-    storage that the `limits` package has for one process looks at every key on each hit.)
+    Kept are the times of what counted, and nothing of who has been quiet for a window.
     """
 
-    def __init__(
-        self, limit: RateLimitItem, now: Callable[[], float], most: int = MOST_REMEMBERED
-    ) -> None:
-        self._amount = limit.amount
-        self._seconds = float(limit.get_expiry())
+    def __init__(self, limit: Rate, now: Callable[[], float], most: int = MOST_REMEMBERED) -> None:
+        self._amount, self._seconds = limit
         self._now = now
         self._most = most
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
