@@ -26,7 +26,7 @@ async def measure(settings: Settings) -> Report:
     watch = Stopwatch()
     for hot in (0, BURST):
         with working_directory(settings.data_dir, "bench") as data_dir:
-            overrides = {"WRENN_HOT_POOL_SIZE": str(hot), "WRENN_BLANK_POOL_SIZE": "0"}
+            overrides = {"WRENN_HOT_POOL_SIZE": str(hot)}
             server = ServerProcess(data_dir, data_dir / "server.log", overrides)
             with server:
                 api = await Api.open(server.url)

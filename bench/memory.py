@@ -23,7 +23,7 @@ async def measure(settings: Settings) -> Report:
     totals: dict[int, float] = {}
     own: list[float] = []
     with working_directory(settings.data_dir, "bench") as data_dir:
-        changes = {"data_dir": data_dir, "hot_pool_size": 0, "blank_pool_size": 0}
+        changes = {"data_dir": data_dir, "hot_pool_size": 0}
         async with Rig.open(settings.model_copy(update=changes)) as rig:
             sandboxes: list[SandboxId] = []
             for count in COUNTS:

@@ -26,7 +26,7 @@ _WARM_UP = 5
 async def measure(settings: Settings, rounds: int) -> Report:
     """Both ways `rounds` times."""
     with working_directory(settings.data_dir, "bench") as data_dir:
-        overrides = {"WRENN_HOT_POOL_SIZE": "0", "WRENN_BLANK_POOL_SIZE": "0"}
+        overrides = {"WRENN_HOT_POOL_SIZE": "0"}
         with ServerProcess(data_dir, data_dir / "server.log", overrides) as server:
             samples = await _samples(server.url, Paths(data_dir), rounds)
     report = Report("what the API adds to a command")

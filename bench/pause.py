@@ -28,7 +28,7 @@ async def measure(settings: Settings, rounds: int, cycle_rounds: int) -> Report:
     own: list[float] = []
     written: list[float] = []
     with working_directory(settings.data_dir, "bench") as data_dir:
-        changes = {"data_dir": data_dir, "hot_pool_size": 0, "blank_pool_size": 0}
+        changes = {"data_dir": data_dir, "hot_pool_size": 0}
         async with Rig.open(settings.model_copy(update=changes)) as rig:
             await rig.destroy(await rig.create())
             for _ in range(rounds):

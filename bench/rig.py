@@ -58,7 +58,7 @@ class Rig:
 
     async def settled(self) -> None:
         """Wait until network slots and ready machines are made again in the background."""
-        if self.context.settings.hot_pool_size or self.context.settings.blank_pool_size:
+        if self.context.settings.hot_pool_size:
             await self.agent._pool.filled()
         if isinstance(self.context.slots, SlotPool):
             await self.context.slots.filled()

@@ -55,14 +55,12 @@ async def measure(settings: Settings, rounds: int, cold_rounds: int) -> Report:
 
 
 def _settings(settings: Settings, data_dir: Path, hot: int) -> Settings:
-    return settings.model_copy(
-        update={"data_dir": data_dir, "hot_pool_size": hot, "blank_pool_size": 0}
-    )
+    return settings.model_copy(update={"data_dir": data_dir, "hot_pool_size": hot})
 
 
 async def _server(stack: AsyncExitStack, settings: Settings, hot: int) -> Api:
     data_dir = stack.enter_context(working_directory(settings.data_dir, "bench"))
-    overrides = {"WRENN_HOT_POOL_SIZE": str(hot), "WRENN_BLANK_POOL_SIZE": "0"}
+    overrides = {"WRENN_HOT_POOL_SIZE": str(hot)}
     server = ServerProcess(data_dir, data_dir / "server.log", overrides)
     await asyncio.to_thread(stack.enter_context, server)
     api = await Api.open(server.url)

@@ -49,7 +49,7 @@ async def measure(settings: Settings, rounds: int) -> Report:
     report = Report("where the time goes")
     spans = {name: Spans() for name in ("create", "pause", "resume")}
     with working_directory(settings.data_dir, "bench") as data_dir:
-        changes = {"data_dir": data_dir, "hot_pool_size": 0, "blank_pool_size": 0}
+        changes = {"data_dir": data_dir, "hot_pool_size": 0}
         async with Rig.open(settings.model_copy(update=changes)) as rig:
             await rig.destroy(await rig.create())
             for _ in range(rounds):

@@ -130,7 +130,6 @@ class Settings(BaseSettings):
     slot_pool_size: int = Field(default=4, ge=0, le=256)
     slot_cooldown_sec: float = Field(default=2.0, ge=0)
     hot_pool_size: int = Field(default=1, ge=0, le=64)
-    blank_pool_size: int = Field(default=0, ge=0, le=64)
     vmm_uid_base: int = Field(default=720_000, ge=1000)
 
     default_template: str = "minimal"

@@ -36,7 +36,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """A parameter is the number of layers from which on they are too many."""
     layers = getattr(request, "param", 2)
     values = {"data_dir": tmp_path / "data", "driver": "fake", "max_disk_layers": layers}
-    return Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
+    return Settings.model_validate({**values, "hot_pool_size": 0})
 
 
 class Stand:

@@ -48,7 +48,7 @@ def quiet_logs() -> Iterator[None]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     values = {"data_dir": tmp_path / "data", "driver": "fake", "max_disk_layers": 2}
-    pools = {"hot_pool_size": 0, "blank_pool_size": 0}
+    pools = {"hot_pool_size": 0}
     return Settings.model_validate({**values, **pools, "merge_diff_mb": 1})
 
 

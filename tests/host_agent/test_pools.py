@@ -47,11 +47,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 @pytest.fixture
 async def host(tmp_path: Path, memory: Memory) -> AsyncIterator[HostAgent]:
-    """A host whose pool has one hot and one blank machine, of 512 MiB each."""
+    """A host whose pool has two machines, of 512 MiB each."""
     values = {"data_dir": tmp_path / "data", "driver": "fake", "memory_reserve_mb": _RESERVE_MB}
-    host = await HostAgent.start(
-        Settings.model_validate({**values, "hot_pool_size": 1, "blank_pool_size": 1})
-    )
+    host = await HostAgent.start(Settings.model_validate({**values, "hot_pool_size": 2}))
     async with asyncio.timeout(20):
         await host._pool.filled()
     yield host
@@ -59,7 +57,7 @@ async def host(tmp_path: Path, memory: Memory) -> AsyncIterator[HostAgent]:
 
 
 def _waiting(host: HostAgent) -> list[Machine]:
-    return [*host._pool._hot, *host._pool._blank]
+    return list(host._pool._machines)
 
 
 def _is_alive(machine: Machine) -> bool:

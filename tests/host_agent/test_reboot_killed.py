@@ -47,7 +47,7 @@ def quiet_logs() -> Iterator[None]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     values = {"data_dir": tmp_path / "data", "driver": "fake"}
-    return Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
+    return Settings.model_validate({**values, "hot_pool_size": 0})
 
 
 @pytest.fixture

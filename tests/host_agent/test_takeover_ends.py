@@ -29,7 +29,7 @@ def quiet_logs() -> Iterator[None]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     values = {"data_dir": tmp_path / "data", "driver": "fake"}
-    return Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
+    return Settings.model_validate({**values, "hot_pool_size": 0})
 
 
 async def created(host: HostAgent, image_id: ImageId) -> SandboxId:

@@ -384,9 +384,7 @@ def test_permissions_that_a_monitor_gave_its_disk_are_taken_away(paths: Paths, l
 async def host(tmp_path: Path) -> AsyncIterator[HostAgent]:
     values = {"data_dir": tmp_path / "data", "driver": "fake", "max_disk_layers": 1}
     with structlog.testing.capture_logs():
-        host = await HostAgent.start(
-            Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
-        )
+        host = await HostAgent.start(Settings.model_validate({**values, "hot_pool_size": 0}))
         yield host
         for report in await host.sandboxes():
             await host.destroy(report.sandbox_id, new_operation_id())

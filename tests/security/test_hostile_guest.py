@@ -170,7 +170,7 @@ def diverted(monkeypatch: pytest.MonkeyPatch, guest: HostileGuest) -> set[int]:
 async def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
     """A host on which both sandboxes run and one has turned."""
     values = {"data_dir": tmp_path / "data", "driver": "fake", "boot_timeout_sec": 3.0}
-    settings = Settings.model_validate({**values, "hot_pool_size": 0, "blank_pool_size": 0})
+    settings = Settings.model_validate({**values, "hot_pool_size": 0})
     with HostileGuest() as guest:
         ports = diverted(monkeypatch, guest)
         host = await HostAgent.start(settings)

@@ -28,7 +28,7 @@ def _ready(rig: Rig, count: int) -> Callable[[], bool]:
 
 
 def test_a_create_takes_a_machine_that_waits(new_rig: NewRig) -> None:
-    rig, api = new_rig(WRENN_HOT_POOL_SIZE="2", WRENN_BLANK_POOL_SIZE="1")
+    rig, api = new_rig(WRENN_HOT_POOL_SIZE="2")
     assert eventually(_ready(rig, 2), within=60)
     assert eventually(lambda: len(_waiting(rig)) == 3, within=20)
     before = _waiting(rig)

@@ -82,8 +82,7 @@ class HostAgent:
         self._variants = Variants(self._context)
         self._pool = Pool(
             self._context,
-            hot=settings.hot_pool_size,
-            blank=settings.blank_pool_size,
+            size=settings.hot_pool_size,
             wanted=self._pooled_image,
             room=lambda memory_mb: self._admission.has_room(memory_mb),
         )

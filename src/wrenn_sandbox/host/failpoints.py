@@ -14,8 +14,8 @@ _MACHINE: Final = (
     "machine.slot",
     "machine.directory",
     "machine.spawned",
+    "machine.started",
     "machine.noted",
-    "machine.loaded",
     "machine.greeted",
     "machine.running",
 )
@@ -37,6 +37,7 @@ REBOOT: Final = (
     "machine.slot",
     "machine.directory",
     "machine.spawned",
+    "machine.started",
     "machine.noted",
     "reboot.booted",
     "machine.stopped",

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import structlog
 
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import FileDigest
-from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Egress, Phase, Placement
@@ -114,55 +114,52 @@ class Machine:
     ) -> Self:
         """Boot a machine whose memory is in the file `record` of its directory.
 
-        `before` as in `spawn`. Raises OSError and `HostFailure`; nothing is left then.
+        `before` as in `restore`. Raises OSError and `HostFailure`; nothing is left then.
         """
-        async with AsyncExitStack() as undo:
-            machine = await cls._prepared(context, source, undo)
-            if before is not None:
-                await asyncio.to_thread(before, machine.spec.slot)
-            memory = machine.spec.files.directory / record
-            process = await context.driver.boot(machine.spec, record=memory)
-            failpoints.reach("machine.spawned")
-            machine._begin(process, undo)
-        return machine
+
+        async def boot(spec: MachineSpec) -> Process:
+            return await context.driver.boot(spec, record=spec.files.directory / record)
+
+        return await cls._launch(context, source, before, boot)
 
     @classmethod
-    async def spawn(
+    async def restore(
         cls,
         context: HostContext,
         source: LaunchSource,
         before: Callable[[Slot], None] | None = None,
     ) -> Self:
-        """A machine with slot, disk and monitor, ready to `load` the source's snapshot.
+        """A machine that continues the source's snapshot.
 
         `before` is called in a thread when the slot is known. Raises OSError and `HostFailure`;
         nothing is left then.
         """
-        assert source.snapshot is not None
+        snapshot = source.snapshot
+        assert snapshot is not None
+        return await cls._launch(
+            context, source, before, lambda spec: context.driver.restore(spec, snapshot)
+        )
+
+    @classmethod
+    async def _launch(
+        cls,
+        context: HostContext,
+        source: LaunchSource,
+        before: Callable[[Slot], None] | None,
+        start: Callable[[MachineSpec], Awaitable[Process]],
+    ) -> Self:
         async with AsyncExitStack() as undo:
             machine = await cls._prepared(context, source, undo)
             if before is not None:
                 await asyncio.to_thread(before, machine.spec.slot)
-            process = await context.driver.spawn(machine.spec, source.snapshot)
-            failpoints.reach("machine.spawned")
-            machine._begin(process, undo)
+            process = await start(machine.spec)
+            undo.push_async_callback(context.driver.kill, process)
+            failpoints.reach("machine.started")
+            machine.note(process=process)
+            failpoints.reach("machine.noted")
+            machine._watch()
+            undo.pop_all()
         return machine
-
-    def _begin(self, process: Process, undo: AsyncExitStack) -> None:
-        undo.push_async_callback(self._context.driver.kill, process)
-        self.note(process=process)
-        failpoints.reach("machine.noted")
-        self._watch()
-        undo.pop_all()
-
-    async def load(self, snapshot: Snapshot) -> None:
-        """Let a spawned machine continue the snapshot that it was spawned for."""
-        try:
-            await self._context.driver.load(self.process, self._spec, snapshot)
-            failpoints.reach("machine.loaded")
-        except WrennError as error:
-            error.detail = await self._diagnosis(error)
-            raise
 
     @classmethod
     async def _prepared(

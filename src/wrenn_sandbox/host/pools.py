@@ -1,9 +1,7 @@
 """Machines made in advance, so that a create finds one ready.
 
-Two levels for one image: `hot` machines are restored and their agent has answered, `blank` ones
-are a monitor with slot and disk that waits to load. A blank machine becomes hot when a hot one is
-taken. Both are refilled in the background as long as memory allows. An empty pool is no error:
-whoever finds nothing starts a machine of its own.
+Each is restored from one image and its agent has answered. The pool is refilled in the background
+as long as memory allows. An empty pool is no error: whoever finds nothing starts a machine.
 """
 
 import asyncio
@@ -46,18 +44,15 @@ class Pool:
         self,
         context: HostContext,
         *,
-        hot: int,
-        blank: int,
+        size: int,
         wanted: Callable[[], Awaitable[Manifest | None]],
         room: Callable[[int], Awaitable[bool]],
     ) -> None:
         self._context = context
-        self._hot_size = hot
-        self._blank_size = blank
+        self._size = size
         self._wanted = wanted
         self._room = room
-        self._hot: deque[Machine] = deque()
-        self._blank: deque[Machine] = deque()
+        self._machines: deque[Machine] = deque()
         self._releasing: set[asyncio.Task[None]] = set()
         self._claimed = 0.0
         """When a machine was last claimed, on the event loop's clock."""
@@ -68,25 +63,20 @@ class Pool:
 
     def start(self) -> None:
         """Begin to fill the pool."""
-        if self._hot_size or self._blank_size:
+        if self._size:
             self._wake.set()
             self._worker = asyncio.create_task(self._work(), name="pool")
 
     def take(self, image_id: ImageId) -> Machine | None:
-        """A hot machine of this image, or None. It is the caller's from now on."""
-        return self._claimed_from(self._hot, image_id)
-
-    def take_blank(self, image_id: ImageId) -> Machine | None:
-        """A machine of this image that has yet to load its snapshot, or None."""
-        return self._claimed_from(self._blank, image_id)
-
-    def _claimed_from(self, machines: deque[Machine], image_id: ImageId) -> Machine | None:
-        machine = _first(machines, image_id)
-        if machine is not None:
-            self._claimed = asyncio.get_running_loop().time()
-            self._claim.set()
-            self._filled.clear()
-            self._wake.set()
+        """A machine of this image, or None. It is the caller's from now on."""
+        if not self._machines or self._machines[0].record.image_id != image_id:
+            return None
+        machine = self._machines.popleft()
+        machine.on_exit = None
+        self._claimed = asyncio.get_running_loop().time()
+        self._claim.set()
+        self._filled.clear()
+        self._wake.set()
         return machine
 
     async def filled(self) -> None:
@@ -95,14 +85,12 @@ class Pool:
 
     async def shrink(self, missing_mb: int) -> None:
         """Give all machines up, to make room; none where all of them can not hold so much."""
-        waiting = [*self._hot, *self._blank]
-        if sum(each.record.memory_mb for each in waiting) >= missing_mb:
+        if sum(each.record.memory_mb for each in self._machines) >= missing_mb:
             await self._release_all()
 
     async def _release_all(self) -> None:
-        for machines in (self._hot, self._blank):
-            while machines:
-                self._release(machines.popleft())
+        while self._machines:
+            self._release(self._machines.popleft())
         if self._releasing:
             await asyncio.wait(self._releasing)
 
@@ -120,7 +108,7 @@ class Pool:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
-            if not self._wake.is_set() and self._is_full():
+            if not self._wake.is_set() and len(self._machines) >= self._size:
                 continue
             self._wake.clear()
             try:
@@ -132,22 +120,14 @@ class Pool:
                 _log.warning("the pool could not be filled", error=str(error), detail=detail)
                 pause, retry = retry, min(2 * retry, _MAX_RETRY_SEC)
 
-    def _is_full(self) -> bool:
-        return len(self._hot) >= self._hot_size and len(self._blank) >= self._blank_size
-
     async def _fill(self) -> None:
         image = await self._wanted()
         if image is None:
             return
         await self._drop_others(image.image_id)
-        while len(self._hot) < self._hot_size and await self._room(image.memory_mb):
+        while len(self._machines) < self._size and await self._room(image.memory_mb):
             await self._give_way()
-            await self._add_hot(image)
-        while len(self._blank) < self._blank_size and await self._room(image.memory_mb):
-            await self._give_way()
-            self._keep(
-                self._blank, await Machine.spawn(self._context, source_of(self._context, image))
-            )
+            await self._add(image)
 
     async def _give_way(self) -> None:
         """Wait until a second after the last claim, five at most."""
@@ -159,37 +139,31 @@ class Pool:
                 async with asyncio.timeout_at(until):
                     await self._claim.wait()
 
-    async def _add_hot(self, image: Manifest) -> None:
-        source = source_of(self._context, image)
-        assert source.snapshot is not None
+    async def _add(self, image: Manifest) -> None:
         async with AsyncExitStack() as undo:
-            machine = _first(self._blank, image.image_id)
-            if machine is None:
-                machine = await Machine.spawn(self._context, source)
+            machine = await Machine.restore(self._context, source_of(self._context, image))
             undo.push_async_callback(machine.release)
-            await machine.load(source.snapshot)
             await machine.initialize_guest(_NAME)
             await machine.guest.exec(_WARM_UP, timeout=_WARM_UP_SEC, output_limit=0)
             undo.pop_all()
-        self._keep(self._hot, machine)
+        self._keep(machine)
 
-    def _keep(self, machines: deque[Machine], machine: Machine) -> None:
+    def _keep(self, machine: Machine) -> None:
         def lost(_reason: str) -> None:
-            if machine in machines:
-                machines.remove(machine)
+            if machine in self._machines:
+                self._machines.remove(machine)
             self._release(machine)
             self._wake.set()
 
-        machines.append(machine)
+        self._machines.append(machine)
         machine.on_exit = lost
         if machine.ended is not None:
             lost(machine.ended)
 
     async def _drop_others(self, image_id: ImageId) -> None:
-        for machines in (self._hot, self._blank):
-            for machine in [each for each in machines if each.record.image_id != image_id]:
-                machines.remove(machine)
-                self._release(machine)
+        for machine in [each for each in self._machines if each.record.image_id != image_id]:
+            self._machines.remove(machine)
+            self._release(machine)
         if self._releasing:
             await asyncio.wait(self._releasing)
 
@@ -204,12 +178,3 @@ class Pool:
         self._releasing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("a machine of the pool could not be ended", error=str(error))
-
-
-def _first(machines: deque[Machine], image_id: ImageId) -> Machine | None:
-    """The first machine, taken out, if it is one of this image."""
-    if not machines or machines[0].record.image_id != image_id:
-        return None
-    machine = machines.popleft()
-    machine.on_exit = None
-    return machine

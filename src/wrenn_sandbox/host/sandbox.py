@@ -185,8 +185,7 @@ class Sandbox:
                         continue
                     undo.pop_all()
                 return machine.placement
-            blank = None if pool is None else pool.take_blank(image.image_id)
-            return await self._launch(source_of(self._context, image), policy, spawned=blank)
+            return await self._launch(source_of(self._context, image), policy)
 
     async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
@@ -297,13 +296,10 @@ class Sandbox:
         source: LaunchSource,
         policy: NetworkPolicy,
         share: Callable[[Slot], None] | None = None,
-        spawned: Machine | None = None,
     ) -> Placement:
         async with AsyncExitStack() as undo:
-            assert source.snapshot is not None
-            machine = spawned or await Machine.spawn(self._context, source, share)
+            machine = await Machine.restore(self._context, source, share)
             undo.push_async_callback(machine.release)
-            await machine.load(source.snapshot)
             await self._take(machine, policy)
             undo.pop_all()
         return machine.placement

@@ -96,14 +96,10 @@ class Driver(Protocol):
         """Start a machine from its kernel. With `record`, guest memory is that new file."""
         ...
 
-    async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
-        """Start a monitor that waits to load a stored machine; no guest code runs yet."""
-        ...
+    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        """Start a machine that continues a snapshot, of which nothing is changed.
 
-    async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
-        """Load the snapshot that the monitor was spawned for and let the guest run on.
-
-        Nothing of the snapshot is changed. After a failure the machine is good for nothing.
+        After a failure nothing runs.
         """
         ...
 

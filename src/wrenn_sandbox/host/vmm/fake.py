@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
@@ -81,12 +82,9 @@ class FakeDriver:
             await asyncio.to_thread(_unpack, archive, _home(spec))
         return await asyncio.to_thread(self._spawn, spec)
 
-    async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
         return await asyncio.to_thread(self._spawn, spec)
-
-    async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
-        """The agent runs already."""
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         self._handles[process].signal(signal.SIGSTOP)
@@ -163,6 +161,7 @@ class FakeDriver:
         handle = ProcessHandle.of_child(child)
         process = Process(handle.pid, handle.start_time)
         self._handles[process] = handle
+        failpoints.reach("machine.spawned")
         return process
 
 

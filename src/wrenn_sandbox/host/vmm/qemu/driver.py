@@ -128,9 +128,10 @@ class QemuDriver:
             await asyncio.to_thread(_make_memory, record, spec)
             memory = Memory(str(record), shared=True, read_only_file=False)
         running = await self._spawn(spec, memory, [], restore=False)
+        failpoints.reach("machine.spawned")
         return self._register(running)
 
-    async def spawn(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         passed = [vmstate]
         try:
@@ -141,15 +142,21 @@ class QemuDriver:
         finally:
             for fd in passed:
                 os.close(fd)
-        running.vmstate_fd = vmstate
-        return self._register(running)
-
-    async def load(self, process: Process, spec: MachineSpec, snapshot: Snapshot) -> None:
-        running = self._running[process]
-        if snapshot.diff is not None:
-            await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
-            require_same(running)
-        await unless_ended(running, running.monitor.load(running.vmstate_fd))
+        failpoints.reach("machine.spawned")
+        process = self._register(running)
+        try:
+            if snapshot.diff is not None:
+                await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
+                require_same(running)
+            await unless_ended(running, running.monitor.load(vmstate))
+        except BaseException as error:
+            if isinstance(error, HostFailure):
+                error.detail = "\n".join(
+                    each for each in (error.detail, await self.diagnosis(process)) if each
+                )
+            await asyncio.shield(self.kill(process))
+            raise
+        return process
 
     async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors to pass on and close."""

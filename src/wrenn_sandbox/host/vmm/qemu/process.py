@@ -32,8 +32,6 @@ class Running:
     handle: ProcessHandle
     monitor: Monitor
     files: MachineFiles
-    vmstate_fd: int = -1
-    """In the monitor: the device state that it was spawned to load."""
     memory: Path | None = None
     """The image that its memory is a private mapping of."""
     stopped: str | None = None
