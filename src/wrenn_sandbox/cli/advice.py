@@ -33,7 +33,7 @@ _ADVICE: Final = (
     ("sandbox is paused", "wrenn sandbox resume continues it"),
     ("process '", "wrenn process list shows those there are"),
 )
-"""HostContext of the server's messages, and the commands that help."""
+"""Parts of the server's messages, and the commands that help."""
 
 
 def told(error: ClientError) -> str:

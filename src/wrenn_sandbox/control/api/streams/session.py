@@ -36,7 +36,7 @@ _END_OF_INPUT: Final = b"\x04"
 
 
 class Frames(Protocol):
-    """ParseScheduler output into frames."""
+    """Turns output into frames."""
 
     def of(self, channel: Channel, data: bytes) -> Sequence[Frame | bytes]: ...
 
