@@ -11,7 +11,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
-from .settings import Settings
+from .settings import CommonSettings
 
 _QUIET_LIBRARIES = ("aiosqlite", "asyncio", "alembic", "httpcore2", "httpx2", "sqlalchemy")
 
@@ -39,7 +39,7 @@ def _renderers(json: bool, stream: TextIO) -> list[Processor]:
     return [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer()]
 
 
-def configure(settings: Settings, stream: TextIO = sys.stderr) -> None:
+def configure(settings: CommonSettings, stream: TextIO = sys.stderr) -> None:
     """Send everything that is logged to `stream`. A second call replaces the first one's set-up."""
     json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]

@@ -1,7 +1,8 @@
 """The one reader of the environment.
 
 Every setting is a field here and is documented in `docs/settings.md` (a test compares the two):
-the server's in `Settings`, those of commands that call a server in `ClientSettings`.
+the server's in groups that make up `Settings`, those of commands that call a server in
+`ClientSettings`. What needs one group takes that one, so a process carries only what it uses.
 Names are `WRENN_` and the field in capitals, except those that the contract or custom fixes
 (`DATABASE_URL`, `CP_PUBLIC_URL`, `OAUTH_*`).
 """
@@ -14,7 +15,14 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wrenn_sandbox.model.limits import parse_rate
@@ -66,8 +74,17 @@ def _base_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class Settings(BaseSettings):
-    """Settings of one server, frozen once read. Sizes are MB (MiB), times are seconds."""
+def _split_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+_SPLIT: Final = BeforeValidator(_split_list)
+
+
+class CommonSettings(BaseSettings):
+    """What both sides of a server need. Sizes are MB (MiB), times are seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix="WRENN_",
@@ -78,27 +95,64 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default_factory=_default_data_dir)
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
-    metrics_token: SecretStr | None = None
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    network_cidr: IPv4Network = IPv4Network("10.231.0.0/16")
+    allowable_cidrs: Annotated[tuple[IPv4Network, ...], NoDecode, _SPLIT] = ()
+
+    default_template: str = "minimal"
+    default_vcpus: int = 1
+    default_memory_mb: int = 512
+
+    @field_validator("data_dir")
+    @classmethod
+    def _from_the_root(cls, value: Path) -> Path:
+        """Disk layers and monitors name its files from elsewhere."""
+        return value.absolute()
+
+    @field_validator("allowable_cidrs")
+    @classmethod
+    def _check_allowable(cls, value: tuple[IPv4Network, ...]) -> tuple[IPv4Network, ...]:
+        for each in value:
+            if not any(each.subnet_of(private) for private in PRIVATE):
+                raise ValueError(f"{each} is not within {', '.join(map(str, PRIVATE))}")
+        return value
+
+
+class EdgeSettings(CommonSettings):
+    """How clients reach the server, and what connections may take."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, _SPLIT] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode, _SPLIT] = ()
+
     max_connections: int = Field(default=2048, ge=1)
     max_connections_per_address: int = Field(default=256, ge=1)
+    body_limit_bytes: int = 1024 * 1024
+
     head_timeout_sec: float = Field(default=15.0, gt=0)
     body_timeout_sec: float = Field(default=60.0, gt=0)
     write_timeout_sec: float = Field(default=300.0, gt=0)
     keep_alive_sec: float = Field(default=15.0, gt=0)
+    shutdown_grace_sec: float = 10.0
 
-    database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
-    jwt_secret: SecretStr | None = None
-    signup: Literal["open", "closed"] = "open"
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin such as https://app.example.com")
+        return value
+
+
+class OAuthSettings(CommonSettings):
+    """Logins with a provider of identities."""
+
     public_url: str | None = Field(default=None, validation_alias=_named("cp_public_url"))
-
     oauth_github_client_id: str | None = Field(
         default=None, validation_alias=_named("oauth_github_client_id")
     )
@@ -115,65 +169,6 @@ class Settings(BaseSettings):
         default=None, validation_alias=_named("oauth_redirect_url")
     )
     oauth_timeout_sec: float = Field(default=10.0, gt=0)
-
-    driver: Literal["auto", "qemu", "fake"] = "auto"
-    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
-    network: Literal["auto", "tap", "user"] = "auto"
-    network_cidr: IPv4Network = IPv4Network("10.231.0.0/16")
-    dns_servers: Annotated[tuple[str, ...], NoDecode] = ()
-    allowable_cidrs: Annotated[tuple[IPv4Network, ...], NoDecode] = ()
-    guest_connections: int = Field(default=1024, ge=0, le=1_000_000)
-    guest_connections_per_sec: int = Field(default=100, ge=0, le=100_000)
-    guest_mbit_per_sec: int = Field(default=0, ge=0, le=100_000)
-    guest_processes: int = Field(default=4096, ge=16, le=4_000_000)
-    guest_reserved_mb: int = Field(default=32, ge=8, le=1024)
-    slot_pool_size: int = Field(default=4, ge=0, le=256)
-    slot_cooldown_sec: float = Field(default=2.0, ge=0)
-    hot_pool_size: int = Field(default=1, ge=0, le=64)
-    vmm_uid_base: int = Field(default=720_000, ge=1000)
-
-    default_template: str = "minimal"
-    default_vcpus: int = 1
-    default_memory_mb: int = 512
-    max_vcpus: int = Field(default=8, ge=1)
-    min_memory_mb: int = Field(default=128, ge=64)
-    max_memory_mb: int = Field(default=8192, ge=128)
-    max_timeout_sec: int = 86_400
-    memory_reserve_mb: int = Field(default=512, ge=0)
-    disk_reserve_mb: int = Field(default=1024, ge=0)
-    boot_timeout_sec: float = 120.0
-    guest_check_sec: float = Field(default=5.0, gt=0)
-    max_running: int = Field(default=200, ge=1)
-    merge_diff_mb: int = Field(default=256, ge=1)
-    max_disk_layers: int = Field(default=4, ge=1)
-    idle_memory_sec: float = Field(default=600.0, ge=0)
-
-    memory_overcommit: float = Field(default=4.0, ge=0)
-    max_variants: int = Field(default=16, ge=1)
-    disk_factor: int = Field(default=3, ge=3)
-    disk_mbps: int = Field(default=0, ge=0, le=1_000_000)
-    disk_iops: int = Field(default=0, ge=0, le=10_000_000)
-
-    quota_running: int = Field(default=100, ge=0)
-    quota_vcpus: int = Field(default=0, ge=0)
-    quota_memory_mb: int = Field(default=0, ge=0)
-    quota_sandboxes: int = Field(default=1000, ge=0)
-    quota_snapshots: int = Field(default=100, ge=0)
-    quota_disk_mb: int = Field(default=102_400, ge=0)
-    quota_api_keys: int = Field(default=100, ge=0)
-    calls_per_sandbox: int = Field(default=256, ge=1)
-    calls_per_team: int = Field(default=1024, ge=1)
-
-    body_limit_bytes: int = 1024 * 1024
-    output_limit_bytes: int = 10 * 1024 * 1024
-    retention_sec: float = 86_400.0
-    reconcile_interval_sec: float = 5.0
-    auth_attempts: str = "20/minute"
-    auth_attempts_per_address: str = "120/minute"
-    shutdown_grace_sec: float = 10.0
-    fault_point: str = ""
-    on_stop: Literal["keep", "pause"] = "keep"
-    stop_pause_timeout_sec: float = Field(default=60.0, gt=0)
 
     @field_validator(
         "oauth_github_client_id",
@@ -213,36 +208,43 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator(
-        "dns_servers", "allowable_cidrs", "trusted_proxies", "cors_origins", mode="before"
-    )
-    @classmethod
-    def _split_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
 
-    @field_validator("allowable_cidrs")
-    @classmethod
-    def _check_allowable(cls, value: tuple[IPv4Network, ...]) -> tuple[IPv4Network, ...]:
-        for each in value:
-            if not any(each.subnet_of(private) for private in PRIVATE):
-                raise ValueError(f"{each} is not within {', '.join(map(str, PRIVATE))}")
-        return value
+class QuotaSettings(CommonSettings):
+    """What a team may have, unless it has limits of its own."""
 
-    @field_validator("data_dir")
-    @classmethod
-    def _from_the_root(cls, value: Path) -> Path:
-        """Disk layers and monitors name its files from elsewhere."""
-        return value.absolute()
+    quota_running: int = Field(default=100, ge=0)
+    quota_vcpus: int = Field(default=0, ge=0)
+    quota_memory_mb: int = Field(default=0, ge=0)
+    quota_sandboxes: int = Field(default=1000, ge=0)
+    quota_snapshots: int = Field(default=100, ge=0)
+    quota_disk_mb: int = Field(default=102_400, ge=0)
+    quota_api_keys: int = Field(default=100, ge=0)
 
-    @field_validator("cors_origins")
-    @classmethod
-    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is not an origin such as https://app.example.com")
-        return value
+
+class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
+    """The control plane and its API."""
+
+    database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
+    jwt_secret: SecretStr | None = None
+    signup: Literal["open", "closed"] = "open"
+    auth_attempts: str = "20/minute"
+    auth_attempts_per_address: str = "120/minute"
+    metrics_token: SecretStr | None = None
+
+    max_vcpus: int = Field(default=8, ge=1)
+    min_memory_mb: int = Field(default=128, ge=64)
+    max_memory_mb: int = Field(default=8192, ge=128)
+    max_timeout_sec: int = 86_400
+
+    calls_per_sandbox: int = Field(default=256, ge=1)
+    calls_per_team: int = Field(default=1024, ge=1)
+    output_limit_bytes: int = 10 * 1024 * 1024
+    guest_check_sec: float = Field(default=5.0, gt=0)
+
+    reconcile_interval_sec: float = 5.0
+    retention_sec: float = 86_400.0
+    on_stop: Literal["keep", "pause"] = "keep"
+    stop_pause_timeout_sec: float = Field(default=60.0, gt=0)
 
     @field_validator("auth_attempts", "auth_attempts_per_address")
     @classmethod
@@ -295,6 +297,46 @@ class Settings(BaseSettings):
             if self.database_url.startswith(plain):
                 return _for_driver(driver + self.database_url[len(plain) :])
         return _for_driver(self.database_url)
+
+
+class HostSettings(CommonSettings):
+    """One host and the machines on it."""
+
+    driver: Literal["auto", "qemu", "fake"] = "auto"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    network: Literal["auto", "tap", "user"] = "auto"
+    dns_servers: Annotated[tuple[str, ...], NoDecode, _SPLIT] = ()
+    vmm_uid_base: int = Field(default=720_000, ge=1000)
+
+    guest_connections: int = Field(default=1024, ge=0, le=1_000_000)
+    guest_connections_per_sec: int = Field(default=100, ge=0, le=100_000)
+    guest_mbit_per_sec: int = Field(default=0, ge=0, le=100_000)
+    guest_processes: int = Field(default=4096, ge=16, le=4_000_000)
+    guest_reserved_mb: int = Field(default=32, ge=8, le=1024)
+
+    slot_pool_size: int = Field(default=4, ge=0, le=256)
+    slot_cooldown_sec: float = Field(default=2.0, ge=0)
+    hot_pool_size: int = Field(default=1, ge=0, le=64)
+
+    boot_timeout_sec: float = 120.0
+    max_running: int = Field(default=200, ge=1)
+    memory_reserve_mb: int = Field(default=512, ge=0)
+    memory_overcommit: float = Field(default=4.0, ge=0)
+
+    disk_reserve_mb: int = Field(default=1024, ge=0)
+    disk_factor: int = Field(default=3, ge=3)
+    disk_mbps: int = Field(default=0, ge=0, le=1_000_000)
+    disk_iops: int = Field(default=0, ge=0, le=10_000_000)
+    merge_diff_mb: int = Field(default=256, ge=1)
+    max_disk_layers: int = Field(default=4, ge=1)
+    max_variants: int = Field(default=16, ge=1)
+    idle_memory_sec: float = Field(default=600.0, ge=0)
+
+    fault_point: str = ""
+
+
+class Settings(ControlSettings, HostSettings):
+    """All settings of `wrenn serve`, frozen once read: both sides in one process."""
 
 
 class ClientSettings(BaseSettings):

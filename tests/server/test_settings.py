@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from wrenn_sandbox.settings import ClientSettings, Settings
+from wrenn_sandbox.settings import ClientSettings, HostSettings, Settings
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -147,3 +147,12 @@ def test_a_data_directory_is_named_from_the_root(
     assert Settings(data_dir=Path("data")).data_dir == tmp_path / "data"
     monkeypatch.setenv("WRENN_DATA_DIR", "./other/")
     assert Settings().data_dir == tmp_path / "other"
+
+
+def test_a_host_reads_neither_quotas_nor_logins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OAUTH_GITHUB_CLIENT_SECRET", "secret")
+    monkeypatch.setenv("WRENN_QUOTA_RUNNING", "not a number")
+    monkeypatch.setenv("WRENN_SLOT_POOL_SIZE", "7")
+    settings = HostSettings()
+    assert settings.slot_pool_size == 7
+    assert "secret" not in repr(settings.model_dump())

@@ -12,7 +12,7 @@ from wrenn_sandbox.host.facts import QEMU, MachineFacts, machine_facts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
 from wrenn_sandbox.host.vmm.qemu.command import READ_ONLY_BASE_SINCE
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -33,7 +33,7 @@ class Line(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-def examine(facts: MachineFacts, kvm: KvmVerdict, settings: Settings) -> list[Line]:
+def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> list[Line]:
     """Judge the facts. Pure."""
     return [
         _kvm(kvm),
@@ -71,7 +71,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
 ) -> None:
     """Say what this machine can do; exit code 1 when sandboxes cannot run on it."""
-    settings = Settings()
+    settings = HostSettings()
     verdict = asyncio.run(_verdict(settings))
     lines = examine(machine_facts(settings.data_dir), verdict, settings)
     if json:
@@ -84,7 +84,7 @@ def command(
     raise typer.Exit(0 if healthy(lines) else 1)
 
 
-async def _verdict(settings: Settings) -> KvmVerdict:
+async def _verdict(settings: HostSettings) -> KvmVerdict:
     if os.access(settings.data_dir, os.W_OK):
         return await kvm_verdict(Paths(settings.data_dir).probe_verdict)
     return await probe_kvm()
@@ -137,7 +137,7 @@ def _network(facts: MachineFacts, *, required: bool) -> list[Line]:
     return [*lines, _forwarding(facts, slots=all(good for _, good, _, _ in checks))]
 
 
-def _guest_limits(facts: MachineFacts, settings: Settings) -> list[Line]:
+def _guest_limits(facts: MachineFacts, settings: HostSettings) -> list[Line]:
     """What one guest takes of this machine's network; rules that the kernel lacks make no slot."""
     connections = settings.guest_connections or settings.guest_connections_per_sec
     if not _slots(facts, settings):
@@ -163,7 +163,7 @@ def _guest_limits(facts: MachineFacts, settings: Settings) -> list[Line]:
     ]
 
 
-def _slots(facts: MachineFacts, settings: Settings) -> bool:
+def _slots(facts: MachineFacts, settings: HostSettings) -> bool:
     """Whether machines get network slots of their own."""
     return facts.root and facts.tun and facts.netns and facts.nft and settings.network != "user"
 
@@ -202,7 +202,7 @@ def _tools(facts: MachineFacts) -> Line:
     )
 
 
-def _disk(facts: MachineFacts, settings: Settings) -> Line:
+def _disk(facts: MachineFacts, settings: HostSettings) -> Line:
     free = facts.disk_free_mb
     return _line(
         "disk",
@@ -214,7 +214,7 @@ def _disk(facts: MachineFacts, settings: Settings) -> Line:
     )
 
 
-def _memory(facts: MachineFacts, settings: Settings) -> Line:
+def _memory(facts: MachineFacts, settings: HostSettings) -> Line:
     needed = settings.memory_reserve_mb + settings.default_memory_mb
     return _line(
         "memory",
@@ -226,7 +226,7 @@ def _memory(facts: MachineFacts, settings: Settings) -> Line:
     )
 
 
-def _confinement(facts: MachineFacts, settings: Settings) -> list[Line]:
+def _confinement(facts: MachineFacts, settings: HostSettings) -> list[Line]:
     """What holds a monitor that its guest has taken over."""
     return [
         _line(

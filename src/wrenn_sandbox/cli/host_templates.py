@@ -13,7 +13,7 @@ from wrenn_sandbox.host.images.build import Step, build_template
 from wrenn_sandbox.host.images.recipe import check_name, load
 from wrenn_sandbox.host.images.store import ImageStore, Template
 from wrenn_sandbox.host.paths import Paths, guest_files
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 from .output import print_json, print_table
 
@@ -24,7 +24,7 @@ def build(name: str, recipe: Path | None, mirror: str | None) -> None:
     """Build the template `name` and tell of each step."""
     path = recipe or guest_files().recipe(check_name(name))
     wanted = msgspec.structs.replace(load(path), name=check_name(name))
-    settings = Settings()
+    settings = HostSettings()
     paths = Paths(settings.data_dir)
     console = Console(highlight=False)
 
@@ -41,7 +41,7 @@ def build(name: str, recipe: Path | None, mirror: str | None) -> None:
     console.print(f"template {name} is image {manifest.image_id}", markup=False)
 
 
-async def _warm(settings: Settings, template: str) -> bool:
+async def _warm(settings: HostSettings, template: str) -> bool:
     """Make the template's snapshot here; False where a server has the data directory."""
     try:
         host = await HostAgent.start(settings)
@@ -56,7 +56,7 @@ async def _warm(settings: Settings, template: str) -> bool:
 
 def show(json: bool) -> None:
     """Print the templates of this host."""
-    templates = ImageStore(Paths(Settings().data_dir)).templates()
+    templates = ImageStore(Paths(HostSettings().data_dir)).templates()
     if json:
         print_json([_row(each) for each in templates])
         return

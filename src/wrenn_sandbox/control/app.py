@@ -24,7 +24,7 @@ from wrenn_sandbox.control.api.middleware import (
 )
 from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.ids import Random
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
 from .api import (
@@ -72,7 +72,7 @@ async def _no_such_socket(websocket: WebSocket) -> None:
 
 
 def create_app(
-    settings: Settings,
+    settings: ControlSettings,
     host: Host,
     *,
     clock: Clock = utc_now,

@@ -40,7 +40,7 @@ from wrenn_sandbox.model.limits import Bounds
 from wrenn_sandbox.model.network import closed_to_all
 from wrenn_sandbox.model.sandbox import Status
 from wrenn_sandbox.model.template import Size
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
 from .clock import Clock
@@ -53,7 +53,7 @@ class ControlPlane:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ControlSettings,
         host: Host,
         *,
         clock: Clock,

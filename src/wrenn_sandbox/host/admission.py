@@ -16,7 +16,7 @@ from typing import Final
 
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.ids import OperationId, SandboxId
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 from . import admission
 
@@ -37,7 +37,7 @@ class Admission:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: HostSettings,
         running: Callable[[], Mapping[SandboxId, int]],
         make_room: Callable[[int], Awaitable[None]],
     ) -> None:
@@ -133,7 +133,7 @@ def measure(data_dir: Path) -> Free:
     )
 
 
-def require_disk(settings: Settings, needed_mb: int, *, share: float = 1.0) -> None:
+def require_disk(settings: HostSettings, needed_mb: int, *, share: float = 1.0) -> None:
     """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays; blocks."""
     free_mb = measure(settings.data_dir).disk_free_mb
     if free_mb - needed_mb < settings.disk_reserve_mb * share:

@@ -18,7 +18,7 @@ from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_image_id, new_random
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.template import Size
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
     CreateSandbox,
@@ -61,7 +61,7 @@ _EPOCH_BYTES: Final = 8
 class HostAgent:
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
-    def __init__(self, settings: Settings, paths: Paths, equipment: Backends) -> None:
+    def __init__(self, settings: HostSettings, paths: Paths, equipment: Backends) -> None:
         self._settings = settings
         self._paths = paths
         self._store = ImageStore(paths)
@@ -108,7 +108,7 @@ class HostAgent:
         self._closing = asyncio.Event()
 
     @classmethod
-    async def start(cls, settings: Settings) -> Self:
+    async def start(cls, settings: HostSettings) -> Self:
         """Take the data directory, adopt the machines that still run and reclaim the rest.
 
         Raises `Conflict` where another server uses the data directory and `HostFailure` where

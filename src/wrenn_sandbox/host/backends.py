@@ -13,7 +13,7 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.host.vmm.qemu import QemuDriver
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 from .paths import Paths
 from .probe import kvm_verdict
@@ -33,7 +33,7 @@ class Backends:
     undo: AsyncExitStack
 
     @classmethod
-    async def of(cls, settings: Settings, paths: Paths) -> Self:
+    async def of(cls, settings: HostSettings, paths: Paths) -> Self:
         """Choose by settings and probing; raises `HostFailure` where nothing fits."""
         async with AsyncExitStack() as undo:
             namespaces = NamespaceThread("wrenn-netns")
@@ -48,7 +48,7 @@ class Backends:
             undo.push_async_callback(driver.close)
             slots: SlotSource
             if network == "tap":
-                slots = SlotPool.from_settings(settings)
+                slots = SlotPool(settings)
             else:
                 slots = UserModeSlots.from_settings(settings)
             return cls(driver, slots, namespaces, network, undo.pop_all())
@@ -58,7 +58,7 @@ class Backends:
         await self.undo.aclose()
 
 
-async def _accelerator(settings: Settings, paths: Paths) -> str:
+async def _accelerator(settings: HostSettings, paths: Paths) -> str:
     if settings.accelerator != "auto":
         return settings.accelerator
     verdict = await kvm_verdict(paths.probe_verdict)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 from .images.store import ImageStore
 from .paths import Paths
@@ -17,7 +17,7 @@ from .vmm.base import Driver
 class HostContext:
     """What every machine of a host shares."""
 
-    settings: Settings
+    settings: HostSettings
     paths: Paths
     store: ImageStore
     driver: Driver

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from wrenn_sandbox.control.api.forwarded import TrustedProxies
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import EdgeSettings
 
 from .connections import ConnectionPermit, Connections
 from .http_protocol import HttpProtocol, Timeouts
@@ -35,7 +35,7 @@ class HttpServer(uvicorn.Server):
     def __init__(
         self,
         app: ASGIApp,
-        settings: Settings,
+        settings: EdgeSettings,
         listener: socket.socket,
         certificate: Certificate | None = None,
         *,

@@ -8,7 +8,7 @@ from typing import Final, Self
 import structlog
 
 from wrenn_sandbox.errors import InvalidRequest
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import EdgeSettings
 
 _log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Certificate:
         self.context = self._load()
 
     @classmethod
-    def of(cls, settings: Settings) -> Self | None:
+    def of(cls, settings: EdgeSettings) -> Self | None:
         """None without certificate settings; `InvalidRequest` where they can not be used."""
         cert, key = settings.tls_cert, settings.tls_key
         if cert is None and key is None:

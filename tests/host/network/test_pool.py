@@ -23,13 +23,13 @@ from wrenn_sandbox.model.network import NetworkPolicy
 
 SERVER = """
 import asyncio, sys
-from ipaddress import IPv4Network
 from pathlib import Path
 from wrenn_sandbox.host.network.pool import SlotPool
+from wrenn_sandbox.settings import HostSettings
 
 async def main():
-    pool = SlotPool(Path(sys.argv[1]), IPv4Network("10.231.0.0/16"), size=2, cooldown_sec=0,
-        uid_base=720000, runtime_dir=Path(sys.argv[2]))
+    settings = HostSettings(data_dir=sys.argv[1], slot_pool_size=2, slot_cooldown_sec=0)
+    pool = SlotPool(settings, runtime_dir=Path(sys.argv[2]))
     await pool.start()
     slots = [await pool.acquire(), await pool.acquire()]
     await pool.filled()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.network.rules import Limits
+from wrenn_sandbox.settings import HostSettings
 
 NETWORK = IPv4Network("10.231.0.0/16")
 
@@ -56,16 +57,17 @@ class PoolFactory:
         limits: Limits = Limits(),  # noqa: B008 - immutable
         allowable: Sequence[IPv4Network] = (),
     ) -> SlotPool:
-        pool = SlotPool(
-            self.directory / name,
-            network,
-            size=size,
-            cooldown_sec=cooldown_sec,
-            uid_base=720_000,
+        settings = HostSettings(
+            data_dir=self.directory / name,
+            network_cidr=network,
+            slot_pool_size=size,
+            slot_cooldown_sec=cooldown_sec,
             dns_servers=dns_servers,
-            limits=limits,
-            allowable=allowable,
-            runtime_dir=self.directory / "run",
+            allowable_cidrs=tuple(allowable),
+            guest_connections=limits.connections,
+            guest_connections_per_sec=limits.connections_per_sec,
+            guest_mbit_per_sec=limits.mbit_per_sec,
         )
+        pool = SlotPool(settings, runtime_dir=self.directory / "run")
         self.pools.append(pool)
         return pool

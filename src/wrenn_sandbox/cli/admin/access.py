@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.control.store.administration import Administration, administration
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import ControlSettings
 
 Result = TypeVar("Result")
 
@@ -18,7 +18,7 @@ def administer(work: Callable[[Administration], Awaitable[Result]]) -> Result:
     """Do `work` in the database; a server that uses it at the same time is not disturbed."""
 
     async def run() -> Result:
-        async with administration(Settings().sql_url, _operator()) as found:
+        async with administration(ControlSettings().sql_url, _operator()) as found:
             return await work(found)
 
     return asyncio.run(run())

@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 from msgspec import Meta
 
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import OAuthSettings
 
 from .http import ProviderHttp, failed
 from .provider import Authorization, Grant, Profile, Provider
@@ -47,7 +47,7 @@ class GitHub(Provider):
         self._api_url = api_url
 
     @classmethod
-    def configured(cls, settings: Settings) -> Self | None:
+    def configured(cls, settings: OAuthSettings) -> Self | None:
         secret = settings.oauth_github_client_secret
         if settings.oauth_github_client_id is None or secret is None:
             return None

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import OAuthSettings
 
 from .http import ProviderHttp
 
@@ -47,7 +47,7 @@ class Provider(ABC):
 
     @classmethod
     @abstractmethod
-    def configured(cls, settings: Settings) -> Self | None:
+    def configured(cls, settings: OAuthSettings) -> Self | None:
         """The provider as the settings have it, None where they do not."""
 
     @abstractmethod

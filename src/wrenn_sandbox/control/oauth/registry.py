@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wrenn_sandbox.errors import ProviderNotFound
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import OAuthSettings
 
 from .github import GitHub
 from .http import ProviderHttp, failed, provider_http
@@ -56,7 +56,7 @@ class Providers:
 
 
 @asynccontextmanager
-async def open_providers(settings: Settings) -> AsyncIterator[Providers]:
+async def open_providers(settings: OAuthSettings) -> AsyncIterator[Providers]:
     """The configured providers, which can be asked as long as the block lasts."""
     given = (each.configured(settings) for each in _CLASSES)
     configured = [each for each in given if each is not None]

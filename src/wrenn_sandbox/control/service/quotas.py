@@ -1,10 +1,10 @@
 """What a team may have of the host, and what it has."""
 
 from wrenn_sandbox.model.quota import Quota
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import QuotaSettings
 
 
-def quota_of(settings: Settings) -> Quota:
+def quota_of(settings: QuotaSettings) -> Quota:
     """The limits that hold for every team without limits of its own."""
     return Quota(
         running=settings.quota_running,

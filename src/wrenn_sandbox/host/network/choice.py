@@ -10,7 +10,7 @@ import structlog
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 Mode = Literal["tap", "user"]
 
@@ -32,7 +32,7 @@ def tap_obstacles(tun: Path = TUN_DEVICE) -> tuple[str, ...]:
     return tuple(found)
 
 
-def choose_network(settings: Settings, obstacles: tuple[str, ...] | None = None) -> Mode:
+def choose_network(settings: HostSettings, obstacles: tuple[str, ...] | None = None) -> Mode:
     """What the settings ask for; for `auto`, taps wherever nothing speaks against them.
 
     `obstacles` are found out when not given. Raises `HostFailure` when taps are asked for and the

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import structlog
@@ -20,7 +19,7 @@ from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.slot import NOTHING, Slot
 from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 from . import builder as building
 from .addressing import (
@@ -48,27 +47,24 @@ class SlotPool:
 
     def __init__(
         self,
-        data_dir: Path,
-        network: IPv4Network,
+        settings: HostSettings,
         *,
-        size: int,
-        cooldown_sec: float,
-        uid_base: int,
-        dns_servers: Sequence[str] = (),
-        allowable: Sequence[IPv4Network] = (),
-        limits: Limits = Limits(),  # noqa: B008 - immutable
         runtime_dir: Path = RUNTIME_DIR,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._data_dir = data_dir
-        self._tag = data_dir_tag(data_dir)
-        self._network = network
-        self._size = size
-        self._cooldown_sec = cooldown_sec
-        self._uid_base = uid_base
-        self._dns_servers = tuple(dns_servers)
-        self._allowable = tuple(allowable)
-        self._limits = limits
+        self._data_dir = settings.data_dir
+        self._tag = data_dir_tag(settings.data_dir)
+        self._network = settings.network_cidr
+        self._size = settings.slot_pool_size
+        self._cooldown_sec = settings.slot_cooldown_sec
+        self._uid_base = settings.vmm_uid_base
+        self._dns_servers = settings.dns_servers
+        self._allowable = settings.allowable_cidrs
+        self._limits = Limits(
+            connections=settings.guest_connections,
+            connections_per_sec=settings.guest_connections_per_sec,
+            mbit_per_sec=settings.guest_mbit_per_sec,
+        )
         self._runtime_dir = runtime_dir
         self._clock = clock
         self._builder: SlotBuilder | None = None
@@ -85,23 +81,6 @@ class SlotPool:
         self._doomed: set[int] = set()
         self._resting: dict[int, float] = {}
         self._waiting: deque[asyncio.Future[Slot]] = deque()
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "SlotPool":
-        return cls(
-            settings.data_dir,
-            settings.network_cidr,
-            size=settings.slot_pool_size,
-            cooldown_sec=settings.slot_cooldown_sec,
-            uid_base=settings.vmm_uid_base,
-            dns_servers=settings.dns_servers,
-            allowable=settings.allowable_cidrs,
-            limits=Limits(
-                connections=settings.guest_connections,
-                connections_per_sec=settings.guest_connections_per_sec,
-                mbit_per_sec=settings.guest_mbit_per_sec,
-            ),
-        )
 
     @property
     def tag(self) -> str:

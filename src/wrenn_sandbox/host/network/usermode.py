@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import NOTHING, Slot
 from wrenn_sandbox.model.network import NetworkPolicy
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings
 
 LOOPBACK = "127.0.0.1"
 ATTEMPTS = 64
@@ -29,7 +29,7 @@ class UserModeSlots:
         self._policies: dict[int, NetworkPolicy] = {}
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "UserModeSlots":
+    def from_settings(cls, settings: HostSettings) -> "UserModeSlots":
         return cls(settings.vmm_uid_base)
 
     async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
