@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
 from argon2 import PasswordHasher
 
@@ -16,30 +15,27 @@ from wrenn_sandbox.control.service.api_keys import ApiKeyService
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.calls import ConcurrencyLimiter
+from wrenn_sandbox.control.service.context import ControlContext
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.evacuation import Evacuation
 from wrenn_sandbox.control.service.guest_health import GuestHealth
 from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.host_events import HostEvents
 from wrenn_sandbox.control.service.images import DiscardedImages
-from wrenn_sandbox.control.service.lifecycle import Lifecycle, Wakeups
+from wrenn_sandbox.control.service.lifecycle import Lifecycle
 from wrenn_sandbox.control.service.network import NetworkPolicies
 from wrenn_sandbox.control.service.oauth import OAuthService, Sites
-from wrenn_sandbox.control.service.operations import Operations
 from wrenn_sandbox.control.service.passwords import Passwords
 from wrenn_sandbox.control.service.quotas import quota_of
 from wrenn_sandbox.control.service.rate_limits import AttemptLimits
 from wrenn_sandbox.control.service.reconciler import Reconciler
-from wrenn_sandbox.control.service.sandboxes import Defaults, SandboxService
+from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
 from wrenn_sandbox.control.service.stop import PauseAtStop
 from wrenn_sandbox.control.service.templates import Templates
 from wrenn_sandbox.control.service.tokens import Tokens, load_or_make_secret
 from wrenn_sandbox.ids import Random, new_installation_id
-from wrenn_sandbox.model.limits import Bounds
-from wrenn_sandbox.model.network import closed_to_all
 from wrenn_sandbox.model.sandbox import Status
-from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
@@ -60,126 +56,42 @@ class ControlPlane:
         random: Random,
         hasher: PasswordHasher | None,
     ) -> None:
+        context = ControlContext(
+            settings, Store(settings.sql_url, quota_of(settings)), host, clock, random
+        )
+        self._context = context
         self._settings = settings
-        self._host = host
-        self._clock = clock
-        self._random = random
-        wakeups = Wakeups(autopause=asyncio.Event(), reconciler=asyncio.Event())
-        self.store = Store(settings.sql_url, quota_of(settings))
+        self.store = context.store
         self.metrics = Metrics()
-        self.operations = Operations()
+        self.operations = context.operations
         self.activity = Activity(self.store, clock)
         self.draining = Draining(self.store, self.metrics)
         self.passwords = Passwords(hasher)
         self.api_keys = ApiKeyService(self.store, clock=clock, random=random)
         self.revocations = Revocations(self.store)
         self.lazy_writes = LazyWrites(self.activity, self.api_keys)
-        self.lifecycle = Lifecycle(
-            self.store,
-            host,
-            self.operations,
-            self.activity,
-            self.draining,
-            wakeups,
-            clock=clock,
-            random=random,
-        )
+        self.lifecycle = Lifecycle(context, self.activity, self.draining)
+        self.health = GuestHealth(context, self.metrics)
         images = DiscardedImages(self.store, host)
         templates = Templates(self.store, host)
-        policies = NetworkPolicies(
-            self.store,
-            host,
-            self.operations,
-            wakeups,
-            closed=closed_to_all(settings.network_cidr, settings.allowable_cidrs),
-            clock=clock,
-            random=random,
-        )
-        self.health = GuestHealth(
-            self.store, host, self.metrics, check_sec=settings.guest_check_sec, clock=clock
-        )
+        policies = NetworkPolicies(context)
         calls = ConcurrencyLimiter(
             per_sandbox=settings.calls_per_sandbox, per_team=settings.calls_per_team
         )
-        self.sandboxes = SandboxService(
-            self.store,
-            self.lifecycle,
-            templates,
-            self.activity,
-            policies,
-            bounds=Bounds(
-                max_vcpus=settings.max_vcpus,
-                min_memory_mb=settings.min_memory_mb,
-                max_memory_mb=settings.max_memory_mb,
-                max_timeout_sec=settings.max_timeout_sec,
-            ),
-            defaults=Defaults(
-                template=settings.default_template,
-                size=Size(settings.default_vcpus, settings.default_memory_mb),
-            ),
-            clock=clock,
-            random=random,
-        )
-        self.guests = GuestService(
-            self.store,
-            host,
-            self.activity,
-            wakeups,
-            calls,
-            self.health,
-            output_limit=settings.output_limit_bytes,
-            random=random,
-        )
-        self.snapshots = SnapshotService(
-            self.store,
-            host,
-            self.operations,
-            templates,
-            images,
-            wakeups,
-            clock=clock,
-            random=random,
-        )
-        self.reconciler = Reconciler(
-            self.store,
-            host,
-            self.operations,
-            self.lifecycle,
-            images,
-            policies,
-            self.metrics,
-            wakeups.reconciler,
-            interval=settings.reconcile_interval_sec,
-            retention=timedelta(seconds=settings.retention_sec),
-            clock=clock,
-            random=random,
-        )
-        self.host_events = HostEvents(self.store, host, self.operations, wakeups.reconciler)
-        self.pause_at_stop = PauseAtStop(
-            self.store, self.lifecycle, timeout=settings.stop_pause_timeout_sec
-        )
-        self.evacuation = Evacuation(
-            self.store,
-            self.lifecycle,
-            self.draining,
-            timeout=settings.stop_pause_timeout_sec,
-            clock=clock,
-        )
-        self.autopause = AutoPause(
-            self.store,
-            host,
-            self.lifecycle,
-            self.activity,
-            self.metrics,
-            wakeups.autopause,
-            clock=clock,
-        )
+        self.sandboxes = SandboxService(context, self.lifecycle, templates, self.activity, policies)
+        self.guests = GuestService(context, self.activity, calls, self.health)
+        self.snapshots = SnapshotService(context, templates, images)
+        self.reconciler = Reconciler(context, self.lifecycle, images, policies, self.metrics)
+        self.host_events = HostEvents(context)
+        self.pause_at_stop = PauseAtStop(context, self.lifecycle)
+        self.evacuation = Evacuation(context, self.lifecycle, self.draining)
+        self.autopause = AutoPause(context, self.lifecycle, self.activity, self.metrics)
 
     async def _claim_host(self) -> None:
-        owner = await self.store.installation.identity(new_installation_id(self._random))
+        owner = await self.store.installation.identity(new_installation_id(self._context.random))
         counts = await self.store.all_sandboxes.count_by_status()
         alive = sum(counts.get(each, 0) for each in (Status.RUNNING, Status.PAUSED))
-        await self._host.claim(owner, expected=alive > 0)
+        await self._context.host.claim(owner, expected=alive > 0)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Services]:
@@ -232,11 +144,11 @@ class ControlPlane:
         accounts = AccountService(
             self.store,
             self.passwords,
-            Tokens(secret, self._clock),
+            Tokens(secret, self._context.clock),
             limits,
             signup_open=self._settings.signup == "open",
-            clock=self._clock,
-            random=self._random,
+            clock=self._context.clock,
+            random=self._context.random,
         )
         async with open_providers(self._settings) as providers:
             oauth = OAuthService(
@@ -244,9 +156,12 @@ class ControlPlane:
                 accounts,
                 limits,
                 providers,
-                States(secret, clock=self._clock, random=self._random),
-                Sites(self._settings.public_url or "", self._settings.oauth_redirect_url or ""),
-                clock=self._clock,
+                States(secret, clock=self._context.clock, random=self._context.random),
+                Sites(
+                    self._settings.public_url or "",
+                    self._settings.oauth_redirect_url or "",
+                ),
+                clock=self._context.clock,
             )
             yield self._all_services(accounts, oauth)
 

@@ -83,7 +83,6 @@ async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
             TextFrames(),
             read_attached,
             terminal=False,
-            ends_with_client=False,
         )
         await session.run()
 

@@ -11,15 +11,13 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.metrics import Metrics
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
-from wrenn_sandbox.wire.host import Host
 
 from .activity import Activity
+from .context import ControlContext
 from .lifecycle import Lifecycle
 from .uninterrupted import uninterrupted
 
@@ -41,22 +39,18 @@ class _Failure:
 class AutoPause:
     def __init__(
         self,
-        store: Store,
-        host: Host,
+        context: ControlContext,
         lifecycle: Lifecycle,
         activity: Activity,
         metrics: Metrics,
-        wakeup: asyncio.Event,
-        *,
-        clock: Clock,
     ) -> None:
-        self._store = store.all_sandboxes
-        self._host = host
+        self._store = context.store.all_sandboxes
+        self._host = context.host
         self._lifecycle = lifecycle
         self._activity = activity
         self._metrics = metrics
-        self._wakeup = wakeup
-        self._clock = clock
+        self._wakeup = context.wakeups.autopause
+        self._clock = context.clock
         self._failures: dict[SandboxId, _Failure] = {}
         self._commands: dict[SandboxId, datetime] = {}
         """When to look again at sandboxes in which a command was running."""

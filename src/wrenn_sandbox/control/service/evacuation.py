@@ -10,13 +10,12 @@ from typing import Final
 
 import structlog
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import State
 
+from .context import ControlContext
 from .draining import Draining
 from .lifecycle import Lifecycle
 from .repeated import repeated
@@ -35,20 +34,12 @@ _RETRY: Final = timedelta(minutes=1)
 class Evacuation:
     """Each pause gets `timeout` seconds for each GiB begun of its sandbox's memory."""
 
-    def __init__(
-        self,
-        store: Store,
-        lifecycle: Lifecycle,
-        draining: Draining,
-        *,
-        timeout: float,
-        clock: Clock,
-    ) -> None:
-        self._store = store.all_sandboxes
+    def __init__(self, context: ControlContext, lifecycle: Lifecycle, draining: Draining) -> None:
+        self._store = context.store.all_sandboxes
         self._lifecycle = lifecycle
         self._draining = draining
-        self._timeout = timeout
-        self._clock = clock
+        self._timeout = context.settings.stop_pause_timeout_sec
+        self._clock = context.clock
         self._not_before: dict[SandboxId, datetime] = {}
 
     @property

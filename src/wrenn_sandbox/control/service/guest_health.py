@@ -11,13 +11,11 @@ from typing import Final
 
 import structlog
 
-from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.metrics import Metrics
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.errors import AgentError, NotFound, NotResponding, WrennError
 from wrenn_sandbox.ids import SandboxId
-from wrenn_sandbox.wire.host import Host
 
+from .context import ControlContext
 from .repeated import repeated
 from .uninterrupted import uninterrupted
 
@@ -30,14 +28,12 @@ _RETRY: Final = 0.1
 class GuestHealth:
     """`check_sec` is how long a guest may take to say that it is there."""
 
-    def __init__(
-        self, store: Store, host: Host, metrics: Metrics, *, check_sec: float, clock: Clock
-    ) -> None:
-        self.check_sec = check_sec
-        self._store = store.silences
-        self._host = host
+    def __init__(self, context: ControlContext, metrics: Metrics) -> None:
+        self.check_sec = context.settings.guest_check_sec
+        self._store = context.store.silences
+        self._host = context.host
         self._metrics = metrics
-        self._clock = clock
+        self._clock = context.clock
         self._silent: dict[SandboxId, datetime] = {}
         self._checks: dict[SandboxId, asyncio.Task[datetime | None]] = {}
 

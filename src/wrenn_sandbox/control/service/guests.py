@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
@@ -16,10 +15,9 @@ from wrenn_sandbox.errors import (
     NotInGuest,
     WrennError,
 )
-from wrenn_sandbox.ids import Random, SandboxId, TeamId, new_tag
+from wrenn_sandbox.ids import SandboxId, TeamId, new_tag
 from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.wire.guest import Guest
-from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
@@ -31,8 +29,9 @@ from wrenn_sandbox.wire.messages import (
 
 from .activity import Activity
 from .calls import ConcurrencyLimiter, checked_command, output_limit
+from .context import ControlContext
 from .guest_health import GuestHealth
-from .lifecycle import Wakeups, not_possible
+from .lifecycle import not_possible
 from .output import OutputText, readable
 from .sandboxes import sandbox_id_of
 
@@ -76,20 +75,15 @@ class Tagged:
 class GuestService:
     def __init__(
         self,
-        store: Store,
-        host: Host,
+        context: ControlContext,
         activity: Activity,
-        wakeups: Wakeups,
         calls: ConcurrencyLimiter,
         health: GuestHealth,
-        *,
-        output_limit: int,
-        random: Random,
     ) -> None:
-        self._store = store
-        self._host = host
+        self._store = context.store
+        self._host = context.host
         self._activity = activity
-        self._wakeups = wakeups
+        self._wakeups = context.wakeups
         self._calls = calls
         self._health = health
         self._spools = ConcurrencyLimiter(
@@ -97,8 +91,8 @@ class GuestService:
             per_team=SPOOLS_PER_TEAM,
             what="uploads whose file comes before its path",
         )
-        self._output_limit = output_limit
-        self._random = random
+        self._output_limit = context.settings.output_limit_bytes
+        self._random = context.random
 
     def spooling(self, team_id: TeamId, sandbox_id: str) -> AbstractContextManager[None]:
         """A part of a call that keeps a whole file on the server; raises `QuotaExceeded`."""

@@ -8,14 +8,12 @@ from typing import Final
 
 import structlog
 
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
-from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import EventKind, HostEvent
 
-from .operations import Operations
+from .context import ControlContext
 from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
@@ -28,13 +26,11 @@ _CHANGES: Final = {
 
 
 class HostEvents:
-    def __init__(
-        self, store: Store, host: Host, operations: Operations, wakeup: asyncio.Event
-    ) -> None:
-        self._store = store.all_sandboxes
-        self._host = host
-        self._operations = operations
-        self._wakeup = wakeup
+    def __init__(self, context: ControlContext) -> None:
+        self._store = context.store.all_sandboxes
+        self._host = context.host
+        self._operations = context.operations
+        self._wakeup = context.wakeups.reconciler
 
     async def run(self) -> None:
         """Follow the host's events for ever; after a failure wait longer and longer."""

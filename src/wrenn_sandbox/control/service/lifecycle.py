@@ -6,23 +6,19 @@ nothing, and the step undoes its work.
 """
 
 import asyncio
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
-from wrenn_sandbox.ids import OperationId, Random, SandboxId, new_operation_id
+from wrenn_sandbox.ids import OperationId, SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, sources
-from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
 from .activity import Activity
+from .context import ControlContext
 from .draining import Draining
-from .operations import Operations
 
 SHUTDOWN: Final = "shutdown"
 """The actor of what the server does to sandboxes because it stops."""
@@ -33,14 +29,6 @@ _WANTED: Final = {
 }
 _REBOOTING: Final = "to be rebooted: a resume without memory was asked for"
 _REBOOTED: Final = "rebooted: resumed without memory, as was asked for"
-
-
-@dataclass(frozen=True, slots=True)
-class Wakeups:
-    """Set by whoever knows that there is work for a background task."""
-
-    autopause: asyncio.Event
-    reconciler: asyncio.Event
 
 
 def reason_of(error: BaseException) -> str:
@@ -63,26 +51,15 @@ def require(sandbox: Sandbox, event: Event) -> None:
 
 
 class Lifecycle:
-    def __init__(
-        self,
-        store: Store,
-        host: Host,
-        operations: Operations,
-        activity: Activity,
-        draining: Draining,
-        wakeups: Wakeups,
-        *,
-        clock: Clock,
-        random: Random,
-    ) -> None:
-        self._store = store.all_sandboxes
-        self._host = host
-        self._operations = operations
+    def __init__(self, context: ControlContext, activity: Activity, draining: Draining) -> None:
+        self._store = context.store.all_sandboxes
+        self._host = context.host
+        self._operations = context.operations
         self._activity = activity
         self._draining = draining
-        self._wakeups = wakeups
-        self._clock = clock
-        self._random = random
+        self._wakeups = context.wakeups
+        self._clock = context.clock
+        self._random = context.random
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
     async def create(self, sandbox: Sandbox) -> Sandbox:

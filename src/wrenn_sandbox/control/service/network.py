@@ -5,25 +5,20 @@ the host failed in between, when the reconciler sees that it applies another pol
 """
 
 import asyncio
-from collections.abc import Sequence
-from ipaddress import IPv4Network
 from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import InvalidRequest, NotFound
-from wrenn_sandbox.ids import Random, SandboxId, TeamId, new_operation_id
-from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
+from wrenn_sandbox.ids import SandboxId, TeamId, new_operation_id
+from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy, closed_to_all
 from wrenn_sandbox.model.sandbox import State
-from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import Egress
 
-from .lifecycle import Wakeups, not_possible
-from .operations import Operations
+from .context import ControlContext
+from .lifecycle import not_possible
 
 _log = structlog.get_logger(__name__)
 _CHANGEABLE: Final = (State.RUNNING, State.PAUSED)
@@ -32,24 +27,16 @@ _CHANGEABLE: Final = (State.RUNNING, State.PAUSED)
 class NetworkPolicies:
     """`closed` are the ranges that no policy opens."""
 
-    def __init__(
-        self,
-        store: Store,
-        host: Host,
-        operations: Operations,
-        wakeups: Wakeups,
-        *,
-        closed: Sequence[IPv4Network],
-        clock: Clock,
-        random: Random,
-    ) -> None:
-        self._store = store
-        self._host = host
-        self._operations = operations
-        self._wakeups = wakeups
-        self._closed = tuple(closed)
-        self._clock = clock
-        self._random = random
+    def __init__(self, context: ControlContext) -> None:
+        self._store = context.store
+        self._host = context.host
+        self._operations = context.operations
+        self._wakeups = context.wakeups
+        self._closed = closed_to_all(
+            context.settings.network_cidr, context.settings.allowable_cidrs
+        )
+        self._clock = context.clock
+        self._random = context.random
         self._order: WeakValueDictionary[SandboxId, asyncio.Lock] = WeakValueDictionary()
 
     def accepted(self, wanted: Egress, prefix: str = "") -> Egress:

@@ -12,22 +12,19 @@ from datetime import timedelta
 
 import structlog
 
-from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.metrics import Metrics
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox, SnapshotIntent
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import NotFound, WrennError
-from wrenn_sandbox.ids import Random, SandboxId, new_operation_id
+from wrenn_sandbox.ids import SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State
-from wrenn_sandbox.wire.host import Host
 from wrenn_sandbox.wire.messages import Phase, SandboxReport
 
+from .context import ControlContext
 from .corrections import CORRECTIONS, Correction
 from .images import DiscardedImages
 from .lifecycle import Lifecycle
 from .network import NetworkPolicies
-from .operations import Operations
 from .snapshots import REASON
 from .uninterrupted import uninterrupted
 
@@ -41,33 +38,25 @@ _LIVE = [state for state in State if state not in (State.STOPPED, State.ERROR)]
 class Reconciler:
     def __init__(
         self,
-        store: Store,
-        host: Host,
-        operations: Operations,
+        context: ControlContext,
         lifecycle: Lifecycle,
         images: DiscardedImages,
         policies: NetworkPolicies,
         metrics: Metrics,
-        wakeup: asyncio.Event,
-        *,
-        interval: float,
-        retention: timedelta,
-        clock: Clock,
-        random: Random,
     ) -> None:
-        self._store = store
-        self._host = host
-        self._operations = operations
+        self._store = context.store
+        self._host = context.host
+        self._operations = context.operations
         self._lifecycle = lifecycle
         self._images = images
         self._policies = policies
         self._metrics = metrics
-        self._wakeup = wakeup
-        self._interval = interval
-        self._retention = retention
+        self._wakeup = context.wakeups.reconciler
+        self._interval = context.settings.reconcile_interval_sec
+        self._retention = timedelta(seconds=context.settings.retention_sec)
         self._turn = asyncio.Lock()
-        self._clock = clock
-        self._random = random
+        self._clock = context.clock
+        self._random = context.random
 
     async def run(self) -> None:
         """Sweep every `interval` seconds, and whenever the wake-up is set."""

@@ -1,12 +1,10 @@
 """What a team can do with its sandboxes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxEvent
 from wrenn_sandbox.errors import InvalidRequest, NotFound
-from wrenn_sandbox.ids import Random, SandboxId, TeamId, is_id, new_sandbox_id
+from wrenn_sandbox.ids import SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import Event, State, Status
@@ -14,17 +12,10 @@ from wrenn_sandbox.model.template import Size, TemplateType
 from wrenn_sandbox.wire.messages import Egress
 
 from .activity import Activity
+from .context import ControlContext
 from .lifecycle import Lifecycle, require
 from .network import NetworkPolicies
 from .templates import Templates
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a new sandbox gets when its caller does not say."""
-
-    template: str
-    size: Size
 
 
 def sandbox_id_of(text: str) -> SandboxId:
@@ -37,26 +28,26 @@ def sandbox_id_of(text: str) -> SandboxId:
 class SandboxService:
     def __init__(
         self,
-        store: Store,
+        context: ControlContext,
         lifecycle: Lifecycle,
         templates: Templates,
         activity: Activity,
         policies: NetworkPolicies,
-        *,
-        bounds: Bounds,
-        defaults: Defaults,
-        clock: Clock,
-        random: Random,
     ) -> None:
-        self._store = store
+        self._store = context.store
         self._lifecycle = lifecycle
         self._templates = templates
         self._activity = activity
         self._policies = policies
-        self._bounds = bounds
-        self._defaults = defaults
-        self._clock = clock
-        self._random = random
+        self._bounds = Bounds(
+            max_vcpus=context.settings.max_vcpus,
+            min_memory_mb=context.settings.min_memory_mb,
+            max_memory_mb=context.settings.max_memory_mb,
+            max_timeout_sec=context.settings.max_timeout_sec,
+        )
+        self._settings = context.settings
+        self._clock = context.clock
+        self._random = context.random
 
     async def create(
         self,
@@ -74,8 +65,8 @@ class SandboxService:
         the template, and what `Host.create` raises.
         """
         size = Size(
-            self._defaults.size.vcpus if vcpus is None else vcpus,
-            self._defaults.size.memory_mb if memory_mb is None else memory_mb,
+            self._settings.default_vcpus if vcpus is None else vcpus,
+            self._settings.default_memory_mb if memory_mb is None else memory_mb,
         )
         try:
             self._bounds.check(vcpus=size.vcpus, memory_mb=size.memory_mb, timeout_sec=timeout_sec)
@@ -83,7 +74,7 @@ class SandboxService:
             raise InvalidRequest(str(error)) from error
         policy = self._policies.accepted(network, "network.")
         found = await self._templates.find(
-            team_id, self._defaults.template if template is None else template
+            team_id, self._settings.default_template if template is None else template
         )
         if found.type is TemplateType.SNAPSHOT:
             size = Size(found.vcpus, found.memory_mb)

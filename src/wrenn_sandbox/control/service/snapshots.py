@@ -2,8 +2,6 @@
 
 import base64
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import SnapshotIntent, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import (
@@ -13,14 +11,13 @@ from wrenn_sandbox.errors import (
     InvalidState,
     NotFound,
 )
-from wrenn_sandbox.ids import Random, TeamId, new_image_id, new_operation_id
+from wrenn_sandbox.ids import TeamId, new_image_id, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.model.template import TemplateType, is_template_name
-from wrenn_sandbox.wire.host import Host
 
+from .context import ControlContext
 from .images import DiscardedImages
-from .lifecycle import Wakeups, not_possible, reason_of
-from .operations import Operations
+from .lifecycle import not_possible, reason_of
 from .sandboxes import sandbox_id_of
 from .templates import Template, Templates
 
@@ -30,24 +27,18 @@ REASON = "snapshotted"
 class SnapshotService:
     def __init__(
         self,
-        store: Store,
-        host: Host,
-        operations: Operations,
+        context: ControlContext,
         templates: Templates,
         images: DiscardedImages,
-        wakeups: Wakeups,
-        *,
-        clock: Clock,
-        random: Random,
     ) -> None:
-        self._store = store
-        self._host = host
-        self._operations = operations
+        self._store = context.store
+        self._host = context.host
+        self._operations = context.operations
         self._templates = templates
         self._images = images
-        self._wakeups = wakeups
-        self._clock = clock
-        self._random = random
+        self._wakeups = context.wakeups
+        self._clock = context.clock
+        self._random = context.random
 
     async def create(
         self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool

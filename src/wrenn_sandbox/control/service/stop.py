@@ -5,11 +5,11 @@ from typing import Final
 
 import structlog
 
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import State
 
+from .context import ControlContext
 from .lifecycle import SHUTDOWN, Lifecycle
 
 _log = structlog.get_logger(__name__)
@@ -25,10 +25,10 @@ def pause_limit(sandbox: Sandbox, per_gib: float) -> float:
 class PauseAtStop:
     """Each pause gets `timeout` seconds for each GiB begun of its sandbox's memory."""
 
-    def __init__(self, store: Store, lifecycle: Lifecycle, *, timeout: float) -> None:
-        self._store = store.all_sandboxes
+    def __init__(self, context: ControlContext, lifecycle: Lifecycle) -> None:
+        self._store = context.store.all_sandboxes
         self._lifecycle = lifecycle
-        self._timeout = timeout
+        self._timeout = context.settings.stop_pause_timeout_sec
         self._skip = asyncio.Event()
 
     def skip(self) -> None:

@@ -15,7 +15,7 @@ from wrenn_sandbox.control.service.calls import checked_command
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.wire.messages import TerminalSize
 
-from .frames import Started, TextFrames
+from .frames import TextFrames
 from .messages import (
     Action,
     CloseInput,
@@ -96,7 +96,6 @@ async def exec_stream(websocket: WebSocket, id: str) -> None:
                 _read,
                 terminal=start.tty,
                 ends_with_client=True,
-                first=None if stream.pid is None else Started(stream.pid),
             )
             await session.run()
 

@@ -151,7 +151,6 @@ async def pty(websocket: WebSocket, id: str) -> None:
                 dialect,
                 dialect.read,
                 terminal=True,
-                ends_with_client=False,
                 pings=True,
             )
             await session.run()

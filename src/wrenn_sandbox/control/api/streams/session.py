@@ -15,7 +15,7 @@ from wrenn_sandbox.wire.messages import (
     ProcessStream,
 )
 
-from .frames import PING, Exit, Frame
+from .frames import PING, Exit, Frame, Started
 from .messages import Action, CloseInput, End, Input, Resize
 from .websocket import NO_LONGER, Lost, Malformed, Socket
 
@@ -48,10 +48,10 @@ class Frames(Protocol):
 class Session:
     """Runs until the command has ended, or until the client has gone.
 
-    `read` says what a message asks for, and raises `Malformed`. With `ends_with_client` a client
-    that goes takes the process group with it, also one that does not stay for the `first` frame;
-    without, the command runs on. `pings` sends a frame now and then, for clients that see no
-    protocol pings.
+    `read` says what a message asks for, and raises `Malformed`. With `ends_with_client` the session
+    says that the command has started, and a client that goes takes the process group with it, also
+    one that does not stay for that; without, the command runs on. `pings` sends a frame now and
+    then, for clients that see no protocol pings.
     """
 
     def __init__(
@@ -63,8 +63,7 @@ class Session:
         read: Callable[[str | bytes], Action],
         *,
         terminal: bool,
-        ends_with_client: bool,
-        first: Frame | None = None,
+        ends_with_client: bool = False,
         pings: bool = False,
     ) -> None:
         self._socket = socket
@@ -74,7 +73,6 @@ class Session:
         self._read = read
         self._terminal = terminal
         self._ends_with_client = ends_with_client
-        self._first = first
         self._pings = pings
         self._input = _InputBuffer()
         self._failure: WrennError | None = None
@@ -108,8 +106,8 @@ class Session:
 
     async def _follow(self) -> None:
         try:
-            if self._first is not None:
-                await self._say([self._first])
+            if self._ends_with_client and self._stream.pid is not None:
+                await self._say([Started(self._stream.pid)])
             async for event in self._stream.events:
                 if isinstance(event, Ended):
                     await self._say([*self._frames.rest(), Exit(event.exit_code)])
