@@ -19,6 +19,7 @@ from typing import Final, Self
 import msgspec
 import structlog
 
+from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
@@ -255,20 +256,15 @@ class Machine:
         self.note()
 
     async def _unless_ended(self, work: Coroutine[None, None, GuestClient]) -> GuestClient:
-        task = asyncio.create_task(work)
-        watcher = self._watcher
-        assert watcher is not None
+        assert self._watcher is not None
         try:
-            await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise HostFailure("The sandbox ended while it started.")
-            return task.result()
+            async with first_of(work, asyncio.shield(self._watcher)) as (task, _):
+                if not task.done():
+                    raise HostFailure("The sandbox ended while it started.")
+                return task.result()
         except WrennError as error:
             error.detail = await self._diagnosis(error)
             raise
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _initialize_guest(self, hostname: str) -> GuestClient:
         token = self._context.random(TOKEN_BYTES).hex()

@@ -5,6 +5,7 @@ cancels whatever is under way. What is acknowledged is on disk first.
 """
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -14,12 +15,14 @@ from typing import Final
 import msgspec
 import structlog
 
+from wrenn_sandbox.aio import completed
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
     HostFailure,
     IncompatibleImage,
     InvalidState,
+    NoCapacity,
     NotFound,
     WrennError,
 )
@@ -36,7 +39,6 @@ from .images import manifest as form
 from .journal import Record
 from .launch_source import LaunchSource, paused_source, source_of, without_memory
 from .machine import Machine
-from .operations import to_the_end, translated
 from .paused import PausedSandbox
 from .pools import Pool
 from .slot import Slot
@@ -52,6 +54,9 @@ _NO_START: Final = (
     "The sandbox did not start from its disk, whose file system may be damaged; it is stored as it "
     "was."
 )
+
+
+_NO_SPACE: Final = "The host has no disk space left for another sandbox."
 
 
 class Sandbox:
@@ -282,7 +287,7 @@ class Sandbox:
                 stopped="",
             )
             await asyncio.to_thread(compatibility.require_disks, context, new, private, staged)
-            await to_the_end(asyncio.to_thread(paused.commit, paths, new))
+            await completed(asyncio.to_thread(paused.commit, paths, new))
             self._stored = new
 
     async def _started(self, machine: Machine) -> None:
@@ -347,11 +352,11 @@ class Sandbox:
                 await asyncio.to_thread(
                     compatibility.require_disks, self._context, manifest, image, staged
                 )
-                await to_the_end(asyncio.to_thread(paused.commit, paths, manifest))
+                await completed(asyncio.to_thread(paused.commit, paths, manifest))
                 undo.pop_all()
             failpoints.reach("pause.committed")
             self._machine, self._stored = None, manifest
-            await to_the_end(machine.release())
+            await completed(machine.release())
             failpoints.reach("pause.released")
 
     def _manifest(
@@ -390,13 +395,13 @@ class Sandbox:
                         hardware=compatibility.started_as(base),
                         token=record.token,
                     )
-                    image = await to_the_end(
+                    image = await completed(
                         asyncio.to_thread(snapshots.publish, self._context, source, image_id)
                     )
                     stopped.pop_all()
             failpoints.reach("snapshot.published")
             self._machine = None
-            await to_the_end(machine.release())
+            await completed(machine.release())
             failpoints.reach("snapshot.released")
             return image
 
@@ -415,7 +420,7 @@ class Sandbox:
         async with self._lock:
             if self._gone or self._stored is not instead_of:
                 return False
-            self._stored = await to_the_end(
+            self._stored = await completed(
                 asyncio.to_thread(paused.refer, self._context.paths, instead_of, image_id)
             )
             return True
@@ -425,7 +430,7 @@ class Sandbox:
         async with self._lock:
             if self._gone or not chain or self.layers[: len(chain)] != chain:
                 return False
-            await to_the_end(self._replace_layers(chain, disk))
+            await completed(self._replace_layers(chain, disk))
             return True
 
     async def _replace_layers(self, chain: tuple[int, ...], disk: Path) -> None:
@@ -487,7 +492,7 @@ class Sandbox:
             await asyncio.to_thread(
                 compatibility.require_disks, self._context, manifest, image, staged
             )
-            await to_the_end(asyncio.to_thread(paused.commit, paths, manifest))
+            await completed(asyncio.to_thread(paused.commit, paths, manifest))
         except BaseException:
             await asyncio.to_thread(paused.unstage, paths, self.sandbox_id, generation)
             raise
@@ -513,10 +518,21 @@ class Sandbox:
                 raise Conflict("The sandbox is gone.")
             self._operation = asyncio.current_task()
             try:
-                with translated():
+                with _translated():
                     yield
             finally:
                 self._operation = None
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Failures of files and disks as `NoCapacity` and `HostFailure`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoCapacity(_NO_SPACE, detail=str(error)) from error
+        raise HostFailure("The host could not do that.", detail=str(error)) from error
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import datetime
 
+from wrenn_sandbox.aio import every
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.ids import SandboxId, TeamId
 
 from .api_keys import ApiKeyService
-from .repeated import repeated
 
 
 class Activity:
@@ -75,7 +75,7 @@ class LazyWrites:
         self._api_keys = api_keys
 
     async def run(self) -> None:
-        await repeated(self.save, every=_INTERVAL, complaint="activity not saved")
+        await every(_INTERVAL, self.save, complaint="activity not saved")
 
     async def save(self) -> None:
         await self._activity.save()

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
@@ -19,7 +20,6 @@ from wrenn_sandbox.ids import SandboxId
 from .activity import Activity
 from .context import ControlContext
 from .lifecycle import Lifecycle
-from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _LONGEST_SLEEP = timedelta(seconds=30)
@@ -61,7 +61,7 @@ class AutoPause:
             self._wakeup.clear()
             sleep = _LONGEST_SLEEP
             try:
-                sleep = await uninterrupted(self.sweep())
+                sleep = await shielded(self.sweep())
             except Exception:
                 _log.exception("auto-pause failed")
             try:

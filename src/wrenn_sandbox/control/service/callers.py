@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from wrenn_sandbox.aio import every
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.ids import KeyId, TeamId
 
-from .repeated import repeated
 from .tokens import Claims
 
 _INTERVAL = 2.0
@@ -51,7 +51,7 @@ class Revocations:
                 del self._open[caller]
 
     async def run(self) -> None:
-        await repeated(self.sweep, every=_INTERVAL, complaint="credentials in use not checked")
+        await every(_INTERVAL, self.sweep, complaint="credentials in use not checked")
 
     async def sweep(self) -> None:
         """Ask the store once for each credential that is in use."""

@@ -8,11 +8,10 @@ from typing import Final
 
 import structlog
 
+from wrenn_sandbox.aio import every
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.errors import NoCapacity
-
-from .repeated import repeated
 
 _log = structlog.get_logger(__name__)
 _INTERVAL: Final = 1.0
@@ -43,4 +42,4 @@ class Draining:
         self._metrics.draining(since is not None)
 
     async def run(self) -> None:
-        await repeated(self.refresh, every=_INTERVAL, complaint="whether to drain is not known")
+        await every(_INTERVAL, self.refresh, complaint="whether to drain is not known")

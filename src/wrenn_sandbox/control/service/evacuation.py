@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from wrenn_sandbox.aio import every
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
@@ -18,7 +19,6 @@ from wrenn_sandbox.model.sandbox import State
 from .context import ControlContext
 from .draining import Draining
 from .lifecycle import Lifecycle
-from .repeated import repeated
 from .stop import pause_limit
 
 ADMIN: Final = "admin"
@@ -48,7 +48,7 @@ class Evacuation:
         return len(self._not_before)
 
     async def run(self) -> None:
-        await repeated(self.sweep, every=_INTERVAL, complaint="evacuation failed")
+        await every(_INTERVAL, self.sweep, complaint="evacuation failed")
 
     async def sweep(self) -> None:
         """Pause what may not run now, save for what failed within the last minute."""

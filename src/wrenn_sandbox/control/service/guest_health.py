@@ -11,13 +11,12 @@ from typing import Final
 
 import structlog
 
+from wrenn_sandbox.aio import every, shielded
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.errors import AgentError, NotFound, NotResponding, WrennError
 from wrenn_sandbox.ids import SandboxId
 
 from .context import ControlContext
-from .repeated import repeated
-from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _ACTOR: Final = "health"
@@ -41,11 +40,11 @@ class GuestHealth:
         """Take up what the history says of silent guests, and ask them again and again."""
         try:
             try:
-                self._silent |= await uninterrupted(self._store.all())
+                self._silent |= await shielded(self._store.all())
                 self._count()
             except Exception:
                 _log.exception("silent guests not known")
-            await repeated(self.sweep, every=_INTERVAL, complaint="silent guests not asked")
+            await every(_INTERVAL, self.sweep, complaint="silent guests not asked")
         finally:
             checks = list(self._checks.values())
             for check in checks:
@@ -88,7 +87,7 @@ class GuestHealth:
         asked = self._clock()
         try:
             answered = await self._answers(sandbox_id)
-            return await uninterrupted(self._note(sandbox_id, answered, asked))
+            return await shielded(self._note(sandbox_id, answered, asked))
         except WrennError as error:
             _log.warning("health of a guest not known", sandbox_id=sandbox_id, error=error.message)
         except Exception:

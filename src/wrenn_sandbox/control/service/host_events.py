@@ -8,13 +8,13 @@ from typing import Final
 
 import structlog
 
+from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.wire.messages import EventKind, HostEvent
 
 from .context import ControlContext
-from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _FIRST_WAIT = 1.0
@@ -39,7 +39,7 @@ class HostEvents:
             try:
                 found = await self._host.events(epoch, last)
                 for event in found.events:
-                    await uninterrupted(self._handle(event))
+                    await shielded(self._handle(event))
                     epoch, last = found.epoch, event.number
                 wait = _FIRST_WAIT
                 if not found.events:

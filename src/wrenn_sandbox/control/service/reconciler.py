@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import structlog
 
+from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store.records import Sandbox, SnapshotIntent
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
@@ -26,7 +27,6 @@ from .images import DiscardedImages
 from .lifecycle import Lifecycle
 from .network import NetworkPolicies
 from .snapshots import REASON
-from .uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 _ACTOR = "reconciler"
@@ -63,7 +63,7 @@ class Reconciler:
         while True:
             self._wakeup.clear()
             try:
-                await uninterrupted(self.sweep())
+                await shielded(self.sweep())
             except Exception:
                 _log.exception("reconciliation failed")
             try:

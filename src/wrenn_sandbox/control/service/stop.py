@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import State
@@ -37,16 +38,9 @@ class PauseAtStop:
 
     async def run(self) -> None:
         """Pause all running sandboxes, a few at a time; those that fail keep running."""
-        pauses = asyncio.create_task(self._pause_all())
-        skip = asyncio.create_task(self._skip.wait())
-        try:
-            await asyncio.wait({pauses, skip}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (pauses, skip):
-                task.cancel()
-            await asyncio.wait({pauses, skip})
-        if not pauses.cancelled():
-            pauses.result()
+        async with first_of(self._pause_all(), self._skip.wait()) as (pauses, _):
+            if pauses.done():
+                pauses.result()
 
     async def _pause_all(self) -> None:
         running = await self._store.in_states([State.RUNNING])

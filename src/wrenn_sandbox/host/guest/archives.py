@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
@@ -76,18 +77,13 @@ class GuestArchives(GuestProcesses):
         self, path: str, chunks: AsyncIterator[bytes], *, needs_directory: bool, user: str | None
     ) -> Unpacked:
         arguments = ("unpack", _encoded(path), *(("--directory",) if needs_directory else ()))
-        async with self._started(arguments, user, stdin=True) as run:
-            feeding = asyncio.create_task(run.feed(chunks))
-            reading = asyncio.create_task(_all(run.output()))
-            try:
-                await asyncio.wait({feeding, reading}, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done():
-                    await feeding
-                return _report(await reading)
-            finally:
-                feeding.cancel()
-                reading.cancel()
-                await asyncio.gather(feeding, reading, return_exceptions=True)
+        async with (
+            self._started(arguments, user, stdin=True) as run,
+            first_of(run.feed(chunks), _all(run.output())) as (feeding, reading),
+        ):
+            if not reading.done():
+                await feeding
+            return _report(await reading)
 
     @asynccontextmanager
     async def _started(

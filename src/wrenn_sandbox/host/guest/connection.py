@@ -15,6 +15,7 @@ from typing import Final, cast
 
 import httptools
 
+from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import AgentError
 
 Connect = Callable[[], Awaitable[socket.socket]]
@@ -164,19 +165,12 @@ class Connection(asyncio.Protocol):
         self._cut = True
         headers = {**headers, "Transfer-Encoding": "chunked"}
         await self._send(_request_head(method, target, headers))
-        answered = asyncio.create_task(self._head(None))
-        sent = asyncio.create_task(self._send_chunks(chunks))
-        try:
-            await asyncio.wait({answered, sent}, return_when=asyncio.FIRST_COMPLETED)
+        async with first_of(self._head(None), self._send_chunks(chunks)) as (answered, sent):
             if not answered.done() and not isinstance(sent.exception(), GuestGone):
                 sent.result()
                 self._cut = False
             async with self._unless_silent(ANSWER_SEC + self._given / UPLOAD_BYTES_PER_SEC):
                 await answered
-        finally:
-            answered.cancel()
-            sent.cancel()
-            await asyncio.gather(answered, sent, return_exceptions=True)
 
     async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
         """Send few large chunks: taking one apart costs the guest more than gathering costs us."""

@@ -12,6 +12,7 @@ from typing import Final, Self, TypeVar
 
 import structlog
 
+from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk import qcow2
@@ -257,20 +258,14 @@ class QemuDriver:
         running = self._running[process]
         if running.stopped is not None:
             return f"the guest stopped ({running.stopped})"
-        ended = asyncio.ensure_future(running.handle.wait())
-        shutdown = asyncio.ensure_future(or_no_end(running.monitor.shutdown()))
-        try:
-            await asyncio.wait({ended, shutdown}, return_when=asyncio.FIRST_COMPLETED)
+        stopped = or_no_end(running.monitor.shutdown())
+        async with first_of(running.handle.wait(), stopped) as (ended, shutdown):
             if not ended.done():
                 reason = f"the guest stopped ({shutdown.result()})"
                 await self._keep_console(running)
                 return reason
             status = ended.result()
             return "the machine's monitor ended" + ("" if status is None else f" ({status})")
-        finally:
-            for task in (ended, shutdown):
-                task.cancel()
-            await asyncio.gather(ended, shutdown, return_exceptions=True)
 
     async def diagnosis(self, process: Process) -> str:
         """The end of the guest's console and of the monitor's own log, for the log."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -44,10 +45,7 @@ async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, 
     Raises `HostFailure` when it ends first or is a QEMU of another version: what is stored names
     the one that it needs.
     """
-    connecting = asyncio.ensure_future(Monitor.connect(path))
-    ended = asyncio.ensure_future(handle.wait())
-    try:
-        await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
+    async with first_of(Monitor.connect(path), handle.wait()) as (connecting, _):
         if not connecting.done():
             raise HostFailure("The machine did not start.")
         monitor = connecting.result()
@@ -58,26 +56,15 @@ async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, 
             await monitor.close()
             raise
         return monitor
-    finally:
-        for task in (connecting, ended):
-            task.cancel()
-        await asyncio.gather(connecting, ended, return_exceptions=True)
 
 
 async def unless_ended(running: Running, work: Coroutine[None, None, T]) -> T:
     """The result of a call to the monitor; raises `HostFailure` when the process ends first."""
-    task = asyncio.ensure_future(work)
-    ended = asyncio.ensure_future(running.handle.wait())
-    try:
-        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+    async with first_of(work, running.handle.wait()) as (task, _):
         if not task.done():
             detail = await asyncio.to_thread(tails, running.files)
             raise HostFailure("The machine ended unexpectedly.", detail=detail)
         return task.result()
-    finally:
-        for each in (task, ended):
-            each.cancel()
-        await asyncio.gather(task, ended, return_exceptions=True)
 
 
 async def or_no_end(work: Coroutine[None, None, str]) -> str:
