@@ -19,7 +19,7 @@ async def test_work_outlives_its_caller() -> None:
         await opened.wait()
         done.set()
 
-    caller = asyncio.create_task(operations.run(_ONE, work()))
+    caller = operations.run(_ONE, work())
     await asyncio.sleep(0)
     assert operations.busy(_ONE)
     caller.cancel()

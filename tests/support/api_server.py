@@ -156,11 +156,15 @@ def make_settings(data_dir: Path, database_url: str | None, **others: object) ->
 
 @asynccontextmanager
 async def serve(
-    settings: Settings, host: Host, clock: FakeClock | None = None
+    settings: Settings,
+    host: Host,
+    clock: FakeClock | None = None,
+    *,
+    through: Callable[[Host], Host] = serializing_host,
 ) -> AsyncIterator[Server]:
-    """A server on `host`, running until the end of the block."""
+    """A server on `host`, running until the end of the block; bytes alone cross between them."""
     app = await asyncio.to_thread(
-        partial(create_app, settings, serializing_host(host), hasher=CHEAP, clock=clock or utc_now)
+        partial(create_app, settings, through(host), hasher=CHEAP, clock=clock or utc_now)
     )
     async with app.router.lifespan_context(app):
         server = Server(app, app.state.plane, settings)

@@ -58,6 +58,27 @@ _KEEP_AGAIN_SEC: Final = 10.0
 _EPOCH_BYTES: Final = 8
 
 
+class _Operation:
+    """One under way. `outcome` is that of its task, or `Conflict` where that was cancelled."""
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self.task = task
+        self.outcome: asyncio.Future[object] = task.get_loop().create_future()
+
+    def end(self) -> None:
+        if self.task.cancelled():
+            error: BaseException | None = Conflict(
+                "The sandbox was deleted, or the host is stopping."
+            )
+        else:
+            error = self.task.exception()
+        if error is None:
+            self.outcome.set_result(self.task.result())
+        else:
+            self.outcome.set_exception(error)
+            self.outcome.exception()  # whoever asked may be gone
+
+
 class HostAgent:
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
@@ -96,7 +117,7 @@ class HostAgent:
         )
         self._housekeeper = Housekeeper(self._context, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
-        self._operations: dict[tuple[SandboxId, OperationId], asyncio.Task[object]] = {}
+        self._operations: dict[tuple[SandboxId, OperationId], _Operation] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
         self._epoch = self._context.random(_EPOCH_BYTES).hex()
         self._numbers = itertools.count(1)
@@ -142,7 +163,7 @@ class HostAgent:
         await self._housekeeper.close()
         await self._pool.close()
         await self._variants.close()
-        operations = list(self._operations.values())
+        operations = [each.task for each in self._operations.values()]
         for task in operations:
             task.cancel()
         await asyncio.gather(*operations, return_exceptions=True)
@@ -233,9 +254,9 @@ class HostAgent:
         if sandbox is None:
             await asyncio.to_thread(paused.keep, self._paths, sandbox_id, ())
             return
-        for (owner, _), task in list(self._operations.items()):
+        for (owner, _), operation in list(self._operations.items()):
             if owner == sandbox_id:
-                task.cancel()
+                operation.task.cancel()
         await sandbox.destroy()
         self._sandboxes.pop(sandbox_id, None)
         await self._collection.run()
@@ -362,37 +383,30 @@ class HostAgent:
             raise NotFound("The sandbox is not running.")
         return sandbox
 
-    async def _once(
+    def _once(
         self,
         sandbox_id: SandboxId,
         operation_id: OperationId,
         work: Callable[[], Coroutine[None, None, T]],
-    ) -> T:
+    ) -> "asyncio.Future[T]":
         """Do an operation in a task of its own; whoever asks for it again waits for the same.
 
         A caller that goes away does not end it; `destroy` and `close` do.
         """
         key = (sandbox_id, operation_id)
-        task = self._operations.get(key)
-        if task is None:
+        operation = self._operations.get(key)
+        if operation is None:
             task = asyncio.create_task(work(), name=f"operation {operation_id} of {sandbox_id}")
-            self._operations[key] = task
+            operation = self._operations[key] = _Operation(task)
             task.add_done_callback(partial(self._finished, key))
-        try:
-            return cast(T, await asyncio.shield(task))
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise Conflict("The sandbox was deleted, or the host is stopping.") from None
-            raise
+        return cast("asyncio.Future[T]", asyncio.shield(operation.outcome))
 
     def _finished(self, key: tuple[SandboxId, OperationId], task: asyncio.Task[object]) -> None:
-        self._operations.pop(key, None)
+        self._operations.pop(key).end()
         self._admission.release(*key)
         sandbox = self._sandboxes.get(key[0])
         if sandbox is not None:
             self._housekeeper.consider(sandbox)
-        if not task.cancelled():
-            task.exception()
 
     def _new_sandbox(self, sandbox_id: SandboxId) -> Sandbox:
         return Sandbox(self._context, sandbox_id, self._exited)

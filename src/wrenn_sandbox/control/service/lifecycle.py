@@ -51,6 +51,8 @@ def require(sandbox: Sandbox, event: Event) -> None:
 
 
 class Lifecycle:
+    """Each step begins when it is called and goes on without its caller, who awaits its outcome."""
+
     def __init__(self, context: ControlContext, activity: Activity, draining: Draining) -> None:
         self._store = context.store.all_sandboxes
         self._host = context.host
@@ -62,22 +64,21 @@ class Lifecycle:
         self._random = context.random
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
-    async def create(self, sandbox: Sandbox) -> Sandbox:
+    def create(self, sandbox: Sandbox) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return await self._operations.run(sandbox.id, self._create(sandbox))
+        return self._operations.run(sandbox.id, self._create(sandbox))
 
-    async def pause(
+    def pause(
         self, sandbox_id: SandboxId, actor: str = "user", reason: str | None = None
-    ) -> Sandbox:
-        return await self._operations.run(
-            sandbox_id, self._pause(sandbox_id, actor, reason), of_stop=actor == SHUTDOWN
-        )
+    ) -> "asyncio.Future[Sandbox]":
+        work = self._pause(sandbox_id, actor, reason)
+        return self._operations.run(sandbox_id, work, of_stop=actor == SHUTDOWN)
 
-    async def resume(
+    def resume(
         self, sandbox_id: SandboxId, actor: str = "user", *, memory: bool = True
-    ) -> Sandbox:
+    ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return await self._operations.run(sandbox_id, self._resume(sandbox_id, actor, memory))
+        return self._operations.run(sandbox_id, self._resume(sandbox_id, actor, memory))
 
     async def delete(self, sandbox_id: SandboxId, actor: str = "user") -> None:
         """Free everything of a sandbox; callers that come meanwhile wait for the same task."""

@@ -50,15 +50,15 @@ class Operations:
         self._tell(sandbox_id)
         return task
 
-    async def run(
+    def run(
         self,
         sandbox_id: SandboxId,
         work: Coroutine[object, object, Result],
         *,
         of_stop: bool = False,
-    ) -> Result:
-        """Run `work` to its end, whatever becomes of the caller."""
-        return await asyncio.shield(self.start(sandbox_id, work, of_stop=of_stop))
+    ) -> "asyncio.Future[Result]":
+        """Run `work` to its end, whatever becomes of the caller, who awaits its result."""
+        return asyncio.shield(self.start(sandbox_id, work, of_stop=of_stop))
 
     async def wait_for_others(self, sandbox_id: SandboxId) -> bool:
         """Wait for the other tasks of a sandbox; false when there was none."""
