@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from host.images.test_store import publish, publish_snapshot
+from support.images import publish, publish_snapshot
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths

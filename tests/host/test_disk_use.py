@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from host.images.test_store import publish, publish_snapshot, snapshot
+from support.images import publish, publish_snapshot, snapshot
 from wrenn_sandbox.host import disk_use
 from wrenn_sandbox.host.disk_use import Holding, allocated, measure
 from wrenn_sandbox.host.images.manifest import Manifest

@@ -1,7 +1,6 @@
 """A stored sandbox whose pages go into an image of its own: content, crashes, giving up."""
 
 import os
-import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from host.images.test_store import publish
+from support.host_context import make_context
+from support.images import publish
 from wrenn_sandbox.errors import Conflict, IncompatibleImage
 from wrenn_sandbox.host import merging, paused
 from wrenn_sandbox.host.context import HostContext
@@ -18,13 +18,9 @@ from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.pages import PAGE, Run
-from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.paused import PausedSandbox
-from wrenn_sandbox.host.slot import Slot
-from wrenn_sandbox.host.vmm.fake import FakeDriver
-from wrenn_sandbox.ids import ImageId, SandboxId, new_image_id, new_random
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.ids import ImageId, SandboxId, new_image_id
 
 _ID = SandboxId("sb-" + "a" * 20)
 _MEMORY_MB = 1
@@ -56,30 +52,9 @@ class Stand:
         return set(os.listdir(self.paths.stored(_ID)))
 
 
-def _context(tmp_path: Path) -> HostContext:
-    settings = Settings.model_validate({"data_dir": tmp_path / "data", "driver": "fake"})
-    paths = Paths(settings.data_dir)
-    paths.prepare()
-
-    async def no_guest(_: Slot) -> socket.socket:
-        raise AssertionError("nobody speaks to a guest here")
-
-    return HostContext(
-        settings=settings,
-        paths=paths,
-        store=ImageStore(paths),
-        driver=FakeDriver(),
-        slots=UserModeSlots.from_settings(settings),
-        network="user",
-        connect=no_guest,
-        clock=lambda: datetime.now(UTC),
-        random=new_random,
-    )
-
-
 @pytest.fixture
 def stand(tmp_path: Path) -> Stand:
-    context = _context(tmp_path)
+    context = make_context(tmp_path / "data")
     machine = context.driver.machine(
         vcpus=1, memory_mb=_MEMORY_MB, network="user", kernel_sha256="aa"
     )

@@ -1,30 +1,16 @@
 """Stored sandboxes: complete or absent, checked, tidied up after crashes."""
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from support.generations import FILES, SANDBOX_ID, commit, staged
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host import paused
-from wrenn_sandbox.host.images.manifest import HardwareProfile
 from wrenn_sandbox.host.paths import Paths, sync_directory
 from wrenn_sandbox.host.paused import PausedSandbox
-from wrenn_sandbox.ids import ImageId, SandboxId
-
-_ID = SandboxId("sb-" + "a" * 20)
-_MACHINE = HardwareProfile(
-    vcpus=1,
-    memory_mb=512,
-    cpu_model="max",
-    accelerator="tcg",
-    vmm="qemu",
-    vmm_version="7.2.22",
-    network="tap",
-)
-_NAMES = ("vmstate", "memory.idx", "memory.diff", "disk")
 
 
 @pytest.fixture
@@ -34,82 +20,58 @@ def paths(tmp_path: Path) -> Paths:
     return paths
 
 
-def staged(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> PausedSandbox:
-    """A generation with all its files, not yet committed."""
-    directory = paused.stage(paths, _ID, generation)
-    for name in _NAMES:
-        (directory / name).write_bytes(f"{name} of {generation}".encode())
-    return PausedSandbox(
-        sandbox_id=_ID,
-        generation=generation,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        image_id=ImageId("img-" + "b" * 20),
-        machine=_MACHINE,
-        token="secret",
-        disk_mb=64,
-        files=dict(paused.entries(directory, _NAMES)),
-        layers=layers,
-    )
-
-
-def commit(paths: Paths, generation: int, layers: tuple[int, ...] = ()) -> PausedSandbox:
-    manifest = staged(paths, generation, layers)
-    paused.commit(paths, manifest)
-    return manifest
-
-
 def tree(paths: Paths) -> set[str]:
     """Every file that is kept of the sandbox."""
-    root = paths.stored(_ID)
+    root = paths.stored(SANDBOX_ID)
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
 def everything(generation: int) -> set[str]:
-    return {f"{generation}/{name}" for name in (*_NAMES, "manifest.json")}
+    return {f"{generation}/{name}" for name in (*FILES, "manifest.json")}
 
 
 def test_what_is_committed_is_found(paths: Paths) -> None:
-    assert paused.newest(paths, _ID) is None
+    assert paused.newest(paths, SANDBOX_ID) is None
     assert paused.all_ids(paths) == []
     manifest = commit(paths, 1)
-    assert paused.newest(paths, _ID) == manifest
-    assert paused.all_ids(paths) == [_ID]
+    assert paused.newest(paths, SANDBOX_ID) == manifest
+    assert paused.all_ids(paths) == [SANDBOX_ID]
     assert tree(paths) == everything(1)
     paused.check(paths, manifest)
-    path = paths.generation(_ID, 1) / "manifest.json"
+    path = paths.generation(SANDBOX_ID, 1) / "manifest.json"
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_only_staged_is_not_found(paths: Paths) -> None:
     staged(paths, 1)
-    assert paused.newest(paths, _ID) is None
+    assert paused.newest(paths, SANDBOX_ID) is None
     staged(paths, 1)
-    paused.unstage(paths, _ID, 1)
+    paused.unstage(paths, SANDBOX_ID, 1)
     assert paused.all_ids(paths) == []
 
 
 def test_a_stage_that_fails_leaves_the_older_generation(paths: Paths) -> None:
     first = commit(paths, 1)
     staged(paths, 2, (1,))
-    paused.unstage(paths, _ID, 2)
-    assert paused.newest(paths, _ID) == first
+    paused.unstage(paths, SANDBOX_ID, 2)
+    assert paused.newest(paths, SANDBOX_ID) == first
     assert tree(paths) == everything(1)
 
 
 def test_unstaging_what_was_never_staged(paths: Paths) -> None:
     """As when the disk was too full to make the directory."""
-    paused.unstage(paths, _ID, 1)
+    paused.unstage(paths, SANDBOX_ID, 1)
     assert paused.all_ids(paths) == []
 
 
-@pytest.mark.parametrize("missing", _NAMES)
+@pytest.mark.parametrize("missing", FILES)
 def test_a_commit_that_fails_shows_nothing(paths: Paths, missing: str) -> None:
     manifest = staged(paths, 1)
-    (paths.stored(_ID) / "1.new" / missing).unlink()
+    (paths.stored(SANDBOX_ID) / "1.new" / missing).unlink()
     with pytest.raises(FileNotFoundError):
         paused.commit(paths, manifest)
-    assert paused.newest(paths, _ID) is None
-    paused.unstage(paths, _ID, 1)
+    assert paused.newest(paths, SANDBOX_ID) is None
+    paused.unstage(paths, SANDBOX_ID, 1)
     assert paused.all_ids(paths) == []
 
 
@@ -123,7 +85,7 @@ def test_a_failure_after_the_commit_can_be_undone(
     real = sync_directory
 
     def fail(path: Path) -> None:
-        if path == paths.stored(_ID):
+        if path == paths.stored(SANDBOX_ID):
             raise OSError(5, "input/output error")
         real(path)
 
@@ -131,8 +93,8 @@ def test_a_failure_after_the_commit_can_be_undone(
     with pytest.raises(OSError, match="input/output"):
         paused.commit(paths, manifest)
     monkeypatch.undo()
-    paused.unstage(paths, _ID, 2)
-    assert paused.newest(paths, _ID) is None
+    paused.unstage(paths, SANDBOX_ID, 2)
+    assert paused.newest(paths, SANDBOX_ID) is None
     assert tree(paths) == {"1/disk"}
 
 
@@ -140,14 +102,14 @@ def test_a_commit_takes_the_place_of_what_is_not_needed(paths: Paths) -> None:
     paused.consume(paths, commit(paths, 1))
     paused.consume(paths, commit(paths, 2, (1,)))
     third = commit(paths, 3, (2,))
-    assert paused.newest(paths, _ID) == third
+    assert paused.newest(paths, SANDBOX_ID) == third
     assert tree(paths) == {"2/disk", *everything(3)}
 
 
 def test_a_consumed_generation_is_a_disk_alone(paths: Paths) -> None:
     manifest = commit(paths, 1)
     paused.consume(paths, manifest)
-    assert paused.newest(paths, _ID) is None
+    assert paused.newest(paths, SANDBOX_ID) is None
     assert tree(paths) == {"1/disk"}
     paused.consume(paths, manifest)
 
@@ -155,11 +117,11 @@ def test_a_consumed_generation_is_a_disk_alone(paths: Paths) -> None:
 def test_a_crash_while_consuming(paths: Paths) -> None:
     """The manifest goes first; what is left is tidied up behind the sandbox that runs."""
     commit(paths, 1)
-    (paths.generation(_ID, 1) / "manifest.json").unlink()
+    (paths.generation(SANDBOX_ID, 1) / "manifest.json").unlink()
     staged(paths, 2, (1,))
-    paused.settle(paths, _ID, (1,))
+    paused.settle(paths, SANDBOX_ID, (1,))
     assert tree(paths) == {"1/disk"}
-    paused.settle(paths, _ID, ())
+    paused.settle(paths, SANDBOX_ID, ())
     assert paused.all_ids(paths) == []
 
 
@@ -167,19 +129,19 @@ def test_the_newest_complete_one_counts(paths: Paths) -> None:
     first = commit(paths, 1)
     second = commit(paths, 2, (1,))
     staged(paths, 3, (1, 2))
-    paths.generation(_ID, 10).mkdir()
-    assert paused.newest(paths, _ID) == second != first
-    paused.keep(paths, _ID, {1, 2})
-    assert {path.name for path in paths.stored(_ID).iterdir()} == {"1", "2"}
-    paused.keep(paths, _ID, ())
-    paused.keep(paths, _ID, ())
+    paths.generation(SANDBOX_ID, 10).mkdir()
+    assert paused.newest(paths, SANDBOX_ID) == second != first
+    paused.keep(paths, SANDBOX_ID, {1, 2})
+    assert {path.name for path in paths.stored(SANDBOX_ID).iterdir()} == {"1", "2"}
+    paused.keep(paths, SANDBOX_ID, ())
+    paused.keep(paths, SANDBOX_ID, ())
     assert paused.all_ids(paths) == []
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_damage_is_found(paths: Paths, name: str) -> None:
     manifest = commit(paths, 1)
-    path = paths.generation(_ID, 1) / name
+    path = paths.generation(SANDBOX_ID, 1) / name
     good = path.read_bytes()
     for bad in (good[:-1], good + b"\0", bytes([good[0] ^ 1]) + good[1:], b""):
         path.write_bytes(bad)
@@ -197,7 +159,7 @@ def test_a_missing_layer_is_found(paths: Paths) -> None:
     paused.consume(paths, commit(paths, 1))
     manifest = commit(paths, 2, (1,))
     paused.check(paths, manifest)
-    (paths.generation(_ID, 1) / "disk").unlink()
+    (paths.generation(SANDBOX_ID, 1) / "disk").unlink()
     with pytest.raises(IncompatibleImage, match="layer"):
         paused.check(paths, manifest)
 
@@ -217,24 +179,24 @@ def test_a_missing_layer_is_found(paths: Paths) -> None:
 )
 def test_a_manifest_that_can_not_be_read(paths: Paths, data: bytes) -> None:
     commit(paths, 1)
-    path = paths.generation(_ID, 1) / "manifest.json"
+    path = paths.generation(SANDBOX_ID, 1) / "manifest.json"
     path.write_bytes(data)
     with pytest.raises(IncompatibleImage):
-        paused.newest(paths, _ID)
+        paused.newest(paths, SANDBOX_ID)
 
 
 def test_manifests_say_all(paths: Paths) -> None:
     manifest = commit(paths, 3, (1, 2))
-    data = (paths.generation(_ID, 3) / "manifest.json").read_bytes()
+    data = (paths.generation(SANDBOX_ID, 3) / "manifest.json").read_bytes()
     assert msgspec.json.decode(data, type=PausedSandbox) == manifest
-    assert set(manifest.files) == set(_NAMES)
+    assert set(manifest.files) == set(FILES)
 
 
 def test_a_disk_is_taken_without_a_copy(paths: Paths, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay"
     overlay.write_bytes(b"content")
     os.chown(overlay, 720_001, 720_001)
-    directory = paused.stage(paths, _ID, 1)
+    directory = paused.stage(paths, SANDBOX_ID, 1)
     entry = paused.take_disk(directory, overlay)
     assert os.path.samefile(directory / "disk", overlay)
     assert entry.size == 7
@@ -247,7 +209,7 @@ def test_a_link_in_the_place_of_a_disk_is_not_followed(paths: Paths, tmp_path: P
     secret.write_bytes(b"not for guests")
     secret.chmod(0o600)
     os.symlink(secret, tmp_path / "overlay")
-    directory = paused.stage(paths, _ID, 1)
+    directory = paused.stage(paths, SANDBOX_ID, 1)
     with pytest.raises(OSError, match="symbolic links"):
         paused.take_disk(directory, tmp_path / "overlay")
     assert secret.stat().st_nlink == 1
@@ -258,7 +220,7 @@ def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Path
     manifest = commit(paths, 2, (1,))
     paused.share_disks(paths, manifest, 720_123)
     for generation in (1, 2):
-        status = (paths.generation(_ID, generation) / "disk").stat()
+        status = (paths.generation(SANDBOX_ID, generation) / "disk").stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 720_123, 0o440)
 
 
@@ -268,12 +230,12 @@ def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths:
     paused.share_disks(paths, first, 720_123)
     paused.consume(paths, first)
     commit(paths, 2, (1,))
-    status = (paths.generation(_ID, 1) / "disk").stat()
+    status = (paths.generation(SANDBOX_ID, 1) / "disk").stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
 
 
 def test_disks_are_taken_back_also_where_one_is_missing(paths: Paths) -> None:
     manifest = commit(paths, 1)
     paused.share_disks(paths, manifest, 720_123)
-    paused.withdraw_disks(paths, _ID, (7, 1))
-    assert (paths.generation(_ID, 1) / "disk").stat().st_gid == 0
+    paused.withdraw_disks(paths, SANDBOX_ID, (7, 1))
+    assert (paths.generation(SANDBOX_ID, 1) / "disk").stat().st_gid == 0

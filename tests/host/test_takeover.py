@@ -2,30 +2,24 @@
 
 import contextlib
 import errno
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from host.test_stored import commit
+from support.generations import commit
+from support.host_context import make_context
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.context import HostContext
-from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.journal import Record
-from wrenn_sandbox.host.network.usermode import UserModeSlots
-from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.process import process_start_time
 from wrenn_sandbox.host.recovery import Recovery
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import Process
-from wrenn_sandbox.host.vmm.fake import FakeDriver
-from wrenn_sandbox.ids import ImageId, SandboxId, new_machine_id, new_random
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.ids import ImageId, SandboxId, new_machine_id
 
 _HIDDEN = """
 import ctypes, threading
@@ -38,24 +32,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 @pytest.fixture
 def context(tmp_path: Path) -> HostContext:
-    settings = Settings(data_dir=tmp_path, driver="fake")
-    paths = Paths(tmp_path)
-    paths.prepare()
-
-    async def no_guest(_: Slot) -> socket.socket:
-        raise AssertionError("nobody speaks to a guest here")
-
-    return HostContext(
-        settings=settings,
-        paths=paths,
-        store=ImageStore(paths),
-        driver=FakeDriver(),
-        slots=UserModeSlots.from_settings(settings),
-        network="user",
-        connect=no_guest,
-        clock=lambda: datetime.now(UTC),
-        random=new_random,
-    )
+    return make_context(tmp_path)
 
 
 @pytest.fixture

@@ -1,26 +1,18 @@
 """Machines that a full disk has stopped are looked for in all sandboxes at once."""
 
 import asyncio
-import socket
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from support.host_context import make_context
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import housekeeping
 from wrenn_sandbox.host.collection import ImageCollection
-from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.housekeeping import Housekeeper
-from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.network.usermode import UserModeSlots
-from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.sandbox import Sandbox
-from wrenn_sandbox.host.slot import Slot
-from wrenn_sandbox.host.vmm.fake import FakeDriver
-from wrenn_sandbox.ids import SandboxId, new_random
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.ids import SandboxId
 
 
 class Stopped:
@@ -45,23 +37,10 @@ class Stopped:
 
 @pytest.fixture
 def housekeeper(tmp_path: Path) -> Housekeeper:
-    settings, paths = Settings(data_dir=tmp_path, driver="fake"), Paths(tmp_path)
-
-    async def no_guest(_: Slot) -> socket.socket:
-        raise AssertionError("nobody speaks to a guest here")
-
-    context = HostContext(
-        settings=settings,
-        paths=paths,
-        store=ImageStore(paths),
-        driver=FakeDriver(),
-        slots=UserModeSlots.from_settings(settings),
-        network="user",
-        connect=no_guest,
-        clock=lambda: datetime.now(UTC),
-        random=new_random,
+    context = make_context(tmp_path)
+    return Housekeeper(
+        context, ImageCollection(context.paths, context.store, context.driver, lambda: None)
     )
-    return Housekeeper(context, ImageCollection(paths, context.store, context.driver, lambda: None))
 
 
 async def test_a_monitor_that_does_not_answer_holds_up_no_other(

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import structlog
 
-from host.disk.test_overlay import qemu_io
-from host_agent.test_housekeeping import Stand
+from support.host_stand import Stand
+from support.qcow2 import qemu_io
 from wrenn_sandbox.host import failpoints, paused
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images import manifest as form

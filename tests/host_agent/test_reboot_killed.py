@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 import structlog
 
-from host_agent.test_housekeeping import Stand
+from support.host_stand import Stand
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import new_operation_id

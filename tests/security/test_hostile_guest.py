@@ -5,17 +5,14 @@ nothing of the host; nothing is leaked, and nobody else waits for it.
 """
 
 import asyncio
-import gc
 import os
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
-import structlog
 
 from support.hostile_guest import (
     CHUNKED,
@@ -25,21 +22,14 @@ from support.hostile_guest import (
     Script,
     answer,
     chunk,
+    diverted,
     event,
     frame,
     says,
 )
+from support.lag import Lag
 from wrenn_sandbox.errors import AgentError, WrennError
-from wrenn_sandbox.host import agent as agent_module
 from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.guest import archives as archives_module
-from wrenn_sandbox.host.guest import client as client_module
-from wrenn_sandbox.host.guest import connection as connection_module
-from wrenn_sandbox.host.guest import files as files_module
-from wrenn_sandbox.host.guest import processes as processes_module
-from wrenn_sandbox.host.privileged.guest_socket import connect_guest
-from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import (
@@ -53,6 +43,8 @@ from wrenn_sandbox.wire.messages import (
     TerminalSize,
 )
 
+pytestmark = pytest.mark.usefixtures("short_waits", "logs", "no_old_garbage")
+
 _MB: Final = 1 << 20
 _OUTPUT: Final = _MB
 _EXEC_SEC: Final = 0.3
@@ -60,55 +52,6 @@ _FOLLOW_SEC: Final = 0.5
 _LAG_SEC: Final = 0.1
 _COMMAND: Final = Command(cmd="true")
 _FUZZ_SEC: Final = 8.0
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is minutes in life; commands have limits of their own."""
-    monkeypatch.setattr(connection_module, "SILENCE_SEC", 0.4)
-    for module in (client_module, processes_module, files_module):
-        monkeypatch.setattr(module, "CALL_SEC", 0.6)
-    for module in (connection_module, client_module, processes_module, files_module):
-        monkeypatch.setattr(module, "ANSWER_SEC", 0.5)
-    for module in (client_module, archives_module):
-        monkeypatch.setattr(module, "GRACE_SEC", 0.2)
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, object]]]:
-    with structlog.testing.capture_logs() as logs:
-        yield logs
-
-
-@pytest.fixture(autouse=True)
-def no_old_garbage() -> Iterator[None]:
-    """What other tests have left is not gone through while this one measures."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-class Lag:
-    """The most processor time that the event loop's thread took between two looks at it.
-
-    Not the time on the clock: the machine has other work.
-    """
-
-    def __init__(self) -> None:
-        self.worst = 0.0
-        self._task = asyncio.create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while True:
-            before = time.thread_time()
-            await asyncio.sleep(0.001)
-            self.worst = max(self.worst, time.thread_time() - before)
-
-    async def end(self) -> float:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        return self.worst
 
 
 class Stand:
@@ -144,26 +87,6 @@ class Stand:
         self.host._sandboxes[self.bad].machine.client.close()
         machine = self.host._sandboxes[self.bad].machine
         machine._client = machine._new_client(machine.record.token)
-
-
-def diverted(monkeypatch: pytest.MonkeyPatch, guest: HostileGuest) -> set[int]:
-    """The ports of the guests that are the hostile one from when they are put in here."""
-    ports: set[int] = set()
-
-    async def connect(namespaces: NamespaceThread, slot: Slot, *args: object) -> socket.socket:
-        if slot.host_port not in ports:
-            return await connect_guest(namespaces, slot)
-        sock = socket.socket()
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, guest.address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    monkeypatch.setattr(agent_module, "connect_guest", connect)
-    return ports
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ import httpx2
 import pytest
 from websockets.exceptions import WebSocketException
 
-from security.test_hostile_guest import Lag, diverted, logs, no_old_garbage, short_waits
 from support.api_server import Server, Team, make_settings, serve
 from support.hostile_guest import (
     CHUNKED,
@@ -21,17 +20,19 @@ from support.hostile_guest import (
     Liar,
     answer,
     chunk,
+    diverted,
     event,
     frame,
     says,
 )
+from support.lag import Lag
 from support.listening import listening
 from support.sockets import Frame, talking
 from wrenn_sandbox.control.api.streams import session
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import SandboxId, new_operation_id
 
-__all__ = ["logs", "no_old_garbage", "short_waits"]
+pytestmark = pytest.mark.usefixtures("short_waits", "logs", "no_old_garbage")
 
 _FUZZ_SEC: Final = 6.0
 _CALLER_SEC: Final = 1.0

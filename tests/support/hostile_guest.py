@@ -4,6 +4,7 @@ Scripts are made by hand or by `Liar`, which knows what an agent would say and s
 same seed gives the same lies.
 """
 
+import asyncio
 import base64
 import json
 import random
@@ -15,6 +16,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
+
+import pytest
+
+from wrenn_sandbox.host import agent as agent_module
+from wrenn_sandbox.host.privileged.guest_socket import connect_guest
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.slot import Slot
 
 Play = Callable[[socket.socket], None]
 """What is done with a connection on which a request has come in."""
@@ -367,3 +375,23 @@ class Liar:
             odd = ('"\\ud800"', '"\\udc00\\ud800"', "NaN", "1e999", "[" * 5000, "Infinity", "-")
             text = text.replace('"word"', self._random.choice(odd), 1)
         return text.encode()
+
+
+def diverted(monkeypatch: pytest.MonkeyPatch, guest: HostileGuest) -> set[int]:
+    """The ports of the guests that are the hostile one from when they are put in here."""
+    ports: set[int] = set()
+
+    async def connect(namespaces: NamespaceThread, slot: Slot, *args: object) -> socket.socket:
+        if slot.host_port not in ports:
+            return await connect_guest(namespaces, slot)
+        sock = socket.socket()
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, guest.address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    monkeypatch.setattr(agent_module, "connect_guest", connect)
+    return ports

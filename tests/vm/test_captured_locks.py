@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.vm.rig import Api, Rig, Sandbox, eventually
-from vm.test_captured_vmm import spec_of
+from support.vm.stand import spec_of
 from wrenn_sandbox.host.privileged.confinement import confinement
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.vmm.qemu.launch import launch

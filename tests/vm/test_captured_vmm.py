@@ -22,7 +22,7 @@ import pytest
 
 from support.vm import captured
 from support.vm.rig import Api, NewRig, Rig, eventually
-from wrenn_sandbox.host.images.store import ImageStore
+from support.vm.stand import spec_of
 from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.confinement import confinement
@@ -82,31 +82,6 @@ class Scene:
         """What the driver adds; the image's memory is there as a file for QEMU from 8.2 on."""
         assert self.spec.memory is not None
         return (*self.layers, self.spec.memory)
-
-
-def spec_of(rig: Rig, sandbox: str) -> tuple[MachineSpec, tuple[Path, ...]]:
-    """The machine of a running sandbox, and the stored layers that its disk builds on."""
-    paths = Paths(rig.data_dir)
-    store = ImageStore(paths)
-    [record] = [each for each in rig.journals() if each.sandbox_id == sandbox]
-    image = store.open(record.image_id)
-    boot = store.boot_files(image)
-    spec = MachineSpec(
-        files=paths.machine(record.machine_id),
-        slot=record.slot,
-        vcpus=record.vcpus,
-        memory_mb=record.memory_mb,
-        kernel=boot.kernel,
-        initrd=boot.initrd,
-        kernel_args=boot.kernel_args,
-        runtime=boot.runtime,
-        disk_mb=image.disk_mb,
-        disks=(store.disk(image), store.disk(store.cold(image))),
-        memory=store.memory(image),
-    )
-    assert record.sandbox_id is not None
-    stored = [paths.generation(record.sandbox_id, each) for each in record.layers]
-    return spec, tuple(each / "disk" for each in stored)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from host.disk.test_overlay import base, info, is_clean, qemu_io
+from support.qcow2 import info, is_clean, qemu_io
 from wrenn_sandbox.errors import Conflict
 from wrenn_sandbox.host.disk import layers, overlay, qcow2
-
-__all__ = ["base"]
 
 _MB = 1 << 20
 _KB = 1 << 10

@@ -1,46 +1,13 @@
 """Disk layers as QEMU's own tools see them."""
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from support.qcow2 import info, is_clean, qemu_io
 from wrenn_sandbox.host.disk import overlay
 
 _MB = 1 << 20
-
-
-def qemu_io(path: Path, *commands: str) -> None:
-    """Run qemu-io commands on a layer; a pattern that is not there fails."""
-    argv = ["qemu-io", "-f", "qcow2"]
-    for command in commands:
-        argv += ["-c", command]
-    done = subprocess.run([*argv, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "failed" not in done.stdout, done.stdout
-
-
-def info(path: Path) -> dict[str, object]:
-    output = subprocess.check_output(["qemu-img", "info", "-U", "--output=json", str(path)])
-    found = json.loads(output)
-    assert isinstance(found, dict)
-    return found
-
-
-def is_clean(path: Path) -> bool:
-    """Whether `qemu-img check` finds neither errors nor leaks."""
-    argv = ["qemu-img", "check", "-q", str(path)]
-    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """A raw disk of 4 MiB whose second half is full of 0x77."""
-    path = tmp_path / "cold" / "disk"
-    path.parent.mkdir()
-    path.write_bytes(bytes(2 * _MB) + b"\x77" * 2 * _MB)
-    return path
 
 
 @pytest.mark.parametrize("size_mb", [4, 512, 10 * 1024, 2 * 1024 * 1024])

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from host.guest.test_reuse import Guest, a_guest
+from support.scripted_guest import Guest, a_guest
 from wrenn_sandbox.host.guest import GuestClient, GuestGone, GuestUnreachable
 
 

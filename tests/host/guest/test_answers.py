@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from host.guest.test_hostile import chunk, exec_in, frame, guest, says
+from support.played_agent import chunk, exec_in, frame, guest, says
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,

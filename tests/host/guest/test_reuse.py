@@ -3,15 +3,14 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvloop
 
+from support.scripted_guest import HEALTHY, Guest, a_guest
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.guest.connection import GuestGone
 
-_HEALTHY = b"HTTP/1.1 204 No Content\r\n\r\n"
 _JSON = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
 _STREAM = (
@@ -22,59 +21,6 @@ _LAST = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
 
 
 Come = Callable[[socket.socket], None]
-
-
-class Guest:
-    """The guest's ends of the connections that its client has made, and what came in on them."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.ends: list[socket.socket] = []
-        self.requests: list[bytes] = []
-        self.client = GuestClient(self._connect, "token")
-
-    async def _connect(self) -> socket.socket:
-        sock = socket.socket()
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, self._listener.getsockname())
-        end, _ = self._listener.accept()
-        end.setblocking(False)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.ends.append(end)
-        return sock
-
-    async def asked(self) -> socket.socket:
-        """Take a request; the connection that it came on."""
-        while True:
-            for end in self.ends:
-                with suppress(OSError):
-                    if request := end.recv(65536):
-                        self.requests.append(request)
-                        return end
-            await asyncio.sleep(0)
-
-    async def call(self, answer: bytes = _HEALTHY) -> bytes:
-        """Have the client ask something and answer it like this; the body that it gets."""
-        calling = asyncio.create_task(self.client.call("GET", "/x"))
-        (await self.asked()).sendall(answer)
-        return (await calling)[1]
-
-    def close(self) -> None:
-        self.client.close()
-        for end in self.ends:
-            end.close()
-        self._listener.close()
-
-
-@asynccontextmanager
-async def a_guest() -> AsyncIterator[Guest]:
-    guest = Guest()
-    try:
-        async with asyncio.timeout(20):
-            yield guest
-    finally:
-        guest.close()
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -89,15 +35,15 @@ def say(data: bytes) -> Come:
 
 _COMES = pytest.mark.parametrize(
     "come",
-    [socket.socket.close, say(b"x"), say(b"\r\n"), say(b"HTTP/1.1 "), say(_HEALTHY), say(_JSON)],
+    [socket.socket.close, say(b"x"), say(b"\r\n"), say(b"HTTP/1.1 "), say(HEALTHY), say(_JSON)],
     ids=["end", "byte", "line", "half", "empty", "whole"],
 )
 
 
-@pytest.mark.parametrize("answer", [_HEALTHY, _JSON, _CHUNKED])
+@pytest.mark.parametrize("answer", [HEALTHY, _JSON, _CHUNKED])
 async def test_a_connection_is_used_again(answer: bytes, guest: Guest) -> None:
     bodies = [await guest.call(answer) for _ in range(3)]
-    assert bodies == [b"" if answer == _HEALTHY else b"{}"] * 3
+    assert bodies == [b"" if answer == HEALTHY else b"{}"] * 3
     assert len(guest.ends) == 1
 
 
@@ -134,7 +80,7 @@ async def test_a_stream_that_was_left_takes_its_connection_along(guest: Guest) -
 @pytest.mark.parametrize("answer", [_LAST, _JSON + b"x", _JSON + _JSON, _CHUNKED + b"HTTP"])
 async def test_an_answer_that_is_the_last_or_too_long(answer: bytes, guest: Guest) -> None:
     assert await guest.call(answer) == b"{}"
-    assert await guest.call(_HEALTHY) == b""
+    assert await guest.call(HEALTHY) == b""
     assert len(guest.ends) == 2
 
 
@@ -172,7 +118,7 @@ async def test_no_more_are_kept_than_a_few(guest: Guest) -> None:
     calling = [asyncio.create_task(guest.client.call("GET", "/x")) for _ in range(9)]
     asked = [await guest.asked() for _ in calling]
     for end in asked:
-        end.sendall(_HEALTHY)
+        end.sendall(HEALTHY)
     await asyncio.gather(*calling)
     assert len(guest.client._idle) == 4
 

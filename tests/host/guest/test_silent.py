@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from host.guest.test_reuse import Guest, a_guest
+from support.scripted_guest import Guest, a_guest
 from wrenn_sandbox.host.guest import GuestClient, client, connection, files, processes
 from wrenn_sandbox.host.guest.connection import GuestGone
 from wrenn_sandbox.host.guest.files import GuestFiles

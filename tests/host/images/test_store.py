@@ -4,12 +4,11 @@ import os
 import threading
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from support.images import cold, fill, publish, publish_snapshot
 from wrenn_sandbox.errors import IncompatibleImage, InvalidRequest, NotFound
 from wrenn_sandbox.host.images import manifest
-from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId
@@ -25,58 +24,6 @@ def paths(tmp_path: Path) -> Paths:
 @pytest.fixture
 def store(paths: Paths) -> ImageStore:
     return ImageStore(paths)
-
-
-def fill(made: Path, names: tuple[str, ...], content: bytes) -> dict[str, manifest.FileDigest]:
-    for name in names:
-        (made / name).write_bytes(content + name.encode())
-    return {name: manifest.describe(made / name) for name in names}
-
-
-def cold(made: Path, content: bytes) -> Manifest:
-    files = fill(made, ("kernel", "initrd", "runtime", "disk"), content)
-    return Manifest(
-        image_id=manifest.derived_id(files),
-        created_at=manifest.now(),
-        name="minimal",
-        recipe_sha256="00",
-        files=files,
-        kernel_args="quiet",
-        vcpus=1,
-        memory_mb=512,
-        disk_mb=64,
-    )
-
-
-def snapshot(made: Path, base: Manifest, content: bytes) -> Manifest:
-    files = fill(made, ("vmstate", "memory", "disk"), content)
-    machine = HardwareProfile(
-        vcpus=1,
-        memory_mb=512,
-        cpu_model="max",
-        accelerator="tcg",
-        vmm="qemu",
-        vmm_version="7.2.22",
-        network="tap",
-        kernel_sha256="",
-    )
-    return msgspec.structs.replace(
-        base,
-        image_id=manifest.derived_id(files),
-        base_image_id=base.image_id,
-        files=files,
-        machine=machine,
-    )
-
-
-def publish(store: ImageStore, content: bytes, name: str | None = None) -> Manifest:
-    with store.staging() as made:
-        return store.publish(made, cold(made, content), name=name)
-
-
-def publish_snapshot(store: ImageStore, base: Manifest, content: bytes) -> Manifest:
-    with store.staging() as made:
-        return store.publish(made, snapshot(made, base, content))
 
 
 def test_a_published_image_is_read_back_and_immutable(store: ImageStore) -> None:

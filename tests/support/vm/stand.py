@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.vm.rig import Rig
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.backends import Backends
@@ -110,3 +111,28 @@ async def standing(images: Path, driver: str) -> AsyncIterator[Stand]:
             await equipment.slots.close()
             await equipment.close()
         assert await asyncio.to_thread(settled, data_dir=data_dir) == set()
+
+
+def spec_of(rig: Rig, sandbox: str) -> tuple[MachineSpec, tuple[Path, ...]]:
+    """The machine of a running sandbox, and the stored layers that its disk builds on."""
+    paths = Paths(rig.data_dir)
+    store = ImageStore(paths)
+    [record] = [each for each in rig.journals() if each.sandbox_id == sandbox]
+    image = store.open(record.image_id)
+    boot = store.boot_files(image)
+    spec = MachineSpec(
+        files=paths.machine(record.machine_id),
+        slot=record.slot,
+        vcpus=record.vcpus,
+        memory_mb=record.memory_mb,
+        kernel=boot.kernel,
+        initrd=boot.initrd,
+        kernel_args=boot.kernel_args,
+        runtime=boot.runtime,
+        disk_mb=image.disk_mb,
+        disks=(store.disk(image), store.disk(store.cold(image))),
+        memory=store.memory(image),
+    )
+    assert record.sandbox_id is not None
+    stored = [paths.generation(record.sandbox_id, each) for each in record.layers]
+    return spec, tuple(each / "disk" for each in stored)
