@@ -15,7 +15,7 @@ import uvloop
 
 from wrenn_sandbox.settings import Settings
 
-from . import interactive, memory, overhead, pause, start, steps
+from . import disk, files, interactive, memory, overhead, pause, start, steps
 from .machine import describe
 from .report import Report, save
 
@@ -28,6 +28,8 @@ FIGURES: Final[dict[str, Figure]] = {
     "memory": lambda settings, _: memory.measure(settings),
     "interactive": lambda settings, _: interactive.measure(settings),
     "exec": lambda settings, options: overhead.measure(settings, options.commands),
+    "files": lambda settings, options: files.measure(settings, options.copies),
+    "disk": lambda settings, options: disk.measure(settings, options.copies),
     "steps": lambda settings, options: steps.measure(settings, options.rounds),
 }
 
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--cold", type=int, default=5, help="cold boots")
     parser.add_argument("--cycles", type=int, default=5, help="sandboxes paused ten times")
     parser.add_argument("--commands", type=int, default=50, help="commands of the exec figure")
+    parser.add_argument("--copies", type=int, default=3, help="of the files and disk figures")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if unknown := set(options.figures) - FIGURES.keys():

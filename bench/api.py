@@ -20,7 +20,7 @@ class Api:
 
     def __init__(self, url: str, credentials: Mapping[str, str]) -> None:
         self._url = url
-        self._credentials = credentials
+        self.credentials = credentials
         self._connection: Connection | None = None
 
     @classmethod
@@ -35,7 +35,7 @@ class Api:
 
     def another(self) -> "Api":
         """The same team over a connection of its own."""
-        return Api(self._url, self._credentials)
+        return Api(self._url, self.credentials)
 
     async def call(
         self, method: str, path: str, fields: Mapping[str, object] | None = None
@@ -45,7 +45,7 @@ class Api:
         if self._connection is None or not self._connection.reusable:
             self.close()
             self._connection = await _connect(self._url)
-        headers = {"Content-Type": "application/json", **self._credentials}
+        headers = {"Content-Type": "application/json", **self.credentials}
         await self._connection.request(method, path, headers, body)
         content = await self._connection.body()
         assert self._connection.status < 300, content

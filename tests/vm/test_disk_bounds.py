@@ -33,11 +33,7 @@ def _operate(api: Api, sandbox: str) -> float:
 
 
 def test_a_guest_uses_its_disk_no_faster_than_it_may(new_rig: NewRig) -> None:
-    _, free = new_rig()
-    sandbox = free.create().id
-    unbounded = (_write(free, sandbox), _operate(free, sandbox))
-    free.delete(sandbox)
-
+    """How much slower than without bounds is measured by `./dev bench disk`."""
     rig, api = new_rig(WRENN_DISK_MBPS="2", WRENN_DISK_IOPS="50")
     sandbox = api.create().id
     for life in ("restored", "adopted", "resumed"):
@@ -48,8 +44,8 @@ def test_a_guest_uses_its_disk_no_faster_than_it_may(new_rig: NewRig) -> None:
             api.pause(sandbox)
             api.resume(sandbox)
         bounded = (_write(api, sandbox), _operate(api, sandbox))
-        assert bounded[0] > max(_MB / 2 * 0.6, 1.5 * unbounded[0]), (life, bounded, unbounded)
-        assert bounded[1] > max(_OPERATIONS / 50 * 0.6, 1.5 * unbounded[1]), (life, bounded)
+        assert bounded[0] > _MB / 2 * 0.6, (life, bounded)
+        assert bounded[1] > _OPERATIONS / 50 * 0.6, (life, bounded)
     began = time.monotonic()
     api.exec(sandbox, "sh", "-c", "dd if=/dev/zero of=/root/more bs=1M count=64 oflag=direct &")
     api.pause(sandbox)

@@ -5,13 +5,14 @@ import hashlib
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from support.vm.rig import Api, Rig
 from wrenn_sandbox.host.network.rules import SLOT_TABLE
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.slot import GUEST_IP, TAP_NAME
+
+from .api import Api
 
 _PORT = 5001
 _PIECE = 64 * 1024
@@ -64,12 +65,9 @@ class PlainCopy:
         return seconds
 
 
-@contextlib.contextmanager
-def plain_copy(api: Api, rig: Rig, sandbox: str) -> Iterator[PlainCopy]:
+@contextlib.asynccontextmanager
+async def plain_copy(api: Api, sandbox: str, namespace: str) -> AsyncIterator[PlainCopy]:
     """Run the other end in the guest, and let this end's packets reach it for as long."""
-    namespace = rig.namespace_of(rig.machine_of(sandbox))
-    assert namespace is not None, "user-mode networking reaches only the guest agent"
-    name = namespace.name
     thread = NamespaceThread("plain-copy")
 
     def connected() -> socket.socket:
@@ -77,14 +75,14 @@ def plain_copy(api: Api, rig: Rig, sandbox: str) -> Iterator[PlainCopy]:
 
     chain = ("inet", SLOT_TABLE, "output")
     match = ("oifname", TAP_NAME, "tcp", "dport", str(_PORT))
-    started = api.exec(sandbox, "sh", "-c", 'exec python3 -c "$0" >/dev/null 2>&1', _PEER)
-    assert started.exit_code == 0, started
+    await api.exec(sandbox, "sh", "-c", 'exec python3 -c "$0" >/dev/null 2>&1', _PEER)
     try:
-        added = _nft(name, "--echo", "--handle", "insert", "rule", *chain, *match, "accept")
+        added = _nft(namespace, "--echo", "--handle", "insert", "rule", *chain, *match, "accept")
+        handle = added.split("# handle ")[1].split()[0]
         try:
-            yield PlainCopy(lambda: thread.run_sync(name, connected))
+            yield PlainCopy(lambda: thread.run_sync(namespace, connected))
         finally:
-            _nft(name, "delete", "rule", *chain, "handle", added.split("# handle ")[1].split()[0])
+            _nft(namespace, "delete", "rule", *chain, "handle", handle)
     finally:
         thread.close()
 
