@@ -1,11 +1,26 @@
 """Fixtures that several folders share, and what holds for whole folders."""
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["support.servers"]
 
+# Runs as root would leave examples in the checkout that nobody else may change.
+hypothesis.settings.register_profile("wrenn", database=None)
+hypothesis.settings.load_profile("wrenn")
+
 _GUARDED = {"api", "contract", "oauth", "store", "system"}
 """Folders whose tests run the application in their own event loop."""
+_OF_THE_MACHINE = {"network", "privileged"}
+"""Folders whose tests make and compare namespaces, tables and groups of the whole machine."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in _OF_THE_MACHINE:
+            item.add_marker("serial")
+            item.add_marker("root")
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,8 @@ from support.postgres import PostgresServer
 from wrenn_sandbox.control.api.openapi import build_openapi
 from wrenn_sandbox.control.app import create_app
 
+pytestmark = pytest.mark.postgres
+
 _EXAMPLES = 15
 _SEQUENCES = 10
 _STEPS = 12

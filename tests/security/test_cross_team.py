@@ -54,7 +54,9 @@ def test_every_route_is_known(tmp_path: Path) -> None:
             raise Unclassified(f"{route.name}: whose things is it about?")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(
+    scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     url = None
     if request.param == "postgres":

@@ -520,6 +520,7 @@ async def test_every_change_leaves_a_row(user: Team, admin: Administration) -> N
     assert len(await admin.actions(2)) == 2
 
 
+@pytest.mark.postgres
 async def test_a_database_that_is_not_a_servers(
     tmp_path: Path, postgres: PostgresServer, settings: Settings, host: HostDouble
 ) -> None:

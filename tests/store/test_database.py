@@ -56,6 +56,7 @@ async def test_nobody_else_on_the_host_reads_an_sqlite_file(tmp_path: Path) -> N
     assert found == {"wrenn.db": 0o600, "wrenn.db-wal": 0o600, "wrenn.db-shm": 0o600}
 
 
+@pytest.mark.postgres
 async def test_an_sslmode_as_in_libpq(postgres: PostgresServer, migrated: str) -> None:
     url = postgres.url(postgres.make_database(migrated)) + "&sslmode=prefer"
     store = Store(Settings(database_url=url).sql_url)

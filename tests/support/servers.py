@@ -61,7 +61,7 @@ async def _migrate(url: str) -> None:
     await store.close()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest) -> str | None:
     """A new empty database; `None` is SQLite in the data directory."""
     if request.param == "sqlite":

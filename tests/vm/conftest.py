@@ -12,12 +12,22 @@ from support.vm.rig import Api, NewRig, Rig, Sandbox, rig_of
 from wrenn_sandbox.settings import Settings
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the template when machines will be booted; no test's time limit counts that."""
+    if session.config.option.collectonly or not any(
+        each.get_closest_marker("vm") for each in session.items
+    ):
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        subprocess.run(
+            [sys.executable, "-m", "wrenn_sandbox", "template", "build", "minimal"], check=True
+        )
+
+
 @pytest.fixture(scope="session")
 def images() -> Path:
-    """A data directory that holds the `minimal` template, built when it is missing."""
-    subprocess.run(
-        [sys.executable, "-m", "wrenn_sandbox", "template", "build", "minimal"], check=True
-    )
+    """A data directory that holds the `minimal` template."""
     return Settings().data_dir
 
 
