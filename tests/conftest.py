@@ -11,6 +11,8 @@ hypothesis.settings.load_profile("wrenn")
 
 _GUARDED = {"api", "contract", "oauth", "store", "system"}
 """Folders whose tests run the application in their own event loop."""
+_SLOW = {"contract", "host_agent", "security", "system"}
+"""Folders whose tests start whole hosts, or try a great many inputs."""
 _OF_THE_MACHINE = {"network", "privileged"}
 """Folders whose tests make and compare namespaces, tables and groups of the whole machine."""
 
@@ -21,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name in _OF_THE_MACHINE:
             item.add_marker("serial")
             item.add_marker("root")
+        if item.path.parent.name in _SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -189,7 +189,7 @@ async def test_the_secret_outlives_the_server(settings: Settings, host: HostDoub
         ({"auth_attempts_per_address": "3/minute"}, "address"),
     ],
 )
-async def test_attempts_are_limited(
+async def test_signups_and_logins_are_limited_in_number(
     tmp_path: Path, host: HostDouble, limits: dict[str, str], who: str
 ) -> None:
     async with serve(make_settings(tmp_path, None, **limits), host) as server:

@@ -55,7 +55,7 @@ async def test_deleting_an_unknown_key(faulty: Server, user: Team) -> None:
         assert answer.status_code == 404
 
 
-async def test_another_teams_key_can_not_be_deleted(faulty: Server, user: Team) -> None:
+async def test_another_teams_key_cannot_be_deleted(faulty: Server, user: Team) -> None:
     other = await faulty.team()
     (theirs,) = (await user.client.get("/v1/api-keys", headers=user.bearer)).json()
     answer = await other.client.delete(f"/v1/api-keys/{theirs['id']}", headers=other.bearer)

@@ -14,6 +14,8 @@ from support.listening import listening
 from wrenn_sandbox.control.api import archive
 from wrenn_sandbox.errors import AgentError, NoSpace
 
+pytestmark = pytest.mark.slow
+
 _END = bytes(1024)
 
 
@@ -57,7 +59,7 @@ def _told(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, str(answer.json()["error"]["code"])
 
 
-async def test_there_and_back(team: Team, sandbox: str) -> None:
+async def test_a_tree_is_packed_and_unpacked_through_the_api(team: Team, sandbox: str) -> None:
     answer = await _put(team, sandbox, "new/", _tar("t/a", "t/b"))
     assert answer.status_code == 200
     assert answer.json() == {
@@ -74,7 +76,7 @@ async def test_there_and_back(team: Team, sandbox: str) -> None:
         assert tar.getmember("t/a").mode == 0o755
 
 
-async def test_refusals(team: Team, sandbox: str) -> None:
+async def test_archives_that_cannot_be_made_or_taken_are_refused(team: Team, sandbox: str) -> None:
     assert _told(await _get(team, sandbox, "nothing")) == (404, "not_found")
     assert _told(await _get(team, sandbox, "/etc")) == (400, "invalid_request")
     assert _told(await _get(team, sandbox, "/dev/null")) == (400, "invalid_request")
@@ -182,7 +184,7 @@ async def test_an_archive_may_be_large(team: Team, sandbox: str) -> None:
     assert [limit for _, limit in archive.BODY_LIMITS] == [None]
 
 
-async def test_a_download_that_breaks_off_never_looks_complete(
+async def test_an_archive_that_breaks_off_never_looks_complete(
     faulty: Server, user: Team, doubled: str, host: HostDouble
 ) -> None:
     host.files["x"] = bytes(1000)
@@ -201,7 +203,7 @@ async def test_a_download_that_breaks_off_never_looks_complete(
 @pytest.mark.parametrize(
     ("error", "status"), [(NoSpace("The disk is full"), 507), (AgentError("It broke"), 502)]
 )
-async def test_failures_of_the_guest(
+async def test_failures_of_the_guest_end_an_archive_with_an_error(
     user: Team, doubled: str, host: HostDouble, error: Exception, status: int
 ) -> None:
     host.fail["unpack"] = host.fail["pack"] = error
@@ -209,7 +211,9 @@ async def test_failures_of_the_guest(
     assert (await _get(user, doubled, "x")).status_code == status
 
 
-async def test_it_is_activity(user: Team, faulty: Server, doubled: str, host: HostDouble) -> None:
+async def test_copying_an_archive_counts_as_activity(
+    user: Team, faulty: Server, doubled: str, host: HostDouble
+) -> None:
     gate = host.hold("unpack")
     putting = faulty.start(_put(user, doubled, "x", _END))
     await gate.arrived.wait()

@@ -57,7 +57,7 @@ async def test_an_idle_sandbox_is_paused(timed: Server, owner: Team, clock: Fake
 
 
 @pytest.mark.parametrize("activity", ["ping", "exec"])
-async def test_activity_puts_it_off(
+async def test_activity_puts_the_automatic_pause_off(
     timed: Server, owner: Team, clock: FakeClock, activity: str
 ) -> None:
     id = await _create(owner)
@@ -141,7 +141,7 @@ async def test_who_may_not_use_a_sandbox_does_not_keep_it_awake(
     assert await _status(owner, id) == "paused"
 
 
-async def test_a_failure_keeps_it_running_and_is_tried_again_later(
+async def test_an_automatic_pause_that_fails_keeps_the_sandbox_running_and_is_repeated(
     timed: Server, owner: Team, clock: FakeClock, host: HostDouble
 ) -> None:
     id = await _create(owner)
@@ -174,7 +174,9 @@ async def test_a_resumed_sandbox_counts_from_its_resume(
     assert await _status(owner, id) == "running"
 
 
-async def test_it_happens_by_itself(tmp_path: Path, host: HostDouble) -> None:
+async def test_idle_sandboxes_are_paused_without_a_request(
+    tmp_path: Path, host: HostDouble
+) -> None:
     async with serve(make_settings(tmp_path, None), host) as server:
         team = await server.team()
         id = await _create(team, 1)

@@ -19,6 +19,8 @@ from wrenn_sandbox.model.limits import COMMAND_BYTES
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command, CommandResult
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def busy(settings: Settings, host: HostDouble) -> AsyncIterator[Server]:
@@ -35,7 +37,7 @@ async def _create(team: Team) -> str:
 
 
 @pytest.mark.parametrize("database_url", [None])
-async def test_calls_at_once(busy: Server, host: HostDouble) -> None:
+async def test_the_number_of_calls_at_once_is_bounded(busy: Server, host: HostDouble) -> None:
     team, stranger = await busy.team(), await busy.team()
     first, second, foreign = await _create(team), await _create(team), await _create(stranger)
     gate = host.hold("exec")
@@ -104,7 +106,7 @@ async def test_an_answer_that_nobody_reads_is_a_call_still(
             writer.close()
 
 
-def test_what_has_ended_is_not_remembered() -> None:
+def test_ended_calls_leave_nothing_in_memory() -> None:
     calls = ConcurrencyLimiter(per_sandbox=1, per_team=2)
     team, one, two = TeamId("team-a"), SandboxId("sb-one"), SandboxId("sb-two")
     with calls.acquire(team, one), calls.acquire(team, two):
@@ -160,7 +162,7 @@ async def test_the_history_holds_the_last_events(
     assert len((await user.client.get(f"/v1/sandboxes/{other}/events")).json()) == 3
 
 
-async def test_so_it_does_when_the_network_policy_changes(
+async def test_the_history_holds_the_last_changes_of_the_network_policy(
     user: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_store, "EVENTS_KEPT", 4)

@@ -128,7 +128,7 @@ async def test_a_failure_can_be_read(open_server: Server, monkeypatch: pytest.Mo
     assert answer.headers.items() >= _SAFE.items()
 
 
-async def test_preflights(open_server: Server) -> None:
+async def test_preflights_of_named_origins_are_answered(open_server: Server) -> None:
     client = _client(open_server, "198.51.100.1")
 
     async def ask(origin: str, method: str, headers: str) -> httpx2.Response:

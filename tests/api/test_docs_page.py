@@ -12,7 +12,10 @@ from support.host_double import HostDouble
 from support.live import live_server
 from wrenn_sandbox.client import Client
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="a machine without Chromium")
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason="a machine without Chromium"),
+    pytest.mark.slow,
+]
 
 _WATCH = """
     window.violations = [];
@@ -58,7 +61,7 @@ def _send(page: Page, method: str, path: str, *values: str) -> tuple[int, dict[s
     return int(head.split()[0]), json.loads(body) if body else {}
 
 
-def test_trying_it(url: str, page: Page) -> None:
+def test_a_request_can_be_tried_on_the_docs_page(url: str, page: Page) -> None:
     with Client(url) as client:
         client.signup("ada@example.com", "correct horse")
         key = client.api_keys.create("page").key
@@ -92,7 +95,7 @@ def _token_of(url: str) -> str:
         return client.login("ada@example.com", "correct horse").token
 
 
-def test_nothing_goes_anywhere_else(page: Page) -> None:
+def test_the_docs_page_calls_no_other_server(page: Page) -> None:
     refused = page.value('fetch("http://127.0.0.1:9/").then(() => false, () => true)')
     assert refused is True
     assert page.value("window.violations") == ["connect-src"]

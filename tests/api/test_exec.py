@@ -57,14 +57,14 @@ async def test_arguments_are_not_interpreted(team: Team, sandbox: str) -> None:
     assert answer.json()["stdout"] == "".join(f"{each}|" for each in arguments)
 
 
-async def test_environment_and_directory(team: Team, sandbox: str) -> None:
+async def test_exec_takes_environment_and_directory(team: Team, sandbox: str) -> None:
     answer = await _exec(
         team, sandbox, cmd="sh", args=["-c", "echo $COLOUR; pwd"], envs={"COLOUR": "grün"}, cwd="/"
     )
     assert answer.json()["stdout"] == "grün\n/\n"
 
 
-async def test_a_command_that_does_not_exist(team: Team, sandbox: str) -> None:
+async def test_exec_of_an_unknown_program_says_so(team: Team, sandbox: str) -> None:
     answer = await _exec(team, sandbox, cmd="no-such-program")
     assert (answer.status_code, answer.json()["exit_code"]) == (200, 127)
 
@@ -76,7 +76,7 @@ async def test_binary_output_comes_as_base64(team: Team, sandbox: str) -> None:
     assert answer.json()["stderr"] == ""
 
 
-async def test_a_command_over_its_time(team: Team, sandbox: str) -> None:
+async def test_exec_over_its_time_answers_with_its_output(team: Team, sandbox: str) -> None:
     answer = await _exec(
         team, sandbox, cmd="sh", args=["-c", "echo begun; sleep 60"], timeout_sec=1
     )

@@ -20,6 +20,8 @@ from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import Channel, Ended, Output
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["sqlite"])
 def database_url(request: pytest.FixtureRequest) -> str | None:
@@ -81,7 +83,7 @@ async def test_a_command_from_start_to_exit(peer: Peer) -> None:
     assert {frame["type"] for frame in frames} == {"start", "stdout", "stderr", "exit"}
 
 
-async def test_what_a_command_leaves_running_goes_on(peer: Peer, tmp_path: Path) -> None:
+async def test_what_a_followed_command_leaves_running_goes_on(peer: Peer, tmp_path: Path) -> None:
     done = tmp_path / "done"
     frames = await _run(peer, f"(sleep 1; echo late; echo late >&2; touch {done}) & echo started")
     assert output_of(frames) == "started\n"
@@ -90,7 +92,7 @@ async def test_what_a_command_leaves_running_goes_on(peer: Peer, tmp_path: Path)
     await eventually(done.exists)
 
 
-async def test_input_and_its_end(peer: Peer) -> None:
+async def test_a_followed_command_gets_input_and_its_end(peer: Peer) -> None:
     await peer.say(type="start", cmd="cat")
     await peer.say(type="stdin", data="hé")
     await peer.until("stdout", "hé")
@@ -126,20 +128,22 @@ async def test_what_is_no_text_arrives_as_it_is(peer: Peer) -> None:
     assert kinds == ["base64", None, "base64"]
 
 
-async def test_much_output_arrives_complete_and_in_order(peer: Peer) -> None:
+async def test_much_output_of_a_followed_command_arrives_in_order(peer: Peer) -> None:
     count = 2_000_000
     frames = await _run(peer, f"seq {count}; echo end >&2")
     assert output_of(frames) == "".join(f"{n}\n" for n in range(1, count + 1))
     assert output_of(frames, "stderr") == "end\n"
 
 
-async def test_environment_directory_and_user(peer: Peer) -> None:
+async def test_a_followed_command_takes_environment_directory_and_user(peer: Peer) -> None:
     frames = await _run(peer, "echo $COLOUR; pwd; id -un", envs={"COLOUR": "grün"}, cwd="/tmp")
     assert output_of(frames) == "grün\n/tmp\nroot\n"
 
 
 @pytest.mark.parametrize(("cmd", "code"), [("no-such-program", 127), ("/etc/passwd", 126)])
-async def test_a_command_that_can_not_be_started(peer: Peer, cmd: str, code: int) -> None:
+async def test_a_followed_command_that_cannot_be_started_says_why(
+    peer: Peer, cmd: str, code: int
+) -> None:
     await peer.say(type="start", cmd=cmd)
     frames = await peer.rest()
     assert [frame["type"] for frame in frames] == ["stderr", "exit"]
@@ -155,7 +159,7 @@ async def test_a_directory_or_user_that_does_not_exist(peer: Peer, fields: dict[
     assert peer.closed_with[0] == 1000
 
 
-async def test_a_terminal(peer: Peer) -> None:
+async def test_a_followed_command_can_have_a_terminal(peer: Peer) -> None:
     await peer.say(type="start", cmd="sh", tty=True, cols=100, rows=30)
     await peer.say(type="stdin", data="stty -echo size\n")
     await peer.until("stdout", "30 100")
@@ -312,7 +316,7 @@ async def test_a_reader_that_stops_reading_stops_the_command(
         "{" * 100_000,
     ],
 )
-async def test_first_messages_that_are_not_acceptable(peer: Peer, message: str) -> None:
+async def test_a_stream_refuses_wrong_first_messages(peer: Peer, message: str) -> None:
     await peer.connection.send(message)
     (frame,) = await peer.rest()
     assert (frame["type"], frame["code"]) == ("error", "invalid_request")
@@ -452,7 +456,7 @@ async def test_a_credential_that_does_not_come(url: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("ending", ["pause", "delete"])
-async def test_a_stream_ends_with_its_sandbox(
+async def test_the_websocket_of_a_command_ends_with_its_sandbox(
     server: Server, peer: Peer, team: Team, sandbox: str, ending: str
 ) -> None:
     await peer.say(type="start", cmd="sh", args=["-c", "echo up; sleep 60"])
@@ -471,7 +475,7 @@ async def test_a_stream_ends_with_its_sandbox(
     assert (await work).status_code in (200, 204)
 
 
-async def test_a_guest_that_fails(
+async def test_a_stream_tells_of_a_guest_that_fails(
     faulty: Server, user: Team, doubled: str, host: HostDouble
 ) -> None:
     async with listening(faulty.app) as port:

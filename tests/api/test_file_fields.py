@@ -9,6 +9,8 @@ import pytest
 from support.api_server import Server, Team
 from support.host_double import HostDouble
 
+pytestmark = pytest.mark.slow
+
 _BOUNDARY = "b0undary"
 _ROUTES = ("write", "stream/write")
 _RAW = b"raw-\xff\xfe"
@@ -74,7 +76,7 @@ async def test_user_and_mode_of_a_new_file(team: Team, sandbox: str, route: str)
 
 
 @pytest.mark.parametrize("route", _ROUTES)
-async def test_a_file_that_is_replaced_keeps_what_it_had(
+async def test_a_replaced_file_keeps_its_user_and_mode(
     team: Team, sandbox: str, route: str
 ) -> None:
     await _output(team, sandbox, "echo old > f; chown nobody f; chmod 4711 f; ln f link")
@@ -186,7 +188,9 @@ async def test_a_path_that_is_no_text(team: Team, sandbox: str, route: str) -> N
     assert await _output(team, sandbox, "ls -A") == []
 
 
-async def test_files_of_the_kernel(team: Team, sandbox: str) -> None:
+async def test_files_of_the_kernel_are_read_and_written_through_the_api(
+    team: Team, sandbox: str
+) -> None:
     read = await _post(team, sandbox, "read", path="/proc/kallsyms")
     (wanted,) = await _output(team, sandbox, "sha256sum < /proc/kallsyms")
     assert hashlib.sha256(read.content).hexdigest() == wanted.split()[0]
@@ -211,7 +215,7 @@ async def test_times_are_whole_seconds(team: Team, sandbox: str) -> None:
     assert [each["modified_at"] for each in entries] == [1_700_000_000, -2]
 
 
-async def test_the_document_names_them(server: Server) -> None:
+async def test_the_document_names_user_and_mode(server: Server) -> None:
     document = (await server.client().get("/openapi.json")).json()
     for route in _ROUTES:
         upload = document["paths"]["/v1/sandboxes/{id}/files/" + route]["post"]

@@ -19,6 +19,8 @@ from wrenn_sandbox.errors import AgentError, NoSpace
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import Phase
 
+pytestmark = pytest.mark.slow
+
 _ROUTES = ("write", "stream/write")
 _BOUNDARY = "b0undary"
 
@@ -85,7 +87,7 @@ def _told(answer: httpx2.Response) -> tuple[int, str]:
 @pytest.mark.parametrize("route", _ROUTES)
 @pytest.mark.parametrize("reading", ["read", "stream/read"])
 @pytest.mark.parametrize("size", [0, 1, 65_535, 3_000_001])
-async def test_what_is_written_is_read(
+async def test_what_is_written_through_the_api_is_read(
     team: Team, sandbox: str, route: str, reading: str, size: int
 ) -> None:
     content = os.urandom(size)
@@ -206,7 +208,9 @@ async def test_a_name_that_is_no_text(team: Team, sandbox: str) -> None:
 
 
 @pytest.mark.parametrize("route", _ROUTES)
-async def test_targets_that_can_not_be_written(team: Team, sandbox: str, route: str) -> None:
+async def test_targets_that_cannot_be_written_are_told_apart(
+    team: Team, sandbox: str, route: str
+) -> None:
     script = "mkdir dir; mkfifo fifo; ln -s loop loop; touch file"
     await _exec(team, sandbox, script)
     for path in ("dir", "dir/", "fifo", "loop", "/dev/null", "/", ".", "file/below"):
@@ -225,7 +229,9 @@ async def _exec(team: Team, sandbox: str, script: str) -> str:
 
 
 @pytest.mark.parametrize("route", ["read", "stream/read"])
-async def test_what_can_not_be_read(team: Team, sandbox: str, route: str) -> None:
+async def test_files_that_cannot_be_read_are_told_apart(
+    team: Team, sandbox: str, route: str
+) -> None:
     await _exec(team, sandbox, "mkdir dir; mkfifo fifo; ln -s loop loop; ln -s nowhere dangling")
     for path in ("missing", "dir/missing", "dangling"):
         assert _told(await _read(team, sandbox, path, route)) == (404, "not_found"), path
@@ -247,7 +253,7 @@ async def test_symlinks_are_followed_and_modes_are_kept(team: Team, sandbox: str
     ]
 
 
-async def test_listing(team: Team, sandbox: str) -> None:
+async def test_a_directory_is_listed_with_its_entries(team: Team, sandbox: str) -> None:
     await _exec(team, sandbox, "mkdir -p a/b; printf 12345 > a/b/file; ln -s a/b/file link")
     shallow = (await _post(team, sandbox, "list", path=".")).json()["entries"]
     assert {each["name"] for each in shallow} == {"a", "link"}
@@ -278,7 +284,9 @@ async def test_making_and_removing(team: Team, sandbox: str) -> None:
     assert _told(await _post(team, sandbox, "remove", path="/")) == (400, "invalid_request")
 
 
-async def test_of_other_teams_and_states(server: Server, team: Team, sandbox: str) -> None:
+async def test_files_of_other_teams_and_states_are_refused(
+    server: Server, team: Team, sandbox: str
+) -> None:
     stranger = await server.team()
     for call in ("read", "stream/read", "list", "mkdir", "remove"):
         assert _told(await _post(stranger, sandbox, call, path="x")) == (404, "not_found")
@@ -324,7 +332,9 @@ async def test_the_disk_of_the_guest_is_full(user: Team, doubled: str, host: Hos
         assert _told(await _write(user, doubled, "x", b"1", route)) == (507, "no_space")
 
 
-async def test_a_guest_that_fails(user: Team, doubled: str, host: HostDouble) -> None:
+async def test_file_calls_tell_of_a_guest_that_fails(
+    user: Team, doubled: str, host: HostDouble
+) -> None:
     for call in ("read_file", "write_file", "list_directory"):
         host.fail[call] = AgentError("The sandbox closed the connection.")
     assert _told(await _read(user, doubled, "x")) == (502, "agent_error")
@@ -334,7 +344,7 @@ async def test_a_guest_that_fails(user: Team, doubled: str, host: HostDouble) ->
     assert _told(await _post(user, doubled, "mkdir", path="x")) == (502, "agent_error")
 
 
-async def test_a_download_that_breaks_off_never_looks_complete(
+async def test_a_file_download_that_breaks_off_never_looks_complete(
     faulty: Server, user: Team, doubled: str, host: HostDouble
 ) -> None:
     host.files["x"] = bytes(1000)

@@ -20,6 +20,8 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import TRANSITIONS, Event, State
 from wrenn_sandbox.wire.messages import Phase
 
+pytestmark = pytest.mark.slow
+
 _FAULTS = ("create", "pause", "resume", "snapshot", "destroy")
 _EXPECTED_PHASE = {State.RUNNING: Phase.RUNNING, State.PAUSED: Phase.PAUSED}
 
@@ -120,6 +122,6 @@ def no_sweeps_but_those_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(steps=st.lists(_steps, min_size=1, max_size=8))
-def test_any_interleaving(steps: list[Step]) -> None:
+def test_any_interleaving_of_requests_and_faults_ends_in_a_legal_state(steps: list[Step]) -> None:
     with TemporaryDirectory() as directory:
         asyncio.run(_play(steps, Path(directory)))

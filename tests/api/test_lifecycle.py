@@ -53,7 +53,9 @@ async def test_what_the_state_does_not_allow(
 
 
 @pytest.mark.parametrize("action", ["pause", "resume"])
-async def test_one_of_two_wins(host: HostDouble, user: Team, id: str, action: str) -> None:
+async def test_one_of_two_operations_at_once_wins(
+    host: HostDouble, user: Team, id: str, action: str
+) -> None:
     if action == "resume":
         await _post(user, id, "pause")
     answers = await asyncio.gather(*(_post(user, id, action) for _ in range(4)))

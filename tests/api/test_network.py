@@ -162,7 +162,9 @@ async def test_an_ended_sandbox_gets_no_policy(
     assert await _policy(user, id) == CLOSED
 
 
-async def test_nor_does_one_in_flight(faulty: Server, host: HostDouble, user: Team) -> None:
+async def test_a_sandbox_in_flight_gets_no_policy(
+    faulty: Server, host: HostDouble, user: Team
+) -> None:
     id = await _create(user)
     gate = host.hold("pause")
     pausing = faulty.start(user.client.post(f"/v1/sandboxes/{id}/pause"))

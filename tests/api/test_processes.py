@@ -15,6 +15,8 @@ from support.sockets import output_of, talking
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import ProcessSignal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["sqlite"])
 def database_url(request: pytest.FixtureRequest) -> str | None:
@@ -91,14 +93,16 @@ async def test_tags_that_are_not_acceptable(team: Team, sandbox: str, tag: objec
     assert _told(await _start(team, sandbox, "true", tag=tag)) == (400, "invalid_request")
 
 
-async def test_a_command_that_can_not_be_started(team: Team, sandbox: str) -> None:
+async def test_a_background_command_that_cannot_be_started_says_why(
+    team: Team, sandbox: str
+) -> None:
     for fields in ({"cmd": "no-such-program"}, {"cwd": "/no/such"}, {"user": "nobody-here"}):
         answer = await _start(team, sandbox, "true", **fields)
         assert _told(answer) == (400, "invalid_request")
         assert answer.json()["error"]["message"]
 
 
-async def test_processes_that_can_not_be_signalled(team: Team, sandbox: str) -> None:
+async def test_processes_that_cannot_be_signalled_are_told_apart(team: Team, sandbox: str) -> None:
     for process in ("1", "0", "999999999", "9" * 30, "nothing", "-1"):
         assert _told(await _signal(team, sandbox, process)) == (404, "not_found")
     pid = (await _start(team, sandbox, "sleep 60")).json()["pid"]
@@ -106,7 +110,9 @@ async def test_processes_that_can_not_be_signalled(team: Team, sandbox: str) -> 
         assert _told(await _signal(team, sandbox, pid, query)) == (400, "invalid_request")
 
 
-async def test_of_other_teams_and_states(server: Server, team: Team, sandbox: str) -> None:
+async def test_processes_of_other_teams_and_states_are_refused(
+    server: Server, team: Team, sandbox: str
+) -> None:
     stranger = await server.team()
     for path in ("processes", "metrics"):
         url = f"/v1/sandboxes/{sandbox}/{path}"
@@ -120,7 +126,7 @@ async def test_of_other_teams_and_states(server: Server, team: Team, sandbox: st
     assert _told(await _start(team, sandbox, "true")) == (409, "invalid_state")
 
 
-async def test_metrics(team: Team, sandbox: str) -> None:
+async def test_processes_show_in_the_metrics(team: Team, sandbox: str) -> None:
     answer = await team.client.get(f"/v1/sandboxes/{sandbox}/metrics")
     assert answer.status_code == 200
     assert answer.json()["cpu_count"] >= 1
@@ -181,7 +187,9 @@ async def test_a_client_that_goes_leaves_the_command(
         assert (await peer.rest())[-1] == {"type": "exit", "exit_code": 143}
 
 
-async def test_processes_that_can_not_be_followed(team: Team, sandbox: str, port: int) -> None:
+async def test_processes_that_cannot_be_followed_are_told_apart(
+    team: Team, sandbox: str, port: int
+) -> None:
     for process in ("1", "nothing"):
         with pytest.raises(InvalidStatus) as caught:
             async with talking(_url(port, sandbox, process), team.key):

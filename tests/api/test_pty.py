@@ -16,6 +16,8 @@ from wrenn_sandbox.control.api.streams import pty, session
 from wrenn_sandbox.host.guest import RunningGuest
 from wrenn_sandbox.ids import SandboxId
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["sqlite"])
 def database_url(request: pytest.FixtureRequest) -> str | None:
@@ -121,7 +123,7 @@ async def test_answers_to_pings(url: str, team: Team, sandbox: str, path: str) -
         assert (await peer.rest())[-1] == {"type": "exit", "exit_code": 0}
 
 
-async def test_control_characters(peer: Peer) -> None:
+async def test_control_characters_reach_the_terminal(peer: Peer) -> None:
     await peer.say(type="start", cmd="sh", args=["-c", "echo up; while :; do :; done"])
     await peer.until("output", "up")
     await _type(peer, "\x03")
@@ -210,7 +212,7 @@ async def test_a_tag_that_is_taken_or_unknown(url: str, team: Team, peer: Peer) 
         {},
     ],
 )
-async def test_first_messages_that_are_not_acceptable(
+async def test_a_terminal_refuses_wrong_first_messages(
     peer: Peer, message: dict[str, object]
 ) -> None:
     await peer.say(**message)
@@ -230,7 +232,9 @@ async def test_input_that_is_not_acceptable(team: Team, sandbox: str, url: str, 
         assert (await again.hear())["type"] == "started"
 
 
-async def test_pings(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_terminal_sends_pings_while_it_is_idle(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(session, "PING_SECONDS", 0.1)
     await peer.say(type="start", cmd="sleep", args=["60"])
     assert (await peer.hear())["type"] == "started"

@@ -18,6 +18,8 @@ from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.quota import QuotaOverride
 from wrenn_sandbox.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 Limited = Callable[..., AbstractAsyncContextManager[tuple[Server, Team]]]
 
 

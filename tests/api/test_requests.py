@@ -55,7 +55,7 @@ async def test_duplicate_keys_and_odd_numbers_are_read(faulty: Server, user: Tea
     assert (answer.json()["vcpus"], answer.json()["memory_mb"]) == (2, 128)
 
 
-async def test_content_types(faulty: Server, user: Team) -> None:
+async def test_bodies_need_the_right_content_type(faulty: Server, user: Team) -> None:
     for content_type, status in (
         ("application/json", 201),
         ("Application/JSON; charset=utf-8", 201),
@@ -116,7 +116,7 @@ async def test_unknown_routes_and_methods(faulty: Server, user: Team) -> None:
         assert answer.headers["allow"] == allowed
 
 
-async def test_request_ids(faulty: Server) -> None:
+async def test_every_answer_has_a_request_id(faulty: Server) -> None:
     client = faulty.client()
     for given in ("abc", "A-1_b.c:d", "x" * 128):
         answer = await client.get("/health", headers={"X-Request-Id": given})

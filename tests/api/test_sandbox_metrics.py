@@ -62,7 +62,7 @@ async def test_a_guest_that_does_not_answer(user: Team, host: HostDouble, lost: 
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "agent_error")
 
 
-async def test_they_are_no_activity(user: Team) -> None:
+async def test_reading_metrics_is_no_activity(user: Team) -> None:
     id = await _create(user)
     before = (await user.client.get(f"/v1/sandboxes/{id}")).json()["last_active_at"]
     await user.client.get(f"/v1/sandboxes/{id}/metrics")

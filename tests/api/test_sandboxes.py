@@ -103,7 +103,7 @@ _UNKNOWN_IDS: list[str] = [
 ]
 
 
-async def test_unknown_ids(faulty: Server, user: Team) -> None:
+async def test_unknown_ids_are_not_found(faulty: Server, user: Team) -> None:
     for id in _UNKNOWN_IDS:
         for method, action in (
             ("GET", ""),

@@ -15,6 +15,8 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import CommandResult, Egress
 
+pytestmark = pytest.mark.slow
+
 _CHECK_SEC = 0.3
 _SINCE = "guest not responding since 2026-11-01T12:00:00Z"
 _SILENT = AgentError("The sandbox did not answer in time.")
@@ -148,7 +150,7 @@ async def test_a_command_out_of_time_raises_the_suspicion(
     assert await _kinds(team, id) == ["not_responding"]
 
 
-async def test_one_that_responds_again(
+async def test_a_guest_that_responds_again_is_noticed(
     server: Server, team: Team, host: HostDouble, clock: FakeClock
 ) -> None:
     id = await _create(team)
@@ -212,7 +214,9 @@ async def test_a_pause_and_a_resume_between_two_looks(
     assert await _gauge(server) == 0
 
 
-async def test_a_new_server_knows(settings: Settings, host: HostDouble, clock: FakeClock) -> None:
+async def test_a_new_server_knows_which_guests_are_silent(
+    settings: Settings, host: HostDouble, clock: FakeClock
+) -> None:
     async with serve(settings, host, clock) as server:
         team = await server.team()
         id, other = await _create(team), await _create(team)

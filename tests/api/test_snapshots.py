@@ -9,6 +9,8 @@ from support.api_server import Server, Team
 from support.host_double import HostDouble
 from wrenn_sandbox.errors import HostFailure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def id(user: Team) -> str:
@@ -55,7 +57,7 @@ async def test_lists_and_filters(user: Team, id: str) -> None:
         assert (await user.client.get(f"/v1/snapshots{query}")).status_code == 400
 
 
-async def test_automatic_names(user: Team, id: str) -> None:
+async def test_snapshots_without_a_name_get_one(user: Team, id: str) -> None:
     first = (await _snapshot(user, id)).json()["name"]
     second = (await _snapshot(user, await _create(user), name=None)).json()["name"]
     assert first != second

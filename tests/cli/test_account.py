@@ -18,7 +18,7 @@ def _settings(home: Path, url: str | None = None, key: str | None = None) -> Cli
     )
 
 
-def test_nothing_is_known(tmp_path: Path) -> None:
+def test_a_command_without_server_and_key_says_what_to_do(tmp_path: Path) -> None:
     assert caller(_settings(tmp_path)) == Caller(DEFAULT_URL, None)
 
 
@@ -52,20 +52,20 @@ def test_what_is_kept_is_for_nobody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"url = ", b'url = "x"\n', b"url = 1\napi_key = 2\n", b"\xff"])
-def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_key_file_is_told(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "config.toml"
     file.write_bytes(content)
     with pytest.raises(ClientError, match="wrenn login"):
         kept(file)
 
 
-def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
     (tmp_path / "wrenn").write_text("a file")
     with pytest.raises(ClientError, match="can not be written"):
         keep(tmp_path / "wrenn" / "config.toml", _KEPT)
 
 
-def test_settings_come_from_the_environment(
+def test_server_and_key_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WRENN_URL", "http://h.test")

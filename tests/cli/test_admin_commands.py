@@ -16,6 +16,8 @@ from support.terminal_screen import Screen
 from wrenn_sandbox.cli.main import main
 from wrenn_sandbox.client import Client, ClientError
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Done:
@@ -75,7 +77,7 @@ def _works(client: Client) -> bool:
     return True
 
 
-def test_lists(served: Served, operator: Operator) -> None:
+def test_admin_lists_what_there_is_without_secrets(served: Served, operator: Operator) -> None:
     with served.client() as client, client.sandboxes.create() as sandbox:
         shown = "".join(
             operator.out(command) for command in ("users", "teams", "keys", "sandboxes", "log")
@@ -133,7 +135,7 @@ def test_a_user_who_has_to_go(served: Served, operator: Operator) -> None:
     assert "disable-user" in operator.out("log", "--limit", "100")
 
 
-def test_draining(served: Served, operator: Operator) -> None:
+def test_admin_drains_and_undrains_a_server(served: Served, operator: Operator) -> None:
     with served.client() as client, client.sandboxes.create() as sandbox:
         before = json.loads(operator.out("drain", "--status", "--json"))
         assert before["draining_since"] is None
@@ -150,7 +152,7 @@ def test_draining(served: Served, operator: Operator) -> None:
         assert operator.run("drain", *wrong).returncode == 2
 
 
-def test_a_quota(served: Served, operator: Operator) -> None:
+def test_admin_sets_and_shows_a_quota(served: Served, operator: Operator) -> None:
     (team,) = json.loads(operator.out("teams", "--json"))
     assert operator.out("set-quota", team["id"], "running=2", "vcpus=3") == (
         '{"running":2,"vcpus":3}\n'
@@ -163,7 +165,7 @@ def test_a_quota(served: Served, operator: Operator) -> None:
     assert operator.out("set-quota", team["id"], "vcpus=") == "{}\n"
 
 
-def test_all_keys_of_a_team(served: Served, operator: Operator) -> None:
+def test_admin_revokes_all_keys_of_a_team(served: Served, operator: Operator) -> None:
     """From here on the team's key is gone."""
     (team,) = json.loads(operator.out("teams", "--json"))
     assert "keys of" in operator.out("revoke-keys", team["id"])
@@ -171,7 +173,7 @@ def test_all_keys_of_a_team(served: Served, operator: Operator) -> None:
         assert not _works(client)
 
 
-def test_making_users(served: Served, operator: Operator) -> None:
+def test_admin_makes_users(served: Served, operator: Operator) -> None:
     """From here on there are more users."""
     create = ("create-user", " Ada@Example.com ", "--password-stdin")
     said = operator.out(*create, input="no spaces cut \n")

@@ -22,6 +22,8 @@ from wrenn_sandbox.client import (
     Sandbox,
 )
 
+pytestmark = pytest.mark.slow
+
 _WRENN = [sys.executable, "-m", "wrenn_sandbox"]
 _TIME = (981173106_789012345, 981173106_789012345)
 
@@ -105,7 +107,7 @@ def described(root: Path) -> dict[bytes, tuple[object, ...]]:
     return found
 
 
-def test_a_tree_there_and_back(person: Person, sandbox: Sandbox, tree: Path) -> None:
+def test_cp_copies_a_tree_there_and_back(person: Person, sandbox: Sandbox, tree: Path) -> None:
     began = time.monotonic()
     assert person.cp("-r", "tree", f"{sandbox.id}:") == (0, "")
     assert sandbox.exec("tree/run.sh").check().stdout == "it runs\n"
@@ -197,7 +199,7 @@ def test_links_that_lead_out(person: Person, sandbox: Sandbox) -> None:
     assert os.readlink(person.directory / "t/out") == "/etc/passwd"
 
 
-def test_what_can_not_be_read_here(person: Person, sandbox: Sandbox, tree: Path) -> None:
+def test_cp_tells_what_it_cannot_read_here(person: Person, sandbox: Sandbox, tree: Path) -> None:
     os.mkfifo(tree / "pipe")
     code, said = person.cp("-r", "tree", "nothing", f"{sandbox.id}:")
     assert code == 1
@@ -212,7 +214,7 @@ def test_what_can_not_be_read_here(person: Person, sandbox: Sandbox, tree: Path)
     assert (person.directory / "back/run.sh").exists()
 
 
-def test_what_is_not_there(person: Person, sandbox: Sandbox, tree: Path) -> None:
+def test_cp_tells_what_is_not_there(person: Person, sandbox: Sandbox, tree: Path) -> None:
     for arguments in (
         (f"{sandbox.id}:nothing", "."),
         ("-r", f"{sandbox.id}:nothing", "."),
@@ -250,7 +252,7 @@ def test_a_tree_that_was_not_asked_for(
     assert not (tmp_path / "back").exists()
 
 
-def test_files_of_the_kernel(person: Person, sandbox: Sandbox) -> None:
+def test_cp_copies_files_of_the_kernel(person: Person, sandbox: Sandbox) -> None:
     """They say that they are empty, or as large as a page."""
     assert person.cp(f"{sandbox.id}:/proc/self/status", "status") == (0, "")
     assert "Name:" in (person.directory / "status").read_text()
@@ -266,7 +268,7 @@ def _shown(person: Person, *arguments: str) -> dict[str, object]:
     return shown
 
 
-def test_as_json(person: Person, sandbox: Sandbox, tree: Path) -> None:
+def test_cp_reports_as_json(person: Person, sandbox: Sandbox, tree: Path) -> None:
     shown = _shown(person, "-r", "tree/sub", f"{sandbox.id}:/root")
     assert shown == {"source": "tree/sub", "target": f"{sandbox.id}:/root/sub", "size": 23}
     sandbox.files.mkdir("dir")
@@ -292,7 +294,7 @@ def test_a_pipe_has_no_user(person: Person, sandbox: Sandbox) -> None:
         assert (code, "--user" in said) == (1, True)
 
 
-def test_interrupted(person: Person, sandbox: Sandbox) -> None:
+def test_an_interrupted_cp_leaves_no_half_file(person: Person, sandbox: Sandbox) -> None:
     """A single file is there whole or not at all, on both sides, and nothing is left of it."""
     sandbox.exec("sh", "-c", "echo old >big; yes | head -c 500000000 >src").check()
     (person.directory / "big").write_text("old")
@@ -323,7 +325,9 @@ def _until_it_has_begun(person: Person, sandbox: Sandbox) -> None:
         assert time.monotonic() < deadline
 
 
-def test_a_full_disk_there(person: Person, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_cp_tells_of_a_full_disk_in_the_sandbox(
+    person: Person, sandbox: Sandbox, tmp_path: Path
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
@@ -343,7 +347,7 @@ def test_a_full_disk_there(person: Person, sandbox: Sandbox, tmp_path: Path) -> 
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_many_entries(person: Person, sandbox: Sandbox) -> None:
+def test_cp_copies_a_tree_of_many_entries(person: Person, sandbox: Sandbox) -> None:
     many = person.directory / "many"
     many.mkdir()
     for number in range(5000):
@@ -353,7 +357,7 @@ def test_many_entries(person: Person, sandbox: Sandbox) -> None:
     assert len(list((person.directory / "back").iterdir())) == 5000
 
 
-def test_the_client(sandbox: Sandbox, tree: Path, tmp_path: Path) -> None:
+def test_the_client_copies_trees(sandbox: Sandbox, tree: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     copied = sandbox.files.upload(tree, "t", progress=lambda count, total: seen.append(count))
     assert (copied.left_out, copied.into_directory, sum(seen) > 3_000_000) == ((), False, True)

@@ -49,7 +49,7 @@ def line(name: str, facts: MachineFacts, kvm: KvmVerdict = KVM, **settings: obje
     return next(each for each in lines if each.name == name)
 
 
-def test_a_good_machine() -> None:
+def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     lines = examine(GOOD, KVM, SETTINGS)
     assert {each.status for each in lines} == {"ok"}
     assert not any(each.advice for each in lines)

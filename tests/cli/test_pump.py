@@ -31,7 +31,7 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def test_input_and_its_end(pipe: tuple[int, int]) -> None:
+def test_standard_input_arrives_and_ends(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     got: list[bytes] = []
     ended = threading.Event()
@@ -51,7 +51,7 @@ def test_leaving_while_nothing_comes(pipe: tuple[int, int]) -> None:
     assert set(os.listdir("/proc/self/fd")) == files
 
 
-def test_a_server_that_is_gone_ends_it(pipe: tuple[int, int]) -> None:
+def test_a_server_that_is_gone_ends_the_pump(pipe: tuple[int, int]) -> None:
     tried = threading.Event()
 
     def send(data: bytes) -> None:

@@ -15,6 +15,8 @@ from support.served import PASSWORD, Served, serving
 from support.terminal_screen import Screen
 from wrenn_sandbox.client import Sandbox
 
+pytestmark = pytest.mark.slow
+
 _WRENN = [sys.executable, "-m", "wrenn_sandbox"]
 _LIST = ("process", "list", "--json")
 
@@ -70,7 +72,7 @@ def sandbox(served: Served) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def test_logging_in(served: Served, stranger: Person) -> None:
+def test_login_keeps_a_key(served: Served, stranger: Person) -> None:
     done = stranger.run("sandbox", "list")
     assert done.returncode == 1
     assert b"wrenn login" in done.stderr
@@ -123,7 +125,7 @@ def test_who_one_is_and_logging_out(served: Served, stranger: Person) -> None:
     assert b"wrenn login" in stranger.run("sandbox", "list").stderr
 
 
-def test_signing_up(served: Served, stranger: Person) -> None:
+def test_login_can_sign_up(served: Served, stranger: Person) -> None:
     arguments = ("login", "--url", served.url, "--signup", "--email", "new@example.com")
     assert stranger.run(*arguments, input=f"{PASSWORD}\n".encode()).returncode == 0
     assert json.loads(stranger.out("sandbox", "list", "--json")) == []
@@ -142,7 +144,7 @@ def test_resuming_without_memory(person: Person) -> None:
     person.out("sandbox", "delete", id)
 
 
-def test_the_life_of_a_sandbox(person: Person) -> None:
+def test_the_commands_lead_a_sandbox_through_its_life(person: Person) -> None:
     id = person.out("sandbox", "create", "--memory", "256", "--timeout", "600").strip()
     (listed,) = (e for e in json.loads(person.out("sandbox", "list", "--json")) if e["id"] == id)
     assert (listed["status"], listed["memory_mb"], listed["timeout_sec"]) == ("running", 256, 600)
@@ -291,7 +293,7 @@ def test_options_after_the_id(person: Person, sandbox: Sandbox, command: str) ->
     assert b"before the id" in done.stderr
 
 
-def test_processes(person: Person, sandbox: Sandbox) -> None:
+def test_process_commands_start_list_and_kill(person: Person, sandbox: Sandbox) -> None:
     script = "echo up; echo err >&2; read x; exit 3"
     start = ("process", "start", "--tag", "mine", "-e", "A=b", "--cwd", "/", sandbox.id)
     assert person.out(*start, "sh", "-c", script + "; echo") == "mine\n"
@@ -338,7 +340,7 @@ def test_a_command_as_json(person: Person, sandbox: Sandbox) -> None:
     assert (done.returncode, answer["timed_out"], answer["stdout"]) == (124, True, "partial\n")
 
 
-def test_a_command_over_its_time(person: Person, sandbox: Sandbox) -> None:
+def test_exec_over_its_time_ends_with_code_124(person: Person, sandbox: Sandbox) -> None:
     argv = ("sandbox", "exec", "--timeout", "1", sandbox.id, "sh", "-c", "echo so far; sleep 600")
     done = person.run(*argv)
     assert (done.returncode, done.stdout) == (124, b"so far\n")
@@ -435,7 +437,7 @@ def test_copying_through_pipes(person: Person, sandbox: Sandbox) -> None:
     assert sandbox.files.read("empty") == b""
 
 
-def test_what_can_not_be_copied(person: Person, sandbox: Sandbox) -> None:
+def test_cp_refuses_what_cannot_be_copied(person: Person, sandbox: Sandbox) -> None:
     (person.directory / "old").write_text("old")
     (person.directory / "dir").mkdir()
     sandbox.files.mkdir("dir")

@@ -12,6 +12,8 @@ from support.served import Served, serving
 from support.terminal_screen import Screen
 from wrenn_sandbox.client import Sandbox
 
+pytestmark = pytest.mark.slow
+
 _SHELL = [sys.executable, "-m", "wrenn_sandbox", "sandbox", "shell"]
 _PROMPT = r"[#$] "
 
@@ -47,7 +49,9 @@ def screen(sandbox: Sandbox, environment: Mapping[str, str]) -> Iterator[Screen]
         yield screen
 
 
-def test_a_session(sandbox: Sandbox, environment: Mapping[str, str]) -> None:
+def test_a_shell_session_shows_what_is_typed_and_ends(
+    sandbox: Sandbox, environment: Mapping[str, str]
+) -> None:
     with Screen([*_SHELL, sandbox.id], environment) as screen:
         before = screen.mode()
         screen.expect(_PROMPT)
@@ -60,7 +64,7 @@ def test_a_session(sandbox: Sandbox, environment: Mapping[str, str]) -> None:
         assert screen.mode() == before
 
 
-def test_follow_a_file_and_interrupt(sandbox: Sandbox, screen: Screen) -> None:
+def test_the_shell_follows_a_file_until_interrupted(sandbox: Sandbox, screen: Screen) -> None:
     sandbox.files.write("log", "first line\n")
     screen.type("tail -f log\r")
     screen.expect("first line\r\n")
@@ -72,7 +76,7 @@ def test_follow_a_file_and_interrupt(sandbox: Sandbox, screen: Screen) -> None:
     screen.expect("code 130\r\n")
 
 
-def test_an_interactive_python(screen: Screen) -> None:
+def test_the_shell_runs_an_interactive_python(screen: Screen) -> None:
     screen.type("PYTHON_BASIC_REPL=1 python3 -i -q\r")
     screen.expect(">>> ")
     screen.type("21 * 2\r")
@@ -86,7 +90,9 @@ def test_an_interactive_python(screen: Screen) -> None:
     screen.expect(_PROMPT)
 
 
-def test_the_size_of_the_window(sandbox: Sandbox, environment: Mapping[str, str]) -> None:
+def test_the_shell_passes_the_size_of_the_window(
+    sandbox: Sandbox, environment: Mapping[str, str]
+) -> None:
     with Screen([*_SHELL, sandbox.id], environment, cols=71, rows=19) as screen:
         screen.expect(_PROMPT)
         screen.type("stty size; trap 'echo now $(stty size)' WINCH\r")
@@ -116,7 +122,7 @@ def test_much_at_once(screen: Screen) -> None:
     screen.expect("199999\r\n200000\r\ndone\r\n", 60)
 
 
-def test_coming_back_to_a_lost_terminal(
+def test_the_shell_comes_back_to_a_lost_terminal(
     sandbox: Sandbox, screen: Screen, environment: Mapping[str, str]
 ) -> None:
     screen.type("kept=this\r")
@@ -137,7 +143,9 @@ def test_a_sandbox_that_ends(sandbox: Sandbox, screen: Screen) -> None:
     assert b"wrenn: The sandbox is " in screen.shown
 
 
-def test_a_server_that_goes_away(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_shell_ends_when_its_server_goes_away(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     with serving(tmp_path) as served, served.client() as client:
         sandbox = client.sandboxes.create()
         environment |= {"WRENN_URL": served.url, "WRENN_API_KEY": served.key}

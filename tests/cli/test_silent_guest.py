@@ -25,6 +25,8 @@ from wrenn_sandbox.client import (
     Sandbox,
 )
 
+pytestmark = pytest.mark.slow
+
 _WRENN = [sys.executable, "-m", "wrenn_sandbox"]
 _LIMIT = 1
 _MARGIN = 15.0
@@ -101,7 +103,7 @@ def _ran_out(sandbox: Sandbox, cmd: str) -> None:
         stream.wait()
 
 
-def test_exec(guest: Guest) -> None:
+def test_exec_in_a_silent_guest_ends_in_time(guest: Guest) -> None:
     guest.stop()
     with within(_LIMIT + _MARGIN), pytest.raises(AgentError, match="not responding"):
         guest.sandbox.exec("true", timeout_sec=_LIMIT)
@@ -117,7 +119,7 @@ def test_exec_of_a_command_that_runs(guest: Guest) -> None:
         timer.join()
 
 
-def test_a_stream(guest: Guest) -> None:
+def test_a_stream_of_a_silent_guest_ends_in_time(guest: Guest) -> None:
     guest.stop()
     with (
         within(_LIMIT + _MARGIN),

@@ -37,6 +37,8 @@ from wrenn_sandbox.client import (
     frames,
 )
 
+pytestmark = pytest.mark.slow
+
 _CHUNK = os.urandom(64 * 1024)
 
 
@@ -93,7 +95,7 @@ def test_accounts_and_keys(served: Served) -> None:
                 other.sandboxes.list()
 
 
-def test_the_life_of_a_sandbox(client: Client) -> None:
+def test_the_client_leads_a_sandbox_through_its_life(client: Client) -> None:
     with client.sandboxes.create(vcpus=1, memory_mb=256, timeout_sec=600) as sandbox:
         assert sandbox.info.status == "running"
         assert (sandbox.info.memory_mb, sandbox.info.timeout_sec) == (256, 600)
@@ -117,7 +119,7 @@ def test_the_life_of_a_sandbox(client: Client) -> None:
         client.sandboxes.get("sb-nothere")
 
 
-def test_network_policies(client: Client) -> None:
+def test_the_client_sets_network_policies(client: Client) -> None:
     closed = NetworkPolicy(internet=False, allow=("203.0.113.7/32",))
     with client.sandboxes.create(network=closed) as sandbox:
         assert sandbox.info.network == closed
@@ -129,7 +131,7 @@ def test_network_policies(client: Client) -> None:
         sandbox.set_network(NetworkPolicy())
 
 
-def test_snapshots(client: Client) -> None:
+def test_the_client_makes_and_deletes_snapshots(client: Client) -> None:
     sandbox = client.sandboxes.create()
     sandbox.files.write("kept", "content")
     template = client.snapshots.create(sandbox.id, "mine")
@@ -145,7 +147,7 @@ def test_snapshots(client: Client) -> None:
         client.snapshots.delete("mine")
 
 
-def test_exec(sandbox: Sandbox) -> None:
+def test_the_client_runs_commands(sandbox: Sandbox) -> None:
     result = sandbox.exec("sh", "-c", 'echo "$A"; pwd; echo err >&2', envs={"A": "ü b"}, cwd="/")
     assert (result.stdout, result.stderr, result.exit_code) == ("ü b\n/\n", "err\n", 0)
     assert sandbox.exec("printf", r"\377\0").stdout_bytes == b"\xff\0"
@@ -161,7 +163,7 @@ def test_exec(sandbox: Sandbox) -> None:
         sandbox.exec("echo", "\udcff")
 
 
-def test_a_stream(sandbox: Sandbox) -> None:
+def test_the_client_follows_a_command(sandbox: Sandbox) -> None:
     script = "echo out; echo err >&2; cat; exit 5"
     with sandbox.exec_stream("sh", "-c", script) as stream:
         assert stream.pid is not None
@@ -188,7 +190,7 @@ def test_stopping_a_stream(sandbox: Sandbox) -> None:
         assert stream.wait() == 128 + 15
 
 
-def test_much_output_arrives_whole(sandbox: Sandbox) -> None:
+def test_much_output_reaches_the_client_whole(sandbox: Sandbox) -> None:
     size = 20 * 1024 * 1024
     program = f"yes 0123456789ü | head -c {size}"
     digest, count = hashlib.sha256(), 0
@@ -244,7 +246,7 @@ def test_a_stream_on_a_terminal(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("cause", ["pause", "delete"])
-def test_a_stream_ends_with_its_sandbox(client: Client, cause: str) -> None:
+def test_the_clients_stream_ends_with_its_sandbox(client: Client, cause: str) -> None:
     with client.sandboxes.create() as sandbox, sandbox.exec_stream("sleep", "600") as stream:
         change = threading.Thread(target=getattr(sandbox, cause))
         change.start()
@@ -265,7 +267,7 @@ def test_streams_of_what_is_not_there(client: Client, sandbox: Sandbox) -> None:
         pass
 
 
-def test_files(sandbox: Sandbox) -> None:
+def test_the_client_reads_and_writes_files(sandbox: Sandbox) -> None:
     files = sandbox.files
     name = "dir/with space\n'\"ü.bin"
     files.write(name, _CHUNK)
@@ -333,7 +335,7 @@ def test_an_upload_that_fails_changes_nothing(sandbox: Sandbox) -> None:
     assert sandbox.files.read("file") == b"old"
 
 
-def test_processes(sandbox: Sandbox) -> None:
+def test_the_client_lists_and_ends_processes(sandbox: Sandbox) -> None:
     script = "echo begun; while :; do sleep 0.1; done"
     process = sandbox.processes.start("sh", "-c", script, tag="looper")
     assert process.tag == "looper"
@@ -377,7 +379,7 @@ def test_a_terminal_outlives_its_connection(
         assert terminal.exit_code == 128 + 9
 
 
-def test_nobody_answers() -> None:
+def test_a_server_that_does_not_answer_is_a_failed_connection() -> None:
     with Client("http://127.0.0.1:1") as client, pytest.raises(ConnectionFailed):
         client.sandboxes.list()
 
@@ -453,7 +455,7 @@ async def test_files_with_asyncio(async_sandbox: AsyncSandbox) -> None:
         await async_sandbox.files.read("nothing")
 
 
-def test_a_server_that_goes_away(tmp_path: Path) -> None:
+def test_the_client_tells_of_a_server_that_goes_away(tmp_path: Path) -> None:
     with serving(tmp_path) as served, served.client() as client:
         sandbox = client.sandboxes.create()
         with sandbox.exec_stream("sleep", "600") as stream:

@@ -37,7 +37,7 @@ async def url(server: Server) -> AsyncIterator[str]:
         yield served.url
 
 
-async def test_directories(url: str, team: Team) -> None:
+async def test_the_published_client_works_with_directories(url: str, team: Team) -> None:
     def work() -> None:
         with wrenn.Capsule(base_url=url, api_key=team.key) as capsule:
             capsule.files.write("/tmp/published/one.txt", "one")
@@ -53,7 +53,7 @@ async def test_directories(url: str, team: Team) -> None:
     await asyncio.to_thread(work)
 
 
-async def test_a_terminal(url: str, team: Team) -> None:
+async def test_the_published_client_has_a_terminal(url: str, team: Team) -> None:
     script = b"stty -echo; stty size; printf 'a\\377'; read x; exit $x\n"
 
     def work() -> None:

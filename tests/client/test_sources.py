@@ -23,7 +23,7 @@ def test_the_synchronous_half_is_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_of_asyncio_is_left_in_it() -> None:
+def test_nothing_of_asyncio_is_left_in_the_synchronous_half() -> None:
     for path in (_ROOT / "src/wrenn_sandbox/client/_sync").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not isinstance(
@@ -47,7 +47,7 @@ def test_both_halves_have_the_same_methods(name: str) -> None:
             )
 
 
-def test_it_imports_little() -> None:
+def test_the_client_imports_little() -> None:
     for path in (_ROOT / "src/wrenn_sandbox/client").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []

@@ -35,7 +35,7 @@ def _client(answer: httpx2.Response | Exception) -> Client:
 
 
 @pytest.mark.parametrize("url", ["http://h", "https://h:1/base/", "http://[::1]:80"])
-def test_urls(url: str) -> None:
+def test_urls_of_servers_are_accepted(url: str) -> None:
     assert checked_url(url) == url.rstrip("/")
 
 
@@ -47,7 +47,7 @@ def test_what_is_no_url(url: str) -> None:
         Client(url)
 
 
-def test_names_can_not_lead_elsewhere() -> None:
+def test_names_cannot_lead_to_another_route() -> None:
     assert path_of("v1", "a/../b?c#d é") == "/v1/a%2F..%2Fb%3Fc%23d%20%C3%A9"
 
 

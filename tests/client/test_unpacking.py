@@ -76,7 +76,7 @@ def untouched(target: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 511, 1 << 20])
-def test_a_tree(target: Path, piece: int) -> None:
+def test_a_tree_is_unpacked_as_it_was(target: Path, piece: int) -> None:
     data = directory("t", 0o750) + entry("t/a", data=b"x" * 700, mode=0o755)
     data += directory("t/empty", 0o500) + directory("t/d") + entry("t/d/b", data=b"y")
     data += link("t/d/l", "../a") + entry("t/hard", tarfile.LNKTYPE, link="t/a") + _END
@@ -94,7 +94,7 @@ def test_a_tree(target: Path, piece: int) -> None:
     "name", ["t/../../outside/new", "/etc/wrenn", "t//../x", "../outside/new", "other/x", "t/../x"]
 )
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
-def test_names_that_lead_out(target: Path, name: str, kind: bytes) -> None:
+def test_names_that_lead_out_are_not_unpacked(target: Path, name: str, kind: bytes) -> None:
     with pytest.raises(UnexpectedAnswer):
         unpack(target, directory("t") + entry(name, kind, link="x") + _END)
     with pytest.raises(UnexpectedAnswer):
@@ -125,7 +125,7 @@ def test_links_that_lead_out_together(target: Path) -> None:
 
 @pytest.mark.parametrize("to", ["/etc", "../outside", "inside"])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
-def test_nothing_is_written_through_a_link(target: Path, to: str, kind: bytes) -> None:
+def test_the_client_writes_nothing_through_a_link(target: Path, to: str, kind: bytes) -> None:
     """Neither one that came before, nor one that was there."""
     data = directory("t") + directory("t/inside") + link("t/l", to)
     data += entry("t/l/new", kind, b"" if kind != tarfile.REGTYPE else b"x", link="y")
@@ -217,7 +217,7 @@ def test_a_file_that_was_not_read_to_its_end(target: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [512, 1024 + 100, 512 * 4, -1024, -512, -1])
-def test_an_archive_that_is_cut(target: Path, keep: int) -> None:
+def test_the_client_tells_of_an_archive_that_is_cut(target: Path, keep: int) -> None:
     data = directory("t") + entry("t/x", data=bytes(900)) + _END
     with pytest.raises(ConnectionFailed):
         unpack(target, data[:keep])
@@ -269,7 +269,7 @@ _MALFORMED: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("what", _MALFORMED)
-def test_malformed_archives(target: Path, what: str) -> None:
+def test_malformed_archives_are_refused(target: Path, what: str) -> None:
     with pytest.raises(ClientError):
         unpack(target, _MALFORMED[what]())
     untouched(target)
@@ -355,7 +355,7 @@ def _extended(size: int) -> bytes:
     return entry("x", b"x", b"%d a=%s\n" % (size, b"x" * (size - 10)))
 
 
-def test_long_names_are_told_in_part(target: Path) -> None:
+def test_the_client_tells_long_names_in_part(target: Path) -> None:
     note = tarfile.TarInfo.create_pax_global_header({LEFT_OUT: "n" * 500_000, REASON: "r"})
     long = entry("t/x", tarfile.FIFOTYPE, pax={"path": "t/" + "n" * 500_000})
     left_out = unpack(target, directory("t") + note + long + _END)
@@ -407,7 +407,7 @@ def test_a_file_that_grows(target: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_a_full_disk(target: Path) -> None:
+def test_the_client_tells_of_a_full_disk_here(target: Path) -> None:
     unpacker = Unpacker("/dev/full/x", lambda *_: None)
     with pytest.raises(ClientError):
         unpacker.feed(directory("t"))
@@ -421,7 +421,7 @@ def test_a_target_that_is_a_file(target: Path) -> None:
     assert target.read_text() == "mine"
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_a_tree_packed_here_is_unpacked_the_same(tmp_path: Path) -> None:
     """Whatever a file system has comes back as it was, also by way of another tar."""
     source = tmp_path / "source"
     (source / "sub" / "empty").mkdir(parents=True)

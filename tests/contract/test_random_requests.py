@@ -137,7 +137,7 @@ schema = schemathesis.openapi.from_dict(build_openapi(_APP, "http://localhost"))
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_random_requests(
+def test_random_requests_get_answers_of_the_contract(
     case: schemathesis.Case,  # type: ignore[type-arg]
     caller: Caller,
 ) -> None:
@@ -147,7 +147,7 @@ def test_random_requests(
     )
 
 
-def test_random_sequences(new_caller: NewCaller) -> None:
+def test_random_sequences_get_answers_of_the_contract(new_caller: NewCaller) -> None:
     """What one answer names is used by the next requests.
 
     Each sequence has a server of its own: what is drawn depends on what was answered before, and

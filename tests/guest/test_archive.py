@@ -102,7 +102,7 @@ def test_the_kernels_file_systems_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/x", "../x", "t/../../x", "a/.."])
-def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
+def test_the_agent_unpacks_no_names_that_lead_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "in").mkdir()
     done = _run("unpack", tmp_path / "in", input=_entry(name, data=b"x") + _END)
     assert done.returncode == _NOT_ACCEPTABLE
@@ -111,7 +111,7 @@ def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("to", ["/", "..", "../outside"])
-def test_nothing_is_written_through_a_link(tmp_path: Path, to: str) -> None:
+def test_the_agent_writes_nothing_through_a_link(tmp_path: Path, to: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "outside").mkdir()
     data = _entry("t/", tarfile.DIRTYPE) + _entry("t/l", tarfile.SYMTYPE, link=to)
@@ -122,6 +122,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, to: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.root
 def test_entries_for_the_target_itself(tmp_path: Path) -> None:
     for root in ("./", "t/"):
         data = _entry(root, tarfile.DIRTYPE) * 2 + _entry(root[:-1], data=b"x")
@@ -147,7 +148,7 @@ def test_a_new_target_is_as_its_archive_says_in_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 600, 1024, 3000])
-def test_an_archive_that_is_cut(tmp_path: Path, cut: int) -> None:
+def test_the_agent_refuses_an_archive_that_is_cut(tmp_path: Path, cut: int) -> None:
     (tmp_path / "x").write_text("old")
     data = _entry("x", data=bytes(2500)) + _END
     done = _run("unpack", tmp_path / "x", input=data[:-cut])
@@ -157,7 +158,7 @@ def test_an_archive_that_is_cut(tmp_path: Path, cut: int) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
 
 
-def test_noise(tmp_path: Path) -> None:
+def test_random_bytes_are_refused_as_an_archive(tmp_path: Path) -> None:
     for data in (os.urandom(4096), b"x" * 512, _entry("x")[:140] + bytes(2000)):
         done = _run("unpack", tmp_path / "t", input=data)
         assert (done.returncode, done.stdout) == (_NOT_ACCEPTABLE, b""), done
@@ -195,7 +196,7 @@ def test_headers_that_are_not_acceptable(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_long_names_are_told_in_part(tmp_path: Path) -> None:
+def test_the_agent_tells_long_names_in_part(tmp_path: Path) -> None:
     data = _entry("x/", tarfile.DIRTYPE) + _entry("x/" + "n" * 500_000, tarfile.FIFOTYPE)
     report = _unpack(f"{tmp_path}/", data + _END)
     assert report["left_out_count"] == 1
@@ -219,7 +220,7 @@ def test_a_file_of_unknown_size_is_noted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_told_to_end(tmp_path: Path) -> None:
+def test_an_unpacking_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     """Nothing of what is not complete is left."""
     (tmp_path / "d").mkdir()
     argv = _argv("unpack", str(tmp_path / "d"))
@@ -235,7 +236,7 @@ def test_told_to_end(tmp_path: Path) -> None:
     assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_paths(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_packed_are_told_apart(tmp_path: Path) -> None:
     assert _run("pack", tmp_path / "nothing").returncode == _NOT_FOUND
     assert _run("pack", tmp_path).returncode == _NOT_ACCEPTABLE
     assert _run("pack", "/dev/null").returncode == _NOT_ACCEPTABLE

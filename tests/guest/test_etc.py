@@ -55,11 +55,12 @@ def identify(path: Path, machine_id: str) -> bool:
         (b"\xff\xfe 1\r\n", b"\xff\xfe 1\r\n" + OURS),
     ],
 )
-def test_own_line(old: bytes, new: bytes) -> None:
+def test_the_agents_own_line_in_hosts_is_replaced(old: bytes, new: bytes) -> None:
     assert with_own_line(old, b"sb-one") == new
     assert with_own_line(new, b"sb-one") == new
 
 
+@pytest.mark.root
 def test_hosts_and_hostname_follow_the_name(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.0.0.1 db\n")
     (tmp_path / "hosts").chmod(0o664)
@@ -124,7 +125,8 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     assert not identify(tmp_path / "large", "a" * 32)
 
 
-def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+@pytest.mark.root
+def test_names_in_etc_survive_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "machine-id").write_text("old\n")
     subprocess.run(["mount", "--bind", str(tmp_path), str(tmp_path)], check=True)
     try:

@@ -45,7 +45,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 65537, 9_000_000])
-def test_round_trip(agent: Agent, size: int) -> None:
+def test_an_uploaded_file_is_downloaded_unchanged(agent: Agent, size: int) -> None:
     data = os.urandom(size)
     path = agent.home / f"round-{size}"
     reply = upload(agent, str(path), data)
@@ -60,13 +60,13 @@ def test_round_trip(agent: Agent, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["two words", "new\nline", "+&=#%?", "ümlaut", "quote'\""])
-def test_odd_names(agent: Agent, name: str) -> None:
+def test_files_with_odd_names_are_served(agent: Agent, name: str) -> None:
     assert upload(agent, name, b"odd").status == 200
     assert (agent.home / name).read_bytes() == b"odd"
     assert agent.request("GET", agent.files(name)).body == b"odd"
 
 
-def test_names_that_are_no_text(agent: Agent) -> None:
+def test_files_whose_names_are_no_text_are_served(agent: Agent) -> None:
     path = os.fsencode(agent.home) + b"/\xff\xfe"
     reply = upload(agent, path, b"bytes")
     assert reply.status == 200
@@ -128,7 +128,7 @@ def test_file_belongs_to_the_acting_user(agent: Agent) -> None:
         ("bytes=-0", 416, None, None),
     ],
 )
-def test_ranges(
+def test_parts_of_a_file_are_served_by_range(
     agent: Agent, wanted: str, status: int, content: bytes | None, content_range: str | None
 ) -> None:
     (agent.home / "digits").write_bytes(b"0123456789")
@@ -218,7 +218,7 @@ def test_upload_in_chunks_of_any_size(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "body", [b"--XX\r\n", b"nothing", b"--XX\r\nContent-Disposition: x\r\n\r\nabc"]
 )
-def test_cut_form(agent: Agent, body: bytes) -> None:
+def test_a_form_that_is_cut_leaves_no_file(agent: Agent, body: bytes) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=XX"}
     assert agent.request("POST", agent.files("cut-form"), body, headers).status == 400
     assert not (agent.home / "cut-form").exists()
@@ -238,7 +238,7 @@ def test_full_disk_keeps_the_old_file(agent: Agent, tmp_path: Path) -> None:
         assert small.stop() == ""
 
 
-def test_form_upload(agent: Agent) -> None:
+def test_files_are_uploaded_by_form(agent: Agent) -> None:
     content = os.urandom(300_000) + b"\r\n--X\r\n--\r\n--XY"
     body, headers = form(('name="other"', b"ignored"), ('name="file"; filename="x"', content))
     assert agent.request("POST", agent.files("formed"), body, headers).status == 200
@@ -273,7 +273,7 @@ def test_forms_that_make_no_sense(agent: Agent) -> None:
     assert agent.request("POST", agent.files("p"), b"", headers).status == 400
 
 
-def test_gzip_upload(agent: Agent) -> None:
+def test_compressed_uploads_are_unpacked(agent: Agent) -> None:
     data = b"compress me " * 100_000
     packed = gzip.compress(data[:600_000]) + gzip.compress(data[600_000:])
     assert upload(agent, "unpacked", packed, Content_Encoding="gzip").status == 200
@@ -287,7 +287,7 @@ def test_gzip_upload(agent: Agent) -> None:
     assert not (agent.home / "broken").exists()
 
 
-def test_expect_continue(agent: Agent) -> None:
+def test_an_upload_may_wait_for_continue(agent: Agent) -> None:
     with closing(agent.socket()) as sock:
         sock.sendall(
             f"POST {agent.files('expected')} HTTP/1.1\r\nContent-Length: 3\r\n"
@@ -343,7 +343,7 @@ def test_large_transfers_need_little_memory(agent: Agent) -> None:
     (agent.home / "huge").unlink()
 
 
-def test_signed_urls(fresh_agent: Agent) -> None:
+def test_signed_urls_are_accepted_until_they_end(fresh_agent: Agent) -> None:
     agent = fresh_agent
     token = "secret"
     assert agent.request("POST", "/init", b'{"accessToken":"secret"}').status == 204

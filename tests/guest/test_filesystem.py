@@ -25,7 +25,7 @@ def names(reply: Reply) -> list[str]:
     return [cast(str, entry["name"]) for entry in cast(list[Json], reply.json()["entries"])]
 
 
-def test_stat(agent: Agent) -> None:
+def test_stat_describes_a_file(agent: Agent) -> None:
     path = agent.home / "a file"
     path.write_bytes(b"12345")
     path.chmod(0o640)
@@ -68,7 +68,7 @@ def test_stat_of_links_and_others(agent: Agent) -> None:
     assert call(agent, "Stat", path=1).status == 400
 
 
-def test_make_dir(agent: Agent) -> None:
+def test_make_dir_makes_directories_with_their_parents(agent: Agent) -> None:
     reply = call(agent, "MakeDir", path="made/below")
     assert sub(reply.json(), "entry")["type"] == "FILE_TYPE_DIRECTORY"
     assert (agent.home / "made/below").is_dir()
@@ -79,7 +79,7 @@ def test_make_dir(agent: Agent) -> None:
     assert call(agent, "MakeDir", path="made/file/below").status == 404
 
 
-def test_list_dir(agent: Agent) -> None:
+def test_list_dir_lists_to_the_depth_asked_for(agent: Agent) -> None:
     top = agent.home / "listed"
     (top / "b" / "c" / "d").mkdir(parents=True)
     (top / "a").write_bytes(b"")
@@ -114,7 +114,7 @@ def test_list_is_bounded(agent: Agent) -> None:
         assert call(agent, "ListDir", path=top).status == 429
 
 
-def test_move(agent: Agent) -> None:
+def test_move_renames_files_and_directories(agent: Agent) -> None:
     (agent.home / "from").write_bytes(b"x")
     reply = call(agent, "Move", source="from", destination="there/to")
     assert sub(reply.json(), "entry")["path"] == str(agent.home / "there/to")
@@ -123,7 +123,7 @@ def test_move(agent: Agent) -> None:
     assert call(agent, "Move", source="from", destination="x").status == 404
 
 
-def test_remove(agent: Agent) -> None:
+def test_remove_takes_files_and_trees(agent: Agent) -> None:
     top = agent.home / "gone"
     (top / "sub" / "sub").mkdir(parents=True)
     for number in range(500):
@@ -144,7 +144,7 @@ def test_remove(agent: Agent) -> None:
     assert call(agent, "Remove", path="/").status == 400
 
 
-def test_names_that_are_no_text(agent: Agent) -> None:
+def test_filesystem_calls_take_names_that_are_no_text(agent: Agent) -> None:
     name, other = os.fsencode(agent.home) + b"/raw-\xff", os.fsencode(agent.home) + b"/raw-\xfe"
     raw, moved = (base64.b64encode(each).decode() for each in (name, other))
     entry = sub(call(agent, "MakeDir", rawPath=raw).json(), "entry")
@@ -181,7 +181,7 @@ def next_event(stream: Stream) -> tuple[str, str]:
     return cast(str, event["name"]), cast(str, event["type"]).removeprefix("EVENT_TYPE_")
 
 
-def test_watch_dir(agent: Agent) -> None:
+def test_watch_dir_tells_of_changes(agent: Agent) -> None:
     top = agent.home / "watched"
     (top / "sub").mkdir(parents=True)
     with agent.stream(f"{SERVICE}/WatchDir", {"path": "watched"}) as stream:
@@ -274,7 +274,7 @@ def test_recursive_watch_follows_new_and_moved_directories(agent: Agent) -> None
         assert next_event(stream) == ("new/a", "CREATE")
 
 
-def test_watch_refusals(agent: Agent) -> None:
+def test_watches_of_what_is_no_directory_are_refused(agent: Agent) -> None:
     (agent.home / "plain").touch()
     for path, code in (("missing", "not_found"), ("plain", "invalid_argument")):
         with agent.stream(f"{SERVICE}/WatchDir", {"path": path}) as stream:
@@ -283,7 +283,7 @@ def test_watch_refusals(agent: Agent) -> None:
         assert stream.error["code"] == code
 
 
-def test_polled_watcher(agent: Agent) -> None:
+def test_a_watcher_can_be_polled(agent: Agent) -> None:
     top = agent.home / "polled"
     top.mkdir()
     watcher = call(agent, "CreateWatcher", path="polled").json()["watcherId"]

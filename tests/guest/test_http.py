@@ -31,13 +31,13 @@ def read_all(sock: socket.socket) -> bytes:
     return answer
 
 
-def test_health(agent: Agent) -> None:
+def test_health_answers_without_a_token(agent: Agent) -> None:
     reply = agent.request("GET", "/health")
     assert (reply.status, reply.body) == (204, b"")
     assert "Content-Length" not in reply.headers
 
 
-def test_metrics(agent: Agent) -> None:
+def test_metrics_tell_what_the_guest_uses(agent: Agent) -> None:
     metrics = agent.request("GET", "/metrics").json()
     sizes = {"mem_total", "mem_used", "mem_cache", "disk_used", "disk_total"}
     assert set(metrics) == sizes | {"ts", "cpu_count", "cpu_used_pct"}
@@ -58,7 +58,7 @@ def test_unknown_paths_and_methods(agent: Agent) -> None:
         assert set(reply.json()) == {"code", "message"}
 
 
-def test_media_types(agent: Agent) -> None:
+def test_wrong_media_types_are_refused(agent: Agent) -> None:
     for path in ("List", "Start"):
         reply = agent.request(
             "POST", f"/process.Process/{path}", b"x", {"Content-Type": "application/proto"}
@@ -67,7 +67,7 @@ def test_media_types(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"1", b'"x"', b"\xff", b"[" * 100_000])
-def test_malformed_json(agent: Agent, body: bytes) -> None:
+def test_malformed_json_is_refused(agent: Agent, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     reply = agent.request("POST", "/process.Process/List", body, headers)
     assert (reply.status, reply.json()["code"]) == (400, "invalid_argument")
@@ -157,7 +157,7 @@ def test_limits_of_bodies(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "message", [b"", b"\x00\x00", b"\x00\x00\x00\x00\x09{}", b"\x01\0\0\0\2{}"]
 )
-def test_broken_envelopes(agent: Agent, message: bytes) -> None:
+def test_broken_envelopes_are_refused(agent: Agent, message: bytes) -> None:
     answer = exchange(
         agent,
         b"POST /process.Process/Start HTTP/1.1\r\nContent-Type: application/connect+json\r\n"

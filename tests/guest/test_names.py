@@ -16,6 +16,8 @@ import pytest
 
 from support.agent_process import MAIN, PATIENCE, Agent
 
+pytestmark = pytest.mark.root
+
 _ENTER = """
 mount --bind "$1" /etc
 mount --bind /proc/sys /proc/sys
@@ -99,7 +101,7 @@ def test_a_machine_id_is_left_to_the_program_that_replaced_it(
     assert _told(first)[3] == "c" * 32
 
 
-def test_a_root_that_cannot_be_written(first: _FirstProcess) -> None:
+def test_init_works_on_a_root_that_cannot_be_written(first: _FirstProcess) -> None:
     first.init(hostname="sb-one", machineId="a" * 32)
     assert first.run("mount", "-o", "remount,bind,ro", "/etc").exit_code == 0
     for number, name in enumerate(("sb-two", "sb-three")):

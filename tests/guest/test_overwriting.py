@@ -14,6 +14,8 @@ import pytest
 from support.agent_process import Agent, Json, Reply, sub
 from support.proc import resident
 
+pytestmark = pytest.mark.root
+
 RAW = {"Content-Type": "application/octet-stream"}
 NOBODY = 65534
 _CAPABILITY = struct.pack("<IIIII", 0x02000000, 1 << 10, 0, 0, 0)
@@ -209,7 +211,7 @@ def test_a_directory_that_hands_its_group_on(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize(("text", "mode"), [("755", 0o755), ("0644", 0o644), ("4711", 0o4711)])
-def test_modes(agent: Agent, text: str, mode: int) -> None:
+def test_uploads_set_the_mode_asked_for(agent: Agent, text: str, mode: int) -> None:
     path = agent.home / f"mode-{text}"
     for content in (b"new", b"replaced"):
         path.chmod(0o600) if path.exists() else None
@@ -223,7 +225,7 @@ def test_modes(agent: Agent, text: str, mode: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "75", "00755", "888", "0x1f", "-755", "7 5", "u+x", "²²²"])
-def test_modes_that_are_none(agent: Agent, text: str) -> None:
+def test_uploads_refuse_modes_that_are_none(agent: Agent, text: str) -> None:
     path = agent.home / "unmade"
     for reply in (upload(agent, path, b"x", mode=text), make_dir(agent, path, mode=text)):
         assert reply.status == 400

@@ -32,7 +32,7 @@ def test_success_has_no_error(agent: Agent) -> None:
     assert "error" not in agent.run("true").end
 
 
-def test_environment_and_directory(agent: Agent) -> None:
+def test_a_process_gets_environment_and_directory(agent: Agent) -> None:
     result = agent.run("sh", "-c", "pwd; env", envs={"GREETING": "hé\nllo", "PATH": "/bin"})
     lines = result.stdout.decode()
     assert lines.startswith(f"{agent.home}\n")
@@ -54,7 +54,7 @@ def test_directory_may_be_relative_to_home(agent: Agent) -> None:
     assert agent.run("./../x", cwd="project/sub dir").error is not None
 
 
-def test_other_user(agent: Agent) -> None:
+def test_a_process_runs_as_another_user(agent: Agent) -> None:
     uid = b"65534" if os.geteuid() == 0 else str(os.geteuid()).encode()
     script = "id -u; echo $USER $HOME; grep Uid: /proc/self/status"
     result = agent.run("sh", "-c", script, user="nobody", cwd="/")

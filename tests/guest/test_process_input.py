@@ -85,7 +85,7 @@ def test_blocked_input_ends_with_the_process(agent: Agent) -> None:
     assert statuses in ([404], [412])
 
 
-def test_malformed_input(agent: Agent) -> None:
+def test_malformed_input_is_refused(agent: Agent) -> None:
     with agent.start("cat") as stream:
         pid = stream.started()
         for given in ({}, {"stdin": "***"}, {"stdin": 1}, {"pty": "eA=="}):
@@ -98,7 +98,7 @@ def test_malformed_input(agent: Agent) -> None:
         stream.collect()
 
 
-def test_streamed_input(agent: Agent) -> None:
+def test_streamed_input_reaches_the_process(agent: Agent) -> None:
     with agent.start("cat", tag="streamed") as output:
         pid = output.started()
         pieces = [base64.b64encode(f"{n}\n".encode() * 1000).decode() for n in range(50)]

@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 from support.agent_process import (
     Agent,
     Ended,
@@ -18,6 +20,8 @@ from support.agent_process import (
     sub,
 )
 from support.proc import cpu_seconds, descriptors, pipes, resident, wait_quiet, wait_until
+
+pytestmark = pytest.mark.slow
 
 START = "process.Process/Start"
 

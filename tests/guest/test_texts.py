@@ -85,7 +85,7 @@ def test_times_round_trip(moment: datetime.datetime) -> None:
         (3, 3_000000000),
     ],
 )
-def test_times(text: object, expected: int) -> None:
+def test_times_are_parsed_in_every_form(text: object, expected: int) -> None:
     assert parse_time(text) == expected
 
 
@@ -107,13 +107,13 @@ def test_any_bytes_are_a_head_or_a_clear_error(data: bytes) -> None:
         pass
 
 
-def test_queries() -> None:
+def test_query_strings_are_parsed() -> None:
     assert parse_query("a=1&b=%20+x&a=2&c&=d") == {"a": "1", "b": "  x", "c": ""}
     assert parse_query("p=%FF%zz%4") == {"p": "\udcff%zz%4"}
     assert percent_decode(b"%41%%42") == b"A%B"
 
 
-def test_parameters() -> None:
+def test_header_parameters_are_parsed() -> None:
     assert parse_parameters('form-data; name="a;b"; filename="c\\"d" ; x=y') == (
         "form-data",
         {"name": "a;b", "filename": 'c"d', "x": "y"},

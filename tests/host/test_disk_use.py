@@ -91,7 +91,7 @@ def test_images_that_only_sandboxes_need_are_shared_out(paths: Paths, store: Ima
     assert unnamed[holdings[3].sandbox_id] > 0, "nobody else needs its base either"
 
 
-def test_an_image_that_can_not_be_read_counts_nothing(paths: Paths, store: ImageStore) -> None:
+def test_an_image_that_cannot_be_read_counts_nothing(paths: Paths, store: ImageStore) -> None:
     base = publish(store, b"base", "minimal")
     image = publish_snapshot(store, base, b"one")
     (store.directory(image.image_id) / "memory").unlink()

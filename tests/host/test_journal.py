@@ -40,7 +40,7 @@ def record() -> Record:
     )
 
 
-def test_what_is_written_is_read(tmp_path: Path, record: Record) -> None:
+def test_a_journal_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> None:
     path = tmp_path / "journal.json"
     assert journal.read(path) is None
     journal.write(path, record)
@@ -95,7 +95,7 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_old_one(
         b'{"machine_id": 1}',
     ],
 )
-def test_what_can_not_be_read_is_no_record(tmp_path: Path, data: bytes) -> None:
+def test_a_journal_that_cannot_be_read_is_no_record(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "journal.json"
     path.write_bytes(data)
     assert journal.read(path) is None

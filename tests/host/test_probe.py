@@ -48,7 +48,7 @@ SLOW = GuestRun(instructions=100_002, seconds=0.055)
         (TimeoutError(), False, "did not end within 2 s"),
     ],
 )
-async def test_the_verdict(
+async def test_the_verdict_follows_what_the_tiny_guest_did(
     device: Path, result: GuestRun | Exception, usable: bool, reason: str
 ) -> None:
     verdict = await probe_kvm(Guest(result), device)

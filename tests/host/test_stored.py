@@ -177,7 +177,7 @@ def test_a_missing_layer_is_found(paths: Paths) -> None:
         b'{"format_version": 1, "x": ' + b"[" * 100_000,
     ],
 )
-def test_a_manifest_that_can_not_be_read(paths: Paths, data: bytes) -> None:
+def test_a_generation_whose_manifest_cannot_be_read_is_refused(paths: Paths, data: bytes) -> None:
     commit(paths, 1)
     path = paths.generation(SANDBOX_ID, 1) / "manifest.json"
     path.write_bytes(data)
@@ -192,6 +192,7 @@ def test_manifests_say_all(paths: Paths) -> None:
     assert set(manifest.files) == set(FILES)
 
 
+@pytest.mark.root
 def test_a_disk_is_taken_without_a_copy(paths: Paths, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay"
     overlay.write_bytes(b"content")
@@ -215,6 +216,7 @@ def test_a_link_in_the_place_of_a_disk_is_not_followed(paths: Paths, tmp_path: P
     assert secret.stat().st_nlink == 1
 
 
+@pytest.mark.root
 def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Paths) -> None:
     paused.consume(paths, commit(paths, 1))
     manifest = commit(paths, 2, (1,))
@@ -224,6 +226,7 @@ def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Path
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 720_123, 0o440)
 
 
+@pytest.mark.root
 def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths: Paths) -> None:
     """The number of a slot's user is another sandbox's soon."""
     first = commit(paths, 1)
@@ -234,6 +237,7 @@ def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths:
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
 
 
+@pytest.mark.root
 def test_disks_are_taken_back_also_where_one_is_missing(paths: Paths) -> None:
     manifest = commit(paths, 1)
     paused.share_disks(paths, manifest, 720_123)

@@ -105,7 +105,7 @@ async def test_a_stored_sandbox_that_the_disk_does_not_give_back_stops_no_start(
     assert manifest.exists()
 
 
-async def test_a_stored_sandbox_that_can_not_be_tidied_is_there(context: HostContext) -> None:
+async def test_a_paused_sandbox_that_cannot_be_tidied_stays(context: HostContext) -> None:
     manifest = commit(context.paths, 1)
     disk = context.paths.generation(manifest.sandbox_id, 1) / "disk"
     disk.unlink()

@@ -266,7 +266,7 @@ def _check_disk(stand: Stand, count: int) -> None:
     qemu_io(overlay, f"read -P {count - 1} 0 64k", f"read -P 0 {count}M 64k")
 
 
-async def test_disk_layers_stay_few(stand: Stand) -> None:
+async def test_disk_layers_of_fake_sandboxes_stay_few(stand: Stand) -> None:
     await _cycles(stand, 1, 10)
     _check_disk(stand, 10)
 

@@ -125,7 +125,7 @@ def _serve(settings: Settings, point: str) -> int:
 
 
 @pytest.mark.parametrize("point", [*failpoints.MERGE, *failpoints.COLLAPSE])
-async def test_a_killed_server(stand: Stand, point: str) -> None:
+async def test_a_server_killed_while_it_tidies_loses_nothing(stand: Stand, point: str) -> None:
     before = _seen(stand)
     assert _serve(stand.settings, point) == -signal.SIGKILL
     assert _seen(stand) == before

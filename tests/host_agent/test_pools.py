@@ -77,7 +77,7 @@ async def _create(host: HostAgent, memory_mb: int) -> None:
     )
 
 
-async def test_they_give_way_and_come_again(host: HostAgent, memory: Memory) -> None:
+async def test_hot_vms_give_way_and_come_again(host: HostAgent, memory: Memory) -> None:
     before = _waiting(host)
     assert len(before) == 2
     memory.free = _FULL
@@ -91,7 +91,9 @@ async def test_they_give_way_and_come_again(host: HostAgent, memory: Memory) -> 
             await asyncio.sleep(0.02)
 
 
-async def test_they_stay_where_their_going_would_not_help(host: HostAgent, memory: Memory) -> None:
+async def test_hot_vms_stay_where_their_going_would_not_help(
+    host: HostAgent, memory: Memory
+) -> None:
     before = _waiting(host)
     memory.free = _FULL
     with pytest.raises(NoCapacity):

@@ -98,7 +98,9 @@ def _files(paths: Paths) -> set[str]:
 
 
 @pytest.mark.parametrize("point", _POINTS)
-async def test_a_killed_server(stand: Stand, point: str) -> None:
+async def test_a_server_killed_while_it_reboots_a_sandbox_loses_nothing(
+    stand: Stand, point: str
+) -> None:
     paths = Paths(stand.settings.data_dir)
     stored, images, files = stand.manifest, stand.images(), _files(paths)
     _dies(stand, point)

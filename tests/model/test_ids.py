@@ -39,7 +39,7 @@ def test_what_is_not_the_id_of_a_sandbox(text: str) -> None:
     assert not ids.is_id("sb", text)
 
 
-def test_api_keys() -> None:
+def test_api_keys_have_a_prefix_and_enough_randomness() -> None:
     key = ids.new_api_key(lambda count: bytes(range(count)))
     assert key == "wrn_000102030405060708090a0b0c0d0e0f"
     assert ids.API_KEY.fullmatch(key)

@@ -11,7 +11,7 @@ _BOUNDS = Bounds(max_vcpus=8, min_memory_mb=128, max_memory_mb=8192, max_timeout
 @pytest.mark.parametrize(
     ("vcpus", "memory_mb", "timeout_sec"), [(1, 128, 0), (8, 8192, 86_400), (2, 512, 60)]
 )
-def test_within_bounds(vcpus: int, memory_mb: int, timeout_sec: int) -> None:
+def test_sizes_within_bounds_are_accepted(vcpus: int, memory_mb: int, timeout_sec: int) -> None:
     _BOUNDS.check(vcpus=vcpus, memory_mb=memory_mb, timeout_sec=timeout_sec)
 
 
@@ -26,16 +26,18 @@ def test_within_bounds(vcpus: int, memory_mb: int, timeout_sec: int) -> None:
         (1, 512, 86_401, "timeout_sec must be between 0 and 86400"),
     ],
 )
-def test_out_of_bounds(vcpus: int, memory_mb: int, timeout_sec: int, named: str) -> None:
+def test_sizes_out_of_bounds_are_refused(
+    vcpus: int, memory_mb: int, timeout_sec: int, named: str
+) -> None:
     with pytest.raises(OutOfBounds, match=named):
         _BOUNDS.check(vcpus=vcpus, memory_mb=memory_mb, timeout_sec=timeout_sec)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "minimal", "A.b_c-1", "x" * 64])
-def test_names_of_templates(name: str) -> None:
+def test_names_that_may_name_a_template_are_accepted(name: str) -> None:
     assert is_template_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "a\n", "\0", "é", "x" * 65])
-def test_what_can_not_name_a_template(name: str) -> None:
+def test_names_that_cannot_name_a_template_are_refused(name: str) -> None:
     assert not is_template_name(name)

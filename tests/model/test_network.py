@@ -74,12 +74,12 @@ def test_the_number_of_ranges_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("closed", [*map(str, SPECIAL), "10.231.0.7", "169.254.169.254"])
-def test_what_is_closed_can_not_be_allowed(closed: str) -> None:
+def test_closed_ranges_cannot_be_allowed(closed: str) -> None:
     with pytest.raises(InvalidPolicy, match=r"allow\.1: .* closed to every sandbox"):
         parse("8.8.8.8", closed).require_open(closed_to_all(SLOTS))
 
 
-def test_nor_what_holds_something_closed() -> None:
+def test_ranges_that_hold_a_closed_one_cannot_be_allowed() -> None:
     with pytest.raises(InvalidPolicy, match="holds addresses that are closed"):
         parse("0.0.0.0/0").require_open(closed_to_all(SLOTS))
 

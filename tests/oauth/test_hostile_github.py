@@ -26,6 +26,8 @@ from support.github import (
 )
 from support.host_double import HostDouble
 
+pytestmark = pytest.mark.slow
+
 _STEPS = (TOKEN, USER, EMAILS)
 _DEADLINE = 0.4
 _FAILED = {"error": "exchange_failed"}
@@ -141,7 +143,9 @@ async def test_redirects_are_not_followed(wrenn: Server, hub: GitHub, step: str)
 
 @pytest.mark.parametrize("step", _STEPS)
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_flood_is_cut_off(wrenn: Server, hub: GitHub, step: str, announced: bool) -> None:
+async def test_a_flood_of_a_provider_is_cut_off(
+    wrenn: Server, hub: GitHub, step: str, announced: bool
+) -> None:
     sent = 0
 
     async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,7 +164,7 @@ async def test_a_flood_is_cut_off(wrenn: Server, hub: GitHub, step: str, announc
     assert sent < 16 * 1024 * 1024
 
 
-async def test_headers_without_end(wrenn: Server, hub: GitHub) -> None:
+async def test_headers_without_end_end_the_login(wrenn: Server, hub: GitHub) -> None:
     async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
         while True:
@@ -191,7 +195,7 @@ async def _interim(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 
 
 @pytest.mark.parametrize("misbehaviour", [_silence, _drip, _interim])
-async def test_a_slow_one_is_given_up(
+async def test_a_slow_provider_is_given_up(
     hasty: Server, hub: GitHub, misbehaviour: Misbehaviour
 ) -> None:
     for step in _STEPS:
@@ -211,7 +215,9 @@ async def test_many_slow_ones_leave_the_rest_of_the_api_alone(hasty: Server, hub
     assert time.monotonic() - begin < _DEADLINE + 5
 
 
-async def test_it_can_not_be_reached(hub: GitHub, host: HostDouble, tmp_path: Path) -> None:
+async def test_a_github_that_cannot_be_reached_ends_the_login(
+    hub: GitHub, host: HostDouble, tmp_path: Path
+) -> None:
     nowhere = {"oauth_github_api_url": "http://127.0.0.1:1"}
     async with serve(with_github(hub, tmp_path, None, **nowhere), host) as server:
         assert await _login(server) == _FAILED

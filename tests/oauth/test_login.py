@@ -110,7 +110,7 @@ async def test_the_way_there(wrenn: Server, browsers: Browsers, hub: GitHub) -> 
     ],
 )
 @ON_SQLITE
-async def test_the_cookie(
+async def test_the_state_cookie_is_for_its_path_and_ten_minutes(
     hub: GitHub,
     host: HostDouble,
     tmp_path: Path,
@@ -160,7 +160,7 @@ async def test_providers_that_there_are_not(
 
 
 @ON_SQLITE
-async def test_attempts_are_limited(
+async def test_logins_with_a_provider_are_limited_in_number(
     hub: GitHub, host: HostDouble, tmp_path: Path, database_url: None
 ) -> None:
     limits = {"auth_attempts_per_address": "3/minute"}

@@ -145,7 +145,7 @@ async def test_used_states_are_forgotten_in_time(
 
 
 @ON_SQLITE
-async def test_no_code(browsers: Browsers, hub: GitHub) -> None:
+async def test_a_callback_without_a_code_is_refused(browsers: Browsers, hub: GitHub) -> None:
     for code in ({}, {"code": ""}):
         browser, _, state = await browsers.departed()
         assert await browser.come_back(state=state, **code) == {"error": "missing_code"}
@@ -216,7 +216,7 @@ async def test_the_email_of_another_account(
     assert await (await browsers.new()).login() == {"error": "email_taken"}
 
 
-async def test_whatever_else_is_wrong(oauth: Settings, browsers: Browsers) -> None:
+async def test_any_other_wrong_callback_is_refused(oauth: Settings, browsers: Browsers) -> None:
     await change(oauth, "DROP TABLE identities")
     assert await (await browsers.new()).login() == {"error": "internal_error"}
     await change(oauth, "DROP TABLE spent_states")

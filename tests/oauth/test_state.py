@@ -72,7 +72,7 @@ def _pair(states: States) -> tuple[str, str]:
     return issued.cookie, issued.state
 
 
-def test_it_ends_after_ten_minutes() -> None:
+def test_a_state_ends_after_ten_minutes() -> None:
     clock = _Clock()
     states = _states(clock=clock)
     cookie, state = _pair(states)
@@ -82,7 +82,7 @@ def test_it_ends_after_ten_minutes() -> None:
     assert _why(states, cookie, state) == "state expired"
 
 
-def test_a_longer_life_can_not_be_written_into_it() -> None:
+def test_a_longer_life_cannot_be_written_into_a_state() -> None:
     states = _states()
     cookie, state = _pair(states)
     _, expiry, mac = cookie.split(".")
@@ -90,7 +90,7 @@ def test_a_longer_life_can_not_be_written_into_it() -> None:
     assert "forged" in _why(states, f"{state}.0{expiry}.{'0' * 64}", state)
 
 
-def test_what_is_refused() -> None:
+def test_states_that_are_not_ours_are_refused() -> None:
     states = _states()
     cookie, state = _pair(states)
     other_cookie, other_state = _pair(states)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.root
+
 _ROOT = Path(__file__).parents[2]
 _LOCKS = ("requirements-build.lock", "requirements.lock", "pyproject.toml")
 _WRENN = """\

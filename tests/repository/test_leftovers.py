@@ -84,6 +84,7 @@ def test_notes_of_directories_that_live_are_kept(
     ("since", "code", "printed"),
     [("link a\nlink b", 0, "nothing left"), ("link a", 1, "link b"), ("", 1, "link a\nlink b")],
 )
+@pytest.mark.root
 def test_as_a_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -250,7 +250,7 @@ def test_tables_that_point_at_tables(layer: Path, base: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_garbled_layers(seed: int, layer: Path, base: Path, secret: Path) -> None:
+def test_garbled_layers_are_refused(seed: int, layer: Path, base: Path, secret: Path) -> None:
     """Refused, or merged to a layer that is whole and over the base."""
     choose = random.Random(seed)
     whole = layer.read_bytes()

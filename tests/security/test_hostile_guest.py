@@ -391,7 +391,9 @@ _FLOODS: Final[dict[str, tuple[Script, tuple[Call, ...]]]] = {
 }
 
 
-async def test_floods(stand: Stand, logs: list[MutableMapping[str, object]]) -> None:
+async def test_floods_of_a_guest_are_bounded(
+    stand: Stand, logs: list[MutableMapping[str, object]]
+) -> None:
     """Others are served meanwhile, and memory is what a few pieces take."""
     for name, (script, calls) in _FLOODS.items():
         before = await _at_rest(stand)
@@ -437,7 +439,7 @@ _HUGE: Final[dict[str, tuple[Callable[[], bytes], Call]]] = {
 }
 
 
-async def test_huge_answers(stand: Stand) -> None:
+async def test_huge_answers_of_a_guest_are_bounded(stand: Stand) -> None:
     for name, (body, call) in _HUGE.items():
         stand.guest.script = says(answer(body()), ending="wait")
         before = await _at_rest(stand)
@@ -588,7 +590,9 @@ async def fuzz(stand: Stand, seed: int, seconds: float) -> tuple[int, float, int
     return count, worst, memory.taken
 
 
-async def test_lies_at_random(stand: Stand, logs: list[MutableMapping[str, object]]) -> None:
+async def test_the_host_survives_random_lies_of_a_guest(
+    stand: Stand, logs: list[MutableMapping[str, object]]
+) -> None:
     count, worst, memory = await fuzz(stand, 20261123, _FUZZ_SEC)
     assert count > 50
     assert worst < _LAG_SEC

@@ -159,7 +159,7 @@ async def _everything(caller: Caller) -> None:
         tasks.create_task(caller.download())
 
 
-async def test_lies_at_random(caller: Caller) -> None:
+async def test_the_api_survives_random_lies_of_a_guest(caller: Caller) -> None:
     """Every answer is one of the contract (`CheckedTransport` sees to that), none is a 500."""
     liar = Liar(20261124)
     lag = Lag()

@@ -357,7 +357,9 @@ async def test_a_load_after_which_nothing_is_heard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_garbled_talk(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_garbled_talk_of_a_vmm_is_refused(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pieces of real messages, mutated, in pieces of any size."""
     choose = random.Random(seed)
     monkeypatch.setattr(monitor_module, "_STATUS_SEC", 0.05)

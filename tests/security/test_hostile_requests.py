@@ -190,7 +190,7 @@ def _text(fields: dict[str, str]) -> str:
     return "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}"
 
 
-async def test_bodies(
+async def test_hostile_bodies_get_an_answer_of_the_contract(
     faulty: Server, user: Team, operations: list[tuple[str, str, Json]], schemas: dict[str, Json]
 ) -> None:
     """Each body where it belongs. What is accepted is undone by nothing: the host is in memory."""
@@ -236,7 +236,7 @@ async def test_paths_and_queries(
             assert answer.status_code < 500, (method, place, answer.text)
 
 
-async def test_headers(faulty: Server, user: Team) -> None:
+async def test_hostile_headers_get_an_answer_of_the_contract(faulty: Server, user: Team) -> None:
     for value in (b"\xff", b"\x00", b"a" * 60_000, b"wrn_" + b"0" * 31 + b"\xff", "wrn_١".encode()):
         for name in ("X-API-Key", "Authorization", "Cookie", "X-Request-Id", "Content-Type"):
             for text in (value, b"Bearer " + value, b"oauth_state=" + value):
@@ -246,7 +246,7 @@ async def test_headers(faulty: Server, user: Team) -> None:
                 assert answer.status_code == 401
 
 
-async def test_compressed_bodies(faulty: Server, user: Team) -> None:
+async def test_compressed_bodies_are_bounded(faulty: Server, user: Team) -> None:
     """Nothing is decompressed, so that nothing can explode."""
     id = (await user.client.post("/v1/sandboxes")).json()["id"]
     bomb = gzip.compress(b'{"cmd": "' + b"a" * 100_000_000 + b'"}')

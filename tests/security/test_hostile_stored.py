@@ -122,7 +122,9 @@ def test_manifests_that_are_not_the_sandbox_s(
         paused.newest(paths, _ID)
 
 
-def test_garbled_manifests(paths: Paths, manifest: PausedSandbox) -> None:
+def test_garbled_manifests_of_paused_sandboxes_are_refused(
+    paths: Paths, manifest: PausedSandbox
+) -> None:
     path = paths.generation(_ID, 1) / "manifest.json"
     whole = path.read_bytes()
     choose = random.Random(2)
@@ -191,7 +193,7 @@ def test_an_index_of_any_size_is_read_within_bounds(tmp_path: Path) -> None:
         diff.merge(tmp_path, image)
 
 
-def test_garbled_images() -> None:
+def test_garbled_manifests_of_images_are_refused() -> None:
     original = Manifest(
         image_id=ImageId("img-" + "a" * 20),
         created_at=datetime(2026, 1, 2, tzinfo=UTC),

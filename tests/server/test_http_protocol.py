@@ -252,7 +252,7 @@ def _check_refusal(answer: bytes, status: int) -> str:
     return str(error["message"])
 
 
-async def test_what_is_refused() -> None:
+async def test_malformed_requests_are_refused() -> None:
     app = App()
     async with edge(app, _settings()) as server:
 

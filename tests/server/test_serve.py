@@ -13,6 +13,8 @@ import pytest
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.testing.server_process import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 _FAKE = {"WRENN_DRIVER": "fake"}
 
 
@@ -48,7 +50,7 @@ def server(tmp_path: Path) -> ServerProcess:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_until_it_is_asked_to_stop(server: ServerProcess, number: int) -> None:
+def test_the_server_runs_until_it_is_asked_to_stop(server: ServerProcess, number: int) -> None:
     with server:
         answer = httpx2.get(f"{server.url}/health")
         assert answer.status_code == 200
@@ -59,7 +61,7 @@ def test_it_serves_until_it_is_asked_to_stop(server: ServerProcess, number: int)
     assert "Traceback" not in server.log.read_text()
 
 
-def test_it_starts_again_where_it_was(server: ServerProcess) -> None:
+def test_the_server_starts_again_where_it_was(server: ServerProcess) -> None:
     account = {"email": "again@example.com", "password": "correct horse"}
     with server:
         assert httpx2.post(f"{server.url}/v1/auth/signup", json=account).status_code == 201
@@ -70,7 +72,7 @@ def test_it_starts_again_where_it_was(server: ServerProcess) -> None:
         assert httpx2.post(f"{server.url}/v1/auth/login", json=account).status_code == 200
 
 
-def test_it_does_not_use_the_database_of_a_server_that_the_environment_is_for(
+def test_a_child_server_ignores_the_database_of_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would take that server's sandboxes, which do not run here, for lost."""
@@ -82,7 +84,7 @@ def test_it_does_not_use_the_database_of_a_server_that_the_environment_is_for(
     assert not (tmp_path / "other.db").exists()
 
 
-def test_a_database_that_can_not_be_reached(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_reached_stops_the_start(tmp_path: Path) -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{unheard.getsockname()[1]}"
@@ -195,7 +197,7 @@ def test_what_a_parent_learns_of_a_server_that_does_not_start(tmp_path: Path) ->
     assert caught.value.detail
 
 
-def test_the_version() -> None:
+def test_the_version_is_printed() -> None:
     done = _wrenn("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("wrenn ")

@@ -45,11 +45,11 @@ def test_every_setting_is_documented_and_nothing_else() -> None:
         ),
     ],
 )
-def test_the_database(given: str | None, expected: str) -> None:
+def test_database_urls_become_urls_of_the_driver(given: str | None, expected: str) -> None:
     assert Settings(data_dir=Path("/data"), database_url=given).sql_url == expected
 
 
-def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WRENN_PORT", "9000")
     monkeypatch.setenv("DATABASE_URL", "postgres://h/d")
     monkeypatch.setenv("CP_PUBLIC_URL", "https://api.example.com")
@@ -99,7 +99,7 @@ _OAUTH = {
 }
 
 
-def test_github_login(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_github_login_is_set_up_by_four_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in _OAUTH.items():
         monkeypatch.setenv(name, value)
     settings = Settings()

@@ -28,6 +28,8 @@ from wrenn_sandbox.server.tls import Certificate
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.testing.server_process import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 _REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -61,7 +63,9 @@ def test_without_settings_there_is_none() -> None:
     assert Certificate.of(_settings()) is None
 
 
-def test_what_can_not_be_used(tmp_path: Path, pair: Pair, other: Pair) -> None:
+def test_certificates_that_cannot_be_used_are_refused(
+    tmp_path: Path, pair: Pair, other: Pair
+) -> None:
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("nonsense")
     missing = tmp_path / "missing"
@@ -160,7 +164,7 @@ async def test_requests_over_tls(pair: Pair) -> None:
         await eventually(lambda: server.connections.count == 0)
 
 
-async def test_what_is_too_old(pair: Pair) -> None:
+async def test_old_versions_of_tls_are_refused(pair: Pair) -> None:
     context = _trusting(pair)
     with warnings.catch_warnings(action="ignore"):
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -173,7 +177,7 @@ async def test_what_is_too_old(pair: Pair) -> None:
         await eventually(lambda: server.connections.count == 0)
 
 
-async def test_what_is_no_tls(pair: Pair) -> None:
+async def test_plain_http_on_the_tls_port_is_ended(pair: Pair) -> None:
     """Neither other protocols nor silence hold a place for longer than a handshake may take."""
     async with edge(_app, _settings(head_timeout_sec=0.3), _certificate(pair)) as server:
         for data in (_REQUEST, b"", b"\x16\x03\x01"):

@@ -29,6 +29,8 @@ from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Phase
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +228,7 @@ async def test_a_leaked_key_by_whatever_is_known_of_it(
             await admin.find_key(which)
 
 
-async def test_what_can_not_name_a_key(
+async def test_words_that_cannot_name_a_key_are_refused(
     faulty: Server, user: Team, admin: Administration, settings: Settings
 ) -> None:
     for vague in ("", "wrn_", user.key[:11], "key-", "x" * 36, "%", "wrn_%%%%%%%"):
@@ -246,7 +248,9 @@ async def test_what_can_not_name_a_key(
     assert (await admin.find_key(twin.key)).team_id == twin.team_id
 
 
-async def test_all_keys_of_a_team(faulty: Server, user: Team, admin: Administration) -> None:
+async def test_revoking_all_keys_of_a_team_shuts_it_out(
+    faulty: Server, user: Team, admin: Administration
+) -> None:
     other = await faulty.team()
     await user.client.post("/v1/api-keys", json={}, headers=user.bearer)
     assert await admin.revoke_keys(await admin.team(user.team_id), utc_now()) == 2
@@ -294,7 +298,7 @@ async def test_open_connections_end_with_their_credential(
 
 @pytest.mark.parametrize("route", ["exec/stream", "pty"])
 @pytest.mark.parametrize("database_url", [None])
-async def test_a_connection_that_waits_can_not_start_without_its_credential(
+async def test_a_waiting_connection_cannot_start_without_its_credential(
     server: Server, team: Team, route: str
 ) -> None:
     """A command on a terminal would run on when its client is turned out."""
@@ -375,7 +379,9 @@ async def test_a_team_with_somebody_left_runs_on(
     await _states(admin, State.PAUSED)
 
 
-async def test_draining(faulty: Server, user: Team, admin: Administration) -> None:
+async def test_a_draining_server_starts_nothing_new_and_pauses_in_turn(
+    faulty: Server, user: Team, admin: Administration
+) -> None:
     """Within a second or two nothing starts and what runs is paused, by itself."""
     running, paused = await _create(user), await _create(user)
     await user.client.post(f"/v1/sandboxes/{paused}/pause")
@@ -402,7 +408,9 @@ async def test_draining(faulty: Server, user: Team, admin: Administration) -> No
     assert await _create(user)
 
 
-async def test_what_can_not_be_paused_keeps_running(settings: Settings, host: HostDouble) -> None:
+async def test_a_sandbox_that_cannot_be_paused_runs_on_while_draining(
+    settings: Settings, host: HostDouble
+) -> None:
     clock = FakeClock()
     async with (
         serve(settings, host, clock) as server,

@@ -156,7 +156,7 @@ async def test_a_teams_view_holds_nothing_of_another(faulty: Server, user: Team)
     assert (await other.get(id), await other.state(id)) == (None, None)
 
 
-async def test_reasons_that_a_database_can_not_keep(
+async def test_reasons_that_a_database_cannot_keep_are_cleaned(
     faulty: Server, host: HostDouble, user: Team
 ) -> None:
     id = SandboxId((await user.client.post("/v1/sandboxes")).json()["id"])

@@ -13,6 +13,8 @@ from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import new_installation_id
 from wrenn_sandbox.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def _with_other_database(settings: Settings, tmp_path: Path) -> Settings:
     return make_settings(settings.data_dir, f"sqlite:///{tmp_path}/other.db")
@@ -58,7 +60,7 @@ async def test_another_database_is_refused_and_nothing_is_lost(
         assert answer.json()["exit_code"] == 0
 
 
-async def test_a_stored_sandbox_that_can_not_be_read_counts(
+async def test_a_paused_sandbox_that_cannot_be_read_keeps_the_host_claimed(
     restartable: Settings, tmp_path: Path
 ) -> None:
     async with serve_processes(restartable) as (server, _):

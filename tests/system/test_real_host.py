@@ -345,7 +345,7 @@ async def test_an_overwritten_image_goes_with_its_last_sandbox(server: Server, t
     assert image not in _found(paths.images)
 
 
-async def test_names_of_templates(server: Server, team: Team) -> None:
+async def test_a_snapshot_cannot_take_the_name_of_a_template(server: Server, team: Team) -> None:
     id = await _create(team.client)
     for name, query in (("minimal", ""), ("minimal", "?overwrite=true")):
         answer = await _snapshot(team.client, id, name, query)
@@ -365,7 +365,7 @@ async def test_names_of_templates(server: Server, team: Team) -> None:
         assert answer.status_code == {"?type=other": 400, "/minimal": 403, "/none": 404}[path]
 
 
-async def test_a_snapshot_that_fails(
+async def test_a_failed_snapshot_on_the_real_host_changes_nothing(
     server: Server, team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = await _create(team.client)

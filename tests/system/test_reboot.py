@@ -124,7 +124,9 @@ async def test_a_running_sandbox_is_not_rebooted(user: Team, host: HostDouble) -
     assert ("reboot", id) not in host.calls
 
 
-async def test_another_teams_sandbox(faulty: Server, user: Team, host: HostDouble) -> None:
+async def test_another_teams_sandbox_cannot_be_rebooted(
+    faulty: Server, user: Team, host: HostDouble
+) -> None:
     id = await _create(user)
     await _pause(user, id)
     stranger = await faulty.team()
@@ -173,7 +175,9 @@ async def test_a_rebooted_sandbox_has_its_files_and_goes_on_as_any(
     assert len(_found(paths.images) - images) == 1
 
 
-async def test_one_made_from_a_snapshot(rig: tuple[Server, HostAgent, Team]) -> None:
+async def test_a_sandbox_of_a_snapshot_reboots_over_its_disk(
+    rig: tuple[Server, HostAgent, Team],
+) -> None:
     _, host, team = rig
     source = await _create(team)
     await _shell(team, source, "echo template > kept")
@@ -512,7 +516,7 @@ async def test_a_disk_that_cannot_be_kept_goes_with_its_sandbox_alone(
 
 
 @pytest.mark.usefixtures("stopping")
-async def test_what_a_new_server_makes_of_it(restartable: Settings) -> None:
+async def test_a_new_server_reboots_a_sandbox_that_stopped_by_itself(restartable: Settings) -> None:
     async with serve_processes(restartable) as (server, host):
         team = await server.team()
         id = await _create(team)

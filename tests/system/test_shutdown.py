@@ -106,7 +106,9 @@ async def test_running_sandboxes_are_paused_a_few_at_a_time(
             assert (await client.post(f"/v1/sandboxes/{id}/resume")).status_code == 200
 
 
-async def test_what_can_not_be_paused_keeps_running(pausing: Settings, host: HostDouble) -> None:
+async def test_a_sandbox_that_cannot_be_paused_outlives_the_server(
+    pausing: Settings, host: HostDouble
+) -> None:
     async with serve(pausing, host) as server:
         team = await server.team()
         id = await _sandbox(team)

@@ -175,7 +175,7 @@ async def run(scene: Scene, wanted: dict[str, object], memory: int, output: Path
         confined.close()
 
 
-def test_it_is_nobody(scene: Scene, findings: Findings) -> None:
+def test_a_captured_vmm_is_nobody(scene: Scene, findings: Findings) -> None:
     uid = str(scene.spec.slot.uid)
     status = findings.status
     assert status["Uid"].split() == status["Gid"].split() == [uid] * 4
@@ -187,7 +187,7 @@ def test_it_is_nobody(scene: Scene, findings: Findings) -> None:
     assert findings.host_name != socket.gethostname()
 
 
-def test_it_sees_programs_and_devices_that_hurt_nobody(findings: Findings) -> None:
+def test_a_captured_vmm_sees_harmless_programs_and_devices_only(findings: Findings) -> None:
     top = Path(findings.visible[0]).parts[1]
     system = {"bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr"}
     assert set(findings.root) - system == {"dev", "etc", "proc", top}
@@ -205,24 +205,26 @@ def test_every_mount_is_harmless(scene: Scene, findings: Findings) -> None:
         assert "ro" in options or place in (own, "/proc") or place.startswith("/dev/"), place
 
 
-def test_it_sees_the_files_of_its_own_machine_alone(scene: Scene, findings: Findings) -> None:
+def test_a_captured_vmm_sees_the_files_of_its_own_vm_alone(
+    scene: Scene, findings: Findings
+) -> None:
     expected = {*scene.readable, scene.spec.files.directory}
     assert len(scene.layers) == 1
     assert {Path(each) for each in findings.visible} == expected
 
 
-def test_it_can_write_to_nothing_that_others_use(scene: Scene, findings: Findings) -> None:
+def test_a_captured_vmm_cannot_write_to_what_others_use(scene: Scene, findings: Findings) -> None:
     assert findings.overwritten == {str(each): "" for each in scene.readable}
     assert findings.sealed == ""
 
 
-def test_it_can_read_nothing_of_others(findings: Findings) -> None:
+def test_a_captured_vmm_cannot_read_what_is_others(findings: Findings) -> None:
     assert len(findings.opened) > 15
     assert set(findings.opened.values()) <= {"ENOENT", "EACCES"}, findings.opened
     assert findings.opened["/etc/shadow"] == findings.opened["/proc/version"] == "ENOENT"
 
 
-def test_it_can_connect_to_nobody(scene: Scene, findings: Findings) -> None:
+def test_a_captured_vmm_cannot_connect_to_anybody(scene: Scene, findings: Findings) -> None:
     theirs, own = scene.sockets
     assert findings.connected[str(theirs)] == "ENOENT"
     assert findings.connected[str(own)] == "EACCES"
@@ -230,7 +232,7 @@ def test_it_can_connect_to_nobody(scene: Scene, findings: Findings) -> None:
     assert not [each for each in findings.connected.values() if each.startswith("done")]
 
 
-def test_it_sees_signals_and_traces_nobody_else(scene: Scene, findings: Findings) -> None:
+def test_a_captured_vmm_cannot_signal_or_trace_others(scene: Scene, findings: Findings) -> None:
     seen = {int(each) for each in findings.proc if each not in ("self", "thread-self")}
     itself = int(findings.status["Pid"])
     assert seen == {itself, scene.twin}
@@ -239,11 +241,11 @@ def test_it_sees_signals_and_traces_nobody_else(scene: Scene, findings: Findings
     assert findings.traced == nobody
 
 
-def test_it_gets_no_privileges(findings: Findings) -> None:
+def test_a_captured_vmm_gets_no_privileges(findings: Findings) -> None:
     assert {what: each for what, each in findings.privileges.items() if each not in _REFUSED} == {}
 
 
-def test_it_is_bounded(findings: Findings) -> None:
+def test_a_captured_vmm_is_bounded(findings: Findings) -> None:
     assert findings.limits == {
         "file": "EFBIG",
         "memory": "ENOMEM",

@@ -41,7 +41,7 @@ def _described(root: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-def test_a_tree_there_and_back(api: Api, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_tree_is_copied_into_a_vm_and_back(api: Api, sandbox: Sandbox, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "sub" / "empty").mkdir(parents=True)
     (tree / "run.sh").write_text("#!/bin/sh\nid -un\n")
@@ -90,7 +90,7 @@ def test_without_anything_of_the_root_disk(api: Api, sandbox: Sandbox, tmp_path:
         api.output(sandbox.id, "mv gone/* /usr/bin/")
 
 
-def test_a_full_disk(api: Api, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_copy_tells_of_a_full_disk_in_the_vm(api: Api, sandbox: Sandbox, tmp_path: Path) -> None:
     api.output(sandbox.id, "mkdir small; mount -t tmpfs -o size=1m tmpfs small; echo old >small/x")
     (tmp_path / "x").write_bytes(os.urandom(3 << 20))
     code, said = _wrenn(api, tmp_path, "cp", "x", f"{sandbox.id}:small")

@@ -74,7 +74,7 @@ def _without_internet(api: Api, sandbox: Sandbox, internet: bool) -> None:
     assert api.request("PUT", path, {"internet": internet}).status_code == 200
 
 
-def test_names_are_refused_at_once_without_internet(api: Api, sandbox: Sandbox) -> None:
+def test_a_vm_without_internet_refuses_name_lookups_at_once(api: Api, sandbox: Sandbox) -> None:
     _without_internet(api, sandbox, False)
     for command in (("getent", "hosts", "example.com"), ("getent", "hosts", "192.0.2.1")):
         done = api.exec(sandbox.id, *command, timeout_sec=60)

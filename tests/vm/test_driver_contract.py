@@ -87,7 +87,7 @@ async def test_another_driver_object_adopts_it(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("stand", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
-async def test_a_machine_that_can_not_start(stand: Stand) -> None:
+async def test_a_machine_that_cannot_start_says_why(stand: Stand) -> None:
     async with stand.spec() as spec:
         broken = dataclasses.replace(spec, kernel=spec.files.directory / "missing")
         with pytest.raises(HostFailure) as caught:

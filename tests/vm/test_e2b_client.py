@@ -138,7 +138,7 @@ def test_a_command_of_a_user(sandbox: Sandbox, user: str) -> None:
     assert sandbox.commands.run("id -un", user=user).stdout == f"{user}\n"
 
 
-def test_commands_that_can_not_be(sandbox: Sandbox) -> None:
+def test_commands_that_cannot_be_started_say_why(sandbox: Sandbox) -> None:
     with pytest.raises(AuthenticationException, match="stranger"):
         sandbox.commands.run("true", user="stranger")
     with pytest.raises(InvalidArgumentException, match="/nowhere"):
@@ -174,7 +174,7 @@ def test_output_is_told_while_the_command_runs(sandbox: Sandbox, home: str) -> N
     assert "".join(err) == result.stderr == "third\n"
 
 
-def test_much_output_arrives_whole(sandbox: Sandbox) -> None:
+def test_much_output_reaches_the_e2b_client_whole(sandbox: Sandbox) -> None:
     result = sandbox.commands.run("seq 200000")
     assert result.stdout == "".join(f"{number}\n" for number in range(1, 200001))
 
@@ -228,7 +228,7 @@ def test_list_tells_what_runs(sandbox: Sandbox) -> None:
     assert command.kill()
 
 
-def test_kill(sandbox: Sandbox) -> None:
+def test_the_e2b_client_kills_a_command(sandbox: Sandbox) -> None:
     command = sandbox.commands.run("exec sleep 111", background=True)
     assert sandbox.commands.kill(command.pid)
     with pytest.raises(CommandExitException) as caught:
@@ -257,14 +257,14 @@ def test_write_and_read_bytes(sandbox: Sandbox, home: str, gzip: bool, octets: b
     assert b"".join(sandbox.files.read(path, format="stream", gzip=gzip)) == _CONTENT
 
 
-def test_write_streams(sandbox: Sandbox, home: str) -> None:
+def test_the_e2b_client_writes_streams(sandbox: Sandbox, home: str) -> None:
     sandbox.files.write(f"{home}/file", io.BytesIO(_CONTENT))
     sandbox.files.write(f"{home}/chunks", (_CONTENT[i : i + 9999] for i in range(0, 99990, 9999)))
     assert sandbox.files.read(f"{home}/file", format="bytes") == _CONTENT
     assert sandbox.files.read(f"{home}/chunks", format="bytes") == _CONTENT[:99990]
 
 
-def test_write_files(sandbox: Sandbox, home: str) -> None:
+def test_the_e2b_client_writes_several_files(sandbox: Sandbox, home: str) -> None:
     written = sandbox.files.write_files(
         [
             {"path": f"{home}/a", "data": "text"},
@@ -336,7 +336,7 @@ def test_files_that_are_not_there(sandbox: Sandbox, home: str) -> None:
         sandbox.files.read(home)
 
 
-def test_watch(sandbox: Sandbox, home: str) -> None:
+def test_the_e2b_client_watches_a_directory(sandbox: Sandbox, home: str) -> None:
     handle = sandbox.files.watch_dir(home, recursive=True)
     sandbox.files.make_dir(f"{home}/sub")
     sandbox.files.write(f"{home}/sub/f", "x")
@@ -370,7 +370,7 @@ def test_watch_a_new_file_with_its_entry(sandbox: Sandbox, home: str) -> None:
     handle.stop()
 
 
-def test_a_terminal(sandbox: Sandbox) -> None:
+def test_the_e2b_client_has_a_terminal(sandbox: Sandbox) -> None:
     terminal = sandbox.pty.create(_SIZE, cwd="/usr", envs={"A": "two words"})
     assert terminal.pid in _pids(sandbox)
     sandbox.pty.resize(terminal.pid, PtySize(rows=31, cols=99))

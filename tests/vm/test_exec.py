@@ -48,16 +48,18 @@ def test_the_exit_code_of_a_killed_command(
 
 
 @pytest.mark.parametrize("command", ["no-such-command", "/no/such/command"])
-def test_a_command_that_does_not_exist(api: Api, sandbox: Sandbox, command: str) -> None:
+def test_an_unknown_program_in_a_vm_is_told(api: Api, sandbox: Sandbox, command: str) -> None:
     assert api.exec(sandbox.id, command).exit_code == 127
 
 
 @pytest.mark.parametrize("command", ["/etc/passwd", "/etc"])
-def test_a_command_that_can_not_be_executed(api: Api, sandbox: Sandbox, command: str) -> None:
+def test_a_program_that_cannot_be_executed_is_told(
+    api: Api, sandbox: Sandbox, command: str
+) -> None:
     assert api.exec(sandbox.id, command).exit_code == 126
 
 
-def test_environment_directory_and_user(api: Api, sandbox: Sandbox) -> None:
+def test_a_command_in_a_vm_gets_environment_directory_and_user(api: Api, sandbox: Sandbox) -> None:
     result = api.exec(
         sandbox.id,
         "sh",
@@ -81,7 +83,7 @@ def test_an_unknown_user_or_directory(
     assert error_of(answer).code == "invalid_request"
 
 
-def test_binary_output(api: Api, sandbox: Sandbox) -> None:
+def test_binary_output_arrives_as_it_is(api: Api, sandbox: Sandbox) -> None:
     result = api.exec(sandbox.id, "printf", r"\377\000\001")
     assert result.encoding == "base64"
     assert base64.b64decode(result.stdout) == b"\xff\x00\x01"
@@ -103,7 +105,7 @@ def test_a_command_that_forks_and_lingers(api: Api, sandbox: Sandbox) -> None:
     assert time.monotonic() - begin < 5
 
 
-def test_a_command_over_its_time(api: Api, sandbox: Sandbox) -> None:
+def test_a_command_over_its_time_is_ended_in_the_vm(api: Api, sandbox: Sandbox) -> None:
     script = "echo partial; echo trouble >&2; sleep 987 & sleep 987"
     answer = api.exec_raw(sandbox.id, "sh", "-c", script, timeout_sec=1)
     assert answer.status_code == 504
@@ -136,7 +138,7 @@ def test_a_process_that_dies_of_memory_does_not_take_the_agent(api: Api, sandbox
     assert api.output(sandbox.id, "echo alive") == "alive"
 
 
-def test_what_a_command_leaves_running_goes_on(api: Api, sandbox: Sandbox) -> None:
+def test_what_a_command_leaves_running_in_a_vm_goes_on(api: Api, sandbox: Sandbox) -> None:
     """Its pipes are drained after the answer: neither a script nor a server gets EPIPE."""
     script = "sh -c 'sleep 1; echo a; echo ok >/tmp/ok' & echo started"
     assert api.output(sandbox.id, script) == "started"

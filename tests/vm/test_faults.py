@@ -110,7 +110,7 @@ class _Work:
 
 
 @pytest.mark.parametrize("point", failpoints.CREATE)
-def test_create(victim: Victim, point: str) -> None:
+def test_a_create_killed_at_any_step_leaves_nothing_behind(victim: Victim, point: str) -> None:
     before = victim.sandboxes().keys()
     victim.dies(point, "POST", "/v1/sandboxes", {})
     [sandbox] = victim.sandboxes().keys() - before
@@ -121,7 +121,7 @@ def test_create(victim: Victim, point: str) -> None:
 
 
 @pytest.mark.parametrize("point", failpoints.PAUSE)
-def test_pause(victim: Victim, point: str) -> None:
+def test_a_pause_killed_at_any_step_loses_nothing(victim: Victim, point: str) -> None:
     api = victim.api
     sandbox = api.create().id
     work = _Work.begin(api, sandbox)
@@ -137,7 +137,7 @@ def test_pause(victim: Victim, point: str) -> None:
 
 
 @pytest.mark.parametrize("point", failpoints.RESUME)
-def test_resume(victim: Victim, point: str) -> None:
+def test_a_resume_killed_at_any_step_loses_nothing(victim: Victim, point: str) -> None:
     api = victim.api
     sandbox = api.create().id
     work = _Work.begin(api, sandbox)
@@ -154,7 +154,7 @@ def test_resume(victim: Victim, point: str) -> None:
 
 
 @pytest.mark.parametrize("point", failpoints.REBOOT)
-def test_reboot(victim: Victim, point: str) -> None:
+def test_a_reboot_killed_at_any_step_loses_nothing(victim: Victim, point: str) -> None:
     """The sandbox is as it was stored, with its process, or as it is after a boot, without."""
     api = victim.api
     sandbox = api.create().id
@@ -174,7 +174,7 @@ def test_reboot(victim: Victim, point: str) -> None:
 
 
 @pytest.mark.parametrize("point", failpoints.SNAPSHOT)
-def test_snapshot(victim: Victim, point: str) -> None:
+def test_a_snapshot_killed_at_any_step_loses_nothing(victim: Victim, point: str) -> None:
     api = victim.api
     sandbox = api.create().id
     work = _Work.begin(api, sandbox)
@@ -196,7 +196,7 @@ def test_snapshot(victim: Victim, point: str) -> None:
 
 @pytest.mark.parametrize("point", failpoints.DESTROY)
 @pytest.mark.parametrize("state", ["running", "paused"])
-def test_delete(victim: Victim, point: str, state: str) -> None:
+def test_a_delete_killed_at_any_step_is_finished(victim: Victim, point: str, state: str) -> None:
     api = victim.api
     sandbox = api.create().id
     if state == "paused":

@@ -33,7 +33,7 @@ def _post(api: Api, sandbox: str, call: str, **body: object) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("route", ["write", "stream/write"])
-def test_what_is_written_is_read(api: Api, sandbox: Sandbox, route: str) -> None:
+def test_what_is_written_to_a_vm_is_read(api: Api, sandbox: Sandbox, route: str) -> None:
     content = os.urandom(2 * _MIB + 1)
     assert _write(api, sandbox.id, "new dir/file", content, route).status_code == 204
     for reading in ("read", "stream/read"):
@@ -67,7 +67,7 @@ def test_listing_making_and_removing(api: Api, sandbox: Sandbox) -> None:
     assert error_of(_post(api, sandbox.id, "list", path="tree")).code == "not_found"
 
 
-def test_what_can_not_be_read_or_written(api: Api, sandbox: Sandbox) -> None:
+def test_files_of_a_vm_that_cannot_be_used_are_told_apart(api: Api, sandbox: Sandbox) -> None:
     api.output(sandbox.id, "mkdir -p dir; mkfifo -m 644 fifo; ln -sfn loop loop")
     assert error_of(_post(api, sandbox.id, "read", path="missing")).code == "not_found"
     for path in ("dir", "fifo", "loop", "/dev/zero"):

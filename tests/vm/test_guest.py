@@ -116,7 +116,7 @@ def test_commands_speak_utf8(api: Api, sandbox: Sandbox) -> None:
     assert api.output(sandbox.id, "bash -c 'x=é; echo ${#x}'") == "1"
 
 
-def test_a_file_that_is_replaced_keeps_what_it_had(api: Api, sandbox: Sandbox) -> None:
+def test_a_replaced_file_in_a_vm_keeps_its_user_and_mode(api: Api, sandbox: Sandbox) -> None:
     assert api.exec(sandbox.id, "python3", "-c", _DRESS).exit_code == 0
     look = ("python3", "-c", _ATTRIBUTES, "/root/dressed")
     before = api.exec(sandbox.id, *look).stdout
@@ -152,7 +152,7 @@ def test_paths_that_are_no_text(api: Api, sandbox: Sandbox) -> None:
         assert answer.status_code == status
 
 
-def test_files_of_the_kernel(api: Api, sandbox: Sandbox) -> None:
+def test_files_of_the_guests_kernel_are_read_and_written(api: Api, sandbox: Sandbox) -> None:
     path = "/proc/sys/vm/swappiness"
     _upload(api, sandbox.id, {"path": path}, b"7")
     answer = api.request("POST", f"/v1/sandboxes/{sandbox.id}/files/read", {"path": path})

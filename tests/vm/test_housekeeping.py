@@ -112,7 +112,7 @@ def test_many_changed_pages_become_an_image_of_the_sandbox(new_rig: NewRig) -> N
     assert image.image_id not in _copies_in_memory(rig)
 
 
-def test_disk_layers_stay_few(new_rig: NewRig) -> None:
+def test_disk_layers_of_vms_stay_few(new_rig: NewRig) -> None:
     rig, api = new_rig(WRENN_MAX_DISK_LAYERS="2")
     sandbox = api.create().id
     api.output(sandbox, "mkdir /root/files; cd /root/files; head -c 1M /dev/urandom > doomed; sync")

@@ -28,7 +28,7 @@ def test_delete_frees_everything(rig: Rig, api: Api) -> None:
     assert eventually(lambda: namespace is None or not namespace.exists(), within=5)
 
 
-def test_after_delete(api: Api) -> None:
+def test_a_deleted_sandbox_can_do_nothing(api: Api) -> None:
     sandbox = api.create().id
     api.delete(sandbox)
     api.delete(sandbox)

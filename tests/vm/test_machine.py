@@ -23,14 +23,16 @@ def test_the_kernel_is_not_the_hosts(api: Api, sandbox: Sandbox) -> None:
     assert release != platform.release()
 
 
-def test_it_says_where_it_is(sandbox: Sandbox) -> None:
+def test_a_sandbox_shows_its_addresses(sandbox: Sandbox) -> None:
     assert sandbox.status == "running"
     assert sandbox.template == "minimal"
     assert sandbox.guest_ip
     assert sandbox.host_ip
 
 
-def test_it_has_the_hardware_that_was_asked_for(api: Api, sandbox: Sandbox, other: Sandbox) -> None:
+def test_a_vm_has_the_hardware_that_was_asked_for(
+    api: Api, sandbox: Sandbox, other: Sandbox
+) -> None:
     for each in (sandbox, other):
         assert int(api.output(each.id, "nproc")) == each.vcpus
         kilobytes = int(api.output(each.id, "awk '/^MemTotal/ { print $2 }' /proc/meminfo"))

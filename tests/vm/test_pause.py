@@ -89,7 +89,7 @@ def _cycle(api: Api, sandbox: str) -> None:
     assert api.resume(sandbox).status == "running"
 
 
-def test_ten_cycles(rig: Rig, api: Api) -> None:
+def test_memory_and_files_survive_ten_cycles(rig: Rig, api: Api) -> None:
     sandbox = api.create().id
     _background(api, sandbox, "python3", "-c", _KEEPER)
     _background(api, sandbox, "bash", "-c", _CLIENT)
@@ -271,7 +271,9 @@ def test_the_server_goes_while_a_sandbox_is_paused(new_rig: NewRig, end: str) ->
         ("DELETE", "", [204, 204]),
     ],
 )
-def test_two_at_once(rig: Rig, api: Api, method: str, path: str, expected: list[int]) -> None:
+def test_one_of_two_operations_on_a_vm_wins(
+    rig: Rig, api: Api, method: str, path: str, expected: list[int]
+) -> None:
     sandbox = api.create().id
     if path == "/resume":
         api.pause(sandbox)

@@ -50,7 +50,7 @@ def _gauge(rig: Rig, api: Api) -> float:
     return float(line.split()[-1])
 
 
-def test_a_deaf_guest(new_rig: NewRig) -> None:
+def test_a_deaf_guest_gives_its_files_back(new_rig: NewRig) -> None:
     rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="40")
     sandbox = _prepared(api, vcpus=2, memory_mb=256)
     boot = api.output(sandbox, "cat /proc/sys/kernel/random/boot_id")
@@ -96,7 +96,7 @@ def test_a_deaf_guest(new_rig: NewRig) -> None:
     assert rig.machines() == set()
 
 
-def test_one_that_responds_again(api: Api) -> None:
+def test_a_guest_in_a_vm_that_responds_again_is_noticed(api: Api) -> None:
     sandbox = api.create().id
     api.output(
         sandbox,
@@ -112,7 +112,7 @@ def test_one_that_responds_again(api: Api) -> None:
     api.delete(sandbox)
 
 
-def test_one_made_from_a_snapshot(api: Api) -> None:
+def test_a_vm_of_a_snapshot_reboots_over_its_disk(api: Api) -> None:
     source = _prepared(api)
     api.snapshot(source, "rebooted")
     sandbox = api.create(template="rebooted").id

@@ -44,7 +44,7 @@ def screen(sandbox: Sandbox, environment: Mapping[str, str]) -> Iterator[Screen]
         yield screen
 
 
-def test_follow_a_file_and_interrupt(sandbox: Sandbox, screen: Screen) -> None:
+def test_a_shell_in_a_vm_follows_a_file_until_interrupted(sandbox: Sandbox, screen: Screen) -> None:
     screen.type("echo first line > log; tail -f log\r")
     screen.expect("[\r\n]first line\r\n")
     sandbox.exec("sh", "-c", "echo second line >> log").check()
@@ -55,7 +55,7 @@ def test_follow_a_file_and_interrupt(sandbox: Sandbox, screen: Screen) -> None:
     assert screen.wait() == 7
 
 
-def test_an_interactive_python(screen: Screen) -> None:
+def test_a_shell_in_a_vm_runs_an_interactive_python(screen: Screen) -> None:
     screen.type("python3 -i -q\r")
     screen.expect(">>> ")
     screen.type("import platform; platform.system() * 2\r")
@@ -69,7 +69,7 @@ def test_an_interactive_python(screen: Screen) -> None:
     screen.expect(_PROMPT)
 
 
-def test_an_editor(sandbox: Sandbox, screen: Screen) -> None:
+def test_a_shell_in_a_vm_runs_an_editor(sandbox: Sandbox, screen: Screen) -> None:
     screen.type("vi edited\r")
     # it takes the whole window: every line without text is a tilde
     screen.expect("(~.*){20}")
@@ -89,7 +89,7 @@ def test_a_program_that_redraws(screen: Screen) -> None:
     screen.expect(_PROMPT)
 
 
-def test_the_size_of_the_window(screen: Screen) -> None:
+def test_a_shell_in_a_vm_gets_the_size_of_the_window(screen: Screen) -> None:
     screen.type("stty size; trap 'echo now $(stty size)' WINCH\r")
     screen.expect("24 80\r\n.*" + _PROMPT)
     screen.resize(132, 43)
@@ -98,7 +98,7 @@ def test_the_size_of_the_window(screen: Screen) -> None:
     screen.expect("load average.*" + _PROMPT)
 
 
-def test_coming_back_to_a_lost_terminal(
+def test_a_shell_in_a_vm_comes_back_to_a_lost_terminal(
     sandbox: Sandbox, screen: Screen, environment: Mapping[str, str]
 ) -> None:
     screen.type("kept=this; echo $((40 + 2))\r")

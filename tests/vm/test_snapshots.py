@@ -134,7 +134,7 @@ def test_a_template_goes_under_its_sandboxes(rig: Rig, api: Api, how: str) -> No
     assert rig.sealed_images() <= images
 
 
-def test_another_team(rig: Rig, api: Api) -> None:
+def test_snapshots_of_another_team_are_not_found(rig: Rig, api: Api) -> None:
     api.snapshot(_worked(api), "secret")
     stranger = Api(rig.server)
     try:
@@ -157,7 +157,7 @@ def test_another_team(rig: Rig, api: Api) -> None:
     _delete_template(api, "secret")
 
 
-def test_a_snapshot_that_fails(new_rig: NewRig, tmp_path: Path) -> None:
+def test_a_failed_snapshot_leaves_its_vm_running(new_rig: NewRig, tmp_path: Path) -> None:
     """The sandbox runs on and the old template of the name is as it was."""
     broken = tmp_path / "cp"
     rig, api = new_rig(PATH=f"{tmp_path}:{os.environ['PATH']}")
@@ -219,7 +219,7 @@ def _refused(rig: Rig, api: Api, sandbox: str) -> str:
     return error_of(answer).message
 
 
-def test_damaged_files(new_rig: NewRig) -> None:
+def test_damaged_files_are_refused_and_told(new_rig: NewRig) -> None:
     rig, api = new_rig(WRENN_FAULT_POINT="resume.checked")
     sandbox, directory = _paused(rig, api)
     damages: list[tuple[str, Callable[[Path], None]]] = [

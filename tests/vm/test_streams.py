@@ -108,7 +108,7 @@ def test_a_lost_connection_ends_the_command(api: Api, sandbox: Sandbox) -> None:
     )
 
 
-def test_much_output_arrives_complete_and_in_order(api: Api, sandbox: Sandbox) -> None:
+def test_much_output_of_a_vm_arrives_in_order(api: Api, sandbox: Sandbox) -> None:
     count = 3_500_000
     wanted = hashlib.sha256()
     for start in range(1, count + 1, 100_000):
@@ -143,7 +143,7 @@ def test_a_background_command(api: Api, sandbox: Sandbox) -> None:
     assert frames[-1] == {"type": "exit", "exit_code": 4}
 
 
-def test_signals(api: Api, sandbox: Sandbox) -> None:
+def test_signals_reach_processes_of_a_vm(api: Api, sandbox: Sandbox) -> None:
     url = f"/v1/sandboxes/{sandbox.id}/processes"
     for query, code in (("", 137), ("?signal=SIGTERM", 143)):
         pid = _background(api, sandbox.id, "echo up; sleep 1000", "sleeper")

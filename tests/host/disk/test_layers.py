@@ -179,7 +179,7 @@ def _whole(layer: Path) -> bytes:
     return raw.read_bytes()
 
 
-def test_a_file_system_that_can_not_share(
+def test_layers_are_copied_where_the_file_system_cannot_share(
     tmp_path: Path, base: Path, chain: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> int:

@@ -26,7 +26,7 @@ async def guest() -> AsyncIterator[Guest]:
         b"",
     ],
 )
-async def test_whatever_it_says(guest: Guest, said: bytes) -> None:
+async def test_whatever_a_guest_says_is_an_answer(guest: Guest, said: bytes) -> None:
     asking = asyncio.create_task(guest.client.answer())
     end = await guest.asked()
     assert guest.requests[-1].startswith(b"GET /health ")
@@ -37,7 +37,7 @@ async def test_whatever_it_says(guest: Guest, said: bytes) -> None:
     assert not guest.client._busy
 
 
-async def test_silence_is_waited_for(guest: Guest) -> None:
+async def test_a_silent_guest_is_waited_for(guest: Guest) -> None:
     asking = asyncio.create_task(guest.client.answer())
     await guest.asked()
     done, _ = await asyncio.wait({asking}, timeout=0.3)
@@ -48,7 +48,7 @@ async def test_silence_is_waited_for(guest: Guest) -> None:
     assert await guest.call() == b"", "what was kept is of use still"
 
 
-async def test_nobody_there() -> None:
+async def test_an_unreachable_guest_is_told_from_a_silent_one() -> None:
     async def refuse() -> socket.socket:
         raise ConnectionRefusedError
 
@@ -56,7 +56,7 @@ async def test_nobody_there() -> None:
         await GuestClient(refuse, None).answer()
 
 
-async def test_its_life_is_over(guest: Guest) -> None:
+async def test_a_guest_whose_life_is_over_is_not_waited_for(guest: Guest) -> None:
     asking = asyncio.create_task(guest.client.answer())
     await guest.asked()
     guest.client.close()

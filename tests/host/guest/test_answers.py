@@ -45,7 +45,7 @@ async def _listed(*changes: Mapping[str, object]) -> list[str]:
         return [each.path for each in await GuestFiles(client).list_directory("/d", 1)]
 
 
-async def test_entries_that_are_some() -> None:
+async def test_valid_directory_entries_are_taken() -> None:
     assert await _listed({}, {"name": "..b", "path": "/d/..b"}) == ["/d/a", "/d/..b"]
 
 
@@ -69,7 +69,7 @@ async def test_entries_that_are_some() -> None:
     ],
     ids=repr,
 )
-async def test_entries_that_are_none(change: Mapping[str, object]) -> None:
+async def test_invalid_directory_entries_are_refused(change: Mapping[str, object]) -> None:
     with pytest.raises(AgentError):
         await _listed({}, change)
 
@@ -144,13 +144,13 @@ async def _started(pid: object) -> None:
         await exec_in(client)
 
 
-async def test_a_process_that_is_one() -> None:
+async def test_a_valid_process_id_is_taken() -> None:
     await _started(1)
     await _started(2**31 - 1)
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 1.5, "1", None])
-async def test_processes_that_are_none(pid: object) -> None:
+async def test_invalid_process_ids_are_refused(pid: object) -> None:
     with pytest.raises(AgentError):
         await _started(pid)
 

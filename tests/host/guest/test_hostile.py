@@ -112,7 +112,7 @@ async def test_lies_end_with_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\n", _CHUNKED, _CHUNKED + b"5\r\n"])
-async def test_a_guest_that_falls_silent(first: bytes) -> None:
+async def test_a_guest_that_falls_silent_is_given_up(first: bytes) -> None:
     """The command's time limit holds whatever the guest has said by then."""
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,7 +125,9 @@ async def test_a_guest_that_falls_silent(first: bytes) -> None:
 
 
 @pytest.mark.parametrize("kills", [True, False])
-async def test_a_guest_that_is_late(kills: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_starts_too_late_is_killed(
+    kills: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A command that begins when its time is over is killed, and the answer says whether."""
     asked: list[bytes] = []
     monkeypatch.setattr(client_module, "GRACE_SEC", 1.0)
@@ -180,7 +182,7 @@ async def test_an_answer_before_the_question_is_not_taken_for_one() -> None:
     assert calls == 2
 
 
-async def test_nobody_listens() -> None:
+async def test_a_call_to_a_guest_without_listener_fails() -> None:
     async def connect() -> socket.socket:
         raise ConnectionRefusedError(111, "refused 127.0.0.1:1")
 

@@ -153,7 +153,7 @@ async def test_a_connection_that_comes_to_be_after_its_life_is_not_used() -> Non
     assert here.fileno() == -1
 
 
-def test_on_the_loop_that_servers_run_on() -> None:
+def test_connections_are_used_again_on_uvloop() -> None:
     """It holds sockets in a way of its own."""
 
     async def play(come: Come) -> None:

@@ -49,6 +49,7 @@ async def one_piece(data: bytes, after: asyncio.Event) -> AsyncIterator[bytes]:
     yield data
 
 
+@pytest.mark.root
 async def test_a_kept_connection_into_silence_is_given_up_as_soon_as_a_new_one(
     guest: Guest,
 ) -> None:
@@ -60,6 +61,7 @@ async def test_a_kept_connection_into_silence_is_given_up_as_soon_as_a_new_one(
     assert len(guest.ends) == 2
 
 
+@pytest.mark.root
 async def test_an_upload_into_silence_is_given_up(guest: Guest) -> None:
     fall_silent(guest.ends[0])
     async with asyncio.timeout(20 * _SEC):

@@ -42,7 +42,7 @@ SNAPSHOT = msgspec.structs.replace(
 
 
 @pytest.mark.parametrize("original", [COLD, SNAPSHOT])
-def test_round_trip(original: Manifest) -> None:
+def test_a_manifest_is_read_as_it_was_written(original: Manifest) -> None:
     assert manifest.decode(manifest.encode(original)) == original
 
 
@@ -89,7 +89,7 @@ def test_digest_depends_on_content_and_not_on_holes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 65_535, 65_536, 199_999])
-def test_every_byte_counts(tmp_path: Path, position: int) -> None:
+def test_a_digest_depends_on_every_byte(tmp_path: Path, position: int) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(200_000))
     before = manifest.content_digest(path)

@@ -16,6 +16,8 @@ from wrenn_sandbox.host.images.build import Step, build_template
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import GuestFiles, Paths
 
+pytestmark = pytest.mark.slow
+
 RECIPE = recipe.parse("""
 name = "tiny"
 suite = "bookworm"

@@ -63,7 +63,9 @@ def used(memories: SealedMemories, image: Path) -> int:
     return inode
 
 
-def test_a_copy_is_equal_sparse_and_can_not_be_changed(sealed: SealedMemories, image: Path) -> None:
+def test_a_sealed_copy_is_equal_sparse_and_unchangeable(
+    sealed: SealedMemories, image: Path
+) -> None:
     memory = sealed.get(image)
     assert memory.size == 4 * _MB
     assert os.pread(memory.fd, 5 * _MB, 0) == image.read_bytes()
@@ -137,7 +139,9 @@ def test_forgetting_waits_for_a_copy_that_is_being_made(
     assert copies() == 0
 
 
-def test_an_image_that_can_not_be_read(sealed: SealedMemories, tmp_path: Path) -> None:
+def test_a_memory_image_that_cannot_be_read_is_an_error(
+    sealed: SealedMemories, tmp_path: Path
+) -> None:
     with pytest.raises(FileNotFoundError):
         sealed.get(tmp_path / "missing")
     assert copies() == 0

@@ -31,7 +31,7 @@ def settings(network: Literal["auto", "tap", "user"], tmp_path: Path) -> Setting
         ("user", ("no tun",), "user"),
     ],
 )
-def test_the_choice(
+def test_the_network_mode_follows_what_the_host_can_do(
     asked: Literal["auto", "tap", "user"], obstacles: tuple[str, ...], mode: str, tmp_path: Path
 ) -> None:
     assert choose_network(settings(asked, tmp_path), obstacles) == mode

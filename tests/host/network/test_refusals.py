@@ -76,7 +76,7 @@ async def messages(sock: socket.socket, seconds: float = 0.3) -> list[bytes]:
         return found
 
 
-async def test_names_are_refused_at_once_without_internet(world: World) -> None:
+async def test_a_slot_without_internet_refuses_name_lookups_at_once(world: World) -> None:
     await world.allow(CLOSED)
     for address in (GATEWAY_IP, world.outside.private_address, world.outside.second_address):
         assert await asking(world, (address, 53)) == errno.EHOSTUNREACH
