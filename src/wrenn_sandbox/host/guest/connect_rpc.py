@@ -1,4 +1,4 @@
-"""Connect RPC framing, JSON codec only: see the guest agent's contract in ARCHITECTURE.md.
+"""Connect RPC framing, JSON codec only: see docs/design/guest.md.
 
 An envelope is one flag byte, a four-byte big-endian length and JSON. The last envelope of a
 stream has flag 0x02 and may hold an error.
