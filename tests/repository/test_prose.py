@@ -8,8 +8,7 @@ import pytest
 
 _ROOT = Path(__file__).parents[2]
 _DOCUMENTS = [
-    _ROOT / "README.md",
-    _ROOT / "ARCHITECTURE.md",
+    *sorted(_ROOT.glob("*.md")),
     *sorted((_ROOT / "docs").rglob("*.md")),
     *sorted((_ROOT / "guest").rglob("*.md")),
 ]
