@@ -288,7 +288,7 @@ async def test_a_guest_that_does_not_answer_after_its_resume(
     await _pause(team, id)
     before = _stored(host, id)
     with monkeypatch.context() as patch:
-        patch.setattr(Machine, "greet", _no_answer)
+        patch.setattr(Machine, "initialize_guest", _no_answer)
         message = _message(await _resume(team, id))
         assert "did not answer in time" in message
         assert _WAY_OUT in message
@@ -358,7 +358,7 @@ async def test_a_sandbox_that_is_deleted_while_it_is_rebooted(
         booting.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Machine, "greet", slow)
+    monkeypatch.setattr(Machine, "initialize_guest", slow)
     resuming = asyncio.create_task(_resume(team, id, _WITHOUT))
     await booting.wait()
     assert (await team.client.delete(f"/v1/sandboxes/{id}")).status_code == 204
@@ -410,7 +410,7 @@ async def test_the_machine_that_boots_may_read_the_disks_and_no_later_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeDriver, "boot", watched)
-        patch.setattr(Machine, "greet", _no_answer)
+        patch.setattr(Machine, "initialize_guest", _no_answer)
         await _resume(team, id, _WITHOUT)
     assert owners[0] == owners[1]
     assert disk.stat().st_gid == 0
