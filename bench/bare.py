@@ -15,8 +15,7 @@ from pathlib import Path
 
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.context import HostContext
-from wrenn_sandbox.host.disk import overlay
-from wrenn_sandbox.host.disk.qcow2 import depth
+from wrenn_sandbox.host.disk.qcow2.reader import depth
 from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.launch_source import LaunchSource, spec_of
 from wrenn_sandbox.host.memory import diff
@@ -110,11 +109,8 @@ class Bare:
             spec = spec_of(context, record)
             spec.files.directory.mkdir()
             stack.callback(shutil.rmtree, spec.files.directory)
-            overlay.create(
-                spec.files.overlay,
-                backing=source.disk,
-                backing_format=source.disk_format,
-                size=source.image.disk_mb << 20,
+            context.driver.disk_format.create(
+                spec.files.overlay, source.disk, source.image.disk_size
             )
             tap = None if slot.netns is None else await open_tap(namespaces, slot)
             if tap is not None:

@@ -1,6 +1,7 @@
 """Pause and resume of a sandbox that changed 32 MB, against QEMU's own way and a create."""
 
 from wrenn_sandbox.host import paused
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.launch_source import LaunchSource
 from wrenn_sandbox.host.vmm.base import Snapshot
@@ -61,8 +62,7 @@ async def _full_migration(rig: Rig, sandbox: SandboxId, watch: Stopwatch) -> Non
         image=rig.warm,
         vcpus=rig.warm.vcpus,
         memory_mb=rig.warm.memory_mb,
-        disk=directory / form.DISK,
-        disk_format="qcow2",
+        disk=Disk(directory / form.DISK, raw=False),
         snapshot=Snapshot(directory / form.VMSTATE, directory),
     )
     async with Bare.prepared(rig.context, source) as bare:

@@ -74,8 +74,7 @@ async def _cold(rig: Rig, watch: Stopwatch) -> None:
         image=cold,
         vcpus=cold.vcpus,
         memory_mb=cold.memory_mb,
-        disk=store.disk(cold),
-        disk_format=cold.disk_format,
+        disk=store.below(cold),
     )
     await rig.settled()
     async with AsyncExitStack() as stack:

@@ -13,7 +13,7 @@ from support.qcow2 import is_clean, qemu_io
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.host import housekeeping, merging, paused
 from wrenn_sandbox.host.context import HostContext
-from wrenn_sandbox.host.disk import layers
+from wrenn_sandbox.host.disk.qcow2 import layers
 from wrenn_sandbox.host.disk_use import allocated
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import Manifest

@@ -19,7 +19,8 @@ import structlog
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host import paused
 from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.disk import layers, overlay, qcow2
+from wrenn_sandbox.host.disk.base import Disk
+from wrenn_sandbox.host.disk.qcow2 import Qcow2, layers, overlay, reader
 from wrenn_sandbox.host.housekeeping import Housekeeper
 from wrenn_sandbox.host.images.manifest import HardwareProfile
 from wrenn_sandbox.host.paths import Paths
@@ -181,10 +182,10 @@ _WRONG_HEADERS: dict[str, Damage] = {
 def test_a_header_that_is_not_ours_is_refused(
     name: str, layer: Path, base: Path, secret: Path
 ) -> None:
-    qcow2.require(layer, [(base, "raw")], _SIZE)
+    reader.require(layer, [(base, "raw")], _SIZE)
     _WRONG_HEADERS[name](layer, secret)
     with pytest.raises(IncompatibleImage) as caught:
-        qcow2.require(layer, [(base, "raw")], _SIZE)
+        reader.require(layer, [(base, "raw")], _SIZE)
     assert str(layer.parent) not in str(caught.value)
     assert len(caught.value.detail or "") < 1000
 
@@ -201,7 +202,7 @@ def test_nothing_of_the_host_gets_into_a_merged_layer(
     except IncompatibleImage:
         return
     assert _SECRET not in target.read_bytes()
-    qcow2.require(target, [(base, "raw")], _SIZE)
+    reader.require(target, [(base, "raw")], _SIZE)
 
 
 _TABLE = 3 * _CLUSTER
@@ -269,7 +270,7 @@ def test_garbled_layers_are_refused(seed: int, layer: Path, base: Path, secret: 
         except IncompatibleImage:
             target.unlink(missing_ok=True)
             continue
-        qcow2.require(target, [(base, "raw")], _SIZE)
+        reader.require(target, [(base, "raw")], _SIZE)
         assert target.stat().st_size < 2 * _SIZE
         if round_ % 10 == 0:
             subprocess.run(["qemu-img", "check", "-q", target], check=True)
@@ -290,7 +291,7 @@ def test_what_is_not_a_file(kind: str, tmp_path: Path, base: Path, secret: Path)
         case "device":
             path = Path("/dev/zero")
     with pytest.raises((IncompatibleImage, OSError)):
-        qcow2.require(path, [(base, "raw")], _SIZE)
+        reader.require(path, [(base, "raw")], _SIZE)
 
 
 @pytest.fixture
@@ -339,15 +340,15 @@ def test_every_layer_of_a_stored_sandbox_is_looked_at(
     for generation in (1, 2, 3):
         manifest = _stored(paths, base, generation, chain)
         chain = (*chain, generation)
-    paused.require_disks(paths, manifest, base, "raw")
+    paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
     for generation in chain:
         disk = paths.generation(_ID, generation) / "disk"
         kept = shutil.copy(disk, disk.with_name("kept"))
         _over_another_file(disk, secret)
         with pytest.raises(IncompatibleImage):
-            paused.require_disks(paths, manifest, base, "raw")
+            paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
         shutil.move(kept, disk)
-    paused.require_disks(paths, manifest, base, "raw")
+    paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
 
 
 def test_a_layer_over_another_sandbox_s(paths: Paths, base: Path, secret: Path) -> None:
@@ -359,7 +360,7 @@ def test_a_layer_over_another_sandbox_s(paths: Paths, base: Path, secret: Path) 
     disk.unlink()
     overlay.create(disk, backing=other / "disk", backing_format="qcow2", size=_SIZE)
     with pytest.raises(IncompatibleImage):
-        paused.require_disks(paths, manifest, base, "raw")
+        paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
 
 
 def test_a_layer_over_the_base_itself(paths: Paths, base: Path) -> None:
@@ -369,7 +370,7 @@ def test_a_layer_over_the_base_itself(paths: Paths, base: Path) -> None:
     disk = paths.generation(_ID, 2) / "disk"
     disk.unlink()
     overlay.create(disk, backing=base, backing_format="raw", size=_SIZE)
-    paused.require_disks(paths, manifest, base, "raw")
+    paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
 
 
 def test_permissions_that_a_monitor_gave_its_disk_are_taken_away(paths: Paths, layer: Path) -> None:

@@ -60,8 +60,8 @@ def require_disks(
 
     `staged` holds the newest while it is not committed yet.
     """
-    disk = context.store.disk(image)
-    paused.require_disks(context.paths, manifest, disk, image.disk_format, staged)
+    base = context.store.below(image)
+    paused.require_disks(context.paths, manifest, context.driver.disk_format, base, staged)
 
 
 _TSC_TOLERANCE: Final = 0.001

@@ -20,7 +20,6 @@ from wrenn_sandbox.ids import SandboxId, new_image_id
 from . import admission, failpoints, merging
 from .collection import ImageCollection
 from .context import HostContext
-from .disk import layers
 from .images import manifest as form
 from .memory import diff
 from .paused import PausedSandbox
@@ -178,14 +177,8 @@ class Housekeeper:
             made = directory / form.DISK
 
             def make() -> None:
-                layers.put_together(
-                    disks,
-                    made,
-                    backing=store.disk(image),
-                    backing_format=image.disk_format,
-                    size=image.disk_size,
-                    check=check,
-                )
+                disk_format = self._context.driver.disk_format
+                disk_format.merge(disks, made, store.below(image), image.disk_size, check)
 
             await _in_thread(make, given_up)
             failpoints.reach("collapse.made")

@@ -8,6 +8,7 @@ from wrenn_sandbox.host.vmm.base import MachineSpec, Snapshot
 
 from . import paused
 from .context import HostContext
+from .disk.base import Disk
 from .images import manifest as form
 from .journal import Record
 from .paths import Paths
@@ -18,7 +19,7 @@ from .paused import PausedSandbox
 class LaunchSource:
     """What a machine continues: an image's own snapshot, a stored one over it, or nothing.
 
-    `disk` and its format are what the machine's disk layer builds on, `stored_disks` what that
+    `disk` is what the machine's disk layer builds on, `stored_disks` what that
     builds on besides the disks of images; `token` is what the guest's agent expects, if anything;
     memory is in MiB.
     """
@@ -26,8 +27,7 @@ class LaunchSource:
     image: Manifest
     vcpus: int
     memory_mb: int
-    disk: Path
-    disk_format: str
+    disk: Disk
     snapshot: Snapshot | None = None
     stored_disks: tuple[Path, ...] = ()
     token: str | None = None
@@ -41,8 +41,7 @@ def source_of(context: HostContext, image: Manifest) -> LaunchSource:
         image=image,
         vcpus=image.vcpus,
         memory_mb=image.memory_mb,
-        disk=context.store.disk(image),
-        disk_format=image.disk_format,
+        disk=context.store.below(image),
         snapshot=Snapshot(context.store.vmstate(image)),
         token=image.token or None,
     )
@@ -56,8 +55,7 @@ def paused_source(paths: Paths, manifest: PausedSandbox, image: Manifest) -> Lau
         image=image,
         vcpus=manifest.machine.vcpus,
         memory_mb=manifest.machine.memory_mb,
-        disk=directory / form.DISK,
-        disk_format="qcow2",
+        disk=Disk(directory / form.DISK, raw=False),
         snapshot=Snapshot(directory / form.VMSTATE, directory),
         stored_disks=paused.disks(paths, manifest.sandbox_id, layers),
         token=manifest.token,

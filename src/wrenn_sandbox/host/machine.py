@@ -29,7 +29,6 @@ from wrenn_sandbox.wire.messages import Egress, Phase, Placement
 
 from . import failpoints, journal
 from .context import HostContext
-from .disk import overlay
 from .guest import (
     GuestClient,
     GuestUnreachable,
@@ -199,9 +198,7 @@ class Machine:
         files.directory.mkdir(mode=PASSAGE_DIRECTORY)
         self.note()
         size = source.image.disk_mb << 20
-        overlay.create(
-            files.overlay, backing=source.disk, backing_format=source.disk_format, size=size
-        )
+        self._context.driver.disk_format.create(files.overlay, source.disk, size)
         if os.geteuid() == 0:
             os.chown(files.overlay, uid, uid)
 

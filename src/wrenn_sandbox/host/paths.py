@@ -75,7 +75,7 @@ class MachineFiles:
     @property
     def overlay(self) -> Path:
         """The writable disk layer."""
-        return self.directory / "disk.qcow2"
+        return self.directory / "disk"
 
     @property
     def vmstate(self) -> Path:

@@ -23,7 +23,7 @@ from wrenn_sandbox.host.memory.pages import PAGE
 from wrenn_sandbox.ids import ImageId, SandboxId, is_id
 
 from . import failpoints
-from .disk import qcow2
+from .disk.base import Disk, DiskFormat
 from .memory import diff
 from .paths import (
     OWNER_ONLY_FILE,
@@ -101,19 +101,23 @@ def take_disk(staged: Path, overlay: Path) -> FileDigest:
 
 
 def require_disks(
-    paths: Paths, manifest: PausedSandbox, base: Path, base_format: str, staged: Path | None = None
+    paths: Paths,
+    manifest: PausedSandbox,
+    disk_format: DiskFormat,
+    base: Disk,
+    staged: Path | None = None,
 ) -> None:
     """Raise `IncompatibleImage` unless every disk layer is over what it was made over; OSError.
 
     `base` is the disk of the image. A layer may be over the base itself: the ones in between are
     in it then. The newest is in `staged` while it has no place yet.
     """
-    allowed = [(base, base_format)]
+    allowed = [base]
     for disk in disks(paths, manifest.sandbox_id, manifest.layers):
-        qcow2.require(disk, allowed, manifest.disk_mb << 20)
-        allowed = [(base, base_format), (disk, "qcow2")]
+        disk_format.require(disk, allowed, manifest.disk_mb << 20)
+        allowed = [base, Disk(disk, raw=False)]
     newest = staged or paths.generation(manifest.sandbox_id, manifest.generation)
-    qcow2.require(newest / DISK, allowed, manifest.disk_mb << 20)
+    disk_format.require(newest / DISK, allowed, manifest.disk_mb << 20)
 
 
 def disks(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> tuple[Path, ...]:

@@ -7,11 +7,11 @@ from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
+from wrenn_sandbox.host.images.store import disk_beside
 from wrenn_sandbox.ids import ImageId
 
 from . import failpoints
 from .context import HostContext
-from .disk import layers
 from .images import manifest as form
 from .memory import diff
 
@@ -53,12 +53,8 @@ def _publish(context: HostContext, source: Source, image_id: ImageId) -> Manifes
         (made / name).unlink()
     failpoints.reach("snapshot.memory")
     cold = store.cold(base)
-    layers.put_together(
-        (store.disk(base), *source.disks),
-        made / form.DISK,
-        backing=f"../{cold.image_id}/{form.DISK}",
-        backing_format=cold.disk_format,
-        size=base.disk_size,
+    context.driver.disk_format.merge(
+        (store.disk(base), *source.disks), made / form.DISK, disk_beside(cold), base.disk_size
     )
     failpoints.reach("snapshot.disk")
     names = (form.VMSTATE, form.MEMORY, form.DISK)

@@ -14,6 +14,7 @@ import structlog
 from wrenn_sandbox.errors import HostFailure, IncompatibleImage, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.host.images.staging import take
+from wrenn_sandbox.host.images.store import disk_beside
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import Command
@@ -21,7 +22,7 @@ from wrenn_sandbox.wire.messages import Command
 from . import admission
 from .compatibility import differences
 from .context import HostContext
-from .disk import layers
+from .disk.base import DiskFormat
 from .images import manifest as form
 from .journal import Record
 from .launch_source import LaunchSource
@@ -126,8 +127,7 @@ class Variants:
                 image=cold,
                 vcpus=hardware.vcpus,
                 memory_mb=hardware.memory_mb,
-                disk=store.disk(cold),
-                disk_format=cold.disk_format,
+                disk=store.below(cold),
             )
             machine = await Machine.boot(self._context, source, _MEMORY)
             stack.push_async_callback(machine.release)
@@ -137,7 +137,7 @@ class Variants:
             await asyncio.to_thread(take, files.directory / _MEMORY, made / form.MEMORY)
             await asyncio.to_thread(take, files.overlay, made / _LAYER)
             await machine.release()
-            await asyncio.to_thread(_write_disk, made, cold)
+            await asyncio.to_thread(_write_disk, self._context.driver.disk_format, made, cold)
             manifest = await asyncio.to_thread(
                 _describe, made, cold, machine.record, hardware, image_id
             )
@@ -164,15 +164,9 @@ class Variants:
         await asyncio.sleep(_SETTLE_SEC)
 
 
-def _write_disk(made: Path, cold: Manifest) -> None:
+def _write_disk(disk_format: DiskFormat, made: Path, cold: Manifest) -> None:
     """Make the image's disk of the machine's layer; it finds its base wherever both are."""
-    layers.put_together(
-        (made / _LAYER,),
-        made / form.DISK,
-        backing=f"../{cold.image_id}/{form.DISK}",
-        backing_format=cold.disk_format,
-        size=cold.disk_size,
-    )
+    disk_format.merge((made / _LAYER,), made / form.DISK, disk_beside(cold), cold.disk_size)
     (made / _LAYER).unlink()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from support.qcow2 import info, is_clean, qemu_io
 from wrenn_sandbox.errors import Conflict
-from wrenn_sandbox.host.disk import layers, overlay, qcow2
+from wrenn_sandbox.host.disk.qcow2 import layers, overlay, reader
 
 _MB = 1 << 20
 _KB = 1 << 10
@@ -60,7 +60,7 @@ def test_a_layer_holds_all_that_a_chain_does(tmp_path: Path, base: Path, chain: 
         os.unlink(layer)
     assert target.stat().st_mode & 0o777 == 0o600
     _check(target, base)
-    qcow2.require(target, [(base, "raw")], 4 * _MB)
+    reader.require(target, [(base, "raw")], 4 * _MB)
 
 
 def test_a_layer_takes_the_place_of_a_chain(tmp_path: Path, base: Path, chain: list[Path]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from support.qcow2 import info, is_clean, qemu_io
-from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.disk.qcow2 import overlay
 
 _MB = 1 << 20
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from wrenn_sandbox.host.disk import overlay
+from wrenn_sandbox.host.disk.qcow2 import overlay
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec

@@ -12,7 +12,6 @@ from support.vm.rig import Rig
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.backends import Backends
-from wrenn_sandbox.host.disk import overlay
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
@@ -47,12 +46,7 @@ class Stand:
         slot = await self.equipment.slots.acquire()
         files = self.paths.machine(new_machine_id())
         files.directory.mkdir(mode=0o711)
-        overlay.create(
-            files.overlay,
-            backing=store.disk(image),
-            backing_format=image.disk_format,
-            size=image.disk_mb << 20,
-        )
+        self.driver.disk_format.create(files.overlay, store.below(image), image.disk_size)
         for path in (files.directory, files.overlay):
             os.chown(path, slot.uid, slot.uid)
         try:

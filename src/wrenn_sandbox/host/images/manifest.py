@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -87,10 +87,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def is_cold(self) -> bool:
         """Whether the image was never booted."""
         return self.machine is None
-
-    @property
-    def disk_format(self) -> Literal["raw", "qcow2"]:
-        return "raw" if self.is_cold else "qcow2"
 
     @property
     def disk_size(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from wrenn_sandbox.errors import IncompatibleImage, NotFound
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.paths import (
     IMMUTABLE_FILE,
     PUBLIC_DIRECTORY,
@@ -48,6 +49,11 @@ class BootFiles:
     initrd: Path
     runtime: Path
     kernel_args: str
+
+
+def disk_beside(image: Manifest) -> Disk:
+    """An image's disk as a layer in another image's directory names it."""
+    return Disk(Path("..", image.image_id, form.DISK), raw=image.is_cold)
 
 
 class ImageStore:
@@ -114,10 +120,14 @@ class ImageStore:
         return self.directory(manifest.image_id) / name
 
     def disk(self, manifest: Manifest) -> Path:
-        """The disk to put a sandbox's layer on; `manifest.disk_format` says what it is."""
+        """The file of an image's disk; a layer goes on what `below` says."""
         while manifest.private and manifest.base_image_id is not None:
             manifest = self.open(manifest.base_image_id)
         return self.file(manifest, form.DISK)
+
+    def below(self, manifest: Manifest) -> Disk:
+        """An image's disk as what a layer is put on; raises like `disk`."""
+        return Disk(self.disk(manifest), raw=manifest.is_cold)
 
     def memory(self, manifest: Manifest) -> Path:
         """The memory that machines of a snapshot map privately."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from wrenn_sandbox.host.disk.base import DiskFormat
 from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import MachineFiles
@@ -81,6 +82,11 @@ class Usage:
 class Driver(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
+
+    @property
+    def disk_format(self) -> DiskFormat:
+        """The format of the machines' own disk layers."""
+        ...
 
     def machine(
         self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str

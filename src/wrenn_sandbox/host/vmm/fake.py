@@ -16,6 +16,7 @@ from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
+from wrenn_sandbox.host.disk.qcow2 import Qcow2
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
@@ -33,6 +34,8 @@ _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF
 
 class FakeDriver:
     """Each machine is an agent process and the processes that it started."""
+
+    disk_format = Qcow2()
 
     def __init__(self) -> None:
         self._handles: dict[Process, ProcessHandle] = {}

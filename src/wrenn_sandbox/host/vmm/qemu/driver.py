@@ -15,7 +15,8 @@ import structlog
 from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
-from wrenn_sandbox.host.disk import qcow2
+from wrenn_sandbox.host.disk.qcow2 import Qcow2
+from wrenn_sandbox.host.disk.qcow2.reader import depth
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest, HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff, pages
@@ -54,11 +55,15 @@ BINARY: Final = "qemu-system-x86_64"
 _ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error"})
 _DISK_FULL: Final = "io-error"
 """A write found no space on the host; it is done again when the machine goes on."""
+_FORMER_DISK: Final = "disk.qcow2"
+"""What servers of before called the disk layer."""
 _QBOOT_SINCE: Final = (8, 0)
 
 
 class QemuDriver:
     """Machines are processes of their slot's user; sockets and logs are in their directory."""
+
+    disk_format = Qcow2()
 
     def __init__(
         self,
@@ -248,6 +253,7 @@ class QemuDriver:
                     await monitor.cont()
             except HostFailure:
                 return False
+            await asyncio.to_thread(_rename_disk, spec)
             undo.pop_all()
         running = Running(handle, monitor, spec.files, memory=spec.memory)
         running.stopped = status if status in _ENDED else None
@@ -329,7 +335,7 @@ class QemuDriver:
                 stack.callback(os.close, tap)
                 passed.append(tap)
             log = stack.enter_context(spec.files.vmm_log.open("ab"))
-            below = await asyncio.to_thread(qcow2.depth, spec.files.overlay)
+            below = await asyncio.to_thread(depth, spec.files.overlay)
             qmp = listener.fileno()
             argv = command(
                 self._variant, spec, memory, below, qmp_fd=qmp, tap_fd=tap, restore=restore
@@ -391,6 +397,20 @@ class QemuDriver:
 def _close_unwanted(memory: "asyncio.Future[BaseMemory]") -> None:
     if not memory.cancelled() and memory.exception() is None:
         os.close(memory.result().fd)
+
+
+def _rename_disk(spec: MachineSpec) -> None:
+    """Give the disk layer its name of today, and its monitor a link by the name it was given."""
+    layer = spec.files.overlay
+    former = layer.with_name(_FORMER_DISK)
+    if not former.exists() or former.is_symlink():
+        return
+    link = layer.with_name("link")
+    with contextlib.suppress(FileExistsError):
+        os.link(former, layer)
+    link.unlink(missing_ok=True)
+    link.symlink_to(layer.name)
+    link.replace(former)
 
 
 def _make_memory(path: Path, spec: MachineSpec) -> None:

@@ -1,7 +1,7 @@
 """Chains of disk layers made one: a new layer that shows the guest what all of them show.
 
 No tool does this, since `qemu-img` would have to run on what a captured monitor may have
-written. The layers are read within bounds (`qcow2.Layer`), and every byte of the new layer that
+written. The layers are read within bounds (`reader.Layer`), and every byte of the new layer that
 is not the guest's own data is made here.
 """
 
@@ -17,7 +17,7 @@ from typing import Final
 from wrenn_sandbox.host.memory.sparse import go_on
 
 from . import overlay
-from .qcow2 import (
+from .reader import (
     CLUSTER,
     COPIED,
     TABLE_ENTRIES,

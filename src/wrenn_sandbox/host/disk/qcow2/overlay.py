@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from .qcow2 import (
+from .reader import (
     BACKING_FORMAT,
     CLUSTER,
     CLUSTER_BITS,
