@@ -27,8 +27,6 @@ GOOD = MachineFacts(
     nft=True,
     connection_limits=True,
     bandwidth_limits=True,
-    userfaultfd=True,
-    reflink=True,
     cgroup_v2=True,
     cgroup_controllers=("memory", "cpu", "pids"),
     jail_obstacle="",
@@ -56,7 +54,6 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     assert healthy(lines)
     assert {each.name for each in lines} >= {
         "kvm", "qemu", "tun", "namespaces", "nftables", "connections", "bandwidth", "forwarding",
-        "userfaultfd", "reflink",
         "users", "slots", "jail", "seccomp", "memory images",
         "cgroup memory", "cgroup cpu", "cgroup pids", "disk", "memory", "kernel",
     }  # fmt: skip
@@ -80,8 +77,6 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
         ("forwarding", replace(GOOD, nft=False), "warn"),
         ("forwarding", replace(GOOD, forward_dropped=True), "warn"),
         ("forwarding", replace(GOOD, forwarding=False), "ok"),
-        ("userfaultfd", replace(GOOD, userfaultfd=False), "warn"),
-        ("reflink", replace(GOOD, reflink=False), "warn"),
         ("users", replace(GOOD, root=False), "warn"),
         ("slots", replace(GOOD, tun=False), "warn"),
         ("slots", replace(GOOD, nft=False), "warn"),

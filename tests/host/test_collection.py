@@ -1,4 +1,4 @@
-"""Which images go, and what is kept in memory of them."""
+"""Which images go."""
 
 import asyncio
 from collections.abc import Collection
@@ -6,32 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from support.images import publish, publish_snapshot
+from support.images import publish
 from wrenn_sandbox.host.collection import ImageCollection
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import ImageId
-
-
-class ForgetfulDriver(FakeDriver):
-    """Remembers what it was told to forget."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forgotten: list[Path] = []
-
-    def forget(self, memory: Path) -> None:
-        self.forgotten.append(memory)
 
 
 class Stand:
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
         self.store = ImageStore(paths)
-        self.driver = ForgetfulDriver()
         self.needed: Collection[ImageId] | None = ()
-        self.collection = ImageCollection(paths, self.store, self.driver, lambda: self.needed)
+        self.collection = ImageCollection(self.store, lambda: self.needed)
 
 
 @pytest.fixture
@@ -39,15 +26,6 @@ def stand(tmp_path: Path) -> Stand:
     paths = Paths(tmp_path / "data")
     paths.prepare()
     return Stand(paths)
-
-
-async def test_what_is_kept_in_memory_goes_by_the_name_it_was_asked_for(stand: Stand) -> None:
-    base = publish(stand.store, b"base", "minimal")
-    image = publish_snapshot(stand.store, base, b"one")
-    asked_for = stand.store.memory(image)
-    await stand.collection.run()
-    assert stand.driver.forgotten == [asked_for]
-    assert not asked_for.parent.exists()
 
 
 async def test_nothing_goes_while_it_is_not_known_what_is_needed(stand: Stand) -> None:

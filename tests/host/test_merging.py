@@ -12,6 +12,7 @@ from support.host_context import make_context
 from support.images import publish
 from wrenn_sandbox.errors import Conflict, IncompatibleImage
 from wrenn_sandbox.host import merging, paused
+from wrenn_sandbox.host.compatibility import profile
 from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
@@ -55,9 +56,7 @@ class Stand:
 @pytest.fixture
 def stand(tmp_path: Path) -> Stand:
     context = make_context(tmp_path / "data")
-    machine = context.driver.machine(
-        vcpus=1, memory_mb=_MEMORY_MB, network="user", kernel_sha256="aa"
-    )
+    machine = profile(context, 1, _MEMORY_MB, "aa")
     cold = publish(context.store, b"cold")
     snapshot = _snapshot(context.store, cold, machine)
     generation = _generation(context.paths, snapshot, machine)

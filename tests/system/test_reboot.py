@@ -9,10 +9,10 @@ import errno
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
-import msgspec
 import pytest
 
 from support.api_server import Server, Team, serve_processes
@@ -20,7 +20,7 @@ from support.host_double import HostDouble
 from wrenn_sandbox.errors import HostFailure, NoCapacity
 from wrenn_sandbox.host import admission, agent, paused
 from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
+from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.paused import PausedSandbox
@@ -224,19 +224,9 @@ async def test_what_does_not_fit_the_host_any_more(
     id = await _create(team)
     await _shell(team, id, "echo here > kept")
     await _pause(team, id)
-    usual = FakeDriver.machine
-
-    def newer(
-        self: FakeDriver, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
-    ) -> HardwareProfile:
-        made = usual(
-            self, vcpus=vcpus, memory_mb=memory_mb, network=network, kernel_sha256=kernel_sha256
-        )
-        return msgspec.structs.replace(
-            made, vmm_version="2", cpu_model="another", accelerator="another"
-        )
-
-    monkeypatch.setattr(FakeDriver, "machine", newer)
+    usual = host._driver.capabilities
+    newer = replace(usual, version="2", cpu_model="another", accelerator="another")
+    monkeypatch.setattr(FakeDriver, "capabilities", newer)
     message = _message(await _resume(team, id))
     assert "version of the machine monitor (1, here 2)" in message
     assert _WAY_OUT in message

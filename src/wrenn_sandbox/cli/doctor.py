@@ -43,20 +43,6 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
         _tools(facts),
         _disk(facts, settings),
         _memory(facts, settings),
-        _line(
-            "reflink",
-            facts.reflink,
-            "the data directory copies files without copying their data",
-            "the data directory cannot share data between files",
-            "XFS or btrfs makes copies of disks instant; nothing depends on it with QEMU",
-        ),
-        _line(
-            "userfaultfd",
-            facts.userfaultfd,
-            "page faults can be served by the server",
-            "page faults cannot be served by the server",
-            "run as root on a kernel with CONFIG_USERFAULTFD; only Firecracker needs it",
-        ),
         *_confinement(facts, settings),
         Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
     ]

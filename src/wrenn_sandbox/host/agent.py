@@ -15,6 +15,7 @@ from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFou
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
+from wrenn_sandbox.host.privileged.process import own_memory
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_image_id, new_random
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.model.template import Size
@@ -109,11 +110,7 @@ class HostAgent:
         )
         self._admission = Admission(settings, self._running_mb, self._pool.shrink)
         self._collection = ImageCollection(
-            paths,
-            self._store,
-            equipment.driver,
-            self._needed_images,
-            variants=settings.max_variants,
+            self._store, self._needed_images, variants=settings.max_variants
         )
         self._housekeeper = Housekeeper(self._context, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
@@ -146,7 +143,6 @@ class HostAgent:
             equipment = await Backends.of(settings, paths)
             undo.push_async_callback(equipment.close)
             agent = cls(settings, paths, equipment)
-            await asyncio.to_thread(equipment.driver.prepare, agent._store)
             take_over = Recovery(agent._context, agent._new_sandbox)
             agent._sandboxes.update(await take_over.run())
             agent._bury_early()
@@ -273,8 +269,8 @@ class HostAgent:
         try:
             await require_disk(sandbox.memory_mb)
         except NoCapacity:
-            usage = await self._driver.usage(sandbox.machine.process)
-            await require_disk(usage.own_memory >> 20)
+            pid = sandbox.machine.process.pid
+            await require_disk(await asyncio.to_thread(own_memory, pid) >> 20)
         await sandbox.pause()
 
     async def resume(

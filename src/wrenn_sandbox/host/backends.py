@@ -1,17 +1,20 @@
 """What this machine offers: chosen once at start by settings and probing."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import structlog
 
+from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.network.choice import choose_network
 from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.vmm.base import Driver
-from wrenn_sandbox.host.vmm.fake import FakeDriver
+from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
 from wrenn_sandbox.host.vmm.qemu import QemuDriver
 from wrenn_sandbox.settings import HostSettings
 
@@ -20,6 +23,53 @@ from .probe import kvm_verdict
 from .slot import SlotSource
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a driver is made from; what it has to let go of in the end goes on `undo`."""
+
+    settings: HostSettings
+    paths: Paths
+    namespaces: NamespaceThread
+    undo: AsyncExitStack
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A driver that a host can have."""
+
+    create: Callable[[Start], Awaitable[Driver]]
+    """Raises `HostFailure` where the driver does not run here."""
+    command: str
+    """A pattern for the beginning of its processes' command lines."""
+    user_network: bool = False
+    """Its machines have no network but that of the host."""
+
+
+async def _fake(start: Start) -> Driver:
+    driver = FakeDriver()
+    start.undo.push_async_callback(driver.close)
+    await asyncio.to_thread(publish_template, ImageStore(start.paths))
+    return driver
+
+
+async def _qemu(start: Start) -> Driver:
+    accelerator = start.settings.accelerator
+    if accelerator == "auto":
+        verdict = await kvm_verdict(start.paths.probe_verdict)
+        _log.info("accelerator", kvm=verdict.usable, reason=verdict.reason)
+        accelerator = "kvm" if verdict.usable else "tcg"
+    driver = await QemuDriver.create(accelerator, start.namespaces, start.paths.data_dir)
+    start.undo.push_async_callback(driver.close)
+    return driver
+
+
+BACKENDS: Final[Mapping[str, Backend]] = {
+    "qemu": Backend(_qemu, r"\S*qemu-system"),
+    "fake": Backend(_fake, r"\S+ -I -S \S*/agent/main\.py --port", user_network=True),
+}
+"""By the names that the setting `driver` takes besides `auto`, which is the first of them."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +85,13 @@ class Backends:
     @classmethod
     async def of(cls, settings: HostSettings, paths: Paths) -> Self:
         """Choose by settings and probing; raises `HostFailure` where nothing fits."""
+        name = next(iter(BACKENDS)) if settings.driver == "auto" else settings.driver
+        backend = BACKENDS[name]
         async with AsyncExitStack() as undo:
             namespaces = NamespaceThread("wrenn-netns")
             undo.callback(namespaces.close)
-            network = "user" if settings.driver == "fake" else choose_network(settings)
-            driver: Driver
-            if settings.driver == "fake":
-                driver = FakeDriver()
-            else:
-                accelerator = await _accelerator(settings, paths)
-                driver = await QemuDriver.create(accelerator, namespaces, paths.data_dir)
-            undo.push_async_callback(driver.close)
+            network = "user" if backend.user_network else choose_network(settings)
+            driver = await backend.create(Start(settings, paths, namespaces, undo))
             slots: SlotSource
             if network == "tap":
                 slots = SlotPool(settings)
@@ -56,11 +102,3 @@ class Backends:
     async def close(self) -> None:
         """Let go of machines and threads."""
         await self.undo.aclose()
-
-
-async def _accelerator(settings: HostSettings, paths: Paths) -> str:
-    if settings.accelerator != "auto":
-        return settings.accelerator
-    verdict = await kvm_verdict(paths.probe_verdict)
-    _log.info("accelerator", kvm=verdict.usable, reason=verdict.reason)
-    return "kvm" if verdict.usable else "tcg"

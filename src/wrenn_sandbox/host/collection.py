@@ -5,11 +5,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 from wrenn_sandbox.host.images.store import ImageStore
-from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.ids import ImageId
-
-from .images import manifest as form
-from .paths import Paths
 
 
 class ImageCollection:
@@ -17,27 +13,24 @@ class ImageCollection:
 
     def __init__(
         self,
-        paths: Paths,
         store: ImageStore,
-        driver: Driver,
         needed: Callable[[], Collection[ImageId] | None],
         *,
         variants: int | None = None,
     ) -> None:
-        self._paths = paths
         self._store = store
-        self._driver = driver
         self._needed = needed
         self._variants = variants
         self._spared: set[ImageId] = set()
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Remove what neither a sandbox nor a name needs, and what is kept in memory of it."""
+        """Remove what neither a sandbox nor a name needs."""
         async with self._lock:
             needed = self._needed()
             if needed is not None:
-                await asyncio.to_thread(self._run, {*needed, *self._spared})
+                wanted = {*needed, *self._spared}
+                await asyncio.to_thread(self._store.collect, wanted, variants=self._variants)
 
     @asynccontextmanager
     async def sparing(self, image_id: ImageId) -> AsyncIterator[None]:
@@ -49,7 +42,3 @@ class ImageCollection:
         finally:
             self._spared.discard(image_id)
             await self.run()
-
-    def _run(self, needed: Collection[ImageId]) -> None:
-        for image_id in self._store.collect(needed, variants=self._variants):
-            self._driver.forget(self._paths.image(image_id) / form.MEMORY)

@@ -17,16 +17,30 @@ _UNTIDY_SEC: Final = 5.0
 
 def hardware(context: HostContext, vcpus: int, memory_mb: int, image: Manifest) -> HardwareProfile:
     """A machine over this image as this host would make it now; memory in MiB."""
-    return context.driver.machine(
+    return profile(context, vcpus, memory_mb, started_as(image).kernel_sha256)
+
+
+def profile(
+    context: HostContext, vcpus: int, memory_mb: int, kernel_sha256: str
+) -> HardwareProfile:
+    """What a snapshot of such a machine needs to be restored here; memory in MiB."""
+    driver = context.driver.capabilities
+    return HardwareProfile(
         vcpus=vcpus,
         memory_mb=memory_mb,
+        cpu_model=driver.cpu_model,
+        accelerator=driver.accelerator,
+        vmm=driver.name,
+        vmm_version=driver.version,
         network=context.network,
-        kernel_sha256=started_as(image).kernel_sha256,
+        kernel_sha256=kernel_sha256,
+        firmware=driver.firmware,
+        tsc_khz=driver.tsc_khz,
     )
 
 
 def started_as(image: Manifest) -> HardwareProfile:
-    """The machine that continues this image: what is here by now can be another QEMU."""
+    """The machine that continues this image: the VMM that is here by now can be another."""
     assert image.machine is not None
     return image.machine
 

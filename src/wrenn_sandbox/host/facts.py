@@ -1,12 +1,10 @@
 """Facts about this machine that `wrenn doctor` reports and choices rest on. Blocking."""
 
-import ctypes
 import fcntl
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,10 +36,6 @@ TOOLS = (
 )
 MB = 1024 * 1024
 _APART = ("unshare", "--net")
-_FICLONE = 0x40049409  # linux/fs.h
-_CLONE_NEWNET = 0x40000000
-_USERFAULTFD = 323  # x86-64
-_UFFD_USER_MODE_ONLY = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +54,6 @@ class MachineFacts:
     nft: bool
     connection_limits: bool
     bandwidth_limits: bool
-    userfaultfd: bool
-    reflink: bool
     cgroup_v2: bool
     cgroup_controllers: tuple[str, ...]
     """Those of `cgroups.CONTROLLERS` that machines can be bounded by."""
@@ -95,8 +87,6 @@ def machine_facts(data_dir: Path) -> MachineFacts:
         nft=_succeeds(["nft", "list", "tables"]),
         connection_limits=_succeeds([*_APART, "nft", "-f", "-"], limits_alone()),
         bandwidth_limits=_succeeds([*_APART, "tc", "-batch", "-"], shape_of("lo", 1) + "\n"),
-        userfaultfd=_userfaultfd(),
-        reflink=_reflink(_existing(data_dir)),
         cgroup_v2=hierarchy is not None,
         cgroup_controllers=cgroups.usable(hierarchy),
         jail_obstacle=jail_obstacle((str(qemu or "true"), "--version")),
@@ -164,32 +154,6 @@ def _sealed_memory() -> bool:
         return False
     finally:
         os.close(fd)
-    return True
-
-
-def _userfaultfd(device: Path = Path("/dev/userfaultfd")) -> bool:
-    if _can_open(device):
-        return True
-    libc = ctypes.CDLL(None, use_errno=True)
-    for flags in (0, _UFFD_USER_MODE_ONLY):
-        fd: int = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | flags)
-        if fd >= 0:
-            os.close(fd)
-            return True
-    return False
-
-
-def _reflink(directory: Path) -> bool:
-    try:
-        with (
-            tempfile.NamedTemporaryFile(dir=directory) as source,
-            tempfile.NamedTemporaryFile(dir=directory) as target,
-        ):
-            source.write(bytes(4096))
-            source.flush()
-            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
-    except OSError:
-        return False
     return True
 
 

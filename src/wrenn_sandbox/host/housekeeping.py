@@ -87,26 +87,15 @@ class Housekeeper:
                     await self._wake.wait()
 
     async def _look_around(self) -> None:
-        """What is due from time to time, however much there is to do for sandboxes: free memory,
-        wake those that a full disk has stopped."""
+        """What is due from time to time, however much there is to do for sandboxes."""
         try:
-            await asyncio.to_thread(self._context.driver.trim, self._settings.idle_memory_sec)
-        except OSError as error:
+            await self._context.driver.tend(self._settings.idle_memory_sec)
+        except (OSError, WrennError) as error:
             _log.warning("housekeeping failed", detail=str(error))
-        async with asyncio.TaskGroup() as group:  # a monitor may take its time to answer
-            for sandbox in self._sandboxes:
-                group.create_task(self._wake_up(sandbox))
-
-    async def _wake_up(self, sandbox: Sandbox) -> None:
-        try:
-            if await sandbox.wake():
-                _log.warning("the disk was full", sandbox=sandbox.sandbox_id)
-        except WrennError as error:
-            _log.warning("not woken", sandbox=sandbox.sandbox_id, detail=str(error))
 
     async def _tidy(self, sandbox: Sandbox) -> None:
         log = _log.bind(sandbox=sandbox.sandbox_id)
-        for chore in (self._free_memory, self._merge, self._collapse):
+        for chore in (self._merge, self._collapse):
             try:
                 await chore(sandbox)
             except Conflict as reason:
@@ -117,14 +106,6 @@ class Housekeeper:
                 log.warning("housekeeping failed", detail=str(error))
             except Exception:
                 log.exception("housekeeping failed")
-
-    async def _free_memory(self, sandbox: Sandbox) -> None:
-        """Behind a stored sandbox: only its own machines used the memory of a private image."""
-        manifest, store = sandbox.stored, self._context.store
-        if manifest is not None:
-            image = await asyncio.to_thread(store.open, manifest.image_id)
-            if image.private:
-                await asyncio.to_thread(self._context.driver.forget, store.memory(image))
 
     async def _merge(self, sandbox: Sandbox) -> None:
         manifest = sandbox.stored

@@ -86,6 +86,7 @@ def spec_of(context: HostContext, record: Record) -> MachineSpec:
         disk_mb=image.disk_mb,
         disks=tuple(disks),
         memory=None if image.is_cold else context.store.memory(image),
+        private_memory=image.private,
         disk_bytes_per_sec=0 if image.is_cold else context.settings.disk_mbps << 20,
         disk_operations_per_sec=0 if image.is_cold else context.settings.disk_iops,
     )

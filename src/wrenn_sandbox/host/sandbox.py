@@ -405,16 +405,6 @@ class Sandbox:
             failpoints.reach("snapshot.released")
             return image
 
-    async def wake(self) -> bool:
-        """Let its machine go on if a full disk has stopped it; whether it had."""
-        if self._lock.locked():
-            return False
-        async with self._lock:
-            machine = self._machine
-            if machine is None or machine.ended is not None:
-                return False
-            return await self._context.driver.wake(machine.process)
-
     async def refer_to(self, image_id: ImageId, *, instead_of: PausedSandbox) -> bool:
         """Take an image that holds all stored pages as the base, unless they are others by now."""
         async with self._lock:

@@ -20,7 +20,7 @@ from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import Command
 
 from . import admission
-from .compatibility import differences
+from .compatibility import differences, profile
 from .context import HostContext
 from .disk.base import DiskFormat
 from .images import manifest as form
@@ -69,7 +69,8 @@ class Variants:
 
         Raises `HostFailure` where it can not be made, `NoCapacity` where there is no room for it.
         """
-        hardware = self._hardware(cold, size)
+        kernel = cold.files[form.KERNEL].sha256
+        hardware = profile(self._context, size.vcpus, size.memory_mb, kernel)
         image_id = _variant_id(cold, hardware)
         try:
             found = await asyncio.to_thread(self._open, image_id)
@@ -106,14 +107,6 @@ class Variants:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _hardware(self, cold: Manifest, size: Size) -> HardwareProfile:
-        return self._context.driver.machine(
-            vcpus=size.vcpus,
-            memory_mb=size.memory_mb,
-            network=self._context.network,
-            kernel_sha256=cold.files[form.KERNEL].sha256,
-        )
 
     async def _make(self, cold: Manifest, hardware: HardwareProfile, image_id: ImageId) -> Manifest:
         store = self._context.store

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Final
 
+from wrenn_sandbox.host.backends import BACKENDS
 from wrenn_sandbox.host.network.addressing import data_dir_tag, forget_tags, noted_tags
 from wrenn_sandbox.host.privileged import cgroups
 
-_AGENT = "/agent/main.py --port"
-"""A guest agent that runs as a machine of the fake driver."""
+_MACHINE: Final = re.compile("|".join(each.command for each in BACKENDS.values()))
 _SETTLE_SEC = 10.0
 _POLL_SEC = 0.25
 
@@ -30,13 +30,12 @@ def _processes() -> Iterator[str]:
         if not entry.name.isdecimal():
             continue
         try:
-            name = (entry / "comm").read_text().strip()
             arguments = (
                 (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             )
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if arguments and (name.startswith("qemu-system") or _AGENT in arguments):
+        if _MACHINE.match(arguments):
             yield f"process {entry.name} {arguments}"
 
 

@@ -116,6 +116,19 @@ def test_idle_copies_go(sealed: SealedMemories, image: Path, clock: Clock) -> No
     assert copies() == 0
 
 
+def test_the_copy_of_an_image_that_is_gone_goes_at_once(
+    sealed: SealedMemories, image: Path
+) -> None:
+    used(sealed, image)
+    sealed.trim(10, ())
+    assert copies() == 1
+    image.unlink()
+    sealed.trim(10, {image})
+    assert copies() == 1, "a machine has it"
+    sealed.trim(10, ())
+    assert copies() == 0
+
+
 def test_forgetting_waits_for_a_copy_that_is_being_made(
     sealed: SealedMemories, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,13 +79,18 @@ class SealedMemories:
                 os.close(copy.memory.fd)
 
     def trim(self, idle: float, in_use: Collection[Path]) -> None:
-        """Close the copies that none of `in_use` is and nobody asked for in `idle` seconds."""
+        """Close the copies that none of `in_use` is and nobody asked for in `idle` seconds.
+
+        Those of images that are gone go at once.
+        """
         before = self._clock() - idle
         with self._guard:
             found = [
                 image
                 for image, copy in self._copies.items()
-                if image not in in_use and copy.memory is not None and copy.used_at <= before
+                if image not in in_use
+                and copy.memory is not None
+                and (copy.used_at <= before or not image.exists())
             ]
         for image in found:
             self.forget(image)

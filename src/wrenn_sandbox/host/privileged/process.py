@@ -6,10 +6,13 @@ a child of this server (a VM that outlived the server which started it).
 
 import asyncio
 import os
+import re
 import select
 import signal
 import subprocess
 from pathlib import Path
+
+from wrenn_sandbox.errors import HostFailure
 
 PROC = Path("/proc")
 _START_TIME_FIELD = 22
@@ -214,3 +217,13 @@ def kill_now(pid: int) -> None:
         poll.poll(1000)
     finally:
         os.close(fd)
+
+
+def own_memory(pid: int) -> int:
+    """Bytes of memory that a process shares with no other; raises `HostFailure`. Blocks."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
+    except OSError as error:
+        raise HostFailure("The machine is gone.", detail=str(error)) from error
+    found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else 0

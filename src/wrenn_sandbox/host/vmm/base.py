@@ -12,8 +12,7 @@ from typing import Protocol
 import msgspec
 
 from wrenn_sandbox.host.disk.base import DiskFormat
-from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
-from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.slot import Slot
 
@@ -27,6 +26,11 @@ class Capabilities:
     accelerator: str
     own_kernel: bool
     """A guest has a kernel of its own, which a template's guest lets come to rest."""
+    cpu_model: str
+    """What guests see as their processor."""
+    firmware: str = ""
+    tsc_khz: int = 0
+    """Rate of the time-stamp counter that an emulated guest sees."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class MachineSpec:
     layers that are stored of its sandbox."""
     memory: Path | None = None
     """The immutable image that guest memory is a private mapping of; none after a cold boot."""
+    private_memory: bool = False
+    """No other machine maps that image."""
     disk_bytes_per_sec: int = 0
     """What the guest may read and write on its disk together; 0 for no bound."""
     disk_operations_per_sec: int = 0
@@ -71,31 +77,18 @@ class Process(msgspec.Struct, frozen=True):
     start_time: int
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What a machine takes from the host; memory in bytes, its own pages only."""
-
-    own_memory: int
-    cpu_seconds: float
-
-
 class Driver(Protocol):
+    """Nine calls, and `tend` for a driver that has something to tend.
+
+    A driver inherits from this class, so that it has what it does not define.
+    """
+
     @property
     def capabilities(self) -> Capabilities: ...
 
     @property
     def disk_format(self) -> DiskFormat:
         """The format of the machines' own disk layers."""
-        ...
-
-    def machine(
-        self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
-    ) -> HardwareProfile:
-        """What a snapshot of such a machine needs to be restored here."""
-        ...
-
-    def prepare(self, store: ImageStore) -> None:
-        """Make the templates that the driver brings itself, if any; blocks."""
         ...
 
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
@@ -119,10 +112,6 @@ class Driver(Protocol):
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         """Let a machine that `pause` stopped run on."""
-        ...
-
-    async def wake(self, process: Process) -> bool:
-        """Let a machine go on that stands still since the host's disk was full; whether it did."""
         ...
 
     async def stopped(self, process: Process) -> bool:
@@ -149,21 +138,11 @@ class Driver(Protocol):
         """The end of what guest and monitor wrote; for the log, never for a caller."""
         ...
 
-    async def close(self) -> None:
-        """Let go of all machines; they run on."""
-        ...
+    async def tend(self, idle: float) -> None:
+        """Do what is due every few seconds; a driver without such work has none.
 
-    def forget(self, memory: Path) -> None:
-        """Free what is kept for a memory image that no new machine will use; blocks."""
-        ...
-
-    def trim(self, idle: float) -> None:
-        """Free what is kept for memory images unused for `idle` seconds; blocks.
-
-        It is made anew when a machine needs it.
+        Lets machines go on that stand still since the host's disk was full. Frees what is kept
+        for memory images that are gone, or that nobody has used for `idle` seconds: it is made
+        anew when a machine needs it. Raises OSError.
         """
-        ...
-
-    async def usage(self, process: Process) -> Usage:
-        """What the machine takes from the host now."""
-        ...
+        return

@@ -18,13 +18,13 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
 from wrenn_sandbox.host.images import manifest as form
-from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile
+from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import guest_files
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
 
-from .base import Capabilities, MachineSpec, Process, Snapshot, Usage
+from .base import Capabilities, Driver, MachineSpec, Process, Snapshot
 
 _HOME: Final = "home"
 _TEMPLATE: Final = "minimal"
@@ -32,7 +32,7 @@ _DISK_MB: Final = 64
 _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
-class FakeDriver:
+class FakeDriver(Driver):
     """Each machine is an agent process and the processes that it started."""
 
     disk_format = Qcow2()
@@ -42,41 +42,9 @@ class FakeDriver:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(name="fake", version="1", accelerator="none", own_kernel=False)
-
-    def machine(
-        self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
-    ) -> HardwareProfile:
-        return HardwareProfile(
-            vcpus=vcpus,
-            memory_mb=memory_mb,
-            cpu_model="none",
-            accelerator="none",
-            vmm="fake",
-            vmm_version="1",
-            network=network,
-            kernel_sha256=kernel_sha256,
+        return Capabilities(
+            name="fake", version="1", accelerator="none", own_kernel=False, cpu_model="none"
         )
-
-    def prepare(self, store: ImageStore) -> None:
-        """A template of the usual name, with nothing in it."""
-        with store.staging() as made:
-            for name in (form.KERNEL, form.INITRD, form.RUNTIME):
-                (made / name).touch()
-            _sparse(made / form.DISK, _DISK_MB << 20)
-            files = {path.name: form.describe(path) for path in made.iterdir()}
-            image = form.Manifest(
-                image_id=form.derived_id(files, "fake"),
-                created_at=form.now(),
-                name=_TEMPLATE,
-                recipe_sha256="",
-                files=files,
-                kernel_args="",
-                vcpus=1,
-                memory_mb=512,
-                disk_mb=_DISK_MB,
-            )
-            store.publish(made, image, name=_TEMPLATE)
 
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         if record is not None:
@@ -99,9 +67,6 @@ class FakeDriver:
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         self._handles[process].signal(signal.SIGCONT)
-
-    async def wake(self, process: Process) -> bool:
-        return False
 
     async def stopped(self, process: Process) -> bool:
         return False
@@ -132,19 +97,11 @@ class FakeDriver:
     async def diagnosis(self, process: Process) -> str:
         return ""
 
-    async def usage(self, process: Process) -> Usage:
-        return Usage(own_memory=0, cpu_seconds=0.0)
-
     async def close(self) -> None:
+        """Let go of all machines; they run on."""
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
-
-    def forget(self, memory: Path) -> None:
-        """Nothing is kept of memory images."""
-
-    def trim(self, idle: float) -> None:
-        """Nothing is kept of memory images."""
 
     def _spawn(self, spec: MachineSpec) -> Process:
         home = _home(spec)
@@ -166,6 +123,27 @@ class FakeDriver:
         self._handles[process] = handle
         failpoints.reach("machine.spawned")
         return process
+
+
+def publish_template(store: ImageStore) -> None:
+    """A template of the usual name, with nothing in it."""
+    with store.staging() as made:
+        for name in (form.KERNEL, form.INITRD, form.RUNTIME):
+            (made / name).touch()
+        _sparse(made / form.DISK, _DISK_MB << 20)
+        files = {path.name: form.describe(path) for path in made.iterdir()}
+        image = form.Manifest(
+            image_id=form.derived_id(files, "fake"),
+            created_at=form.now(),
+            name=_TEMPLATE,
+            recipe_sha256="",
+            files=files,
+            kernel_args="",
+            vcpus=1,
+            memory_mb=512,
+            disk_mb=_DISK_MB,
+        )
+        store.publish(made, image, name=_TEMPLATE)
 
 
 def _home(spec: MachineSpec) -> Path:

@@ -1,13 +1,11 @@
 """Facts about the QEMU on this host and what its processes take."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.vmm.base import Usage
 
 from .command import SECCOMP
 
@@ -48,19 +46,3 @@ def host_cpu() -> str:
     text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match.group(1) if match else "unknown"
-
-
-def usage_of(pid: int) -> Usage:
-    """What a process takes from the host; raises `HostFailure` where it is gone. Blocks."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError as error:
-        raise HostFailure("The machine is gone.", detail=str(error)) from error
-    anonymous = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-    fields = stat[stat.rindex(")") + 2 :].split()
-    ticks = int(fields[11]) + int(fields[12])
-    return Usage(
-        own_memory=int(anonymous.group(1)) * 1024 if anonymous else 0,
-        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
-    )

@@ -17,8 +17,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
 from wrenn_sandbox.host.disk.qcow2.reader import depth
-from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest, HardwareProfile
-from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
@@ -27,9 +26,9 @@ from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import kvm_groups
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.probe import KVM_DEVICE
-from wrenn_sandbox.host.vmm.base import Capabilities, MachineSpec, Process, Snapshot, Usage
+from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
 
-from .binary import has_seccomp, host_cpu, usage_of, version_of
+from .binary import has_seccomp, host_cpu, version_of
 from .command import READ_ONLY_BASE_SINCE, Memory, Variant, command
 from .launch import launch
 from .monitor import Monitor, listen
@@ -60,7 +59,7 @@ _FORMER_DISK: Final = "disk.qcow2"
 _QBOOT_SINCE: Final = (8, 0)
 
 
-class QemuDriver:
+class QemuDriver(Driver):
     """Machines are processes of their slot's user; sockets and logs are in their directory."""
 
     disk_format = Qcow2()
@@ -78,6 +77,7 @@ class QemuDriver:
         self._confinement = confinement
         self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
+        self._cpu_model = host_cpu() if variant.cpu == "host" else variant.cpu
 
     @classmethod
     async def create(cls, accelerator: str, namespaces: NamespaceThread, data_dir: Path) -> Self:
@@ -107,26 +107,10 @@ class QemuDriver:
             version=".".join(map(str, self._version)),
             accelerator=self._variant.accelerator,
             own_kernel=True,
-        )
-
-    def machine(
-        self, *, vcpus: int, memory_mb: int, network: str, kernel_sha256: str
-    ) -> HardwareProfile:
-        return HardwareProfile(
-            vcpus=vcpus,
-            memory_mb=memory_mb,
-            cpu_model=host_cpu() if self._variant.cpu == "host" else self._variant.cpu,
-            accelerator=self._variant.accelerator,
-            vmm="qemu",
-            vmm_version=self.capabilities.version,
-            network=network,
-            kernel_sha256=kernel_sha256,
+            cpu_model=self._cpu_model,
             firmware=self._variant.firmware or "",
             tsc_khz=self._variant.tsc_khz or 0,
         )
-
-    def prepare(self, store: ImageStore) -> None:
-        """Templates are built by `wrenn template build`."""
 
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         memory = None
@@ -179,6 +163,12 @@ class QemuDriver:
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         running = self._running[process]
+        async with running.lock:
+            return await self._pause(running, process, spec, into)
+
+    async def _pause(
+        self, running: Running, process: Process, spec: MachineSpec, into: Path
+    ) -> dict[str, FileDigest]:
         if await unless_ended(running, running.monitor.status()) in _ENDED:
             raise HostFailure("The guest has stopped.")
         state = spec.files.vmstate
@@ -202,13 +192,6 @@ class QemuDriver:
         running = self._running[process]
         await unless_ended(running, running.monitor.cont())
 
-    async def wake(self, process: Process) -> bool:
-        running = self._running.get(process)
-        if running is None or await running.monitor.status() != _DISK_FULL:
-            return False
-        await running.monitor.cont()
-        return True
-
     async def stopped(self, process: Process) -> bool:
         running = self._running.get(process)
         if running is None:
@@ -225,6 +208,8 @@ class QemuDriver:
         running = self._running.pop(process, None)
         if running is not None:
             await end(running)
+            if running.private_memory and running.memory is not None:
+                await asyncio.to_thread(self._sealed.forget, running.memory)
             if self._confinement.groups is not None:
                 machine = running.files.directory.name
                 await asyncio.to_thread(self._confinement.groups.remove, machine)
@@ -255,7 +240,7 @@ class QemuDriver:
                 return False
             await asyncio.to_thread(_rename_disk, spec)
             undo.pop_all()
-        running = Running(handle, monitor, spec.files, memory=spec.memory)
+        running = Running(handle, monitor, spec.files, spec.memory, spec.private_memory)
         running.stopped = status if status in _ENDED else None
         self._running[process] = running
         return True
@@ -281,9 +266,6 @@ class QemuDriver:
         await self._keep_console(running)
         return await asyncio.to_thread(tails, running.files)
 
-    async def usage(self, process: Process) -> Usage:
-        return await asyncio.to_thread(usage_of, process.pid)
-
     async def close(self) -> None:
         """Let go of all machines; they run on."""
         for running in self._running.values():
@@ -293,23 +275,20 @@ class QemuDriver:
         self._sealed.close()
         await asyncio.to_thread(self._confinement.close)
 
-    def forget(self, memory: Path) -> None:
-        """Close the sealed copy of a memory image; machines keep theirs."""
-        self._sealed.forget(memory)
+    async def tend(self, idle: float) -> None:
+        """Also removes control groups that machines have left, and shortens long logs."""
+        await asyncio.to_thread(self._trim, idle)
+        async with asyncio.TaskGroup() as group:  # a monitor may take its time to answer
+            for running in list(self._running.values()):
+                group.create_task(_wake(running))
 
-    def trim(self, idle: float) -> None:
-        """Close the sealed copies that no machine uses and none has for `idle` seconds.
-
-        Removes what a machine that ended without its server has left, and logs that have grown too
-        long, as well.
-        """
+    def _trim(self, idle: float) -> None:
         if self._confinement.groups is not None:
             self._confinement.groups.sweep()
         running = list(self._running.values())
         for each in running:
             shorten_log(each.files.vmm_log)
-        used = {each.memory for each in running if each.memory is not None}
-        self._sealed.trim(idle, used)
+        self._sealed.trim(idle, {each.memory for each in running if each.memory is not None})
 
     def _register(self, running: Running) -> Process:
         process = Process(running.handle.pid, running.handle.start_time)
@@ -357,7 +336,7 @@ class QemuDriver:
             if isinstance(error, HostFailure):
                 error.detail = await asyncio.to_thread(tails, spec.files)
             raise
-        return Running(handle, monitor, spec.files, memory=spec.memory)
+        return Running(handle, monitor, spec.files, spec.memory, spec.private_memory)
 
     def _mapping(self, pid: int, spec: MachineSpec) -> pages.Mapping:
         """Where the machine has its image; one that was adopted may be of another QEMU."""
@@ -397,6 +376,21 @@ class QemuDriver:
 def _close_unwanted(memory: "asyncio.Future[BaseMemory]") -> None:
     if not memory.cancelled() and memory.exception() is None:
         os.close(memory.result().fd)
+
+
+async def _wake(running: Running) -> None:
+    """Let a machine go on that a full disk has stopped, unless it is being stored."""
+    if running.lock.locked():
+        return
+    try:
+        async with running.lock:
+            if await running.monitor.status() != _DISK_FULL:
+                return
+            await running.monitor.cont()
+        _log.warning("the disk was full", machine=running.files.directory.name)
+    except HostFailure as error:
+        detail = str(error)
+        _log.warning("not woken", machine=running.files.directory.name, detail=detail)
 
 
 def _rename_disk(spec: MachineSpec) -> None:

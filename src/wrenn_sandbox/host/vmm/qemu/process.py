@@ -5,7 +5,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -35,6 +35,10 @@ class Running:
     files: MachineFiles
     memory: Path | None = None
     """The image that its memory is a private mapping of."""
+    private_memory: bool = False
+    """No other machine maps that image."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the machine is stored, so that nothing lets it go on."""
     stopped: str | None = None
     """In which state it was adopted, where its guest had stopped before."""
 
