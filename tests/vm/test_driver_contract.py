@@ -2,19 +2,27 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from support.vm.stand import Stand, standing
+from support.vm.stand import Stand, answered, standing
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.backends import Backends
-from wrenn_sandbox.host.guest import RunningGuest
+from wrenn_sandbox.host.disk.base import Disk
+from wrenn_sandbox.host.guest import GuestClient, RunningGuest
+from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
+from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import own_memory
-from wrenn_sandbox.host.vmm.base import Driver, Process
+from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process, Snapshot
+from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.wire.messages import Command
 
 _END_SEC = 60.0
@@ -34,8 +42,19 @@ def _exists(process: Process) -> bool:
         return False
 
 
-@pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.vm)])
-async def stand(request: pytest.FixtureRequest, images: Path) -> AsyncIterator[Stand]:
+_DRIVERS = ["fake", pytest.param("qemu", marks=pytest.mark.vm)]
+
+
+@pytest.fixture(params=_DRIVERS)
+async def stand(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stand]:
+    """The fake driver brings its own template, so it needs none that was built."""
+    images: Path
+    if request.param == "fake":
+        images = tmp_path_factory.mktemp("images")
+    else:
+        images = request.getfixturevalue("images")
     async with standing(images, request.param) as stand:
         yield stand
 
@@ -108,3 +127,137 @@ async def test_the_console_of_a_guest_that_panics_is_kept(stand: Stand) -> None:
             assert "panic" in (await stand.driver.diagnosis(process)).lower()
         finally:
             await stand.driver.kill(process)
+
+
+_PATTERN = "0123456789abcdef"
+
+
+async def _run(client: GuestClient, script: str) -> str:
+    result = await RunningGuest(client).exec(
+        Command(cmd="sh", args=("-c", script)), timeout=60, output_limit=1 << 16
+    )
+    assert result.exit_code == 0, result
+    return result.stdout.decode()
+
+
+async def _written(client: GuestClient) -> str:
+    """Fill 4 MiB with a pattern, which the guest has yet to write to its disk; the digest."""
+    return await _run(
+        client,
+        f"yes {_PATTERN} | head -c 4194304 > pattern; sha256sum < pattern",
+    )
+
+
+async def _digest(client: GuestClient) -> str:
+    return await _run(client, "sha256sum < pattern")
+
+
+def _next(spec: MachineSpec, image: Path, disk: Path, files: MachineFiles) -> MachineSpec:
+    """The machine that continues another, over its memory and disk."""
+    return dataclasses.replace(spec, files=files, memory=image, disks=(*spec.disks, disk))
+
+
+async def test_what_was_in_memory_and_on_disk_is_there_after_each_restore(stand: Stand) -> None:
+    """Boot, pause, run on; restore what was stored, change it, pause and restore again."""
+    driver = stand.driver
+    async with stand.spec() as spec:
+        stored = [stand.paths.data_dir / f"stored-{number}" for number in range(2)]
+        for directory in stored:
+            directory.mkdir()
+        image = spec.files.directory / "memory"
+        process = await driver.boot(spec, record=image)
+        client = stand.client(spec)
+        try:
+            await answered(client)
+            before = await _written(client)
+            client.close()
+            files = await driver.pause(process, spec, stored[0])
+            assert VMSTATE in files
+            for name, digest in files.items():
+                data = (stored[0] / name).read_bytes()
+                assert digest == FileDigest(len(data), hashlib.sha256(data).hexdigest())
+            kept, disk = stand.paths.data_dir / "memory", stand.paths.data_dir / "disk-0"
+            shutil.copyfile(image, kept)
+            os.link(spec.files.overlay, disk)
+            await driver.unpause(process, spec)
+            client = stand.client(spec)
+            assert await _digest(client) == before, "it runs on"
+        finally:
+            client.close()
+            await driver.kill(process)
+        shutil.copyfile(disk, copy := disk.with_name("disk"))
+        for path in (kept, copy, *stored[0].iterdir()):
+            path.chmod(0o644)
+
+        second = await _continued(stand, spec, kept, copy)
+        process = await driver.restore(second, Snapshot(stored[0] / VMSTATE))
+        client = stand.client(second)
+        try:
+            await answered(client)
+            assert await _digest(client) == before
+            await _run(client, "printf changed >> pattern")
+            changed = await _digest(client)
+            assert changed != before
+            client.close()
+            files = await driver.pause(process, second, stored[1])
+            assert files.keys() == {VMSTATE, diff.INDEX, diff.PAGES}
+            layer = stand.paths.data_dir / "layer"
+            shutil.copyfile(second.files.overlay, layer)
+            layer.chmod(0o644)
+        finally:
+            client.close()
+            await driver.kill(process)
+
+        third = await _continued(stand, second, kept, layer)
+        process = await driver.restore(third, Snapshot(stored[1] / VMSTATE, stored[1]))
+        client = stand.client(third)
+        try:
+            await answered(client)
+            assert await _digest(client) == changed
+        finally:
+            client.close()
+            await driver.kill(process)
+
+
+async def _continued(stand: Stand, spec: MachineSpec, image: Path, disk: Path) -> MachineSpec:
+    """A machine with a directory of its own, whose empty layer is over `disk`."""
+    files = stand.paths.machine(new_machine_id())
+    files.directory.mkdir(mode=0o711)
+    size = spec.disk_mb << 20
+    stand.driver.disk_format.create(files.overlay, Disk(disk, raw=False), size)
+    stand.driver.disk_format.require(files.overlay, [Disk(disk, raw=False)], size)
+    for path in (files.directory, files.overlay):
+        os.chown(path, spec.slot.uid, spec.slot.uid)
+    return _next(spec, image, disk, files)
+
+
+async def test_a_vm_that_was_stopped_is_adopted_and_runs_on(stand: Stand) -> None:
+    """As after a server that died in the middle of a pause."""
+    async with stand.machine() as (spec, process, client):
+        stored = stand.paths.data_dir / "stored"
+        stored.mkdir()
+        await stand.driver.pause(process, spec, stored)
+        client.close()
+        await stand.equipment.close()
+        other = await Backends.of(stand.settings, stand.paths)
+        try:
+            assert await other.driver.adopt(process, spec)
+            again = GuestClient(lambda: connect_guest(other.namespaces, spec.slot), None)
+            await answered(again)
+            again.close()
+            assert not await other.driver.stopped(process)
+            await other.driver.tend(0)
+            await other.driver.kill(process)
+        finally:
+            await other.close()
+
+
+async def test_a_snapshot_that_is_missing_leaves_nothing_running(stand: Stand) -> None:
+    async with stand.spec() as spec:
+        image = spec.files.directory / "memory"
+        image.touch()
+        os.truncate(image, spec.memory_mb << 20)
+        missing = Snapshot(spec.files.directory / "missing")
+        with pytest.raises((HostFailure, OSError)):
+            await stand.driver.restore(dataclasses.replace(spec, memory=image), missing)
+        assert journal.processes_of(spec.files.directory) == []

@@ -65,21 +65,26 @@ class Stand:
         finally:
             self.equipment.slots.release(slot)
 
+    def client(self, spec: MachineSpec) -> GuestClient:
+        """Calls to the guest of a machine, which has no token yet."""
+        return GuestClient(lambda: connect_guest(self.equipment.namespaces, spec.slot), None)
+
     @contextlib.asynccontextmanager
     async def machine(self) -> AsyncIterator[tuple[MachineSpec, Process, GuestClient]]:
         """A machine whose agent has answered."""
         async with self.spec() as spec:
             process = await self.driver.boot(spec)
-            client = GuestClient(lambda: connect_guest(self.equipment.namespaces, spec.slot), None)
+            client = self.client(spec)
             try:
-                await _answered(client)
+                await answered(client)
                 yield spec, process, client
             finally:
                 client.close()
                 await self.driver.kill(process)
 
 
-async def _answered(client: GuestClient) -> None:
+async def answered(client: GuestClient) -> None:
+    """Wait for the guest agent."""
     async with asyncio.timeout(_BOOT_SEC):
         while True:
             try:
