@@ -83,6 +83,7 @@ async def test_a_machine_that_dies_by_itself(stand: Stand) -> None:
         os.kill(process.pid, 9)
         assert "9" in await asyncio.wait_for(stand.driver.wait(process), 5)
         assert isinstance(await stand.driver.diagnosis(process), str)
+        assert not await stand.driver.stopped(process)
 
 
 async def test_another_driver_object_adopts_it(stand: Stand) -> None:
@@ -245,7 +246,6 @@ async def test_a_vm_that_was_stopped_is_adopted_and_runs_on(stand: Stand) -> Non
             again = GuestClient(lambda: connect_guest(other.namespaces, spec.slot), None)
             await answered(again)
             again.close()
-            assert not await other.driver.stopped(process)
             await other.driver.tend(0)
             await other.driver.kill(process)
         finally:

@@ -115,7 +115,9 @@ class Driver(Protocol):
         ...
 
     async def stopped(self, process: Process) -> bool:
-        """Whether a machine's end was its guest's doing: its monitor is there still.
+        """Whether the end of a machine was its guest's doing: its monitor is there still.
+
+        Asked after `wait` has returned.
 
         All that the guest has written is in its disk layer then. Raises `HostFailure` where the
         monitor is there and does not say.
