@@ -1,0 +1,120 @@
+"""One answer of each resource, byte for byte: fields, their order, the forms of values."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from support.api_server import PASSWORD, FakeClock, serve
+from support.guest_double import GuestDouble
+from support.host_double import HostDouble
+from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.messages import FileEntry, FileType, LeftOut, Unpacked
+
+ANSWERS = Path(__file__).parent / "answers.txt"
+_VARIES = (
+    (re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+"), "TOKEN"),
+    (re.compile(r"\b(sb|usr|team|key)-[0-9a-z]{10,}"), r"\1-ID"),
+    (re.compile(r"wrn_\w+"), "wrn_KEY"),
+    (re.compile(r'"version":"[^"]+"'), '"version":"VERSION"'),
+)
+
+
+class _Guest(GuestDouble):
+    """Says everything that a guest can say of its files."""
+
+    async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
+        directory = await self.make_directory(path)
+        link = FileEntry(
+            name="link",
+            path="/link",
+            type=FileType.SYMLINK,
+            size=4,
+            mode=0o777,
+            permissions="lrwxrwxrwx",
+            owner="root",
+            group="wheel",
+            modified_at=directory.modified_at,
+            symlink_target="/tmp",
+            raw_path="L2xpbms=",
+        )
+        return [directory, link]
+
+    async def unpack(
+        self,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        needs_directory: bool,
+        user: str | None,
+    ) -> Unpacked:
+        return Unpacked(
+            entries=2,
+            size=10,
+            into_directory=True,
+            left_out=(LeftOut(path="a", reason="a device"),),
+            left_out_count=1,
+        )
+
+
+class _Host(HostDouble):
+    def guest(self, sandbox_id: SandboxId) -> GuestDouble:
+        return _Guest(self, sandbox_id)
+
+
+ASKED = f"""
+GET /health
+POST /v1/auth/signup {{"email": "ada@example.com", "password": "{PASSWORD}"}}
+POST /v1/auth/login {{"email": "ada@example.com", "password": "{PASSWORD}"}}
+POST /v1/api-keys {{"name": "mine"}}
+GET /v1/api-keys
+GET /v1/usage
+POST /v1/sandboxes {{"network": {{"internet": false, "allow": ["203.0.113.0/24"]}}}}
+GET /v1/sandboxes
+GET /v1/sandboxes/ID
+GET /v1/sandboxes/ID/network
+PUT /v1/sandboxes/ID/network {{"deny": ["203.0.113.0/24"]}}
+POST /v1/sandboxes/ID/exec {{"cmd": "echo"}}
+POST /v1/sandboxes/ID/exec {{"cmd": "sleep", "background": true, "tag": "nap"}}
+GET /v1/sandboxes/ID/processes
+GET /v1/sandboxes/ID/metrics
+POST /v1/sandboxes/ID/files/list {{"path": "/"}}
+POST /v1/sandboxes/ID/files/mkdir {{"path": "/made"}}
+PUT /v1/sandboxes/ID/files/archive?path=/tree TAR
+POST /v1/sandboxes/ID/pause
+POST /v1/sandboxes/ID/resume
+POST /v1/snapshots {{"sandbox_id": "ID", "name": "mine"}}
+GET /v1/snapshots
+GET /v1/sandboxes/ID
+GET /v1/sandboxes/ID/events
+GET /v1/usage
+DELETE /v1/snapshots/mine
+"""
+
+
+def _media_type(body: str) -> str:
+    return "application/x-tar" if body == "TAR" else "application/json"
+
+
+async def test_answers_have_the_same_bytes_as_ever(settings: Settings, clock: FakeClock) -> None:
+    said = []
+    sandbox_id = ""
+    async with serve(settings, _Host(), clock) as server:
+        client = server.client()
+        for asked in ASKED.strip().splitlines():
+            method, url, body = (*asked.split(" ", 2), "")[:3]
+            answer = await client.request(
+                method,
+                url.replace("ID", sandbox_id),
+                content=body.replace("ID", sandbox_id).encode() or None,
+                headers={"Content-Type": _media_type(body)} if body else {},
+            )
+            if url.startswith("/v1/auth"):
+                client.headers["Authorization"] = f"Bearer {answer.json()['token']}"
+            if asked.startswith("POST /v1/sandboxes "):
+                sandbox_id = answer.json()["id"]
+            text = f"{answer.status_code} {answer.text}"
+            for pattern, name in _VARIES:
+                text = pattern.sub(name, text)
+            said.append(f"{asked}\n{text}\n")
+    assert "".join(said) == ANSWERS.read_text("utf-8")
