@@ -10,11 +10,11 @@ from wrenn_sandbox.errors import EmailTaken
 from wrenn_sandbox.ids import TeamId, UserId
 
 from .database import Database
-from .records import Account, Identity
+from .records import Account, Identity, record, values
 from .tables import identities, memberships, teams, users
 
 _ACCOUNT = select(
-    users.c.id,
+    users.c.id.label("user_id"),
     memberships.c.team_id,
     users.c.email,
     users.c.password_hash,
@@ -68,10 +68,7 @@ class Accounts:
                 if identity is not None:
                     await connection.execute(
                         insert(identities).values(
-                            provider=identity.provider,
-                            subject=identity.subject,
-                            user_id=user_id,
-                            created_at=now,
+                            user_id=user_id, created_at=now, **values(identity)
                         )
                     )
         except IntegrityError as error:
@@ -94,16 +91,7 @@ class Accounts:
         query = _ACCOUNT.where(condition).order_by(memberships.c.created_at).limit(1)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        if row is None:
-            return None
-        return Account(
-            UserId(row.id),
-            TeamId(row.team_id),
-            row.email,
-            row.password_hash,
-            row.disabled_at,
-            row.tokens_not_before,
-        )
+        return None if row is None else record(Account, row)
 
     async def may_act(self, user_id: UserId, team_id: TeamId, issued_at: datetime) -> bool:
         """Whether a token of this time counts.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy import delete, insert, or_, select, update
 
 from wrenn_sandbox.ids import KeyId, TeamId
 from wrenn_sandbox.model.quota import check_api_keys
@@ -11,27 +11,13 @@ from wrenn_sandbox.model.quota import check_api_keys
 from .accounts import has_somebody
 from .database import Database
 from .quotas import QuotaTransaction
-from .records import ApiKey, KeyOwner, Position, newest_first
+from .records import ApiKey, KeyOwner, Position, newest_first, record, values
 from .tables import api_keys
 
-_KEY = select(
-    api_keys.c.id,
-    api_keys.c.team_id,
-    api_keys.c.name,
-    api_keys.c.key_prefix,
-    api_keys.c.created_at,
-    api_keys.c.last_used,
-)
-_OWNER = select(api_keys.c.id, api_keys.c.team_id, api_keys.c.last_used).where(
+_OWNER = select(api_keys.c.id.label("key_id"), api_keys.c.team_id, api_keys.c.last_used).where(
     has_somebody(api_keys.c.team_id)
 )
 """Keys that count: those of a team in which somebody is not disabled."""
-
-
-def _key(row: Row[*tuple[object, ...]]) -> ApiKey:
-    return ApiKey(
-        KeyId(row.id), TeamId(row.team_id), row.name, row.key_prefix, row.created_at, row.last_used
-    )
 
 
 class TeamApiKeys:
@@ -45,23 +31,14 @@ class TeamApiKeys:
     async def add(self, key: ApiKey, digest: str) -> None:
         """Raises `QuotaExceeded`."""
         async with self._guard.write(self._team_id, check_api_keys) as connection:
-            await connection.execute(
-                insert(api_keys).values(
-                    id=key.id,
-                    team_id=self._team_id,
-                    name=key.name,
-                    digest=digest,
-                    key_prefix=key.key_prefix,
-                    created_at=key.created_at,
-                )
-            )
+            await connection.execute(insert(api_keys).values(digest=digest, **values(key)))
 
     async def page(self, limit: int | None, after: Position | None) -> list[ApiKey]:
         query = newest_first(
-            _KEY.where(api_keys.c.team_id == self._team_id), api_keys, limit, after
+            select(api_keys).where(api_keys.c.team_id == self._team_id), api_keys, limit, after
         )
         async with self._database.read() as connection:
-            return [_key(row) for row in await connection.execute(query)]
+            return [record(ApiKey, row) for row in await connection.execute(query)]
 
     async def remove(self, key_id: KeyId) -> bool:
         """Whether there was such a key."""
@@ -84,9 +61,7 @@ class ApiKeyDirectory:
             row = (
                 await connection.execute(_OWNER.where(api_keys.c.digest == digest))
             ).one_or_none()
-        if row is None:
-            return None
-        return KeyOwner(KeyId(row.id), TeamId(row.team_id), row.last_used)
+        return None if row is None else record(KeyOwner, row)
 
     async def counts(self, key_id: KeyId) -> bool:
         """Whether the key is still there and its team has somebody who is not disabled."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import msgspec
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,19 +29,6 @@ class PolicyChange:
     at: datetime
 
 
-def written(policy: Egress) -> str | None:
-    """A policy as its column holds it; the default one as nothing."""
-    return None if policy == Egress() else msgspec.json.encode(policy).decode("ascii")
-
-
-def read(column: str | None) -> Egress:
-    """The policy that a column holds, whose texts were checked when it was written.
-
-    They are not parsed again: thousands of rows are read at once, with 256 ranges each at worst.
-    """
-    return Egress() if column is None else msgspec.json.decode(column, type=Egress)
-
-
 class TeamPolicies:
     """The policies of one team's sandboxes; those of others do not exist here."""
 
@@ -58,12 +44,12 @@ class TeamPolicies:
         Returns the state that it is in, None where there is no such sandbox.
         """
         this = (sandboxes.c.id == sandbox_id) & self._mine
-        allowed = sandboxes.c.state.in_([each.value for each in states])
+        allowed = sandboxes.c.state.in_(states)
         async with self._database.write() as connection:
             result = await connection.execute(
                 update(sandboxes)
                 .where(this, allowed)
-                .values(network=written(change.policy), last_updated=change.at)
+                .values(network=change.policy, last_updated=change.at)
                 .returning(sandboxes.c.state)
             )
             state = result.scalar_one_or_none()
@@ -71,7 +57,7 @@ class TeamPolicies:
                 found = await connection.execute(select(sandboxes.c.state).where(this))
                 state = found.scalar_one_or_none()
             else:
-                await _note(connection, sandbox_id, state, change)
+                await _note(connection, sandbox_id, State(state), change)
         return None if state is None else State(state)
 
 
@@ -84,31 +70,70 @@ class AllPolicies:
     async def of_running(self, sandbox_id: SandboxId) -> Egress | None:
         """The policy of a sandbox that runs; None of any other."""
         query = select(sandboxes.c.network).where(
-            sandboxes.c.id == sandbox_id, sandboxes.c.state == State.RUNNING.value
+            sandboxes.c.id == sandbox_id, sandboxes.c.state == State.RUNNING
         )
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else read(row.network)
+        return None if row is None else row.network
 
     async def note(self, sandbox_id: SandboxId, change: PolicyChange) -> None:
         """Add to the history of a running sandbox that its policy was set again."""
         async with self._database.write() as connection:
-            await _note(connection, sandbox_id, State.RUNNING.value, change)
+            await _note(connection, sandbox_id, State.RUNNING, change)
 
 
 async def _note(
-    connection: AsyncConnection, sandbox_id: SandboxId, state: str, change: PolicyChange
+    connection: AsyncConnection, sandbox_id: SandboxId, state: State, change: PolicyChange
 ) -> None:
+    await note_again(
+        connection,
+        sandbox_id,
+        EVENT,
+        change.actor,
+        change.at,
+        state=state,
+        reason=change.reason,
+    )
+
+
+async def note(
+    connection: AsyncConnection,
+    sandbox_id: SandboxId,
+    event: str,
+    actor: str,
+    at: datetime,
+    *,
+    from_state: State | None,
+    to_state: State,
+    reason: str | None = None,
+) -> None:
+    """Add a row to the history of a sandbox."""
     await connection.execute(
         insert(sandbox_events).values(
             sandbox_id=sandbox_id,
-            event=EVENT,
-            from_state=state,
-            to_state=state,
-            reason=change.reason,
-            actor=change.actor,
-            at=change.at,
+            event=event,
+            from_state=from_state,
+            to_state=to_state,
+            reason=reason,
+            actor=actor,
+            at=at,
         )
+    )
+
+
+async def note_again(
+    connection: AsyncConnection,
+    sandbox_id: SandboxId,
+    event: str,
+    actor: str,
+    at: datetime,
+    *,
+    state: State,
+    reason: str,
+) -> None:
+    """Add what changes no state and can happen again and again."""
+    await note(
+        connection, sandbox_id, event, actor, at, from_state=state, to_state=state, reason=reason
     )
     await forget_old_events(connection, sandbox_id)
 

@@ -1,13 +1,30 @@
-"""Rows as the services see them: frozen, typed, times in UTC."""
+"""Rows as the services see them: frozen, typed, times in UTC.
 
-from dataclasses import dataclass
+A record has the names of its columns: `record` makes one of a row, `values` a row of one.
+"""
+
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import TypeVar
 
-from sqlalchemy import Select, Table, and_, or_
+import msgspec
+from sqlalchemy import Row, Select, Table, and_, or_
 
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
 from wrenn_sandbox.model.sandbox import State, Status
 from wrenn_sandbox.wire.messages import Egress
+
+Record = TypeVar("Record")
+
+
+def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
+    """The columns of a row that a `kind` has, as one."""
+    return msgspec.convert(row, kind, from_attributes=True)
+
+
+def values(of: "ApiKey | Identity | Sandbox | SnapshotIntent | TeamTemplate") -> dict[str, object]:
+    """The columns of a record's row."""
+    return {field.name: getattr(of, field.name) for field in fields(of)}
 
 
 @dataclass(frozen=True, slots=True)

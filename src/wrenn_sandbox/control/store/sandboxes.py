@@ -4,29 +4,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
+from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import ENDED_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
 from wrenn_sandbox.model.sandbox import (
     Event,
     IllegalTransition,
     State,
-    Status,
     after,
     shown,
     sources,
 )
 from wrenn_sandbox.wire.messages import Placement
 
-from . import events
 from .accounts import has_somebody
 from .database import Database
-from .events import forget_old_events
+from .events import forget_old_events, note
 from .quotas import QuotaTransaction
-from .records import Position, Sandbox, SandboxEvent, newest_first
+from .records import Position, Sandbox, SandboxEvent, newest_first, record, values
 from .tables import sandbox_events, sandboxes
 
 _REASON_LENGTH = 1000
@@ -53,55 +51,17 @@ class Missing(Exception):
     """There is no such sandbox."""
 
 
-def _sandbox(row: Row[*tuple[object, ...]]) -> Sandbox:
-    return Sandbox(
-        id=SandboxId(row.id),
-        team_id=TeamId(row.team_id),
-        state=State(row.state),
-        status=Status(row.status),
-        template=row.template,
-        image_id=ImageId(row.image_id),
-        vcpus=row.vcpus,
-        memory_mb=row.memory_mb,
-        timeout_sec=row.timeout_sec,
-        network=events.read(row.network),
-        guest_ip=row.guest_ip,
-        host_ip=row.host_ip,
-        reason=row.reason,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        last_active_at=row.last_active_at,
-        last_updated=row.last_updated,
-        disk_bytes=row.disk_bytes,
-    )
-
-
 async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None:
     """Add a new sandbox and the first row of its history."""
-    await connection.execute(
-        insert(sandboxes).values(
-            id=sandbox.id,
-            team_id=sandbox.team_id,
-            state=sandbox.state.value,
-            status=sandbox.status.value,
-            template=sandbox.template,
-            image_id=sandbox.image_id,
-            vcpus=sandbox.vcpus,
-            memory_mb=sandbox.memory_mb,
-            timeout_sec=sandbox.timeout_sec,
-            network=events.written(sandbox.network),
-            created_at=sandbox.created_at,
-            last_updated=sandbox.last_updated,
-        )
-    )
-    await connection.execute(
-        insert(sandbox_events).values(
-            sandbox_id=sandbox.id,
-            event="create",
-            to_state=sandbox.state.value,
-            actor=actor,
-            at=sandbox.created_at,
-        )
+    await connection.execute(insert(sandboxes).values(values(sandbox)))
+    await note(
+        connection,
+        sandbox.id,
+        "create",
+        actor,
+        sandbox.created_at,
+        from_state=None,
+        to_state=sandbox.state,
     )
 
 
@@ -117,31 +77,30 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
         ).one_or_none()
         if row is None:
             raise Missing(sandbox_id)
-        sandbox = _sandbox(row)
+        sandbox = record(Sandbox, row)
         state = after(sandbox.state, change.event)
         result = await connection.execute(
             update(sandboxes)
-            .where(sandboxes.c.id == sandbox_id, sandboxes.c.state == sandbox.state.value)
+            .where(sandboxes.c.id == sandbox_id, sandboxes.c.state == sandbox.state)
             .values(**_values(sandbox, state, change))
             .returning(sandboxes)
         )
         changed = result.one_or_none()
         if changed is None:
             continue
-        await connection.execute(
-            insert(sandbox_events).values(
-                sandbox_id=sandbox_id,
-                event=change.event.value,
-                from_state=sandbox.state.value,
-                to_state=state.value,
-                reason=None if change.reason is None else _storable(change.reason),
-                actor=change.actor,
-                at=change.at,
-            )
+        await note(
+            connection,
+            sandbox_id,
+            change.event,
+            change.actor,
+            change.at,
+            from_state=sandbox.state,
+            to_state=state,
+            reason=None if change.reason is None else _storable(change.reason),
         )
         if change.event in _REPEATED:
             await forget_old_events(connection, sandbox_id)
-        return _sandbox(changed)
+        return record(Sandbox, changed)
     raise IllegalTransition(sandbox.state, change.event)
 
 
@@ -155,8 +114,8 @@ def _values(
     sandbox: Sandbox, state: State, change: Change
 ) -> dict[str, str | int | datetime | None]:
     values: dict[str, str | int | datetime | None] = {
-        "state": state.value,
-        "status": shown(state, sandbox.status).value,
+        "state": state,
+        "status": shown(state, sandbox.status),
         "last_updated": change.at,
     }
     if change.event in (Event.STARTED, Event.RESUMED):
@@ -181,7 +140,7 @@ class TeamSandboxes:
         query = select(sandboxes).where(sandboxes.c.id == sandbox_id, self._mine)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _sandbox(row)
+        return None if row is None else record(Sandbox, row)
 
     async def state(self, sandbox_id: SandboxId) -> State | None:
         """The state alone: what the hot path needs."""
@@ -193,7 +152,7 @@ class TeamSandboxes:
     async def page(self, limit: int | None, position: Position | None) -> list[Sandbox]:
         query = newest_first(select(sandboxes).where(self._mine), sandboxes, limit, position)
         async with self._database.read() as connection:
-            return [_sandbox(row) for row in await connection.execute(query)]
+            return [record(Sandbox, row) for row in await connection.execute(query)]
 
     async def events(
         self, sandbox_id: SandboxId, limit: int | None, before: int | None
@@ -210,18 +169,7 @@ class TeamSandboxes:
         if limit is not None:
             query = query.limit(limit)
         async with self._database.read() as connection:
-            return [
-                SandboxEvent(
-                    number=row.number,
-                    event=row.event,
-                    from_state=None if row.from_state is None else State(row.from_state),
-                    to_state=State(row.to_state),
-                    reason=row.reason,
-                    actor=row.actor,
-                    at=row.at,
-                )
-                for row in await connection.execute(query)
-            ]
+            return [record(SandboxEvent, row) for row in await connection.execute(query)]
 
 
 class AllSandboxes:
@@ -257,31 +205,26 @@ class AllSandboxes:
         return sandbox
 
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
-        query = select(sandboxes).where(sandboxes.c.id == sandbox_id)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _sandbox(row)
+        found = await self._all(sandboxes.c.id == sandbox_id)
+        return found[0] if found else None
 
     async def in_states(self, states: Sequence[State]) -> list[Sandbox]:
-        query = select(sandboxes).where(sandboxes.c.state.in_([state.value for state in states]))
-        async with self._database.read() as connection:
-            return [_sandbox(row) for row in await connection.execute(query)]
+        return await self._all(sandboxes.c.state.in_(states))
 
     async def with_timeout(self) -> list[Sandbox]:
         """The running sandboxes that are paused after a time without activity."""
-        query = select(sandboxes).where(
-            sandboxes.c.state == State.RUNNING.value, sandboxes.c.timeout_sec > 0
-        )
-        async with self._database.read() as connection:
-            return [_sandbox(row) for row in await connection.execute(query)]
+        return await self._all(sandboxes.c.state == State.RUNNING, sandboxes.c.timeout_sec > 0)
 
     async def running_without_somebody(self) -> list[Sandbox]:
         """The running sandboxes of teams whose users are all disabled."""
-        query = select(sandboxes).where(
-            sandboxes.c.state == State.RUNNING.value, ~has_somebody(sandboxes.c.team_id)
+        return await self._all(
+            sandboxes.c.state == State.RUNNING, ~has_somebody(sandboxes.c.team_id)
         )
+
+    async def _all(self, *conditions: ColumnElement[bool]) -> list[Sandbox]:
         async with self._database.read() as connection:
-            return [_sandbox(row) for row in await connection.execute(query)]
+            rows = await connection.execute(select(sandboxes).where(*conditions))
+            return [record(Sandbox, row) for row in rows]
 
     async def remove_starting(self, sandbox_id: SandboxId) -> bool:
         """Forget a sandbox for which nothing was started; false when it was deleted meanwhile."""
@@ -289,7 +232,7 @@ class AllSandboxes:
             result = await connection.execute(
                 delete(sandboxes).where(
                     sandboxes.c.id == sandbox_id,
-                    sandboxes.c.state.in_([state.value for state in sources(Event.STARTED)]),
+                    sandboxes.c.state.in_(sources(Event.STARTED)),
                 )
             )
         return result.rowcount == 1
@@ -299,7 +242,7 @@ class AllSandboxes:
 
         Of each team the last `ENDED_KEPT` at most are left.
         """
-        ended = sandboxes.c.state.in_([State.STOPPED.value, State.ERROR.value])
+        ended = sandboxes.c.state.in_([State.STOPPED, State.ERROR])
         place = func.row_number().over(
             partition_by=sandboxes.c.team_id,
             order_by=(sandboxes.c.last_updated.desc(), sandboxes.c.id),

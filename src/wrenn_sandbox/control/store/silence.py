@@ -7,7 +7,7 @@ it: `responding`, or the step of the sandbox's life that took the guest away. No
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import SandboxId
@@ -15,7 +15,7 @@ from wrenn_sandbox.model.sandbox import State
 
 from .database import Database
 from .events import EVENT as NETWORK
-from .events import forget_old_events
+from .events import note_again
 from .tables import sandbox_events, sandboxes
 
 BEGUN: Final = "not_responding"
@@ -39,7 +39,7 @@ class Silences:
         query = (
             select(sandboxes.c.id, sandbox_events.c.at)
             .join_from(sandboxes, sandbox_events, sandbox_events.c.number == newest)
-            .where(sandboxes.c.state == State.RUNNING.value, sandbox_events.c.event == BEGUN)
+            .where(sandboxes.c.state == State.RUNNING, sandbox_events.c.event == BEGUN)
         )
         async with self._database.read() as connection:
             return {SandboxId(row.id): row.at for row in await connection.execute(query)}
@@ -97,15 +97,4 @@ async def _note(
         .where(sandboxes.c.id == sandbox_id)
         .values(reason=reason if event == BEGUN else None, last_updated=at)
     )
-    await connection.execute(
-        insert(sandbox_events).values(
-            sandbox_id=sandbox_id,
-            event=event,
-            from_state=State.RUNNING.value,
-            to_state=State.RUNNING.value,
-            reason=reason,
-            actor=actor,
-            at=at,
-        )
-    )
-    await forget_old_events(connection, sandbox_id)
+    await note_again(connection, sandbox_id, event, actor, at, state=State.RUNNING, reason=reason)

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -17,6 +18,8 @@ from sqlalchemy import (
     Text,
 )
 from sqlalchemy.types import TypeDecorator
+
+from wrenn_sandbox.wire.messages import Egress
 
 metadata = MetaData()
 
@@ -37,6 +40,25 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Policy(TypeDecorator[Egress]):
+    """A network policy as JSON; the default one as NULL.
+
+    Its texts were checked before they were written and are not parsed again: thousands of rows are
+    read at once, with 256 ranges each at worst.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Egress | None, dialect: Dialect) -> str | None:
+        if value is None or value == Egress():
+            return None
+        return msgspec.json.encode(value).decode("ascii")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Egress:
+        return Egress() if value is None else msgspec.json.decode(value, type=Egress)
 
 
 _BigId = BigInteger().with_variant(Integer(), "sqlite")
@@ -117,7 +139,7 @@ sandboxes = Table(
     Column("guest_ip", String(45)),
     Column("host_ip", String(45)),
     Column("reason", Text),
-    Column("network", Text),
+    Column("network", Policy),
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),

@@ -3,31 +3,20 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Row, delete, insert, select, union
+from sqlalchemy import delete, insert, select, union
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import AlreadyExists, Conflict
-from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, TeamId
+from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
 from wrenn_sandbox.model.quota import check_disk, check_snapshots
 from wrenn_sandbox.wire.messages import ImageInfo
 
 from . import sandboxes
 from .database import Database
 from .quotas import QuotaTransaction
-from .records import Sandbox, SnapshotIntent, TeamTemplate
+from .records import Sandbox, SnapshotIntent, TeamTemplate, record, values
 from .tables import discarded_images, snapshot_intents, templates
-
-
-def _template(row: Row[*tuple[object, ...]]) -> TeamTemplate:
-    return TeamTemplate(
-        name=row.name,
-        image_id=ImageId(row.image_id),
-        vcpus=row.vcpus,
-        memory_mb=row.memory_mb,
-        size_bytes=row.size_bytes,
-        created_at=row.created_at,
-    )
 
 
 async def _discard(connection: AsyncConnection, team_id: TeamId, name: str, now: datetime) -> bool:
@@ -53,7 +42,15 @@ class TeamTemplates:
     async def all(self) -> list[TeamTemplate]:
         query = select(templates).where(templates.c.team_id == self._team_id)
         async with self._database.read() as connection:
-            return [_template(row) for row in await connection.execute(query)]
+            return [record(TeamTemplate, row) for row in await connection.execute(query)]
+
+    async def get(self, name: str) -> TeamTemplate | None:
+        query = select(templates).where(
+            templates.c.team_id == self._team_id, templates.c.name == name
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else record(TeamTemplate, row)
 
     async def remove(self, name: str, now: datetime) -> bool:
         """Give up a name and its image; false when there is none."""
@@ -83,14 +80,7 @@ class Snapshots:
         try:
             async with self._guard.write(intent.team_id, *checks) as connection:
                 await connection.execute(
-                    insert(snapshot_intents).values(
-                        team_id=intent.team_id,
-                        name=intent.name,
-                        sandbox_id=intent.sandbox_id,
-                        operation_id=intent.operation_id,
-                        image_id=intent.image_id,
-                        created_at=change.at,
-                    )
+                    insert(snapshot_intents).values(created_at=change.at, **values(intent))
                 )
                 if not overwrite and (await connection.execute(taken)).one_or_none() is not None:
                     raise AlreadyExists(
@@ -119,15 +109,7 @@ class Snapshots:
         async with self._database.write() as connection:
             await _discard(connection, intent.team_id, intent.name, change.at)
             await connection.execute(
-                insert(templates).values(
-                    team_id=intent.team_id,
-                    name=template.name,
-                    image_id=template.image_id,
-                    vcpus=template.vcpus,
-                    memory_mb=template.memory_mb,
-                    size_bytes=template.size_bytes,
-                    created_at=template.created_at,
-                )
+                insert(templates).values(team_id=intent.team_id, **values(template))
             )
             await self._forget(connection, intent.sandbox_id)
             await sandboxes.apply(connection, intent.sandbox_id, change)
@@ -152,16 +134,8 @@ class Snapshots:
 
     async def intents(self) -> list[SnapshotIntent]:
         async with self._database.read() as connection:
-            return [
-                SnapshotIntent(
-                    team_id=TeamId(row.team_id),
-                    name=row.name,
-                    sandbox_id=SandboxId(row.sandbox_id),
-                    operation_id=OperationId(row.operation_id),
-                    image_id=ImageId(row.image_id),
-                )
-                for row in await connection.execute(select(snapshot_intents))
-            ]
+            rows = await connection.execute(select(snapshot_intents))
+            return [record(SnapshotIntent, row) for row in rows]
 
     async def discarded(self) -> list[ImageId]:
         """The images to remove from the host."""
