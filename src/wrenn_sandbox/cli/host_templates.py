@@ -15,9 +15,7 @@ from wrenn_sandbox.host.images.store import ImageStore, Template
 from wrenn_sandbox.host.paths import Paths, guest_files
 from wrenn_sandbox.settings import HostSettings
 
-from .output import print_json, print_table
-
-_MB = 1024 * 1024
+from . import output
 
 
 def build(name: str, recipe: Path | None, mirror: str | None) -> None:
@@ -56,12 +54,17 @@ async def _warm(settings: HostSettings, template: str) -> bool:
 
 def show(json: bool) -> None:
     """Print the templates of this host."""
-    templates = ImageStore(Paths(HostSettings().data_dir)).templates()
-    if json:
-        print_json([_row(each) for each in templates])
-        return
-    head = ("NAME", "IMAGE", "VCPUS", "MEMORY", "DISK", "STORED", "CREATED")
-    print_table(head, [_cells(_row(each)) for each in templates])
+    columns = {
+        "NAME": "name",
+        "IMAGE": "image_id",
+        "VCPUS": "vcpus",
+        "MEMORY": "memory_mb",
+        "DISK": "disk_mb",
+        "STORED": "size",
+        "CREATED": "created_at",
+    }
+    found = ImageStore(Paths(HostSettings().data_dir)).templates()
+    output.show([_row(each) for each in found], columns, json=json)
 
 
 class _Row(msgspec.Struct):
@@ -84,18 +87,6 @@ def _row(template: Template) -> _Row:
         disk_mb=manifest.disk_mb,
         size=template.size,
         created_at=manifest.created_at.isoformat().replace("+00:00", "Z"),
-    )
-
-
-def _cells(row: _Row) -> tuple[str, str, str, str, str, str, str]:
-    return (
-        row.name,
-        row.image_id,
-        str(row.vcpus),
-        f"{row.memory_mb} MB",
-        f"{row.disk_mb} MB",
-        f"{row.size // _MB} MB",
-        row.created_at,
     )
 
 

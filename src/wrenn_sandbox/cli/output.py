@@ -1,6 +1,6 @@
 """What commands print: tables for people, JSON for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -10,6 +10,30 @@ import typer
 def print_json(value: object) -> None:
     """One line of JSON; structs as objects, times as RFC 3339."""
     typer.echo(msgspec.json.encode(value))
+
+
+def show(found: Sequence[object], columns: Mapping[str, str], *, json: bool) -> None:
+    """Print what was found as JSON, or as a table whose heads stand for these fields of it."""
+    if json:
+        print_json(found)
+        return
+    rows = [[cell(name, getattr(each, name)) for name in columns.values()] for each in found]
+    print_table(list(columns), rows)
+
+
+def cell(name: str, value: object) -> str:
+    """A field as people read it; its name says in which unit it is."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return when(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(value)
+    if name.endswith("_mb"):
+        return f"{value} MB"
+    if isinstance(value, int) and name in ("size", "size_bytes"):
+        return f"{value >> 20} MB"
+    return str(value)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from wrenn_sandbox.client import ClientError, Template
+from wrenn_sandbox.client import ClientError
 
+from . import output
 from .account import open_client
-from .output import print_json, print_table, when
+from .output import print_json
 
 app = typer.Typer(
     help="Make and list the templates that sandboxes start from.", no_args_is_help=True
@@ -51,22 +52,15 @@ def show(
         raise ClientError(f"{error} (--host lists what is built on this machine)") from error
     with client:
         found = client.snapshots.list()
-    if json:
-        print_json(found)
-        return
-    head = ("NAME", "TYPE", "VCPUS", "MEMORY", "SIZE", "CREATED")
-    print_table(head, [_cells(each) for each in found])
-
-
-def _cells(template: Template) -> tuple[str, ...]:
-    return (
-        template.name,
-        template.type,
-        "" if template.vcpus is None else str(template.vcpus),
-        "" if template.memory_mb is None else f"{template.memory_mb} MB",
-        f"{template.size_bytes // (1024 * 1024)} MB",
-        when(template.created_at),
-    )
+    columns = {
+        "NAME": "name",
+        "TYPE": "type",
+        "VCPUS": "vcpus",
+        "MEMORY": "memory_mb",
+        "SIZE": "size_bytes",
+        "CREATED": "created_at",
+    }
+    output.show(found, columns, json=json)
 
 
 @app.command("delete")

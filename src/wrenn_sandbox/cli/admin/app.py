@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wrenn_sandbox.cli.output import print_json, print_table, printable, when
+from wrenn_sandbox.cli.output import printable, show
 from wrenn_sandbox.ids import TeamId
 from wrenn_sandbox.model.sandbox import State
 
@@ -37,23 +37,15 @@ def users(json: Json = False) -> None:
     """List all users: team, state, how they log in."""
     from .access import administer
 
-    found = administer(lambda admin: admin.users())
-    if json:
-        print_json(found)
-        return
-    head = ("EMAIL", "ID", "TEAM", "CREATED", "DISABLED", "LOGIN")
-    rows = [
-        (
-            each.email,
-            each.id,
-            each.team_id or "",
-            when(each.created_at),
-            when(each.disabled_at),
-            ", ".join(each.login),
-        )
-        for each in found
-    ]
-    print_table(head, rows)
+    columns = {
+        "EMAIL": "email",
+        "ID": "id",
+        "TEAM": "team_id",
+        "CREATED": "created_at",
+        "DISABLED": "disabled_at",
+        "LOGIN": "login",
+    }
+    show(administer(lambda admin: admin.users()), columns, json=json)
 
 
 @app.command("teams")
@@ -61,25 +53,17 @@ def teams(json: Json = False) -> None:
     """List all teams with what they have."""
     from .access import administer
 
-    found = administer(lambda admin: admin.teams())
-    if json:
-        print_json(found)
-        return
-    head = ("ID", "NAME", "MEMBERS", "KEYS", "RUNNING", "PAUSED", "QUOTA", "CREATED")
-    rows = [
-        (
-            each.id,
-            each.name,
-            str(each.members),
-            str(each.keys),
-            str(each.running),
-            str(each.paused),
-            each.quota or "",
-            when(each.created_at),
-        )
-        for each in found
-    ]
-    print_table(head, rows)
+    columns = {
+        "ID": "id",
+        "NAME": "name",
+        "MEMBERS": "members",
+        "KEYS": "keys",
+        "RUNNING": "running",
+        "PAUSED": "paused",
+        "QUOTA": "quota",
+        "CREATED": "created_at",
+    }
+    show(administer(lambda admin: admin.teams()), columns, json=json)
 
 
 @app.command("keys")
@@ -87,25 +71,16 @@ def keys(team: OfTeam = None, json: Json = False) -> None:
     """List API keys by their beginnings; the keys themselves are not kept anywhere."""
     from .access import administer
 
-    found = administer(
-        lambda admin: admin.keys(None if team is None else TeamId(team)),
-    )
-    if json:
-        print_json(found)
-        return
-    head = ("ID", "KEY", "NAME", "TEAM", "CREATED", "LAST USED")
-    rows = [
-        (
-            each.id,
-            each.key_prefix,
-            each.name,
-            each.team_id,
-            when(each.created_at),
-            when(each.last_used),
-        )
-        for each in found
-    ]
-    print_table(head, rows)
+    found = administer(lambda admin: admin.keys(None if team is None else TeamId(team)))
+    columns = {
+        "ID": "id",
+        "KEY": "key_prefix",
+        "NAME": "name",
+        "TEAM": "team_id",
+        "CREATED": "created_at",
+        "LAST USED": "last_used",
+    }
+    show(found, columns, json=json)
 
 
 @app.command("sandboxes")
@@ -125,24 +100,17 @@ def sandboxes(
     found = administer(
         lambda admin: admin.sandboxes(states, None if team is None else TeamId(team))
     )
-    if json:
-        print_json(found)
-        return
-    head = ("ID", "STATE", "TEAM", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", "REASON")
-    rows = [
-        (
-            each.id,
-            each.state,
-            each.team_id,
-            each.template,
-            str(each.vcpus),
-            f"{each.memory_mb} MB",
-            when(each.created_at),
-            each.reason or "",
-        )
-        for each in found
-    ]
-    print_table(head, rows)
+    columns = {
+        "ID": "id",
+        "STATE": "state",
+        "TEAM": "team_id",
+        "TEMPLATE": "template",
+        "VCPUS": "vcpus",
+        "MEMORY": "memory_mb",
+        "CREATED": "created_at",
+        "REASON": "reason",
+    }
+    show(found, columns, json=json)
 
 
 @app.command("log")
@@ -153,12 +121,8 @@ def log(
     """Show what was done with these commands, newest first."""
     from .access import administer
 
-    found = administer(lambda admin: admin.actions(limit))
-    if json:
-        print_json(found)
-        return
-    rows = [(when(each.at), each.operator, each.action, each.subject) for each in found]
-    print_table(("WHEN", "WHO", "WHAT", "ON"), rows)
+    columns = {"WHEN": "at", "WHO": "operator", "WHAT": "action", "ON": "subject"}
+    show(administer(lambda admin: admin.actions(limit)), columns, json=json)
 
 
 @app.command("disable-user")

@@ -5,8 +5,9 @@ from typing import Annotated, Final
 
 import typer
 
+from wrenn_sandbox.cli import output
 from wrenn_sandbox.cli.account import open_client
-from wrenn_sandbox.cli.output import print_json, print_table, printable, when
+from wrenn_sandbox.cli.output import print_json, printable, when
 from wrenn_sandbox.client import SandboxInfo
 
 from . import exec, network, shell
@@ -105,23 +106,16 @@ def show(
     with open_client() as client:
         found = client.sandboxes.list()
     shown = [each for each in found if all or each.status not in ("stopped", "error")]
-    if json:
-        print_json(shown)
-        return
-    head = ("ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", "LAST ACTIVE")
-    print_table(head, [_cells(each) for each in shown])
-
-
-def _cells(info: SandboxInfo) -> tuple[str, ...]:
-    return (
-        info.id,
-        info.status,
-        info.template,
-        str(info.vcpus),
-        f"{info.memory_mb} MB",
-        when(info.created_at),
-        when(info.last_active_at),
-    )
+    columns = {
+        "ID": "id",
+        "STATUS": "status",
+        "TEMPLATE": "template",
+        "VCPUS": "vcpus",
+        "MEMORY": "memory_mb",
+        "CREATED": "created_at",
+        "LAST ACTIVE": "last_active_at",
+    }
+    output.show(shown, columns, json=json)
 
 
 @app.command("pause")
@@ -168,11 +162,11 @@ def events(id: Id, json: Json = False) -> None:
     """What happened to a sandbox and why, newest first."""
     with open_client() as client:
         found = client.sandboxes.events(id)
-    if json:
-        print_json(found)
-        return
-    rows = [
-        (when(each.time), each.from_state or "", each.to_state, each.actor, each.reason or "")
-        for each in found
-    ]
-    print_table(("TIME", "FROM", "TO", "BY", "REASON"), rows)
+    columns = {
+        "TIME": "time",
+        "FROM": "from_state",
+        "TO": "to_state",
+        "BY": "actor",
+        "REASON": "reason",
+    }
+    output.show(found, columns, json=json)

@@ -40,19 +40,8 @@ from wrenn_sandbox.model.sandbox import IN_FLIGHT, State
 from .accounts import add_account
 from .database import UNUSABLE, Database, unusable
 from .migrate import newest_revision, revision_of
-from .overview import (
-    ActionRow,
-    KeyRow,
-    SandboxRow,
-    TeamRow,
-    UserRow,
-    action_row,
-    key_row,
-    sandbox_row,
-    team_row,
-    user_row,
-)
-from .records import Account
+from .overview import ActionRow, KeyRow, SandboxRow, TeamRow, UserRow
+from .records import Account, Record, record
 from .tables import (
     UtcDateTime,
     admin_actions,
@@ -66,7 +55,7 @@ from .tables import (
 )
 
 _PREFIX_LENGTH = len("wrn_") + 8
-_BUSY = [State.RUNNING.value, *(state.value for state in IN_FLIGHT)]
+_BUSY = [State.RUNNING, *IN_FLIGHT]
 
 
 class Administration:
@@ -86,14 +75,27 @@ class Administration:
         providers: dict[str, list[str]] = {}
         for identity in await self._rows(select(identities.c.user_id, identities.c.provider)):
             providers.setdefault(identity.user_id, []).append(identity.provider)
-        return [user_row(row, providers.get(row.id, [])) for row in await self._rows(query)]
+        return [
+            UserRow(
+                row.email,
+                row.id,
+                row.team_id,
+                row.created_at,
+                row.disabled_at,
+                [
+                    *(["password"] if row.password_hash is not None else []),
+                    *sorted(providers.get(row.id, [])),
+                ],
+            )
+            for row in await self._rows(query)
+        ]
 
     async def teams(self) -> list[TeamRow]:
         """All teams with what they have, newest first."""
         members = _count(memberships.c.team_id)
         keys = _count(api_keys.c.team_id)
         running = _count(sandboxes.c.team_id, sandboxes.c.state.in_(_BUSY))
-        paused = _count(sandboxes.c.team_id, sandboxes.c.state == State.PAUSED.value)
+        paused = _count(sandboxes.c.team_id, sandboxes.c.state == State.PAUSED)
         query = select(
             teams,
             members.label("members"),
@@ -101,14 +103,14 @@ class Administration:
             running.label("running"),
             paused.label("paused"),
         ).order_by(teams.c.created_at.desc(), teams.c.id)
-        return [team_row(row) for row in await self._rows(query)]
+        return await self._all(TeamRow, query)
 
     async def keys(self, team_id: TeamId | None = None) -> list[KeyRow]:
         """API keys, newest first, without what would let anyone use them."""
         query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
         if team_id is not None:
             query = query.where(api_keys.c.team_id == team_id)
-        return [key_row(row) for row in await self._rows(query)]
+        return await self._all(KeyRow, query)
 
     async def sandboxes(
         self, states: Sequence[State] = (), team_id: TeamId | None = None
@@ -116,14 +118,14 @@ class Administration:
         """Sandboxes in these states, or in any, newest first."""
         query = select(sandboxes).order_by(sandboxes.c.created_at.desc(), sandboxes.c.id)
         if states:
-            query = query.where(sandboxes.c.state.in_([state.value for state in states]))
+            query = query.where(sandboxes.c.state.in_(states))
         if team_id is not None:
             query = query.where(sandboxes.c.team_id == team_id)
-        return [sandbox_row(row) for row in await self._rows(query)]
+        return await self._all(SandboxRow, query)
 
     async def busy(self) -> list[SandboxRow]:
         """What keeps the machine from being switched off: sandboxes that run or are in flight."""
-        return await self.sandboxes([State.RUNNING, *IN_FLIGHT])
+        return await self.sandboxes(_BUSY)
 
     async def user(self, who: str) -> UserId:
         """The user of an email or id; raises `NotFound`."""
@@ -195,13 +197,13 @@ class Administration:
         Raises `NotFound`, `InvalidRequest` for what can not name a key, and `Conflict` where the
         beginning is that of several.
         """
-        rows = await self._rows(select(api_keys).where(_names_key(which)))
-        if not rows:
+        found = await self._all(KeyRow, select(api_keys).where(_names_key(which)))
+        if not found:
             raise NotFound("There is no such API key: it has been deleted, or is another server's")
-        if len(rows) > 1:
-            ids = ", ".join(row.id for row in rows)
+        if len(found) > 1:
+            ids = ", ".join(key.id for key in found)
             raise Conflict(f"Several API keys begin like this; name one by its id: {ids}")
-        return key_row(rows[0])
+        return found[0]
 
     async def revoke_key(self, key_id: KeyId, now: datetime) -> None:
         """The key stops working at once."""
@@ -244,7 +246,10 @@ class Administration:
     async def actions(self, limit: int) -> list[ActionRow]:
         """What operators did, newest first."""
         query = select(admin_actions).order_by(admin_actions.c.number.desc()).limit(limit)
-        return [action_row(row) for row in await self._rows(query)]
+        return await self._all(ActionRow, query)
+
+    async def _all(self, kind: type[Record], query: Select[*tuple[object, ...]]) -> list[Record]:
+        return [record(kind, row) for row in await self._rows(query)]
 
     async def _rows(self, query: Select[*tuple[object, ...]]) -> list[Row[*tuple[object, ...]]]:
         async with self._database.read() as connection:

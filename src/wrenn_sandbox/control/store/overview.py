@@ -3,7 +3,6 @@
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import Row
 
 from wrenn_sandbox.ids import KeyId, SandboxId, TeamId, UserId
 
@@ -61,51 +60,3 @@ class ActionRow(msgspec.Struct, frozen=True):
     operator: str
     action: str
     subject: str
-
-
-def user_row(row: Row[*tuple[object, ...]], providers: list[str]) -> UserRow:
-    login = ["password"] if row.password_hash is not None else []
-    return UserRow(
-        row.email,
-        UserId(row.id),
-        None if row.team_id is None else TeamId(row.team_id),
-        row.created_at,
-        row.disabled_at,
-        [*login, *sorted(providers)],
-    )
-
-
-def team_row(row: Row[*tuple[object, ...]]) -> TeamRow:
-    return TeamRow(
-        TeamId(row.id),
-        row.name,
-        row.created_at,
-        row.members,
-        row.keys,
-        row.running,
-        row.paused,
-        row.quota,
-    )
-
-
-def key_row(row: Row[*tuple[object, ...]]) -> KeyRow:
-    return KeyRow(
-        KeyId(row.id), row.key_prefix, row.name, TeamId(row.team_id), row.created_at, row.last_used
-    )
-
-
-def sandbox_row(row: Row[*tuple[object, ...]]) -> SandboxRow:
-    return SandboxRow(
-        SandboxId(row.id),
-        TeamId(row.team_id),
-        row.state,
-        row.template,
-        row.vcpus,
-        row.memory_mb,
-        row.created_at,
-        row.reason,
-    )
-
-
-def action_row(row: Row[*tuple[object, ...]]) -> ActionRow:
-    return ActionRow(row.at, row.operator, row.action, row.subject)
