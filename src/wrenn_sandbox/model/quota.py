@@ -43,6 +43,10 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
     disk_mb: Limit = 0
     api_keys: Limit = 0
 
+    @property
+    def disk_bytes(self) -> int:
+        return self.disk_mb << 20
+
 
 NO_LIMITS: Final = Quota()
 
@@ -138,7 +142,7 @@ def check_snapshots(quota: Quota, usage: Usage) -> None:
 
 def check_disk(quota: Quota, usage: Usage) -> None:
     """Raise `OverQuota` where a team would take more of the host's disk than it may."""
-    if 0 < quota.disk_mb << 20 < usage.disk_bytes:
+    if 0 < quota.disk_bytes < usage.disk_bytes:
         raise OverQuota("disk_mb", _message(quota.disk_mb, "MiB on the host's disk", _SPACE))
 
 

@@ -1,8 +1,6 @@
 """`/v1/api-keys`: the keys of the caller's team. They need a token."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,7 +8,7 @@ from wrenn_sandbox.control.api.schemas.api_keys import APIKeyResponse, CreateAPI
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import NEEDS_TOKEN, TokenTeam
-from .body import described, json_body
+from .body import JsonBody
 from .paging import PageDependency, announce_next
 from .responses import failures
 from .services import ServicesDependency
@@ -24,16 +22,15 @@ router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"], dependencies=NEEDS_
     status_code=201,
     response_model_exclude_none=True,
     responses=failures(400, 401, 413, 429),
-    openapi_extra=described(CreateAPIKeyRequest),
 )
 async def create_api_key(
     team_id: TokenTeam,
     services: ServicesDependency,
-    body: Annotated[CreateAPIKeyRequest, Depends(json_body(CreateAPIKeyRequest))],
+    body: JsonBody[CreateAPIKeyRequest],
 ) -> APIKeyResponse:
     """Make a key. The answer is the only place where it is ever shown."""
     record, key = await services.api_keys.create(team_id, body.name)
-    return APIKeyResponse.of(record, key)
+    return APIKeyResponse.of(record).model_copy(update={"key": key})
 
 
 @router.get(

@@ -1,13 +1,11 @@
 """`/v1/auth`: sign-up and login."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from wrenn_sandbox.control.api.schemas.auth import AuthResponse, LoginRequest, SignupRequest
 
-from .body import described, json_body
+from .body import JsonBody
 from .forwarded import group_of
 from .middleware import client_address
 from .responses import failures
@@ -26,12 +24,11 @@ def attempted_from(request: Request) -> str:
     operation_id="signup",
     status_code=201,
     responses=failures(400, 403, 409, 413, 429),
-    openapi_extra=described(SignupRequest),
 )
 async def signup(
     request: Request,
     services: ServicesDependency,
-    body: Annotated[SignupRequest, Depends(json_body(SignupRequest))],
+    body: JsonBody[SignupRequest],
 ) -> AuthResponse:
     """Make a user with a team of their own and log them in.
 
@@ -47,12 +44,11 @@ async def signup(
     "/login",
     operation_id="login",
     responses=failures(400, 401, 413, 429),
-    openapi_extra=described(LoginRequest),
 )
 async def login(
     request: Request,
     services: ServicesDependency,
-    body: Annotated[LoginRequest, Depends(json_body(LoginRequest))],
+    body: JsonBody[LoginRequest],
 ) -> AuthResponse:
     """Exchange email and password for a token that is valid for six hours."""
     session = await services.accounts.login(

@@ -1,4 +1,4 @@
-"""JSON bodies: read after the credential was checked, parsed strictly, described in OpenAPI.
+"""JSON bodies: read after the credential was checked, and parsed strictly.
 
 A body is parsed from its bytes at once, so that bad UTF-8, lone surrogates, deep nesting and
 numbers that JSON does not have are refused with a message and never reach a service.
@@ -6,12 +6,13 @@ numbers that JSON does not have are refused with a message and never reach a ser
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from pydantic import BaseModel, ValidationError
+from fastapi import Depends
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from wrenn_sandbox.errors import InvalidRequest
@@ -19,8 +20,9 @@ from wrenn_sandbox.errors import InvalidRequest
 from .errors import invalid
 from .forwarded import group_of
 from .middleware import client_address
+from .schemas.fields import Request as RequestModel
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=RequestModel)
 
 _LARGE: Final = 16 << 10
 """Bytes of a body that may take milliseconds to parse; one of 1 MiB can take 150."""
@@ -62,10 +64,13 @@ def _turns_of(request: Request) -> ParseTurns:
     return turns
 
 
-def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
+class BodyReader(Generic[Model]):
     """A dependency that gives the request's body as a `model`; an empty body counts as `{}`."""
 
-    async def body(request: Request) -> Model:
+    def __init__(self, model: type[Model]) -> None:
+        self.model = model
+
+    async def __call__(self, request: Request) -> Model:
         try:
             content = await request.body()
         except ClientDisconnect as error:
@@ -75,18 +80,17 @@ def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
             raise InvalidRequest("The body must be JSON: send Content-Type: application/json")
         async with _turns_of(request).turn(client_address(request.scope), len(content)):
             try:
-                return model.model_validate_json(content.strip() or b"{}")
+                return self.model.model_validate_json(content.strip() or b"{}")
             except ValidationError as error:
                 raise invalid(error.errors(include_url=False, include_input=False)) from error
 
-    return body
 
+if TYPE_CHECKING:
+    JsonBody = Annotated[Model, BodyReader]
+else:
 
-def described(model: type[BaseModel], *, required: bool = True) -> dict[str, object]:
-    """What OpenAPI says of the body; `openapi.py` adds the schema that it refers to."""
-    BODIES.add(model)
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": required, "content": content}}
+    class JsonBody:
+        """The type of a route's parameter that is the request's body."""
 
-
-BODIES: set[type[BaseModel]] = set()
+        def __class_getitem__(cls, model: type[Model]) -> object:
+            return Annotated[model, Depends(BodyReader(model))]

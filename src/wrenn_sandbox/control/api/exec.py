@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -15,7 +15,7 @@ from wrenn_sandbox.errors import ExecTimeout
 from wrenn_sandbox.wire.messages import Command
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .body import described, json_body
+from .body import JsonBody
 from .errors import error_response
 from .responses import failures
 from .services import ServicesDependency
@@ -31,13 +31,12 @@ router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEED
         202: {"model": BackgroundExecResponse, "description": "It runs in the background"},
         **failures(400, 401, 404, 409, 413, 429, 502, 503, 504),
     },
-    openapi_extra=described(ExecRequest),
 )
 async def exec_command(
     id: str,
     team_id: CallerTeam,
     services: ServicesDependency,
-    body: Annotated[ExecRequest, Depends(json_body(ExecRequest))],
+    body: JsonBody[ExecRequest],
 ) -> Response:
     """Run a command and answer when it has ended, with all that it wrote.
 
@@ -82,7 +81,7 @@ def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
                 encoding=output.encoding,
             )
         )
-    answer = ExecResponse.of(id, body.cmd, executed).model_dump_json()
+    answer = ExecResponse.from_execution(id, body.cmd, executed).model_dump_json()
     return Response(answer, media_type="application/json")
 
 

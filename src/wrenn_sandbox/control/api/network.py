@@ -1,13 +1,11 @@
 """`/v1/sandboxes/{id}/network`: what a sandbox may reach."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from wrenn_sandbox.control.api.schemas.network import NetworkPolicy
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .body import described, json_body
+from .body import JsonBody
 from .responses import failures
 from .services import ServicesDependency
 
@@ -27,13 +25,12 @@ async def get_network_policy(
     "/{id}/network",
     operation_id="setNetworkPolicy",
     responses=failures(400, 401, 404, 409, 413, 502, 503),
-    openapi_extra=described(NetworkPolicy),
 )
 async def set_network_policy(
     id: str,
     team_id: CallerTeam,
     services: ServicesDependency,
-    body: Annotated[NetworkPolicy, Depends(json_body(NetworkPolicy))],
+    body: JsonBody[NetworkPolicy],
 ) -> NetworkPolicy:
     """Replace the policy of a running or paused sandbox; holds at once, for open connections too.
 

@@ -1,18 +1,20 @@
 """The served OpenAPI document: FastAPI's, in the form of the contract.
 
-Path parameters stand at the path, bodies are described by `body.described`, and the answer 422,
-which this API never gives, is not advertised.
+Path parameters stand at the path, the bodies that `body.py` reads are described, and the answer
+422, which this API never gives, is not advertised.
 """
 
 from typing import cast
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
 from wrenn_sandbox import __version__
 
-from .body import BODIES
+from .body import BodyReader
+from .schemas.fields import Request
 
 _TITLE = "Wrenn Sandbox API"
 _FASTAPI_SUCCESS = "Successful Response"
@@ -28,6 +30,7 @@ def build_openapi(app: FastAPI, server_url: str) -> Json:
     )
     document["servers"] = [{"url": server_url}]
     document["security"] = []
+    models = _describe_bodies(app, cast("dict[str, dict[str, Json]]", document["paths"]))
     for path in _children(document["paths"]):
         _hoist_path_parameters(path)
         for operation in _children(path):
@@ -41,12 +44,33 @@ def build_openapi(app: FastAPI, server_url: str) -> Json:
     for name in _VALIDATION_SCHEMAS:
         schemas.pop(name, None)
     _, bodies = models_json_schema(
-        [(model, "validation") for model in sorted(BODIES, key=lambda each: each.__name__)],
+        [(model, "validation") for model in sorted(models, key=lambda each: each.__name__)],
         ref_template="#/components/schemas/{model}",
     )
     schemas.update(bodies["$defs"])
     _drop_titles(schemas)
     return document
+
+
+def _describe_bodies(app: FastAPI, paths: dict[str, dict[str, Json]]) -> set[type[Request]]:
+    """Say of each operation which body it reads; gives the models of all of them."""
+    models: set[type[Request]] = set()
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if not isinstance(route, APIRoute) or context.path not in paths:
+            continue
+        for each in route.dependant.dependencies:
+            if isinstance(each.call, BodyReader):
+                model = each.call.model
+                models.add(model)
+                schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+                content = {"application/json": {"schema": schema}}
+                for method in route.methods or ():
+                    paths[context.path][method.lower()]["requestBody"] = {
+                        "required": model.needed,
+                        "content": content,
+                    }
+    return models
 
 
 def _hoist_path_parameters(path: Json) -> None:

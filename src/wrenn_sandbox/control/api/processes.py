@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1/sandboxes/{id}", tags=["sandboxes"])
 async def list_processes(id: str, team_id: CallerTeam, services: ServicesDependency) -> ProcessList:
     """The commands that were started through this API and still run."""
     async with services.guests.using(team_id, id) as guest:
-        return ProcessList.of(await guest.processes())
+        return ProcessList.of({"processes": await guest.processes()})
 
 
 @router.delete(

@@ -1,8 +1,6 @@
 """`/v1/sandboxes`: the life of the caller's sandboxes."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +12,7 @@ from wrenn_sandbox.control.api.schemas.sandboxes import (
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .body import described, json_body
+from .body import JsonBody
 from .paging import PageDependency, announce_next
 from .responses import failures
 from .services import ServicesDependency
@@ -28,12 +26,11 @@ router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEED
     status_code=201,
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
-    openapi_extra=described(CreateSandboxRequest),
 )
 async def create_sandbox(
     team_id: CallerTeam,
     services: ServicesDependency,
-    body: Annotated[CreateSandboxRequest, Depends(json_body(CreateSandboxRequest))],
+    body: JsonBody[CreateSandboxRequest],
 ) -> Sandbox:
     """Start a virtual machine; answers when commands can be run in it."""
     given = body.model_fields_set
@@ -118,13 +115,12 @@ async def pause_sandbox(id: str, team_id: CallerTeam, services: ServicesDependen
     operation_id="resumeSandbox",
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
-    openapi_extra=described(ResumeSandboxRequest, required=False),
 )
 async def resume_sandbox(
     id: str,
     team_id: CallerTeam,
     services: ServicesDependency,
-    body: Annotated[ResumeSandboxRequest, Depends(json_body(ResumeSandboxRequest))],
+    body: JsonBody[ResumeSandboxRequest],
 ) -> Sandbox:
     """Continue a paused sandbox where it was.
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,7 +11,7 @@ from wrenn_sandbox.control.store.records import Position
 from wrenn_sandbox.model.template import TemplateType
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .body import described, json_body
+from .body import JsonBody
 from .paging import PageDependency, announce_next
 from .responses import failures
 from .services import ServicesDependency
@@ -25,12 +25,11 @@ router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], dependencies=NEED
     status_code=201,
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
-    openapi_extra=described(CreateSnapshotRequest),
 )
 async def create_snapshot(
     team_id: CallerTeam,
     services: ServicesDependency,
-    body: Annotated[CreateSnapshotRequest, Depends(json_body(CreateSnapshotRequest))],
+    body: JsonBody[CreateSnapshotRequest],
     overwrite: Annotated[Literal["true"] | None, Query()] = None,
 ) -> Template:
     """Make a template of a running sandbox, which ends with it."""

@@ -1,6 +1,7 @@
 """Sign-up and login: with email and password, or by the word of a provider."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from email_validator import EmailNotValidError, validate_email
 
@@ -8,7 +9,7 @@ from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Account, Identity
 from wrenn_sandbox.errors import AccessDenied, EmailTaken, Forbidden, InvalidRequest, Unauthorized
-from wrenn_sandbox.ids import Random, new_team_id, new_user_id
+from wrenn_sandbox.ids import Random, TeamId, UserId, new_team_id, new_user_id
 from wrenn_sandbox.model.limits import EMAIL_MAX, PASSWORD_MAX
 
 from .callers import Caller
@@ -21,8 +22,10 @@ from .tokens import Tokens
 class Session:
     """A user who has just proved who they are, and their token."""
 
-    account: Account
     token: str
+    user_id: UserId
+    team_id: TeamId
+    email: str
 
 
 def normal_email(text: str) -> str:
@@ -77,7 +80,7 @@ class AccountService:
             password_hash=await self._passwords.hash(password),
             now=self._clock(),
         )
-        return Session(account, self._tokens.issue(account, self._clock()))
+        return self._session(account, self._clock())
 
     async def login(self, email: str, password: str, *, address: str) -> Session:
         """Raises the same `Unauthorized`, after the same time, whatever is wrong."""
@@ -92,7 +95,7 @@ class AccountService:
         fits = await self._passwords.verify(hashed, password[: PASSWORD_MAX + 1])
         if account is None or not fits or account.disabled_at is not None:
             raise Unauthorized("Wrong email or password")
-        return Session(account, self._tokens.issue(account, begun))
+        return self._session(account, begun)
 
     async def login_with_identity(self, identity: Identity, email: str) -> Session:
         """Log in whoever a provider has named; who is new gets a user and a team of their own.
@@ -122,7 +125,11 @@ class AccountService:
                     raise
         if account.disabled_at is not None:
             raise AccessDenied("This user is disabled", detail="the user is disabled")
-        return Session(account, self._tokens.issue(account, begun))
+        return self._session(account, begun)
+
+    def _session(self, account: Account, at: datetime) -> Session:
+        token = self._tokens.issue(account, at)
+        return Session(token, account.user_id, account.team_id, account.email)
 
     async def caller_of_token(self, token: str) -> Caller:
         """Whom a token acts for, as long as it counts; raises `Unauthorized`."""

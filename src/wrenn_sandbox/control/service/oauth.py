@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
@@ -119,17 +119,8 @@ class OAuthService:
         except Exception:
             _log.exception("login failed", provider=name)
             return self.sites.end(name, {"error": _INTERNAL})
-        account = session.account
-        _log.info("login", provider=name, user_id=account.user_id)
-        return self.sites.end(
-            name,
-            {
-                "token": session.token,
-                "user_id": account.user_id,
-                "team_id": account.team_id,
-                "email": account.email,
-            },
-        )
+        _log.info("login", provider=name, user_id=session.user_id)
+        return self.sites.end(name, asdict(session))
 
     async def _login(self, provider: Reachable, arrival: Arrival) -> Session:
         if arrival.error is not None:

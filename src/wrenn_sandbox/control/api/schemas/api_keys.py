@@ -1,11 +1,9 @@
 """Keys: `/v1/api-keys`."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import StringConstraints
-
-from wrenn_sandbox.control.store import records
 
 from .fields import Argument, NullableText, NullableTime, Request, Response
 
@@ -24,15 +22,3 @@ class APIKeyResponse(Response):
     created_at: datetime
     last_used: NullableTime = None
     key: NullableText = None
-
-    @classmethod
-    def of(cls, key: records.ApiKey, secret: str | None = None) -> Self:
-        return cls(
-            id=key.id,
-            team_id=key.team_id,
-            name=key.name,
-            key_prefix=key.key_prefix,
-            created_at=key.created_at,
-            last_used=key.last_used,
-            key=secret,
-        )

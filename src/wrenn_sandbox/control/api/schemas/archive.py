@@ -1,9 +1,5 @@
 """Archives of a sandbox's files: `/v1/sandboxes/{id}/files/archive`."""
 
-from typing import Self
-
-from wrenn_sandbox.wire import messages
-
 from .fields import Response
 
 
@@ -26,13 +22,3 @@ class UnpackedArchive(Response):
     into_directory: bool
     left_out: list[LeftOut]
     left_out_count: int
-
-    @classmethod
-    def of(cls, unpacked: messages.Unpacked) -> Self:
-        return cls(
-            entries=unpacked.entries,
-            size=unpacked.size,
-            into_directory=unpacked.into_directory,
-            left_out=[LeftOut(path=each.path, reason=each.reason) for each in unpacked.left_out],
-            left_out_count=unpacked.left_out_count,
-        )

@@ -1,10 +1,9 @@
 """Accounts: `/v1/auth`."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field
 
-from wrenn_sandbox.control.service.accounts import Session
 from wrenn_sandbox.model.limits import PASSWORD_MIN
 
 from .fields import Request, Response
@@ -25,13 +24,3 @@ class AuthResponse(Response):
     user_id: str
     team_id: str
     email: str
-
-    @classmethod
-    def of(cls, session: Session) -> Self:
-        account = session.account
-        return cls(
-            token=session.token,
-            user_id=account.user_id,
-            team_id=account.team_id,
-            email=account.email,
-        )

@@ -1,11 +1,9 @@
 """What happened to a sandbox: `/v1/sandboxes/{id}/events`."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
-
-from wrenn_sandbox.control.store import records
 
 from .fields import NullableText, Response
 
@@ -22,15 +20,4 @@ class SandboxEvent(Response):
     to_state: Annotated[str, Field(serialization_alias="to")]
     reason: NullableText = None
     actor: str
-    time: datetime
-
-    @classmethod
-    def of(cls, event: records.SandboxEvent) -> Self:
-        return cls(
-            event=event.event,
-            from_state=event.from_state,
-            to_state=event.to_state,
-            reason=event.reason,
-            actor=event.actor,
-            time=event.at,
-        )
+    time: Annotated[datetime, Field(validation_alias="at")]

@@ -34,7 +34,7 @@ class ExecResponse(Response):
     truncated: bool
 
     @classmethod
-    def of(cls, sandbox_id: str, cmd: str, executed: Executed) -> Self:
+    def from_execution(cls, sandbox_id: str, cmd: str, executed: Executed) -> Self:
         output = executed.output
         return cls(
             sandbox_id=sandbox_id,

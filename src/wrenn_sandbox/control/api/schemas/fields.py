@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
@@ -54,12 +54,18 @@ OptionalArgument = Annotated[Argument | None, WithJsonSchema({"type": "string"})
 
 
 class Request(BaseModel):
-    """What callers send; unknown fields are ignored."""
+    """What callers send; unknown fields are ignored. `needed` says whether they have to."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    needed: ClassVar[bool] = True
 
 
 class Response(BaseModel):
     """What callers are sent."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    @classmethod
+    def of(cls, source: object) -> Self:
+        """The answer whose fields are the attributes, or the items, of `source`."""
+        return cls.model_validate(source)

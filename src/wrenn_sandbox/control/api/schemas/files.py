@@ -1,12 +1,12 @@
 """Files of a sandbox: `/v1/sandboxes/{id}/files`."""
 
 import math
-from typing import Annotated, Self
+from datetime import datetime
+from typing import Annotated
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from wrenn_sandbox.control.service.guests import checked_path, decoded_path
-from wrenn_sandbox.wire import messages
 from wrenn_sandbox.wire.messages import FileType
 
 from .fields import Integer, NullableText, OptionalArgument, Request, Response
@@ -47,6 +47,10 @@ class RemoveFileRequest(_PathRequest):
     pass
 
 
+def _seconds(time: datetime) -> int:
+    return math.floor(time.timestamp())
+
+
 class FileEntry(Response):
     """A symlink is described itself. `raw_path` is base64 of a path that is no UTF-8.
 
@@ -63,38 +67,14 @@ class FileEntry(Response):
     permissions: str
     owner: str
     group: str
-    modified_at: int
+    modified_at: Annotated[int, BeforeValidator(_seconds)]
     symlink_target: NullableText = None
     raw_path: NullableText = None
-
-    @classmethod
-    def of(cls, entry: messages.FileEntry) -> Self:
-        return cls(
-            name=entry.name,
-            path=entry.path,
-            type=entry.type,
-            size=entry.size,
-            mode=entry.mode,
-            permissions=entry.permissions,
-            owner=entry.owner,
-            group=entry.group,
-            modified_at=math.floor(entry.modified_at.timestamp()),
-            symlink_target=entry.symlink_target,
-            raw_path=entry.raw_path,
-        )
 
 
 class DirectoryListing(Response):
     entries: list[FileEntry]
 
-    @classmethod
-    def of(cls, entries: list[messages.FileEntry]) -> Self:
-        return cls(entries=[FileEntry.of(entry) for entry in entries])
-
 
 class MakeDirectoryResponse(Response):
     entry: FileEntry
-
-    @classmethod
-    def of(cls, entry: messages.FileEntry) -> Self:
-        return cls(entry=FileEntry.of(entry))

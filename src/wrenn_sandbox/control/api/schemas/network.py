@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from wrenn_sandbox.model import network
 from wrenn_sandbox.wire import messages
@@ -11,7 +11,11 @@ from .fields import Request
 
 Cidrs = Annotated[
     list[str],
-    Field(max_length=network.MAX_RANGES, json_schema_extra={"example": ["203.0.113.0/24"]}),
+    Field(
+        strict=False,
+        max_length=network.MAX_RANGES,
+        json_schema_extra={"example": ["203.0.113.0/24"]},
+    ),
 ]
 """IPv4 ranges and addresses."""
 
@@ -23,13 +27,15 @@ class NetworkPolicy(Request):
     and special ranges are closed whatever a policy says.
     """
 
+    model_config = ConfigDict(from_attributes=True)
+
     internet: bool = True
     allow: Cidrs = Field([])
     deny: Cidrs = Field([])
 
     @classmethod
     def of(cls, policy: messages.Egress) -> Self:
-        return cls(internet=policy.internet, allow=list(policy.allow), deny=list(policy.deny))
+        return cls.model_validate(policy)
 
     def egress(self) -> messages.Egress:
         return messages.Egress(

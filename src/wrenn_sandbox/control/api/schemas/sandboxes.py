@@ -1,11 +1,10 @@
 """Sandboxes: `/v1/sandboxes`."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, ClassVar
 
 from pydantic import Field, WithJsonSchema
 
-from wrenn_sandbox.control.store import records
 from wrenn_sandbox.model.sandbox import Status
 
 from .fields import Integer, NullableTime, Request, Response
@@ -25,6 +24,7 @@ class CreateSandboxRequest(Request):
 class ResumeSandboxRequest(Request):
     """Without `memory` the sandbox is rebooted: its files are kept, its processes are gone."""
 
+    needed: ClassVar[bool] = False
     memory: bool = True
 
 
@@ -46,23 +46,3 @@ class Sandbox(Response):
     last_active_at: NullableTime = None
     last_updated: datetime
     disk_bytes: Annotated[int, Field(json_schema_extra={"format": "int64"})]
-
-    @classmethod
-    def of(cls, sandbox: records.Sandbox) -> Self:
-        return cls(
-            id=sandbox.id,
-            status=sandbox.status,
-            template=sandbox.template,
-            vcpus=sandbox.vcpus,
-            memory_mb=sandbox.memory_mb,
-            timeout_sec=sandbox.timeout_sec,
-            network=NetworkPolicy.of(sandbox.network),
-            guest_ip=sandbox.guest_ip,
-            host_ip=sandbox.host_ip,
-            reason=sandbox.reason,
-            created_at=sandbox.created_at,
-            started_at=sandbox.started_at,
-            last_active_at=sandbox.last_active_at,
-            last_updated=sandbox.last_updated,
-            disk_bytes=sandbox.disk_bytes,
-        )

@@ -1,11 +1,10 @@
 """Templates: `/v1/snapshots`."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
-from wrenn_sandbox.control.service import templates
 from wrenn_sandbox.model.template import TemplateType
 
 from .fields import NullableInteger, Request, Response
@@ -26,14 +25,3 @@ class Template(Response):
     memory_mb: NullableInteger = None
     size_bytes: Annotated[int, Field(json_schema_extra={"format": "int64"})]
     created_at: datetime
-
-    @classmethod
-    def of(cls, template: templates.Template) -> Self:
-        return cls(
-            name=template.name,
-            type=template.type,
-            vcpus=template.vcpus,
-            memory_mb=template.memory_mb,
-            size_bytes=template.size_bytes,
-            created_at=template.created_at,
-        )
