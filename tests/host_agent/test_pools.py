@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from wrenn_sandbox.errors import NoCapacity
+from wrenn_sandbox.errors import NoCapacity, NotFound
 from wrenn_sandbox.host import admission, pools
 from wrenn_sandbox.host.admission import Free
 from wrenn_sandbox.host.agent import HostAgent
@@ -75,6 +75,16 @@ async def _create(host: HostAgent, memory_mb: int) -> None:
             memory_mb=memory_mb,
         )
     )
+
+
+async def test_a_template_is_found_by_its_name(host: HostAgent) -> None:
+    [template] = await host.templates()
+    assert await host.template_image(template.name) == template.image_id
+    damaged = host._paths.template("damaged")
+    damaged.write_bytes(b"{")
+    for name in ("damaged", "unknown", "Not/a name"):
+        with pytest.raises(NotFound):
+            await host.template_image(name)
 
 
 async def test_hot_vms_give_way_and_come_again(host: HostAgent, memory: Memory) -> None:

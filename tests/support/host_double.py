@@ -133,10 +133,15 @@ class HostDouble(GuestState):
                 image_id=BASE_IMAGE,
                 vcpus=1,
                 memory_mb=512,
-                size=4096,
+                size_bytes=4096,
                 created_at=BORN,
             )
         ]
+
+    async def template_image(self, name: str) -> ImageId:
+        if name != "minimal":
+            raise NotFound("There is no such template")
+        return BASE_IMAGE
 
     async def create(self, request: CreateSandbox) -> Placement:
         self.phases[request.sandbox_id] = Phase.STARTING

@@ -11,7 +11,7 @@ from wrenn_sandbox.errors import Conflict
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.images.build import Step, build_template
 from wrenn_sandbox.host.images.recipe import check_name, load
-from wrenn_sandbox.host.images.store import ImageStore, Template
+from wrenn_sandbox.host.images.store import ImageStore, NamedImage
 from wrenn_sandbox.host.paths import Paths, guest_files
 from wrenn_sandbox.settings import HostSettings
 
@@ -77,7 +77,7 @@ class _Row(msgspec.Struct):
     created_at: str
 
 
-def _row(template: Template) -> _Row:
+def _row(template: NamedImage) -> _Row:
     manifest = template.manifest
     return _Row(
         name=template.name,

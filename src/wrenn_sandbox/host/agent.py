@@ -11,7 +11,14 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
-from wrenn_sandbox.errors import Conflict, IncompatibleImage, NoCapacity, NotFound, WrennError
+from wrenn_sandbox.errors import (
+    Conflict,
+    IncompatibleImage,
+    InvalidRequest,
+    NoCapacity,
+    NotFound,
+    WrennError,
+)
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
@@ -201,11 +208,17 @@ class HostAgent:
                 image_id=template.manifest.image_id,
                 vcpus=template.manifest.vcpus,
                 memory_mb=template.manifest.memory_mb,
-                size=template.size,
+                size_bytes=template.size,
                 created_at=template.manifest.created_at,
             )
             for template in found
         ]
+
+    async def template_image(self, name: str) -> ImageId:
+        try:
+            return (await asyncio.to_thread(self._store.resolve, name)).image_id
+        except (InvalidRequest, IncompatibleImage) as error:
+            raise NotFound("There is no such template") from error
 
     async def warm(self, template: str) -> Manifest:
         """The snapshot of a template for its own size, made unless it is there.

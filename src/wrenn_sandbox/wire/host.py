@@ -41,6 +41,10 @@ class Host(Protocol):
         """The templates built on this host, by name. Safe to repeat."""
         ...
 
+    async def template_image(self, name: str) -> ImageId:
+        """The image of one of them; `NotFound` where there is none. Safe to repeat."""
+        ...
+
     async def create(self, request: CreateSandbox) -> Placement:
         """Start a VM and wait until its agent has answered.
 

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import msgspec
 
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
+from wrenn_sandbox.model.template import TemplateType
 
 GuestPath = Annotated[str, "bytes that are no UTF-8 are escaped"]
 """A path in a guest as Python has paths: `surrogateescape` stands for bytes that are no UTF-8."""
@@ -34,13 +35,14 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BaseTemplate(msgspec.Struct, frozen=True, kw_only=True):
-    """A template that the host itself holds; `size` counts allocated bytes."""
+    """A template that the host itself holds; `size_bytes` counts allocated bytes."""
 
+    type: ClassVar = TemplateType.BASE
     name: str
     image_id: ImageId
     vcpus: int
     memory_mb: int
-    size: int
+    size_bytes: int
     created_at: datetime
 
 

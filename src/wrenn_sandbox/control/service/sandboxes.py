@@ -8,7 +8,7 @@ from wrenn_sandbox.ids import SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import Event, State, Status
-from wrenn_sandbox.model.template import Size, TemplateType
+from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import Egress
 
 from .activity import Activity
@@ -73,19 +73,17 @@ class SandboxService:
         except OutOfBounds as error:
             raise InvalidRequest(str(error)) from error
         policy = self._policies.accepted(network, "network.")
-        found = await self._templates.find(
-            team_id, self._settings.default_template if template is None else template
-        )
-        if found.type is TemplateType.SNAPSHOT:
-            size = Size(found.vcpus, found.memory_mb)
+        name = self._settings.default_template if template is None else template
+        image_id, fixed = await self._templates.find(team_id, name)
+        size = fixed or size
         now = self._clock()
         sandbox = Sandbox(
             id=new_sandbox_id(self._random),
             team_id=team_id,
             state=State.PENDING,
             status=Status.PENDING,
-            template=found.name,
-            image_id=found.image_id,
+            template=name,
+            image_id=image_id,
             vcpus=size.vcpus,
             memory_mb=size.memory_mb,
             timeout_sec=timeout_sec,

@@ -19,7 +19,7 @@ from .context import ControlContext
 from .images import DiscardedImages
 from .lifecycle import not_possible, reason_of
 from .sandboxes import sandbox_id_of
-from .templates import Template, Templates
+from .templates import Listed, Templates
 
 REASON = "snapshotted"
 
@@ -42,7 +42,7 @@ class SnapshotService:
 
     async def create(
         self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool
-    ) -> Template:
+    ) -> TeamTemplate:
         """Turn a running sandbox into a template.
 
         Raises `InvalidRequest` for the name, `AlreadyExists` when it is taken, `InvalidState`
@@ -57,7 +57,7 @@ class SnapshotService:
         if sandbox is None:
             raise NotFound("There is no such sandbox")
         chosen = name or self._automatic_name()
-        if chosen in {each.name for each in await self._templates.base()}:
+        if await self._templates.base_image(chosen) is not None:
             raise AlreadyExists(f"{chosen} is the name of a base template; choose another")
         intent = SnapshotIntent(
             team_id=team_id,
@@ -66,18 +66,9 @@ class SnapshotService:
             operation_id=new_operation_id(self._random),
             image_id=new_image_id(self._random),
         )
-        made = await self._operations.run(sandbox.id, self._create(intent, overwrite=overwrite))
-        return Template(
-            name=made.name,
-            type=TemplateType.SNAPSHOT,
-            image_id=made.image_id,
-            vcpus=made.vcpus,
-            memory_mb=made.memory_mb,
-            size_bytes=made.size_bytes,
-            created_at=made.created_at,
-        )
+        return await self._operations.run(sandbox.id, self._create(intent, overwrite=overwrite))
 
-    async def page(self, team_id: TeamId, kind: TemplateType | None) -> list[Template]:
+    async def page(self, team_id: TeamId, kind: TemplateType | None) -> list[Listed]:
         return await self._templates.page(team_id, kind)
 
     async def delete(self, team_id: TeamId, name: str) -> None:
@@ -86,7 +77,7 @@ class SnapshotService:
         if known and await self._store.team(team_id).templates.remove(name, self._clock()):
             await self._images.remove()
             return
-        if known and name in {each.name for each in await self._templates.base()}:
+        if known and await self._templates.base_image(name) is not None:
             raise Forbidden("Base templates belong to the host; they can not be deleted here")
         raise NotFound("There is no such template; the list of templates has their names")
 

@@ -5,13 +5,14 @@ A record has the names of its columns: `record` makes one of a row, `values` a r
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 from sqlalchemy import Row, Select, Table, and_, or_
 
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
 from wrenn_sandbox.model.sandbox import State, Status
+from wrenn_sandbox.model.template import TemplateType
 from wrenn_sandbox.wire.messages import Egress
 
 Record = TypeVar("Record")
@@ -111,6 +112,7 @@ class SandboxEvent:
 class TeamTemplate:
     """A team's own snapshot; `size_bytes` counts allocated bytes."""
 
+    type: ClassVar = TemplateType.SNAPSHOT
     name: str
     image_id: ImageId
     vcpus: int

@@ -33,7 +33,7 @@ class _Pointer(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Template:
+class NamedImage:
     """A template name and the image it stands for; `size` counts allocated bytes."""
 
     name: str
@@ -63,13 +63,13 @@ class ImageStore:
         self._paths = paths
         self._sound: set[ImageId] = set()
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[NamedImage]:
         """All template names in order; those whose image is unreadable are left out."""
         found = []
         for path in sorted(self._paths.templates.glob("[!.]*.json")):
             with contextlib.suppress(NotFound, IncompatibleImage):
                 manifest = self.resolve(path.stem)
-                found.append(Template(path.stem, manifest, self.size(manifest.image_id)))
+                found.append(NamedImage(path.stem, manifest, self.size(manifest.image_id)))
         return found
 
     def resolve(self, name: str) -> Manifest:
