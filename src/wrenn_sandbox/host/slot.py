@@ -9,7 +9,6 @@ from wrenn_sandbox.model.network import NetworkPolicy
 
 GUEST_IP = "169.254.0.21"
 GATEWAY_IP = "169.254.0.22"
-GUEST_SUBNET = "169.254.0.20/30"
 GUEST_PREFIX_LENGTH = 30
 GUEST_MAC = "02:00:00:00:00:01"
 TAP_MAC = "02:00:00:00:00:02"

@@ -4,7 +4,6 @@ That is everything while the server is drained, and at any time the sandboxes of
 are all disabled. What can not be paused keeps running and is tried again a minute later.
 """
 
-import asyncio
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -12,14 +11,13 @@ import structlog
 
 from wrenn_sandbox.aio import every
 from wrenn_sandbox.control.store.records import Sandbox
-from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import State
 
 from .context import ControlContext
 from .draining import Draining
 from .lifecycle import Lifecycle
-from .stop import pause_limit
+from .stop import pause_in_time
 
 ADMIN: Final = "admin"
 """The actor of what is done to sandboxes because an operator wants it."""
@@ -42,11 +40,6 @@ class Evacuation:
         self._clock = context.clock
         self._not_before: dict[SandboxId, datetime] = {}
 
-    @property
-    def failed_lately(self) -> int:
-        """How many sandboxes wait for another attempt."""
-        return len(self._not_before)
-
     async def run(self) -> None:
         await every(_INTERVAL, self.sweep, complaint="evacuation failed")
 
@@ -63,21 +56,9 @@ class Evacuation:
         for sandbox in sandboxes:
             if reason == DRAINED and self._draining.since is None:
                 return
-            if sandbox.id not in self._not_before and not await self._pause(sandbox, reason):
+            if sandbox.id in self._not_before:
+                continue
+            if await pause_in_time(self._lifecycle, sandbox, self._timeout, ADMIN, reason):
+                _log.info("paused", sandbox_id=sandbox.id, reason=reason)
+            else:
                 self._not_before[sandbox.id] = self._clock() + _RETRY
-
-    async def _pause(self, sandbox: Sandbox, reason: str) -> bool:
-        limit = pause_limit(sandbox, self._timeout)
-        try:
-            async with asyncio.timeout(limit):
-                await self._lifecycle.pause(sandbox.id, ADMIN, reason)
-        except TimeoutError:
-            _log.warning("not paused in time", sandbox_id=sandbox.id, seconds=limit)
-        except WrennError as error:
-            _log.warning("not paused", sandbox_id=sandbox.id, error=error.message)
-        except Exception:
-            _log.exception("not paused", sandbox_id=sandbox.id)
-        else:
-            _log.info("paused", sandbox_id=sandbox.id, reason=reason)
-            return True
-        return False

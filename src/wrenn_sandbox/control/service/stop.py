@@ -18,9 +18,26 @@ _AT_ONCE: Final = 4
 _MB_PER_GIB: Final = 1024
 
 
-def pause_limit(sandbox: Sandbox, per_gib: float) -> float:
-    """How many seconds a pause may take that has `per_gib` for each GiB begun of memory."""
-    return per_gib * -(-sandbox.memory_mb // _MB_PER_GIB)
+async def pause_in_time(
+    lifecycle: Lifecycle, sandbox: Sandbox, per_gib: float, actor: str, reason: str | None = None
+) -> bool:
+    """Pause a sandbox within `per_gib` seconds for each GiB begun of its memory.
+
+    False where it keeps running; the log says why.
+    """
+    limit = per_gib * -(-sandbox.memory_mb // _MB_PER_GIB)
+    try:
+        async with asyncio.timeout(limit):
+            await lifecycle.pause(sandbox.id, actor, reason)
+    except TimeoutError:
+        _log.warning("not paused in time", sandbox_id=sandbox.id, seconds=limit)
+    except WrennError as error:
+        _log.warning("not paused", sandbox_id=sandbox.id, error=error.message)
+    except Exception:
+        _log.exception("not paused", sandbox_id=sandbox.id)
+    else:
+        return True
+    return False
 
 
 class PauseAtStop:
@@ -52,14 +69,5 @@ class PauseAtStop:
                 group.create_task(self._pause(sandbox, turn))
 
     async def _pause(self, sandbox: Sandbox, turn: asyncio.Semaphore) -> None:
-        limit = pause_limit(sandbox, self._timeout)
         async with turn:
-            try:
-                async with asyncio.timeout(limit):
-                    await self._lifecycle.pause(sandbox.id, SHUTDOWN)
-            except TimeoutError:
-                _log.warning("not paused in time", sandbox_id=sandbox.id, seconds=limit)
-            except WrennError as error:
-                _log.warning("not paused", sandbox_id=sandbox.id, error=error.message)
-            except Exception:
-                _log.exception("not paused", sandbox_id=sandbox.id)
+            await pause_in_time(self._lifecycle, sandbox, self._timeout, SHUTDOWN)
