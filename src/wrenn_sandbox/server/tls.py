@@ -1,6 +1,7 @@
 """The server's certificate: read at the start, and again when it changes."""
 
 import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Final, Self
@@ -53,21 +54,13 @@ class Certificate:
     async def watch(self) -> None:
         """Take new certificates as they come; one that is not acceptable changes nothing."""
         while True:
-            try:
-                async with asyncio.timeout(WATCH_SECONDS):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), WATCH_SECONDS)
             self._changed.clear()
             await asyncio.to_thread(self._read_again)
-
-    def _read_again(self) -> None:
-        try:
-            self._take_new()
-        finally:
             self.reads += 1
 
-    def _take_new(self) -> None:
+    def _read_again(self) -> None:
         stamp = self._stamp()
         if stamp == self._seen:
             return

@@ -1,4 +1,9 @@
-"""Who asks when proxies stand in between: their word counts only where they are trusted."""
+"""Who asks when proxies stand in between: their word counts only where they are trusted.
+
+uvicorn's `ProxyHeadersMiddleware` does not do: it takes text that is no address for the client,
+does not know a proxy by its IPv4-mapped address, ignores lists in `X-Forwarded-Proto`, and looks
+at any number of hops (80 ms of the event loop for a chain of 6,000 proxies).
+"""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
