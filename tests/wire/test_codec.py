@@ -51,6 +51,18 @@ def test_an_error_of_every_class_crosses_the_seam(kind: type[WrennError]) -> Non
     assert (str(crossed), crossed.code, crossed.status) == (str(error), error.code, error.status)
 
 
+def test_text_that_is_no_unicode_is_cleaned_and_the_rest_arrives() -> None:
+    output = Output(channel=Channel.STDOUT, data=b"\xff\0")
+    failure = Failure(
+        name="NotFound", message="no \ud800 there", detail=None, extra={"a": "\udfff"}
+    )
+    sent = codec.encode((failure, output))
+    assert codec.decode(sent, tuple[Failure, Output]) == (
+        Failure(name="NotFound", message="no ? there", detail=None, extra={"a": "?"}),
+        output,
+    )
+
+
 def test_no_two_error_classes_have_one_name() -> None:
     assert sorted(ERRORS) == sorted(each.__name__ for each in _CLASSES)
 

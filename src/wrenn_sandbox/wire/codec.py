@@ -66,7 +66,21 @@ def error_of(failure: Failure) -> WrennError:
 
 
 def encode(value: object) -> bytes:
-    return msgspec.msgpack.encode(value)
+    """Text that is not valid Unicode loses what is not: a guest may have written it."""
+    try:
+        return msgspec.msgpack.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.msgpack.encode(_valid(msgspec.to_builtins(value, builtin_types=(bytes,))))
+
+
+def _valid(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_valid(key): _valid(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(each) for each in value]
+    return value
 
 
 def decode(data: bytes, form: type[T]) -> T:
