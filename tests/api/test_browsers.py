@@ -194,7 +194,7 @@ async def test_requests_at_once(open_server: Server, host: HostDouble) -> None:
 
 
 async def test_upgrades_from_other_origins(open_server: Server) -> None:
-    """Harmless: what a browser can not send, a header, or the first message holds the secret."""
+    """Harmless: what a browser cannot send, a header, or the first message holds the secret."""
     async with (
         edge(open_server.app, open_server.settings) as server,
         connect(

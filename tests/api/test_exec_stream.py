@@ -480,7 +480,7 @@ async def test_a_stream_tells_of_a_guest_that_fails(
 ) -> None:
     async with listening(faulty.app) as port:
         for error, code in (
-            (AgentError("The sandbox sent a malformed answer."), "agent_error"),
+            (AgentError("The sandbox sent a malformed answer"), "agent_error"),
             (InvalidRequest("no"), "invalid_request"),
             (ValueError("a mistake"), "internal_error"),
         ):

@@ -336,7 +336,7 @@ async def test_file_calls_tell_of_a_guest_that_fails(
     user: Team, doubled: str, host: HostDouble
 ) -> None:
     for call in ("read_file", "write_file", "list_directory"):
-        host.fail[call] = AgentError("The sandbox closed the connection.")
+        host.fail[call] = AgentError("The sandbox closed the connection")
     assert _told(await _read(user, doubled, "x")) == (502, "agent_error")
     assert _told(await _write(user, doubled, "x", b"")) == (502, "agent_error")
     assert _told(await _post(user, doubled, "list", path="x")) == (502, "agent_error")

@@ -55,7 +55,7 @@ async def test_only_a_running_sandbox_of_the_team_has_them(
 @pytest.mark.parametrize("lost", [True, False])
 async def test_a_guest_that_does_not_answer(user: Team, host: HostDouble, lost: bool) -> None:
     id = await _create(user)
-    host.fail["metrics"] = AgentError("The sandbox gave no metrics.")
+    host.fail["metrics"] = AgentError("The sandbox gave no metrics")
     if lost:
         del host.phases[SandboxId(id)]
     answer = await user.client.get(f"/v1/sandboxes/{id}/metrics")

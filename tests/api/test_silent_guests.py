@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 _CHECK_SEC = 0.3
 _SINCE = "guest not responding since 2026-11-01T12:00:00Z"
-_SILENT = AgentError("The sandbox did not answer in time.")
-_UNREACHABLE = NotResponding("The guest cannot be reached.")
+_SILENT = AgentError("The sandbox did not answer in time")
+_UNREACHABLE = NotResponding("The guest cannot be reached")
 
 
 @pytest.fixture

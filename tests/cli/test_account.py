@@ -61,7 +61,7 @@ def test_a_damaged_key_file_is_told(tmp_path: Path, content: bytes) -> None:
 
 def test_a_key_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
     (tmp_path / "wrenn").write_text("a file")
-    with pytest.raises(ClientError, match="can not be written"):
+    with pytest.raises(ClientError, match="cannot be written"):
         keep(tmp_path / "wrenn" / "config.toml", _KEPT)
 
 

@@ -184,7 +184,7 @@ def test_work_that_is_given_up_leaves_nothing(stand: Stand, calls: int) -> None:
     def check() -> None:
         left[0] -= 1
         if left[0] <= 0:
-            raise Conflict("The sandbox is wanted.")
+            raise Conflict("The sandbox is wanted")
 
     before = set(os.listdir(stand.paths.images))
     with pytest.raises(Conflict):

@@ -236,7 +236,7 @@ async def test_a_file_that_lies_about_its_length(caller: Caller) -> None:
 
 
 async def test_a_pause_and_a_resume_of_a_hostile_guest(caller: Caller) -> None:
-    """It can not keep its sandbox from being paused; what does not answer stays paused."""
+    """It cannot keep its sandbox from being paused; what does not answer stays paused."""
     path = f"/v1/sandboxes/{caller.id}"
     caller.guest.script = says(b"", ending="wait")
     assert (await caller.team.client.post(f"{path}/pause")).status_code == 200

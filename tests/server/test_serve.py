@@ -90,7 +90,7 @@ def test_a_database_that_cannot_be_reached_stops_the_start(tmp_path: Path) -> No
         where = f"127.0.0.1:{unheard.getsockname()[1]}"
         url = f"postgresql://ada:hush@{where}/wrenn"
         done = _wrenn("serve", WRENN_DATA_DIR=str(tmp_path), WRENN_PORT="0", DATABASE_URL=url)
-    assert "The database can not be used" in _refused(done)
+    assert "The database cannot be used" in _refused(done)
     assert "hush" not in done.stderr
 
 

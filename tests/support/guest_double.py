@@ -84,7 +84,7 @@ class GuestDouble:
         half = len(content) // 2
         yield content[:half]
         if self._state.breaks_off:
-            raise AgentError("The sandbox closed the connection.")
+            raise AgentError("The sandbox closed the connection")
         yield content[half:]
 
     async def write_file(

@@ -293,7 +293,7 @@ async def test_a_guest_that_does_not_answer_after_its_resume(
 
 
 async def _no_answer(*_: object) -> None:
-    raise HostFailure("The sandbox did not answer in time.")
+    raise HostFailure("The sandbox did not answer in time")
 
 
 async def test_a_reboot_without_room_on_the_disk(
@@ -311,7 +311,7 @@ async def test_a_reboot_without_room_on_the_disk(
 
 
 def _no_room(*_: object, share: float) -> None:
-    raise NoCapacity("The host has no disk space left for another sandbox.")
+    raise NoCapacity("The host has no disk space left for another sandbox")
 
 
 async def test_a_failure_while_the_new_state_is_stored(

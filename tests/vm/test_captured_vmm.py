@@ -79,7 +79,7 @@ class Scene:
 
     @property
     def besides(self) -> tuple[Path, ...]:
-        """What the driver adds; the image's memory is there as a file for QEMU from 8.2 on."""
+        """What the driver adds; The image's memory is there as a file for QEMU from 8.2 on."""
         assert self.spec.memory is not None
         return (*self.layers, self.spec.memory)
 
@@ -313,7 +313,7 @@ def limit_of(process: Path, name: str) -> int:
 
 
 def require_lacks_logged(rig: Rig) -> None:
-    """The server has said what this machine can not give, and nothing where it can all."""
+    """The server has said what this machine cannot give, and nothing where it can all."""
     confined = confinement(rig.data_dir, ["true"])
     confined.close()
     lines = [line for line in rig.server.log.read_text().splitlines() if "less protected" in line]

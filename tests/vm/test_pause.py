@@ -292,7 +292,7 @@ def test_one_of_two_operations_on_a_vm_wins(
 
 
 def test_a_resume_that_fails_leaves_the_sandbox_paused(new_rig: NewRig) -> None:
-    """The guest can not be reached for its first eight seconds after each resume."""
+    """The guest cannot be reached for its first eight seconds after each resume."""
     rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="2")
     sandbox = api.create().id
     api.output(sandbox, "echo before > /root/state; sync")

@@ -38,7 +38,7 @@ def kept(file: Path) -> Account | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(f"{file} can not be read ({error}): run wrenn login") from error
+        raise ClientError(f"{file} cannot be read ({error}): run wrenn login") from error
     try:
         return msgspec.convert(tomllib.loads(text), type=Account)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
@@ -64,7 +64,7 @@ def keep(file: Path, account: Account) -> None:
             Path(name).replace(file)
             undo.pop_all()
     except OSError as error:
-        raise ClientError(f"{file} can not be written: {error.strerror}") from error
+        raise ClientError(f"{file} cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

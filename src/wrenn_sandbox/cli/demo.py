@@ -49,7 +49,7 @@ def command() -> None:
         with report.step("looked for leftovers"):
             left = settled(data_dir=data_dir)
     if left:
-        raise HostFailure("the demo left something behind", detail=", ".join(sorted(left)))
+        raise HostFailure("The demo left something behind", detail=", ".join(sorted(left)))
     report.say("done: nothing is left")
 
 
@@ -63,7 +63,7 @@ def _serve_and_tour(data_dir: Path, report: "_Report") -> None:
         with report.step("stopped the server"):
             server.stop()
     except (_Unexpected, ClientError) as error:
-        raise HostFailure(f"the demo failed: {error}", detail=server.tail()) from error
+        raise HostFailure(f"The demo failed: {error}", detail=server.tail()) from error
     finally:
         if server.running:
             server.purge()

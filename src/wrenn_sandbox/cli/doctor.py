@@ -133,7 +133,7 @@ def _guest_limits(facts: MachineFacts, settings: HostSettings) -> list[Line]:
             "connections",
             facts.connection_limits,
             "the connections of each guest can be bounded",
-            "this kernel can not bound the connections of a guest",
+            "this kernel cannot bound the connections of a guest",
             "use a kernel with CONFIG_NFT_CONNLIMIT and CONFIG_NFT_LIMIT, or set"
             " WRENN_GUEST_CONNECTIONS and WRENN_GUEST_CONNECTIONS_PER_SEC to 0",
             "missing" if connections else "warn",
@@ -142,7 +142,7 @@ def _guest_limits(facts: MachineFacts, settings: HostSettings) -> list[Line]:
             "bandwidth",
             facts.bandwidth_limits,
             "the bandwidth of each guest can be bounded",
-            "this kernel can not bound the bandwidth of a guest",
+            "this kernel cannot bound the bandwidth of a guest",
             "use a kernel with CONFIG_NET_SCH_TBF, or set WRENN_GUEST_MBIT_PER_SEC to 0",
             "missing" if settings.guest_mbit_per_sec else "warn",
         ),

@@ -70,7 +70,7 @@ def decode(body: bytes, kind: type[_Answer]) -> _Answer:
     try:
         return msgspec.json.decode(body, type=kind, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnexpectedAnswer(f"the server's answer can not be read: {error}") from error
+        raise UnexpectedAnswer(f"the server's answer cannot be read: {error}") from error
 
 
 def refusal(response: httpx2.Response) -> ClientError:
@@ -88,7 +88,7 @@ def http_failures() -> Iterator[None]:
     except httpx2.TimeoutException as error:
         raise ConnectionFailed("the server did not answer in time") from error
     except httpx2.ConnectError as error:
-        raise ConnectionFailed(f"the server can not be reached: {error}") from error
+        raise ConnectionFailed(f"the server cannot be reached: {error}") from error
     except (httpx2.TransportError, httpx2.StreamError) as error:
         raise ConnectionFailed(f"the connection to the server broke: {error}") from error
     except (httpx2.InvalidURL, httpx2.DecodingError) as error:
@@ -114,4 +114,4 @@ def websocket_failures() -> Iterator[None]:
     except TimeoutError as error:
         raise ConnectionFailed("the server did not answer in time") from error
     except (WebSocketException, OSError) as error:
-        raise ConnectionFailed(f"the server can not be reached: {error}") from error
+        raise ConnectionFailed(f"the server cannot be reached: {error}") from error

@@ -54,7 +54,7 @@ class Admission:
         """Promise a sandbox its machine, until `release`; raises `NoCapacity`."""
         async with self._turn:
             if self._closed:
-                raise NoCapacity("The host is shutting down.", retry_after=_LATER_SEC)
+                raise NoCapacity("The host is shutting down", retry_after=_LATER_SEC)
             others = self._others(sandbox_id)
             if len(others) >= self._settings.max_running:
                 raise _full("The host runs as many sandboxes as it may")
@@ -109,7 +109,7 @@ class Admission:
 
 
 def _full(what: str) -> NoCapacity:
-    return NoCapacity(f"{what}; delete or pause one, or try again later.", retry_after=_LATER_SEC)
+    return NoCapacity(f"{what}; delete or pause one, or try again later", retry_after=_LATER_SEC)
 
 
 _LINE = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
@@ -137,4 +137,4 @@ def require_disk(settings: HostSettings, needed_mb: int, *, share: float = 1.0) 
     """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays; blocks."""
     free_mb = measure(settings.data_dir).disk_free_mb
     if free_mb - needed_mb < settings.disk_reserve_mb * share:
-        raise NoCapacity("The host has no disk space left for that.", retry_after=60)
+        raise NoCapacity("The host has no disk space left for that", retry_after=60)

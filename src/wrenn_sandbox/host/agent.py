@@ -76,7 +76,7 @@ class _Operation:
     def end(self) -> None:
         if self.task.cancelled():
             error: BaseException | None = Conflict(
-                "The sandbox was deleted, or the host is stopping."
+                "The sandbox was deleted, or the host is stopping"
             )
         else:
             error = self.task.exception()
@@ -137,7 +137,7 @@ class HostAgent:
         """Take the data directory, adopt the machines that still run and reclaim the rest.
 
         Raises `Conflict` where another server uses the data directory and `HostFailure` where
-        this machine can not run sandboxes.
+        this machine cannot run sandboxes.
         """
         failpoints.arm(settings.fault_point)
         paths = Paths(settings.data_dir)
@@ -145,7 +145,7 @@ class HostAgent:
             await asyncio.to_thread(paths.prepare)
             lock = DirectoryLock(paths.server_lock)
             if not lock.acquire():
-                raise Conflict("Another server is using this data directory.")
+                raise Conflict("Another server is using this data directory")
             undo.callback(lock.release)
             equipment = await Backends.of(settings, paths)
             undo.push_async_callback(equipment.close)
@@ -231,7 +231,7 @@ class HostAgent:
     async def create(self, request: CreateSandbox) -> Placement:
         sandbox = self._sandboxes.get(request.sandbox_id)
         if sandbox is not None and sandbox.operation_id not in (None, request.operation_id):
-            raise Conflict("The sandbox exists.")
+            raise Conflict("The sandbox exists")
         if sandbox is None:
             await self._admission.reserve(
                 request.sandbox_id, request.operation_id, request.memory_mb
@@ -389,7 +389,7 @@ class HostAgent:
     def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None:
-            raise NotFound("The sandbox is not running.")
+            raise NotFound("The sandbox is not running")
         return sandbox
 
     def _once(

@@ -11,7 +11,7 @@ from .context import HostContext
 from .disk_use import Layers
 from .paused import PausedSandbox
 
-_UNTIDY: Final = "What the sandbox has written is being put together; try again in a moment."
+_UNTIDY: Final = "The sandbox's disk layers are being merged; try again in a moment"
 _UNTIDY_SEC: Final = 5.0
 
 
@@ -48,7 +48,7 @@ def started_as(image: Manifest) -> HardwareProfile:
 def require_image(context: HostContext, image: Manifest) -> None:
     """Raise `IncompatibleImage` unless a new sandbox can start from the image's snapshot."""
     if image.machine is None or image.private:
-        raise IncompatibleImage("The image is none that a machine can be started from.")
+        raise IncompatibleImage("This image has no snapshot to start from")
     require(image.machine, hardware(context, image.vcpus, image.memory_mb, image))
 
 
@@ -112,5 +112,5 @@ def require(stored: HardwareProfile, here: HardwareProfile) -> None:
     found = differences(stored, here)
     if found:
         raise IncompatibleImage(
-            "The stored machine does not fit this host; another " + ", ".join(found) + "."
+            "The stored machine does not fit this host; another " + ", ".join(found)
         )

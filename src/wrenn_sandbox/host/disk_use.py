@@ -37,7 +37,7 @@ class Holding:
 
 
 async def measured(context: HostContext, holdings: Sequence[Holding]) -> dict[SandboxId, int]:
-    """Bytes of each sandbox; nothing where that can not be told just now."""
+    """Bytes of each sandbox; nothing where that cannot be told just now."""
     variants = context.settings.max_variants
     try:
         return await asyncio.to_thread(measure, context.paths, context.store, holdings, variants)

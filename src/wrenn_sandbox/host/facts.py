@@ -58,7 +58,7 @@ class MachineFacts:
     cgroup_controllers: tuple[str, ...]
     """Those of `cgroups.CONTROLLERS` that machines can be bounded by."""
     jail_obstacle: str
-    """Why a monitor can not be locked up."""
+    """Why a monitor cannot be locked up."""
     sealed_memory: bool
     """Memory that nobody can write to any more."""
     qemu_path: Path | None

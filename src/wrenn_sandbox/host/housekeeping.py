@@ -117,7 +117,7 @@ class Housekeeper:
 
         def check() -> None:
             if given_up.is_set() or sandbox.busy or sandbox.stored is not manifest:
-                raise Conflict("The sandbox is wanted.")
+                raise Conflict("The sandbox is wanted")
 
         def make() -> None:
             merging.make(self._context, manifest, image_id, check)
@@ -152,7 +152,7 @@ class Housekeeper:
 
         def check() -> None:
             if given_up.is_set():
-                raise Conflict("The host is stopping.")
+                raise Conflict("The host is stopping")
 
         with store.staging() as directory:
             made = directory / form.DISK
@@ -169,7 +169,7 @@ class Housekeeper:
     async def _require_space(self, needed_mb: int) -> None:
         free = await asyncio.to_thread(admission.measure, self._context.paths.data_dir)
         if free.disk_free_mb - needed_mb < self._settings.disk_reserve_mb:
-            raise Conflict("There is no disk space to spare.")
+            raise Conflict("There is no disk space to spare")
 
 
 async def _in_thread(work: Callable[[], None], given_up: threading.Event) -> None:

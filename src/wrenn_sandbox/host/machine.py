@@ -79,14 +79,14 @@ class Machine:
     @property
     def process(self) -> Process:
         if self._record.process is None:
-            raise HostFailure("The machine is not started.")
+            raise HostFailure("The machine is not started")
         return self._record.process
 
     @property
     def client(self) -> GuestClient:
         """Calls to the guest; raises `NotFound` while it does not run."""
         if self._client is None:
-            raise NotFound("The sandbox is not running.")
+            raise NotFound("The sandbox is not running")
         return self._client
 
     @property
@@ -257,7 +257,7 @@ class Machine:
         try:
             async with first_of(work, asyncio.shield(self._watcher)) as (task, _):
                 if not task.done():
-                    raise HostFailure("The sandbox ended while it started.")
+                    raise HostFailure("The sandbox ended while it started")
                 return task.result()
         except WrennError as error:
             error.detail = await self._diagnosis(error)
@@ -274,7 +274,7 @@ class Machine:
                 await self._initialise(client, hostname, token)
         except TimeoutError as error:
             client.close()
-            raise HostFailure("The sandbox did not answer in time.") from error
+            raise HostFailure("The sandbox did not answer in time") from error
         except BaseException:
             client.close()
             raise

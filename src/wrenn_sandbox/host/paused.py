@@ -213,12 +213,12 @@ def drop(paths: Paths, sandbox_id: SandboxId, generations: Collection[int]) -> N
 def newest(paths: Paths, sandbox_id: SandboxId) -> PausedSandbox | None:
     """The newest complete generation, or None.
 
-    Raises `IncompatibleImage` where there is one that can not be read.
+    Raises `IncompatibleImage` where there is one that cannot be read.
     """
     try:
         return _newest(paths, sandbox_id)
     except OSError as error:
-        raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
+        raise IncompatibleImage(f"{_DAMAGED}its manifest", detail=str(error)) from error
 
 
 def _newest(paths: Paths, sandbox_id: SandboxId) -> PausedSandbox | None:
@@ -230,7 +230,7 @@ def _newest(paths: Paths, sandbox_id: SandboxId) -> PausedSandbox | None:
             continue
         manifest = _decoded(data)
         if (manifest.sandbox_id, manifest.generation) != (sandbox_id, generation):
-            raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="it is another's")
+            raise IncompatibleImage(f"{_DAMAGED}its manifest", detail="it is another's")
         return manifest
     return None
 
@@ -251,7 +251,7 @@ def check_disk(paths: Paths, manifest: PausedSandbox) -> None:
     _check(paths, manifest, {DISK})
     for generation in manifest.layers:
         if not (paths.generation(manifest.sandbox_id, generation) / DISK).is_file():
-            raise IncompatibleImage(f"{_DAMAGED}an older disk layer is missing.")
+            raise IncompatibleImage(f"{_DAMAGED}an older disk layer is missing")
 
 
 def _check(paths: Paths, manifest: PausedSandbox, names: Collection[str]) -> None:
@@ -261,13 +261,13 @@ def _check(paths: Paths, manifest: PausedSandbox, names: Collection[str]) -> Non
         try:
             found = (directory / name).stat().st_size
         except OSError as error:
-            raise IncompatibleImage(f"{_DAMAGED}{name} is missing.", detail=str(error)) from error
+            raise IncompatibleImage(f"{_DAMAGED}{name} is missing", detail=str(error)) from error
         if found != entry.size:
             raise IncompatibleImage(
-                f"{_DAMAGED}{name} has the wrong size.", detail=f"{found} != {entry.size}"
+                f"{_DAMAGED}{name} has the wrong size", detail=f"{found} != {entry.size}"
             )
         if entry.sha256 and digest(directory / name) != entry.sha256:
-            raise IncompatibleImage(f"{_DAMAGED}{name} has changed.")
+            raise IncompatibleImage(f"{_DAMAGED}{name} has changed")
 
 
 def consume(paths: Paths, manifest: PausedSandbox) -> None:
@@ -362,13 +362,13 @@ def _decoded(data: bytes) -> PausedSandbox:
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
         if version != FORMAT_VERSION:
-            raise IncompatibleImage(f"The stored sandbox has format version {version}.")
+            raise IncompatibleImage(f"The stored sandbox has format version {version}")
         manifest = msgspec.json.decode(data, type=PausedSandbox)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail=str(error)) from error
+        raise IncompatibleImage(f"{_DAMAGED}its manifest", detail=str(error)) from error
     files = {DISK} if manifest.stopped else _FILES
     if manifest.files.keys() != files or not is_id("img", manifest.image_id):
-        raise IncompatibleImage(f"{_DAMAGED}its manifest.", detail="files or image")
+        raise IncompatibleImage(f"{_DAMAGED}its manifest", detail="files or image")
     return manifest
 
 

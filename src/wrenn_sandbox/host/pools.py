@@ -84,7 +84,7 @@ class Pool:
         await self._filled.wait()
 
     async def shrink(self, missing_mb: int) -> None:
-        """Give all machines up, to make room; none where all of them can not hold so much."""
+        """Give all machines up, to make room; none where all of them cannot hold so much."""
         if sum(each.record.memory_mb for each in self._machines) >= missing_mb:
             await self._release_all()
 

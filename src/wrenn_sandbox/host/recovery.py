@@ -101,7 +101,7 @@ class Recovery:
         try:
             complete = await asyncio.to_thread(paused.newest, paths, sandbox_id)
         except IncompatibleImage as error:
-            _log.error("a stored sandbox can not be read", sandbox=sandbox_id, detail=error.detail)
+            _log.error("a stored sandbox cannot be read", sandbox=sandbox_id, detail=error.detail)
             sandbox.own_damaged(error)
             self._sandboxes[sandbox_id] = sandbox
             return
@@ -122,20 +122,20 @@ _ANOTHER: Final = (
     "The sandboxes and snapshots in this data directory belong to another database, and with this"
     " one they would all be destroyed. Start with the database that they belong to (DATABASE_URL),"
     " or choose another data directory (WRENN_DATA_DIR). To give them up, remove the file named"
-    " owner in the data directory and start again."
+    " owner in the data directory and start again"
 )
 _ELSEWHERE: Final = (
     "This database has sandboxes, and this data directory, which is another one than theirs, has"
     " none: they would all be taken for lost. Start with the data directory that they are in"
     " (WRENN_DATA_DIR), or choose another database (DATABASE_URL). If it is gone for good, put an"
-    " empty file named owner into this one and start again."
+    " empty file named owner into this one and start again"
 )
 
 
 def claim(paths: Paths, owner: str, *, in_use: bool, expected: bool) -> None:
     """Note `owner` for good; `Conflict` where another one's sandboxes or images are here.
 
-    `in_use` says whether the host has any sandbox; one whose stored state can not be read counts
+    `in_use` says whether the host has any sandbox; one whose stored state cannot be read counts
     as well. With `expected` there must be some, or the directory must be known to `owner`: raises
     `Conflict` otherwise.
     """
@@ -151,5 +151,5 @@ def claim(paths: Paths, owner: str, *, in_use: bool, expected: bool) -> None:
     if expected and not in_use and known != "":
         raise Conflict(_ELSEWHERE)
     if known:
-        _log.warning("the host changes hands", before=known, now=owner)
+        _log.warning("the data directory now belongs to another database", before=known, now=owner)
     write_durably(paths.owner, owner.encode())

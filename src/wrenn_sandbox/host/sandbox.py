@@ -47,16 +47,16 @@ _log = structlog.get_logger(__name__)
 
 _WAY_OUT: Final = (
     "Its files can be had: resume it without memory "
-    '(`wrenn sandbox resume --reboot`, or {"memory": false} in the request); its processes end.'
+    '(`wrenn sandbox resume --reboot`, or {"memory": false} in the request); its processes end'
 )
 _STOPPED: Final = "The sandbox's guest stopped by itself, so only its disk is stored."
 _NO_START: Final = (
     "The sandbox did not start from its disk, whose file system may be damaged; it is stored as it "
-    "was."
+    "was"
 )
 
 
-_NO_SPACE: Final = "The host has no disk space left for another sandbox."
+_NO_SPACE: Final = "The host has no disk space left for another sandbox"
 
 
 class Sandbox:
@@ -86,7 +86,7 @@ class Sandbox:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether what is stored can not be read, so that nobody knows what it needs."""
+        """Whether what is stored cannot be read, so that nobody knows what it needs."""
         return self._damage is not None
 
     @property
@@ -98,7 +98,7 @@ class Sandbox:
     def machine(self) -> Machine:
         """The running machine; raises `NotFound` while there is none."""
         if self._machine is None:
-            raise NotFound("The sandbox is not running.")
+            raise NotFound("The sandbox is not running")
         return self._machine
 
     @property
@@ -165,7 +165,7 @@ class Sandbox:
         self._stored = manifest
 
     def own_damaged(self, damage: IncompatibleImage) -> None:
-        """Become the owner of something stored that can not be read; it is kept as it is."""
+        """Become the owner of something stored that cannot be read; it is kept as it is."""
         self._damage = damage
 
     async def start(
@@ -222,7 +222,7 @@ class Sandbox:
             raise self._damage
         manifest, context = self._stored, self._context
         if manifest is None:
-            raise NotFound("The sandbox is not stored.")
+            raise NotFound("The sandbox is not stored")
         image = await asyncio.to_thread(context.store.open, manifest.image_id)
         await asyncio.to_thread(paused.check_disk, context.paths, manifest)
         layers = await asyncio.to_thread(self.disk_layers, manifest.disk_mb)
@@ -505,7 +505,7 @@ class Sandbox:
     async def _exclusive(self) -> AsyncIterator[None]:
         async with self._lock:
             if self._gone:
-                raise Conflict("The sandbox is gone.")
+                raise Conflict("The sandbox is gone")
             self._operation = asyncio.current_task()
             try:
                 with _translated():
@@ -522,7 +522,7 @@ def _translated() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoCapacity(_NO_SPACE, detail=str(error)) from error
-        raise HostFailure("The host could not do that.", detail=str(error)) from error
+        raise HostFailure("The host could not complete the operation", detail=str(error)) from error
 
 
 @contextmanager
@@ -531,4 +531,4 @@ def _way_out() -> Iterator[None]:
     try:
         yield
     except AgentError as error:
-        raise type(error)(f"{error.message} {_WAY_OUT}", detail=error.detail) from error
+        raise type(error)(f"{error.message}. {_WAY_OUT}", detail=error.detail) from error

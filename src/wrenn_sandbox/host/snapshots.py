@@ -76,7 +76,7 @@ def _publish(context: HostContext, source: Source, image_id: ImageId) -> Manifes
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """A copy that shares blocks where the file system can, and has holes where it can not."""
+    """A copy that shares blocks where the file system can, and has holes where it cannot."""
     _run(["cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target)])
     target.chmod(0o600)
 
@@ -85,9 +85,9 @@ def _run(argv: list[str]) -> None:
     try:
         done = subprocess.run(argv, capture_output=True, timeout=_CONVERT_SEC, check=False)
     except subprocess.TimeoutExpired as error:
-        raise HostFailure("The image could not be made in time.", detail=str(error)) from error
+        raise HostFailure("The image could not be made in time", detail=str(error)) from error
     if done.returncode != 0:
         detail = done.stderr.decode("utf-8", "replace")[:2000]
         if "No space left" in detail:
             raise OSError(28, detail)
-        raise HostFailure("The image could not be made.", detail=detail)
+        raise HostFailure("The image could not be made", detail=detail)

@@ -67,7 +67,7 @@ class Variants:
     async def get(self, cold: Manifest, size: Size) -> Manifest:
         """The variant of a template for a size; whoever comes while it is made waits for it.
 
-        Raises `HostFailure` where it can not be made, `NoCapacity` where there is no room for it.
+        Raises `HostFailure` where it cannot be made, `NoCapacity` where there is no room for it.
         """
         kernel = cold.files[form.KERNEL].sha256
         hardware = profile(self._context, size.vcpus, size.memory_mb, kernel)
@@ -113,7 +113,7 @@ class Variants:
         log = _log.bind(template=cold.name, vcpus=hardware.vcpus, memory_mb=hardware.memory_mb)
         needed_mb = min(hardware.memory_mb, MOST_BOOTED_MB)
         await asyncio.to_thread(admission.require_disk, self._context.settings, needed_mb)
-        log.info("making a template variant")
+        log.info("making a warm snapshot")
         async with AsyncExitStack() as stack:
             made = stack.enter_context(store.staging())
             source = LaunchSource(
@@ -135,7 +135,7 @@ class Variants:
                 _describe, made, cold, machine.record, hardware, image_id
             )
             published = await asyncio.to_thread(store.publish, made, manifest)
-        log.info("made a template variant", image=image_id)
+        log.info("made a warm snapshot", image=image_id)
         return published
 
     async def _warm_up(self, machine: Machine) -> None:
@@ -151,7 +151,7 @@ class Variants:
                 await machine.guest.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)
             except WrennError as error:
                 raise HostFailure(
-                    "The template could not be prepared.", detail=f"{command.cmd}: {error}"
+                    "The template could not be prepared", detail=f"{command.cmd}: {error}"
                 ) from error
         machine.client.close()
         await asyncio.sleep(_SETTLE_SEC)
@@ -178,7 +178,7 @@ def _describe(
     made: Path, cold: Manifest, record: Record, hardware: HardwareProfile, image_id: ImageId
 ) -> Manifest:
     if (made / form.MEMORY).stat().st_size != hardware.memory_mb << 20:
-        raise HostFailure("The template could not be prepared.", detail="size of its memory")
+        raise HostFailure("The template could not be prepared", detail="size of its memory")
     names = (form.VMSTATE, form.MEMORY, form.DISK)
     return Manifest(
         image_id=image_id,

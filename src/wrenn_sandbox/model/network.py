@@ -50,7 +50,7 @@ _FORM: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}(/[0-9]{1,2})?")
 
 
 class InvalidPolicy(ValueError):
-    """A policy that can not be; `str()` names the field and says what is wrong."""
+    """A policy that cannot be; `str()` names the field and says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ PIPELINE_LIMIT: Final = 16
 """Requests that wait for the answers to those before them on their connection."""
 
 PROGRESS_BYTES: Final = 1024
-"""A body that brings fewer in `Timeouts.body` seconds does not get on."""
+"""A body that brings fewer in `Timeouts.body` seconds has stalled."""
 
 LINGER_SECONDS: Final = 1.0
 """How long a refused client may go on sending, so that it comes to read why."""
@@ -260,7 +260,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._reading is _Reading.HEAD and waited > self._patience.head:
             self._refuse(RequestTimeout(f"Send the head within {self._patience.head:.0f} s"))
         elif self._reading is _Reading.BODY and waited > self._patience.body:
-            self._refuse(RequestTimeout("The body does not get on"))
+            least = f"{PROGRESS_BYTES >> 10} KiB every {self._patience.body:.0f} s"
+            self._refuse(RequestTimeout(f"The upload stalled: send at least {least}"))
 
     def shutdown(self) -> None:
         if self._reading is _Reading.REFUSED:
@@ -310,21 +311,21 @@ class HttpProtocol(HttpToolsProtocol):
             if self._unparsed > HEAD_LIMIT:
                 raise _Refusal(HeadTooLarge(f"The head is larger than {HEAD_LIMIT} bytes"))
         elif self._reading is _Reading.BODY and self._overhead > HEAD_LIMIT:
-            raise _Refusal(HeadTooLarge("The body's chunks say too much of themselves"))
+            raise _Refusal(HeadTooLarge("Chunk headers are too large"))
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            raise _Refusal(InvalidRequest("Speak HTTP/1.1"))
+            raise _Refusal(InvalidRequest("Unsupported HTTP version; use HTTP/1.1"))
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             raise _Refusal(InvalidRequest("Send exactly one Host header"))
         if hosts and not _HOST.fullmatch(hosts[0]):
-            raise _Refusal(InvalidRequest("The Host header is no host"))
+            raise _Refusal(InvalidRequest("The Host header is not a host"))
         fields = dict(self.headers)
         coding = fields.get(b"transfer-encoding")
         if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
-            raise _Refusal(InvalidRequest("Transfer-Encoding: chunked is the only one known here"))
+            raise _Refusal(InvalidRequest("The only supported Transfer-Encoding is chunked"))
         if self.parser.should_upgrade():
             self._check_upgrade(version, fields)
 
@@ -332,11 +333,11 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._should_upgrade():
             return
         if b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip() != b"0":
-            raise _Refusal(InvalidRequest("A WebSocket begins without a body"))
+            raise _Refusal(InvalidRequest("A WebSocket request must have no body"))
         if self._is_pending():
             raise _Refusal(InvalidRequest("Wait for the answer before you upgrade"))
         if self.parser.get_method() != b"GET" or version != "1.1":
-            raise _Refusal(InvalidRequest("A WebSocket begins with GET and HTTP/1.1"))
+            raise _Refusal(InvalidRequest("A WebSocket must start with GET and HTTP/1.1"))
         if fields.get(b"sec-websocket-version", b"").strip() != b"13":
             raise _Refusal(InvalidRequest("Sec-WebSocket-Version must be 13"))
         if not _KEY.fullmatch(fields.get(b"sec-websocket-key", b"").strip()):

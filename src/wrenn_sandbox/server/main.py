@@ -115,10 +115,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise Conflict(
-                f"port {port} of {host} is in use: stop the other program or choose another port"
+                f"Port {port} of {host} is in use: stop the other program or choose another port"
                 " (--port or WRENN_PORT)"
             ) from None
-        raise InvalidRequest(f"can not listen on port {port} of {host}: {error.strerror}") from None
+        raise InvalidRequest(f"Cannot listen on port {port} of {host}: {error.strerror}") from None
     return listener
 
 

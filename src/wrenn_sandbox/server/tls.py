@@ -37,7 +37,7 @@ class Certificate:
 
     @classmethod
     def of(cls, settings: EdgeSettings) -> Self | None:
-        """None without certificate settings; `InvalidRequest` where they can not be used."""
+        """None without certificate settings; `InvalidRequest` where they cannot be used."""
         cert, key = settings.tls_cert, settings.tls_key
         if cert is None and key is None:
             return None

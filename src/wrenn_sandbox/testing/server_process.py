@@ -66,7 +66,7 @@ class ServerProcess:
     def pid(self) -> int:
         """The server's process id; `HostFailure` when it is not running."""
         if self._process is None:
-            raise HostFailure("the server is not running")
+            raise HostFailure("The server is not running")
         return self._process.pid
 
     def set(self, **variables: str) -> None:
@@ -91,7 +91,7 @@ class ServerProcess:
         line = self._first_line(self._process, timeout)
         if not line.startswith(_READY):
             self.kill()
-            raise HostFailure("the server did not start", detail=self.tail())
+            raise HostFailure("The server did not start", detail=self.tail())
         self.url = line.removeprefix(_READY).strip()
 
     def stop(self, timeout: float = 30.0) -> int:

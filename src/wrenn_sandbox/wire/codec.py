@@ -22,7 +22,7 @@ from .messages import FileContent, GuestPath, ProcessEvent, ProcessStream
 T = TypeVar("T")
 Stream = FileContent | ProcessStream | AsyncIterator[bytes]
 
-_UNEXPECTED: Final = "The host failed unexpectedly."
+_UNEXPECTED: Final = "The host failed unexpectedly"
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

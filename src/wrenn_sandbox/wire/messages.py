@@ -114,7 +114,7 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
     """What it takes on the host's disk, allocated; None where that is not known now."""
     placement: Placement | None = None
     network: Egress | None = None
-    """What holds for a running sandbox; None where the host can not tell."""
+    """What holds for a running sandbox; None where the host cannot tell."""
 
 
 class EventKind(StrEnum):

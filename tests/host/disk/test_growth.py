@@ -36,7 +36,7 @@ def test_older_layers_are_put_together_before_that() -> None:
     assert _layers(1.6).is_outgrown(3)
     assert _layers(1.2, 1).is_outgrown(3), "it could not start"
     assert not _layers(1.6).is_outgrown(4)
-    assert not _layers(9, 9, count=1).is_outgrown(3), "one can not be put together"
+    assert not _layers(9, 9, count=1).is_outgrown(3), "one cannot be put together"
 
 
 def test_what_was_put_together_may_start() -> None:

@@ -35,7 +35,7 @@ class FakeMonitor:
         if self._asked is not None:
             await self._asked.wait()
         if self.state == "silent":
-            raise HostFailure("The machine's monitor refused or is gone.")
+            raise HostFailure("The VMM refused the command or has exited.")
         return self.state
 
     async def cont(self) -> None:

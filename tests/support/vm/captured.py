@@ -53,7 +53,7 @@ def connect(address: str) -> str:
 
 
 def visible(top: str) -> list[str]:
-    """Every file below a directory, and every directory that can not be listed."""
+    """Every file below a directory, and every directory that cannot be listed."""
     found = []
     for directory, below, files in os.walk(top):
         found += [os.path.join(directory, each) for each in files]

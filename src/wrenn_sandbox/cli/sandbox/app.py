@@ -65,7 +65,8 @@ def _mib(size: str) -> int:
     mib = 0.0 if found is None else float(found[1]) * _UNITS[found[2].upper()]
     if mib < 1 or not mib.is_integer():
         raise typer.BadParameter(
-            f"{size!r} is no number of MiB, nor a size such as 512M or 1.5G", param_hint="--memory"
+            f"{size!r} is not a size: give MiB, or a size such as 512M or 1.5G",
+            param_hint="--memory",
         )
     return int(mib)
 

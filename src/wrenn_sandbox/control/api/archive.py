@@ -137,4 +137,4 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             yield chunk
     except ClientDisconnect as error:
-        raise InvalidRequest("The archive is not complete") from error
+        raise InvalidRequest("The archive is incomplete") from error

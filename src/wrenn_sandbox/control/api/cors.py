@@ -42,5 +42,5 @@ class Cors(CORSMiddleware):
         if not self.is_allowed_origin(origin=request_headers["origin"]):
             return error_response(Forbidden("This origin is not one of WRENN_CORS_ORIGINS"))
         return error_response(
-            InvalidRequest("This method or header is not used here"), {"Vary": "Origin"}
+            InvalidRequest("This method or header is not allowed"), {"Vary": "Origin"}
         )

@@ -79,7 +79,7 @@ class TrustedProxies:
 
         `forwarded_for` holds the values of `X-Forwarded-For` in their order. The chain is read from
         its end, where the nearest proxy has written; the first address that is not trusted is the
-        client. What can not be read ends the chain: the hop that passed it on is the client.
+        client. What cannot be read ends the chain: the hop that passed it on is the client.
         """
         client = peer
         for text in _from_the_end(forwarded_for):

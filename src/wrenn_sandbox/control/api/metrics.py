@@ -18,7 +18,7 @@ def _require_permission(request: Request, token: SecretStr | None) -> None:
     if token is None:
         address = request.client.host if request.client is not None else ""
         if not _is_loopback(address):
-            raise Forbidden("Metrics are for this machine only; set WRENN_METRICS_TOKEN")
+            raise Forbidden("Metrics are served to this host only; set WRENN_METRICS_TOKEN")
         return
     given = request.headers.get("authorization", "")
     wanted = f"Bearer {token.get_secret_value()}"

@@ -65,7 +65,7 @@ class ProviderHttp:
 
 def failed(detail: str) -> ExchangeFailed:
     """The failure of an exchange; `detail` is for the log and holds nothing secret."""
-    return ExchangeFailed("The provider does not tell who you are; try again", detail=detail)
+    return ExchangeFailed("The provider did not say who you are; try again", detail=detail)
 
 
 @asynccontextmanager

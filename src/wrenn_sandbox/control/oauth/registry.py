@@ -51,7 +51,7 @@ class Providers:
         """Raises `ProviderNotFound`."""
         reachable = self._reachable.get(name)
         if reachable is None:
-            raise ProviderNotFound("This server knows no login with such a provider")
+            raise ProviderNotFound("This server has no such login provider")
         return reachable
 
 

@@ -98,4 +98,4 @@ def _equal(given: str, wanted: str) -> bool:
 
 
 def _refused(why: str) -> StateRefused:
-    return StateRefused("This login is not under way here; begin again", detail=f"state {why}")
+    return StateRefused("This login is not in progress here; start again", detail=f"state {why}")

@@ -135,5 +135,5 @@ class AccountService:
         """Whom a token acts for, as long as it counts; raises `Unauthorized`."""
         claims = self._tokens.read(token)
         if not await self._store.accounts.may_act(claims.user_id, claims.team_id, claims.issued_at):
-            raise Unauthorized("The token does not count any more; log in again")
+            raise Unauthorized("The token is no longer valid; log in again")
         return Caller(claims.team_id, claims)

@@ -55,7 +55,7 @@ class ConcurrencyLimiter:
     def _require(self, limit: str, who: str, most: int, where: str) -> None:
         if self._under_way[who] >= most:
             raise QuotaExceeded(
-                f"At most {most} {self._what} may go on at once in {where}; "
+                f"At most {most} {self._what} may run at once in {where}; "
                 "wait until some have ended",
                 limit=limit,
                 retry_after=_SOON_SEC,

@@ -1,7 +1,7 @@
 """Pauses what may not run any more, one sandbox after the other.
 
 That is everything while the server is drained, and at any time the sandboxes of teams whose users
-are all disabled. What can not be paused keeps running and is tried again a minute later.
+are all disabled. What cannot be paused keeps running and is tried again a minute later.
 """
 
 from datetime import datetime, timedelta

@@ -134,7 +134,7 @@ def not_responding(since: datetime) -> NotResponding:
     return NotResponding(
         f"Guest not responding since {written(since)}. To have its files, pause the sandbox, then "
         'resume it without memory (`wrenn sandbox resume --reboot`, or {"memory": false} in the '
-        "request); its processes end."
+        "request); its processes end"
     )
 
 

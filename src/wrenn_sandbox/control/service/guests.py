@@ -178,7 +178,7 @@ class GuestService:
                 doubt.cancel()
 
     async def start_in_background(self, guest: Guest, command: Command, tag: str | None) -> Tagged:
-        """Start a command that runs on; raises `InvalidRequest` where it can not be started."""
+        """Start a command that runs on; raises `InvalidRequest` where it cannot be started."""
         tag = await self.tag_for(guest, tag)
         return Tagged(await guest.start_detached(checked_command(command), tag=tag), tag)
 

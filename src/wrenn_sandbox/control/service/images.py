@@ -39,7 +39,7 @@ class DiscardedImages:
         known = await self._store.known_images()
         for image in held:
             if image.image_id not in known and image.created_at < now - GRACE:
-                _log.warning("giving up an image that nobody knows", image_id=image.image_id)
+                _log.warning("releasing an unknown image", image_id=image.image_id)
                 await self._give_up(image.image_id)
 
     async def _give_up(self, image_id: ImageId) -> bool:

@@ -128,7 +128,7 @@ class OAuthService:
                 await self._prove(provider.name, arrival)
             known = _ERROR_NAME.fullmatch(arrival.error)
             said = arrival.error if known else "an error of no known form"
-            raise AccessDenied("The provider has refused", detail=f"the provider said {said}")
+            raise AccessDenied("The provider refused the login", detail=f"the provider said {said}")
         proven = await self._prove(provider.name, arrival)
         if not arrival.code:
             raise MissingCode("The provider sent no code")
@@ -145,5 +145,5 @@ class OAuthService:
         """Use up the state that the browser brought; raises `StateRefused`."""
         proven = self._states.check(name, arrival.cookie, arrival.state)
         if not await self._store.spent_states.spend(proven.state, proven.expires_at, self._clock()):
-            raise StateRefused("This login was finished before", detail="state used before")
+            raise StateRefused("This login has already been completed", detail="state used before")
         return proven

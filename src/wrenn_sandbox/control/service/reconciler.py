@@ -3,7 +3,7 @@
 A sandbox with an operation in this process at any time during the comparison, or with one under
 way at the host, is left alone, and looked at again soon: who asks for it over and over would else
 keep it from being corrected. Each correction is an operation of its own whose transitions are
-guarded like all others, so it can not undo what a request has just done.
+guarded like all others, so it cannot undo what a request has just done.
 """
 
 import asyncio
@@ -177,7 +177,7 @@ class Reconciler:
         self._note(intent.sandbox_id, correction)
 
     async def _destroy_unwanted(self, sandbox_id: SandboxId) -> None:
-        _log.warning("destroying a sandbox that nobody wants", sandbox_id=sandbox_id)
+        _log.warning("destroying an unknown sandbox", sandbox_id=sandbox_id)
         await self._attempt(
             sandbox_id,
             self._operations.run(

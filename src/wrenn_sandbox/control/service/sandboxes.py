@@ -19,7 +19,7 @@ from .templates import Templates
 
 
 def sandbox_id_of(text: str) -> SandboxId:
-    """Raises `NotFound` for what can not be the id of a sandbox."""
+    """Raises `NotFound` for what cannot be the id of a sandbox."""
     if not is_id("sb", text):
         raise NotFound("There is no such sandbox")
     return SandboxId(text)

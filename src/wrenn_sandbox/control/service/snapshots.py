@@ -78,7 +78,7 @@ class SnapshotService:
             await self._images.remove()
             return
         if known and await self._templates.base_image(name) is not None:
-            raise Forbidden("Base templates belong to the host; they can not be deleted here")
+            raise Forbidden("Base templates belong to the host; they cannot be deleted here")
         raise NotFound("There is no such template; the list of templates has their names")
 
     async def _create(self, intent: SnapshotIntent, *, overwrite: bool) -> TeamTemplate:

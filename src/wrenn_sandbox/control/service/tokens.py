@@ -87,7 +87,7 @@ def load_or_make_secret(path: Path) -> str:
 
     Blocks: the file is written in full and synced before it gets its name. A file that others may
     read is closed to them, with a warning. Raises `HostFailure` where that is not possible, where
-    it can not be read, and where it holds less than `SECRET_MIN` characters.
+    it cannot be read, and where it holds less than `SECRET_MIN` characters.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():

@@ -161,7 +161,7 @@ class Administration:
             await self._note(connection, now, "set-password", user_id)
 
     async def disable(self, user_id: UserId, now: datetime) -> None:
-        """The user can not log in, and no token that they have counts, now or later."""
+        """The user cannot log in, and no token that they have counts, now or later."""
         async with self._database.write() as connection:
             await connection.execute(
                 update(users)
@@ -194,7 +194,7 @@ class Administration:
     async def find_key(self, which: str) -> KeyRow:
         """A key by its id, by itself, or by its beginning as a listing or a scan shows it.
 
-        Raises `NotFound`, `InvalidRequest` for what can not name a key, and `Conflict` where the
+        Raises `NotFound`, `InvalidRequest` for what cannot name a key, and `Conflict` where the
         beginning is that of several.
         """
         found = await self._all(KeyRow, select(api_keys).where(_names_key(which)))
@@ -307,7 +307,7 @@ async def administration(url: str, operator: str) -> AsyncIterator[Administratio
     """The administration of the database of this URL, which is neither made nor migrated.
 
     Raises `NotFound` where there is none, `Conflict` where it is another version's, and
-    `HostFailure` where it can not be used.
+    `HostFailure` where it cannot be used.
     """
     database = Database(url)
     try:

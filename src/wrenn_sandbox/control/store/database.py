@@ -22,7 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from wrenn_sandbox.errors import HostFailure
 
 UNUSABLE = (DBAPIError, PostgresError, OSError)
-"""What is raised where a database can not be reached, opened or trusted."""
+"""What is raised where a database cannot be reached, opened or trusted."""
 
 _BUSY_TIMEOUT_MS = 10_000
 _RETRY_SEC = 0.01
@@ -37,7 +37,7 @@ _PRAGMAS = (
 def unusable(error: Exception) -> HostFailure:
     """One of `UNUSABLE` in the words of an operator."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    return HostFailure("The database can not be used", detail=str(cause))
+    return HostFailure("The database cannot be used", detail=str(cause))
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

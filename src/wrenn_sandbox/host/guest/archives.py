@@ -191,12 +191,12 @@ def _failure(code: int, said: bytes) -> WrennError:
     message = words(said.decode("utf-8", "replace").strip())
     kind = _KINDS.get(code)
     if kind is None or not message:  # what it says then is not meant for a caller
-        return AgentError("The copy broke off in the sandbox.", detail=f"{code}: {message}")
+        return AgentError("The copy broke off in the sandbox", detail=f"{code}: {message}")
     return kind(message)
 
 
 def _malformed(detail: str) -> AgentError:
-    return AgentError("The sandbox sent a malformed answer.", detail=detail)
+    return AgentError("The sandbox sent a malformed answer", detail=detail)
 
 
 def _encoded(path: str) -> str:

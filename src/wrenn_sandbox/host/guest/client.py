@@ -72,7 +72,7 @@ class GuestClient:
         """Raise `AgentError` unless the agent answers."""
         status, _ = await self.call("GET", "/health", seconds=CALL_SEC)
         if status != 204:
-            raise AgentError("The sandbox did not answer.", detail=f"health status {status}")
+            raise AgentError("The sandbox did not answer", detail=f"health status {status}")
 
     async def answer(self) -> None:
         """Wait until the agent says anything, on a new connection; raises `GuestUnreachable`."""
@@ -91,7 +91,7 @@ class GuestClient:
         body = msgspec.json.encode(values)
         status, _ = await self.call("POST", "/init", body, seconds=CALL_SEC)
         if status != 204:
-            raise AgentError("The sandbox refused its identity.", detail=f"init status {status}")
+            raise AgentError("The sandbox refused its identity", detail=f"init status {status}")
         self._token = values.access_token
 
     async def set_clock(self, token: str, timestamp: str) -> None:
@@ -103,12 +103,12 @@ class GuestClient:
         status, body = await self.call("GET", "/metrics")
         try:
             if status != 200:
-                raise AgentError("The sandbox gave no metrics.", detail=f"status {status}")
+                raise AgentError("The sandbox gave no metrics", detail=f"status {status}")
             return msgspec.convert(
                 msgspec.json.decode(body, type=_Metrics), GuestMetrics, from_attributes=True
             )
         except MALFORMED as error:
-            raise AgentError("The sandbox gave no metrics.", detail=str(error)) from error
+            raise AgentError("The sandbox gave no metrics", detail=str(error)) from error
 
     def close(self) -> None:
         """Drop every connection: calls under way end with `GuestGone`."""
@@ -202,7 +202,7 @@ class GuestClient:
 
     def _require_life(self) -> None:
         if self._closed:
-            raise GuestGone("The sandbox is not running any more.")
+            raise GuestGone("The sandbox is not running any more")
 
     def _take_idle(self) -> Connection | None:
         while self._idle:

@@ -88,7 +88,7 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         while len(buffer) - start >= _HEAD.size:
             flags, length = _HEAD.unpack_from(buffer, start)
             if length > ENVELOPE_LIMIT or flags not in (0, _LAST):
-                raise AgentError("The sandbox sent a malformed answer.", detail="envelope head")
+                raise AgentError("The sandbox sent a malformed answer", detail="envelope head")
             end = start + _HEAD.size + length
             if len(buffer) < end:
                 break
@@ -97,21 +97,21 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             if flags == _LAST:
                 _finish(message)
                 async for _ in chunks:
-                    raise AgentError("The sandbox sent a malformed answer.", detail="after end")
+                    raise AgentError("The sandbox sent a malformed answer", detail="after end")
                 return
             yield message
             count += 1
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         del buffer[:start]
-    raise AgentError("The sandbox ended its answer too early.")
+    raise AgentError("The sandbox ended its answer too early")
 
 
 def _finish(message: bytes) -> None:
     try:
         last = msgspec.json.decode(message, type=_Last)
     except MALFORMED as error:
-        raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
+        raise AgentError("The sandbox sent a malformed answer", detail=str(error)) from error
     if last.error is not None:
         raise RpcError(last.error.code[:64], words(last.error.message))
 

@@ -37,8 +37,8 @@ TAKEN_SEC: Final = 5.0
 long as a new one may take to come to be. Nothing is asked of the agent, nor of who reads later."""
 UPLOAD_CHUNK: Final = 512 * 1024
 """Bytes of an upload that are gathered before they are sent."""
-SILENT: Final = "The guest does not respond."
-_CLOSED: Final = "The sandbox closed the connection."
+SILENT: Final = "The guest does not respond"
+_CLOSED: Final = "The sandbox closed the connection"
 _HIGH_WATER: Final = 1024 * 1024
 _LOW_WATER: Final = 256 * 1024
 _SMALL: Final = 4 * 1024
@@ -49,7 +49,7 @@ _PIECES_LIMIT: Final = 8192
 
 
 class GuestGone(AgentError):
-    """The agent closed the connection, can not be reached or does not speak HTTP."""
+    """The agent closed the connection, cannot be reached or does not speak HTTP."""
 
 
 class GuestUnreachable(GuestGone):
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
             parts += chunk
             if len(parts) > limit:
                 self.close()
-                raise GuestGone("The sandbox sent too long an answer.")
+                raise GuestGone("The sandbox sent too long an answer")
         return bytes(parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:

@@ -45,7 +45,7 @@ class _Entry(msgspec.Struct, rename="camel"):
 
     def plain(self) -> FileEntry:
         if not _is_name(self.name) or not _is_path(self.path, self.name):
-            raise AgentError("The sandbox sent a malformed answer.", detail="name of a file")
+            raise AgentError("The sandbox sent a malformed answer", detail="name of a file")
         kind = FileType.DIRECTORY if self.type == "FILE_TYPE_DIRECTORY" else FileType.FILE
         return FileEntry(
             name=self.name,
@@ -164,14 +164,14 @@ def _require_heard(written: _Written, user: str | None, mode: int | None) -> Non
     """An agent that continues from before these fields does what it is asked without them."""
     if (written.owner, written.mode) != (user, mode):
         raise AgentError(
-            "The sandbox is older than these fields: it was done, without user and mode."
+            "The sandbox is older than these fields: it was done, without user and mode"
         )
 
 
 def _listing(answer: bytes) -> list[FileEntry]:
     entries = _decode(answer, _Entries).entries
     if len(entries) > _ENTRIES:
-        raise AgentError("The sandbox sent too long an answer.")
+        raise AgentError("The sandbox sent too long an answer")
     return [entry.plain() for entry in entries]
 
 
@@ -187,7 +187,7 @@ def _is_path(text: str, name: str) -> bool:
 
 def _size(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _SIZE_DIGITS):
-        raise AgentError("The sandbox sent a malformed answer.", detail="size of a file")
+        raise AgentError("The sandbox sent a malformed answer", detail="size of a file")
     return int(text)
 
 
@@ -195,4 +195,4 @@ def _decode(body: bytes, kind: type[Answer]) -> Answer:
     try:
         return msgspec.json.decode(body, type=kind)
     except MALFORMED as error:
-        raise AgentError("The sandbox sent a malformed answer.", detail=str(error)) from error
+        raise AgentError("The sandbox sent a malformed answer", detail=str(error)) from error

@@ -322,4 +322,4 @@ def _decode(message: bytes) -> _Event:
 
 
 def _malformed(detail: str) -> AgentError:
-    return AgentError("The sandbox sent a malformed answer.", detail=detail)
+    return AgentError("The sandbox sent a malformed answer", detail=detail)

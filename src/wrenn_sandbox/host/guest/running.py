@@ -15,7 +15,7 @@ class RunningGuest(GuestFiles, GuestArchives):
         try:
             await self._client.answer()
         except GuestUnreachable as error:
-            raise NotResponding("The guest cannot be reached.", detail=error.detail) from error
+            raise NotResponding("The guest cannot be reached", detail=error.detail) from error
 
     async def metrics(self) -> GuestMetrics:
         return await self._client.metrics()

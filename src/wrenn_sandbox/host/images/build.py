@@ -202,9 +202,9 @@ def _host_errors() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace("the disk of this host is full", detail=str(error)) from error
+            raise NoSpace("The disk of this host is full", detail=str(error)) from error
         if error.errno in (errno.EACCES, errno.EPERM):
             raise HostFailure(
-                "the data directory cannot be written by this user", detail=str(error)
+                "The data directory cannot be written by this user", detail=str(error)
             ) from error
-        raise HostFailure("the template could not be stored", detail=str(error)) from error
+        raise HostFailure("The template could not be stored", detail=str(error)) from error

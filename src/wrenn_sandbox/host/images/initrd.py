@@ -33,7 +33,7 @@ def extract(packages_root: Path, recipe: KernelRecipe, target: Path) -> None:
     """
     kernels = sorted(packages_root.glob("boot/vmlinuz-*"))
     if len(kernels) != 1:
-        raise HostFailure("the kernel package must hold exactly one kernel")
+        raise HostFailure("The kernel package must hold exactly one kernel")
     release = kernels[0].name.removeprefix("vmlinuz-")
     shutil.copyfile(kernels[0], target / "kernel")
     shutil.copyfile(_first(packages_root, "bin/busybox"), target / "busybox")
@@ -56,7 +56,7 @@ def make_initrd(extracted: Path, init: Path, target: Path) -> None:
     Not compressed: lz4 and zstd gain nothing on the boot time of a guest.
     """
     if not init.is_file():
-        raise HostFailure("the guest's init script is missing from this installation")
+        raise HostFailure("The guest's init script is missing from this installation")
     entries = [cpio.directory(name) for name in _DIRECTORIES]
     entries.append(cpio.file("init", init.read_bytes(), 0o755))
     entries.append(cpio.file("bin/busybox", (extracted / "busybox").read_bytes(), 0o755))
@@ -70,4 +70,4 @@ def _first(packages_root: Path, name: str) -> Path:
     for path in (packages_root / name, packages_root / "usr" / name):
         if path.exists():
             return path
-    raise HostFailure(f"the kernel's packages hold no {Path(name).name}")
+    raise HostFailure(f"The kernel's packages hold no {Path(name).name}")

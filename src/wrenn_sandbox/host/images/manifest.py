@@ -103,15 +103,15 @@ def decode(data: bytes) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
     except _UNREADABLE as error:
-        raise IncompatibleImage("the image's manifest is damaged", detail=str(error)) from error
+        raise IncompatibleImage("The image's manifest is damaged", detail=str(error)) from error
     if version != FORMAT_VERSION:
         raise IncompatibleImage(
-            f"the image has format version {version}, this server reads version {FORMAT_VERSION}"
+            f"The image has format version {version}, this server reads version {FORMAT_VERSION}"
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except _UNREADABLE as error:
-        raise IncompatibleImage("the image's manifest is damaged", detail=str(error)) from error
+        raise IncompatibleImage("The image's manifest is damaged", detail=str(error)) from error
     _check(manifest)
     return manifest
 
@@ -127,11 +127,11 @@ def _check(manifest: Manifest) -> None:
         wanted = _PRIVATE_FILES if manifest.private else _SNAPSHOT_FILES
     missing = wanted - manifest.files.keys()
     if missing:
-        raise IncompatibleImage(f"the image's manifest lacks {', '.join(sorted(missing))}")
+        raise IncompatibleImage(f"The image's manifest lacks {', '.join(sorted(missing))}")
     if any(not name.isalnum() for name in manifest.files) or not is_id("img", manifest.image_id):
-        raise IncompatibleImage("the image's manifest is damaged")
+        raise IncompatibleImage("The image's manifest is damaged")
     if manifest.is_cold != (manifest.base_image_id is None):
-        raise IncompatibleImage("the image's manifest is damaged")
+        raise IncompatibleImage("The image's manifest is damaged")
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
@@ -140,10 +140,10 @@ def check_files(directory: Path, manifest: Manifest) -> None:
         try:
             size = (directory / name).stat().st_size
         except OSError as error:
-            raise IncompatibleImage(f"the image's {name} is missing", detail=str(error)) from error
+            raise IncompatibleImage(f"The image's {name} is missing", detail=str(error)) from error
         if size != entry.size:
             raise IncompatibleImage(
-                f"the image's {name} is damaged: {size} bytes instead of {entry.size}"
+                f"The image's {name} is damaged: {size} bytes instead of {entry.size}"
             )
 
 
@@ -160,10 +160,10 @@ def verify(directory: Path, manifest: Manifest, names: Collection[str] | None = 
             digest = content_digest(directory / name)
         except OSError as error:
             raise IncompatibleImage(
-                f"the image's {name} is unreadable", detail=str(error)
+                f"The image's {name} is unreadable", detail=str(error)
             ) from error
         if digest != entry.sha256:
-            raise IncompatibleImage(f"the image's {name} is damaged")
+            raise IncompatibleImage(f"The image's {name} is damaged")
 
 
 def describe(path: Path) -> FileDigest:

@@ -31,7 +31,7 @@ def load_order(tree: Path, wanted: Sequence[str]) -> list[tuple[str, bytes]]:
         if name in order or name in built_in:
             return
         if name not in available:
-            raise HostFailure(f"the kernel package has no module {name}")
+            raise HostFailure(f"The kernel package has no module {name}")
         data = _content(available[name])
         for dependency in dependencies(data):
             visit(dependency)

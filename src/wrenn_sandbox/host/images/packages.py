@@ -19,7 +19,7 @@ EPOCH = 1704067200
 def check_mirror(mirror: str | None) -> None:
     """Raises InvalidRequest when the mirror would be read as an option or from standard input."""
     if mirror is not None and (not mirror.strip() or mirror.startswith("-")):
-        raise InvalidRequest("the mirror must be a URL or a line of a sources list")
+        raise InvalidRequest("The mirror must be a URL or a line of a sources list")
 
 
 def install(suite: str, packages: Sequence[str], mirror: str | None, target: Path) -> None:

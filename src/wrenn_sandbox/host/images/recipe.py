@@ -60,7 +60,7 @@ def check_name(name: str) -> str:
     """The template name, if it is one; raises InvalidRequest."""
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
-            "a template name is 1 to 63 lower-case letters, digits, '.', '_' and '-'"
+            "A template name is 1 to 63 lower-case letters, digits, '.', '_' and '-'"
         )
     return name
 
@@ -70,9 +70,9 @@ def load(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"there is no recipe {path.name}", detail=str(path)) from None
+        raise NotFound(f"There is no recipe {path.name}", detail=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"recipe {path.name} cannot be read", detail=str(error)) from error
+        raise InvalidRequest(f"Recipe {path.name} cannot be read", detail=str(error)) from error
     return parse(text)
 
 
@@ -81,7 +81,7 @@ def parse(text: str) -> Recipe:
     try:
         recipe = msgspec.convert(tomllib.loads(text), Recipe)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise InvalidRequest(f"the recipe is not valid: {error}") from error
+        raise InvalidRequest(f"The recipe is not valid: {error}") from error
     _check(recipe)
     return recipe
 
@@ -103,7 +103,7 @@ def _check(recipe: Recipe) -> None:
     )
     for holds, complaint in rules:
         if not holds:
-            raise InvalidRequest(f"the recipe is not valid: {complaint}")
+            raise InvalidRequest(f"The recipe is not valid: {complaint}")
     packages = (
         *recipe.packages,
         *recipe.runtime.packages,
@@ -117,4 +117,4 @@ def _check(recipe: Recipe) -> None:
 def _check_words(kind: str, form: re.Pattern[str], words: tuple[str, ...]) -> None:
     for word in words:
         if not form.fullmatch(word):
-            raise InvalidRequest(f"the recipe is not valid: {word!r} is not a {kind} name")
+            raise InvalidRequest(f"The recipe is not valid: {word!r} is not a {kind} name")

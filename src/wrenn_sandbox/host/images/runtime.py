@@ -85,7 +85,7 @@ def make_base(packages_root: Path, target: Path) -> None:
 def add_agent(base: Path, agent: Path, target: Path) -> None:
     """Makes `target` the complete tree: `base` and the agent's sources, its package compiled."""
     if not (agent / "main.py").is_file():
-        raise HostFailure("the guest agent's sources are missing from this installation")
+        raise HostFailure("The guest agent's sources are missing from this installation")
     shutil.copytree(base, target, symlinks=True, copy_function=os.link)
     shutil.copytree(
         agent, target / "agent", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -113,7 +113,7 @@ def _is_left_out(path: Path) -> bool:
 def _python_version(packages_root: Path) -> str:
     found = sorted((packages_root / "usr/lib").glob("python3.*"))
     if len(found) != 1:
-        raise HostFailure("the runtime packages must hold exactly one Python 3")
+        raise HostFailure("The runtime packages must hold exactly one Python 3")
     return found[0].name
 
 
@@ -121,7 +121,7 @@ def _copy_libraries(packages_root: Path, target: Path, programs: list[Path]) -> 
     directories = [packages_root / name for name in _LIBRARY_DIRS]
     loader = next((d / LOADER for d in directories if (d / LOADER).exists()), None)
     if loader is None:
-        raise HostFailure("the runtime packages hold no loader")
+        raise HostFailure("The runtime packages hold no loader")
     shutil.copy2(loader.resolve(), target / "lib" / LOADER)
     search = ":".join(str(directory) for directory in directories)
     for program in programs:

@@ -77,7 +77,7 @@ class ImageStore:
         try:
             data = self._paths.template(check_name(name)).read_bytes()
         except FileNotFoundError:
-            raise NotFound(f"there is no template {name}") from None
+            raise NotFound(f"There is no template {name}") from None
         return self.open(_read_pointer(name, data))
 
     def open(self, image_id: ImageId) -> Manifest:
@@ -86,10 +86,10 @@ class ImageStore:
         try:
             data = (directory / form.FILE_NAME).read_bytes()
         except FileNotFoundError:
-            raise NotFound(f"there is no image {image_id}") from None
+            raise NotFound(f"There is no image {image_id}") from None
         manifest = form.decode(data)
         if manifest.image_id != image_id:
-            raise IncompatibleImage("the image's manifest belongs to another image")
+            raise IncompatibleImage("The image's manifest belongs to another image")
         form.check_files(directory, manifest)
         return manifest
 
@@ -112,7 +112,7 @@ class ImageStore:
 
     def directory(self, image_id: ImageId) -> Path:
         if not is_id("img", image_id):
-            raise NotFound("there is no such image")
+            raise NotFound("There is no such image")
         return self._paths.image(image_id)
 
     def file(self, manifest: Manifest, name: str) -> Path:
@@ -196,7 +196,7 @@ class ImageStore:
             try:
                 self._paths.template(check_name(name)).unlink()
             except FileNotFoundError:
-                raise NotFound(f"there is no template {name}") from None
+                raise NotFound(f"There is no template {name}") from None
             sync_directory(self._paths.templates)
 
     def hold(self, image_id: ImageId) -> None:
@@ -225,7 +225,7 @@ class ImageStore:
         try:
             os.utime(self.directory(image_id))
         except FileNotFoundError:
-            raise NotFound(f"there is no image {image_id}") from None
+            raise NotFound(f"There is no image {image_id}") from None
 
     def kept(self, variants: int | None = None) -> set[ImageId]:
         """The images that are kept whether or not a sandbox needs them, with their bases.
@@ -325,7 +325,7 @@ def _read_pointer(name: str, data: bytes) -> ImageId:
     try:
         return msgspec.json.decode(data, type=_Pointer).image_id
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise IncompatibleImage(f"template {name} is damaged", detail=str(error)) from error
+        raise IncompatibleImage(f"Template {name} is damaged", detail=str(error)) from error
 
 
 def _sync_file(path: Path) -> None:

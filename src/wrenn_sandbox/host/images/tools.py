@@ -49,20 +49,20 @@ def _failure(name: str, done: subprocess.CompletedProcess[bytes]) -> HostFailure
     text = (done.stderr + done.stdout).decode("utf-8", "replace")
     detail = text[-_DETAIL_LIMIT:]
     if "No space left on device" in text or "Could not allocate block" in text:
-        return NoSpace("the disk of this host is full", detail=detail)
+        return NoSpace("The disk of this host is full", detail=detail)
     missing = next((line for line in text.splitlines() if _NO_PACKAGE.search(line)), None)
     if missing is not None:
         missing = missing.removeprefix("E: ")
         return HostFailure(
-            f"the suite does not have a package of the recipe: {missing}", detail=detail
+            f"The suite does not have a package of the recipe: {missing}", detail=detail
         )
     if "unable to pick chroot mode" in text:
         return HostFailure(
-            "a build without root needs the package uidmap and subordinate ids for this user",
+            "A build without root needs the package uidmap and subordinate ids for this user",
             detail=detail,
         )
     if any(sign in text for sign in _NETWORK_SIGNS):
         return HostFailure(
-            "packages could not be downloaded: check the network or name a mirror", detail=detail
+            "Packages could not be downloaded: check the network or name a mirror", detail=detail
         )
     return HostFailure(f"{name} failed with status {done.returncode}", detail=detail)

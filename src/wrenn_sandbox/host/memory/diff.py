@@ -30,7 +30,7 @@ _VERSION: Final = 1
 _BATCH_PAGES: Final = 1024
 INDEX: Final = "memory.idx"
 PAGES: Final = "memory.diff"
-_DAMAGED: Final = "The stored memory of the sandbox is damaged."
+_DAMAGED: Final = "The stored memory of the sandbox is damaged"
 
 
 def encode_index(runs: Sequence[Run], pages: int) -> bytes:
@@ -48,7 +48,7 @@ def decode_index(data: bytes, pages: int) -> list[Run]:
     magic, version, page, stored_pages, count = _HEAD.unpack_from(data)
     if magic != _MAGIC or version != _VERSION or page != PAGE:
         raise IncompatibleImage(
-            "The stored memory of the sandbox has an unknown format.",
+            "The stored memory of the sandbox has an unknown format",
             detail=f"magic {magic!r} version {version} page {page}",
         )
     if stored_pages != pages or len(data) != _HEAD.size + 8 * count:

@@ -130,7 +130,7 @@ def blocks_of(network: IPv4Network, tag: str) -> list[IPv4Network]:
     """The blocks of the range in the order in which this server tries them."""
     prefix = max(network.prefixlen, BLOCK_PREFIX_LENGTH)
     if prefix > 31:
-        raise HostFailure(f"the network range {network} is too small: it needs at least a /31")
+        raise HostFailure(f"The network range {network} is too small: it needs at least a /31")
     blocks = list(network.subnets(new_prefix=prefix))
     first = int(tag, 16) % len(blocks)
     return blocks[first:] + blocks[:first]
@@ -148,6 +148,6 @@ def claim_block(
         if lock.acquire():
             return block, lock
     raise HostFailure(
-        "no free part is left in the network range for sandboxes: set WRENN_NETWORK_CIDR to a "
+        "No free part is left in the network range for sandboxes: set WRENN_NETWORK_CIDR to a "
         "range that this machine does not use"
     )

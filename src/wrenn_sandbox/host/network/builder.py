@@ -236,7 +236,7 @@ class SlotBuilder:
         stayed = leftovers(plan.tag) & set(indices)
         if stayed:
             raise HostFailure(
-                "network slots could not be removed", detail=f"slots {sorted(stayed)}"
+                "Network slots could not be removed", detail=f"slots {sorted(stayed)}"
             )
 
 
@@ -278,5 +278,5 @@ def _write_sysctl(name: str, value: str, *, required: bool = True) -> None:
     except OSError as error:
         if required:
             raise HostFailure(
-                "a network setting of the kernel failed", detail=str(error)
+                "A network setting of the kernel failed", detail=str(error)
             ) from error

@@ -42,7 +42,7 @@ def choose_network(settings: HostSettings, obstacles: tuple[str, ...] | None = N
         return "user"
     found = tap_obstacles() if obstacles is None else obstacles
     if settings.network == "tap" and found:
-        raise HostFailure("taps were asked for, but " + " and ".join(found))
+        raise HostFailure("Taps were asked for, but " + " and ".join(found))
     if found:
         _log.warning("user-mode networking instead of taps", reasons=list(found))
         return "user"

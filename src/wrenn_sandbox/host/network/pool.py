@@ -142,7 +142,7 @@ class SlotPool:
         Raises `HostFailure` when one cannot be made and `NoCapacity` when the range is used up.
         """
         if self._worker is None or self._closing:
-            raise HostFailure("the network pool is closed")
+            raise HostFailure("The network pool is closed")
         if self._idle:
             slot = self._idle.popleft()
             self._used[slot.index] = slot
@@ -168,7 +168,7 @@ class SlotPool:
     async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
         """See `SlotSource`; a policy that the slot's rules hold already costs next to nothing."""
         if self._builder is None or slot.index not in self._used:
-            raise HostFailure("the network slot of the sandbox is gone")
+            raise HostFailure("The network slot of the sandbox is gone")
         before = self._policies.pop(slot.index, None)
         await self._builder.open(slot.index, policy, before)
         if slot.index in self._used:
@@ -183,7 +183,7 @@ class SlotPool:
         try:
             return self._used[index]
         except KeyError:
-            raise HostFailure("the network slot of the sandbox is gone") from None
+            raise HostFailure("The network slot of the sandbox is gone") from None
 
     async def filled(self) -> None:
         """Wait until the pool is full and nothing is left to remove."""
@@ -219,7 +219,7 @@ class SlotPool:
         self._runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = DirectoryLock(self._runtime_dir / f"server-{self._tag}.lock")
         if not lock.acquire():
-            raise HostFailure("another server is using this data directory")
+            raise HostFailure("Another server is using this data directory")
         undo.callback(lock.release)
         note_tag(self._data_dir)
         candidates = blocks_of(self._network, self._tag)
@@ -239,7 +239,7 @@ class SlotPool:
                 pass
         for future in self._waiting:
             if not future.done():
-                future.set_exception(HostFailure("the network pool is closed"))
+                future.set_exception(HostFailure("The network pool is closed"))
         self._waiting.clear()
 
     async def _step(self, plan: AddressPlan, builder: SlotBuilder) -> bool:
@@ -253,7 +253,7 @@ class SlotPool:
             elif self._doomed:
                 await self._remove(builder)
             elif wanted:
-                raise NoCapacity("this machine has no network address left for another sandbox")
+                raise NoCapacity("This machine has no network address left for another sandbox")
             elif missing > 0:
                 await self._make(plan, builder, min(missing, BATCH))
             else:
@@ -320,7 +320,7 @@ class SlotPool:
             if not future.done():
                 known = isinstance(error, HostFailure | NoCapacity)
                 future.set_exception(
-                    error if known else HostFailure("a network slot could not be made")
+                    error if known else HostFailure("A network slot could not be made")
                 )
                 refused = True
         return refused

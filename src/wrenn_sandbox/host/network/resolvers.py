@@ -50,7 +50,7 @@ def _configured(text: str) -> IPv4Address:
     try:
         server = IPv4Address(text)
     except AddressValueError:
-        raise HostFailure(f"the name server {text!r} is not an IPv4 address") from None
+        raise HostFailure(f"The name server {text!r} is not an IPv4 address") from None
     if server.is_loopback:
-        raise HostFailure(f"the name server {text} is a loopback address: guests cannot reach it")
+        raise HostFailure(f"The name server {text} is a loopback address: guests cannot reach it")
     return server

@@ -44,7 +44,7 @@ class UserModeSlots:
                 slot = self._slot(port)
                 self._used[port] = slot
                 return slot
-        raise HostFailure("no free loopback port was found for a sandbox")
+        raise HostFailure("No free loopback port was found for a sandbox")
 
     async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
         """Note the policy. Guests reach nothing here, so `allow` and `internet` have no effect."""
@@ -61,7 +61,7 @@ class UserModeSlots:
         try:
             return self._used[index]
         except KeyError:
-            raise HostFailure("the network slot of the sandbox is gone") from None
+            raise HostFailure("The network slot of the sandbox is gone") from None
 
     async def close(self, keep: Set[int] = frozenset()) -> None:
         self._used = {index: slot for index, slot in self._used.items() if index in keep}

@@ -97,7 +97,7 @@ def _try(jail: Jail, trial: Sequence[str]) -> None:
             status = child.wait(_TRIAL_SEC)
         except subprocess.TimeoutExpired as error:
             child.kill()
-            raise HostFailure("a program does not end there", detail=str(error)) from error
+            raise HostFailure("A program does not end there", detail=str(error)) from error
     if status != 0:
         raise HostFailure(f"{trial[0]} does not run there: status {status}")
 

@@ -16,7 +16,7 @@ def guest_address(slot: Slot, port: int = AGENT_PORT) -> tuple[str, int]:
     if slot.host_port is None:
         return slot.guest_ip, port
     if port != AGENT_PORT:
-        raise HostFailure("user-mode networking reaches only the guest agent")
+        raise HostFailure("User-mode networking reaches only the guest agent")
     return LOOPBACK, slot.host_port
 
 

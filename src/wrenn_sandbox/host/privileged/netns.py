@@ -52,7 +52,7 @@ class NamespaceThread:
 
     def _inside(self, netns: str | None, work: Callable[[], T]) -> T:
         if self._lost:
-            raise HostFailure("the server lost its own network namespace: restart it")
+            raise HostFailure("The server lost its own network namespace: restart it")
         if netns is None:
             return work()
         if self._home is None:
@@ -60,11 +60,11 @@ class NamespaceThread:
         try:
             target = os.open(NETNS_DIR / netns, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise HostFailure("the network slot is gone", detail=str(error)) from error
+            raise HostFailure("The network slot is gone", detail=str(error)) from error
         try:
             _setns(target)
         except OSError as error:
-            raise HostFailure("cannot enter the network slot", detail=str(error)) from error
+            raise HostFailure("Cannot enter the network slot", detail=str(error)) from error
         finally:
             os.close(target)
         try:

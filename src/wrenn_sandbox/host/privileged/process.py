@@ -224,6 +224,6 @@ def own_memory(pid: int) -> int:
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
     except OSError as error:
-        raise HostFailure("The machine is gone.", detail=str(error)) from error
+        raise HostFailure("The machine is gone", detail=str(error)) from error
     found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else 0

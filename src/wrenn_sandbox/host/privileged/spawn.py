@@ -167,7 +167,7 @@ def start(
         )
     except OSError as error:
         raise HostFailure(
-            "a virtual machine process cannot be started", detail=str(error)
+            "A virtual machine process cannot be started", detail=str(error)
         ) from error
 
 
@@ -175,12 +175,12 @@ def _enter_slot(stack: ExitStack, netns: str) -> None:
     try:
         target = os.open(NETNS_DIR / netns, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostFailure("the network slot is gone", detail=str(error)) from error
+        raise HostFailure("The network slot is gone", detail=str(error)) from error
     stack.callback(os.close, target)
     try:
         mounts.enter(target, mounts.NEW_NET)
     except OSError as error:
-        raise HostFailure("cannot enter the network slot", detail=str(error)) from error
+        raise HostFailure("Cannot enter the network slot", detail=str(error)) from error
 
 
 def _enter_jail(jail: Jail, view: View) -> None:
@@ -188,7 +188,7 @@ def _enter_jail(jail: Jail, view: View) -> None:
         jail.enter(view)
     except OSError as error:
         raise HostFailure(
-            "a virtual machine process cannot be confined", detail=str(error)
+            "A virtual machine process cannot be confined", detail=str(error)
         ) from error
 
 
@@ -197,7 +197,7 @@ def _leave_keys() -> None:
         leave_session_keyring()
     except OSError as error:
         raise HostFailure(
-            "a virtual machine process cannot be confined", detail=str(error)
+            "A virtual machine process cannot be confined", detail=str(error)
         ) from error
 
 
@@ -209,7 +209,7 @@ def _put_into(group: int, child: "subprocess.Popen[bytes]") -> None:
         child.kill()
         child.wait()
         raise HostFailure(
-            "a virtual machine process cannot be bounded", detail=str(error)
+            "A virtual machine process cannot be bounded", detail=str(error)
         ) from error
 
 

@@ -26,7 +26,7 @@ _IFF_VNET_HDR = 0x4000
 async def open_tap(namespaces: NamespaceThread, slot: Slot) -> int:
     """A descriptor of the slot's tap; see `attach_tap`. The caller closes it."""
     if slot.tap is None:
-        raise HostFailure("this slot has no tap")
+        raise HostFailure("This slot has no tap")
     return await namespaces.run(slot.netns, partial(attach_tap, slot.tap))
 
 
@@ -42,14 +42,14 @@ def attach_tap(name: str) -> int:
     try:
         fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise HostFailure("cannot open the tun device", detail=str(error)) from error
+        raise HostFailure("Cannot open the tun device", detail=str(error)) from error
     try:
         request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         fcntl.ioctl(fd, _TUNSETIFF, request)
         _bring_up(name)
     except OSError as error:
         os.close(fd)
-        raise HostFailure("cannot attach to the tap of the slot", detail=str(error)) from error
+        raise HostFailure("Cannot attach to the tap of the slot", detail=str(error)) from error
     return fd
 
 

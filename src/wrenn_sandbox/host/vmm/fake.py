@@ -63,7 +63,7 @@ class FakeDriver(Driver):
             return await asyncio.to_thread(_store, spec, into)
         except OSError as error:
             self._handles[process].signal(signal.SIGCONT)
-            raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+            raise HostFailure("The sandbox could not be stored", detail=str(error)) from error
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         self._handles[process].signal(signal.SIGCONT)

@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=BaseModel)
 AUTH_SECONDS: Final = 5.0
 START_SECONDS: Final = 10.0
 NORMAL: Final = 1000
-NO_LONGER: Final = "The credential does not count any more"
+NO_LONGER: Final = "The credential is no longer valid"
 _REFUSED: Final = 4000
 """Plus an HTTP status: why a connection was refused after the upgrade."""
 

@@ -41,7 +41,7 @@ _FEATURE_NAMES: Final = 0x6803F857
 _LONGEST_HEADER: Final = 4096
 _DEEPEST: Final = 1000
 _OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
-_DAMAGED: Final = "The sandbox's disk is damaged."
+_DAMAGED: Final = "The sandbox's disk is damaged"
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ def version_of(binary: str) -> tuple[int, int, int]:
     try:
         output = subprocess.run([binary, "--version"], capture_output=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError) as error:
-        raise HostFailure("QEMU does not run here.", detail=str(error)) from error
+        raise HostFailure("QEMU does not run here", detail=str(error)) from error
     match = _VERSION.search(output.stdout)
     if match is None:
-        raise HostFailure("QEMU does not tell its version.", detail=repr(output.stdout[:200]))
+        raise HostFailure("QEMU did not report its version", detail=repr(output.stdout[:200]))
     major, minor, micro = map(int, match.groups())
     return major, minor, micro
 

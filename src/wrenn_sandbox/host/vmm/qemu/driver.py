@@ -83,11 +83,11 @@ class QemuDriver(Driver):
     async def create(cls, accelerator: str, namespaces: NamespaceThread, data_dir: Path) -> Self:
         """A driver for the QEMU on this machine; raises `HostFailure` where there is none.
 
-        Protections that the machine can not give are named in one line of the log.
+        Protections that the machine cannot give are named in one line of the log.
         """
         binary = shutil.which(BINARY)
         if binary is None:
-            raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`.")
+            raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`")
         version = await asyncio.to_thread(version_of, binary)
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
         tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
@@ -96,7 +96,7 @@ class QemuDriver(Driver):
         confined = await asyncio.to_thread(confinement, data_dir, (binary, "--version"), devices)
         lacks = confined.lacks if seccomp else (*confined.lacks, "QEMU's seccomp filter")
         if lacks:
-            _log.warning("machines are less protected; see `wrenn doctor`", without=list(lacks))
+            _log.warning("VMs are less protected; see `wrenn doctor`", without=list(lacks))
         variant = Variant(binary, accelerator, firmware, tsc_khz, seccomp)
         return cls(variant, version, namespaces, confined)
 
@@ -170,7 +170,7 @@ class QemuDriver(Driver):
         self, running: Running, process: Process, spec: MachineSpec, into: Path
     ) -> dict[str, FileDigest]:
         if await unless_ended(running, running.monitor.status()) in _ENDED:
-            raise HostFailure("The guest has stopped.")
+            raise HostFailure("The guest has stopped")
         state = spec.files.vmstate
         try:
             await asyncio.to_thread(_make_own, state, spec)
@@ -183,7 +183,7 @@ class QemuDriver(Driver):
             return files
         except OSError as error:
             await asyncio.shield(self.unpause(process, spec))
-            raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+            raise HostFailure("The sandbox could not be stored", detail=str(error)) from error
         except BaseException:
             await asyncio.shield(self.unpause(process, spec))
             raise
@@ -351,7 +351,7 @@ class QemuDriver(Driver):
         try:
             diff.inject(self._mapping(pid, spec), directory)
         except (OSError, LookupError) as error:
-            raise HostFailure("The sandbox could not be loaded.", detail=str(error)) from error
+            raise HostFailure("The sandbox could not be loaded", detail=str(error)) from error
 
     def _capture(
         self, pid: int, spec: MachineSpec, state: Path, into: Path
@@ -364,7 +364,7 @@ class QemuDriver(Driver):
             try:
                 files |= diff.capture(self._mapping(pid, spec), into)
             except LookupError as error:
-                raise HostFailure("The sandbox could not be stored.", detail=str(error)) from error
+                raise HostFailure("The sandbox could not be stored", detail=str(error)) from error
         return files
 
     async def _keep_console(self, running: Running) -> None:

@@ -24,7 +24,7 @@ LISTEN_BACKLOG: Final = 4
 _CONNECT_SEC: Final = 10.0
 _STATUS_SEC: Final = 10.0
 _WORD: Final = re.compile(r"[a-z][a-z-]{0,39}")
-_NO_ANSWER: Final = "The machine's monitor refused or is gone."
+_NO_ANSWER: Final = "The VMM refused the command or has exited"
 
 
 def listen(path: Path) -> socket.socket:
@@ -89,7 +89,7 @@ class Monitor:
             with short_path(path) as name:
                 return cls(await Session.open(name, timeout))
         except QmpError as error:
-            raise HostFailure("The machine did not start.", detail=f"QMP: {error}") from error
+            raise HostFailure("The machine did not start", detail=f"QMP: {error}") from error
 
     async def close(self) -> None:
         """End the session; the machine runs on."""
@@ -111,7 +111,7 @@ class Monitor:
             except (TimeoutError, QmpError) as error:
                 raise HostFailure(_NO_ANSWER, detail=f"after loading: {error}") from error
         if event.name != "RESUME":
-            raise HostFailure("The stored machine did not start.", detail=event.name)
+            raise HostFailure("The stored machine did not start", detail=event.name)
 
     async def save(self, vmstate: Path) -> None:
         """Write the device state of a stopped machine to a new file."""

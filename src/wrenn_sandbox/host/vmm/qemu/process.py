@@ -23,7 +23,7 @@ STATE_LIMIT: Final = 16 * 1024 * 1024
 LOG_LIMIT: Final = 1024 * 1024
 """Bytes of a monitor's own log; a guest can make it complain as often as it likes."""
 _TAIL_BYTES: Final = 2000
-_REPLACED: Final = "QEMU was replaced on this host; its operator has to restart the server."
+_REPLACED: Final = "QEMU was replaced on this host; its operator has to restart the server"
 
 
 @dataclass
@@ -51,7 +51,7 @@ async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, 
     """
     async with first_of(Monitor.connect(path), handle.wait()) as (connecting, _):
         if not connecting.done():
-            raise HostFailure("The machine did not start.")
+            raise HostFailure("The machine did not start")
         monitor = connecting.result()
         try:
             if monitor.version != version:
@@ -67,7 +67,7 @@ async def unless_ended(running: Running, work: Coroutine[None, None, T]) -> T:
     async with first_of(work, running.handle.wait()) as (task, _):
         if not task.done():
             detail = await asyncio.to_thread(tails, running.files)
-            raise HostFailure("The machine ended unexpectedly.", detail=detail)
+            raise HostFailure("The machine ended unexpectedly", detail=detail)
         return task.result()
 
 
@@ -92,7 +92,7 @@ async def end(running: Running) -> None:
 def require_same(running: Running) -> None:
     """Raise `HostFailure` where the process has ended, so that its pid may be another's."""
     if not running.handle.alive:
-        raise HostFailure("The machine ended unexpectedly.")
+        raise HostFailure("The machine ended unexpectedly")
 
 
 def read_state(path: Path) -> bytes:
