@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wrenn_sandbox.model.limits import parse_rate
 from wrenn_sandbox.model.network import PRIVATE
+from wrenn_sandbox.model.quota import Quota
 
 
 def _default_data_dir() -> Path:
@@ -219,6 +220,19 @@ class QuotaSettings(CommonSettings):
     quota_snapshots: int = Field(default=100, ge=0)
     quota_disk_mb: int = Field(default=102_400, ge=0)
     quota_api_keys: int = Field(default=100, ge=0)
+
+    @property
+    def quota(self) -> Quota:
+        """The limits that hold for every team without limits of its own."""
+        return Quota(
+            running=self.quota_running,
+            vcpus=self.quota_vcpus,
+            memory_mb=self.quota_memory_mb,
+            sandboxes=self.quota_sandboxes,
+            snapshots=self.quota_snapshots,
+            disk_mb=self.quota_disk_mb,
+            api_keys=self.quota_api_keys,
+        )
 
 
 class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):

@@ -26,7 +26,6 @@ from wrenn_sandbox.control.service.lifecycle import Lifecycle
 from wrenn_sandbox.control.service.network import NetworkPolicies
 from wrenn_sandbox.control.service.oauth import OAuthService, Sites
 from wrenn_sandbox.control.service.passwords import Passwords
-from wrenn_sandbox.control.service.quotas import quota_of
 from wrenn_sandbox.control.service.rate_limits import AttemptLimits
 from wrenn_sandbox.control.service.reconciler import Reconciler
 from wrenn_sandbox.control.service.sandboxes import SandboxService
@@ -57,7 +56,7 @@ class ControlPlane:
         hasher: PasswordHasher | None,
     ) -> None:
         context = ControlContext(
-            settings, Store(settings.sql_url, quota_of(settings)), host, clock, random
+            settings, Store(settings.sql_url, settings.quota), host, clock, random
         )
         self._context = context
         self._settings = settings
