@@ -294,6 +294,7 @@ def test_a_pipe_has_no_user(person: Person, sandbox: Sandbox) -> None:
         assert (code, "--user" in said) == (1, True)
 
 
+@pytest.mark.serial  # it has to be seen before it ends
 def test_an_interrupted_cp_leaves_no_half_file(person: Person, sandbox: Sandbox) -> None:
     """A single file is there whole or not at all, on both sides, and nothing is left of it."""
     sandbox.exec("sh", "-c", "echo old >big; yes | head -c 500000000 >src").check()

@@ -164,10 +164,13 @@ async def test_what_a_killed_server_had_merged_in_vain_is_collected(
     async def killed(*_: object, **__: object) -> bool:
         raise asyncio.CancelledError
 
+    async def not_any_more() -> None:
+        return
+
     before = stand.images()
     with monkeypatch.context() as patch:
         patch.setattr(Sandbox, "refer_to", killed)
-        patch.setattr(stand.host._collection, "_run", lambda _: None)
+        patch.setattr(stand.host._collection, "run", not_any_more)
         await stand.pause()
         worker = stand.host._housekeeper._worker
         assert worker is not None
@@ -347,11 +350,11 @@ async def test_a_busy_host_is_looked_after_too(
     """There always is a sandbox to consider, and what is due fails."""
     looked: list[float] = []
 
-    def trim(idle: float) -> None:
+    async def tend(idle: float) -> None:
         looked.append(idle)
         raise OSError("refused")
 
-    monkeypatch.setattr(stand.host._driver, "trim", trim)
+    monkeypatch.setattr(stand.host._driver, "tend", tend)
     async with asyncio.timeout(20):
         while len(looked) < 2:
             stand.host._housekeeper.consider(stand.sandbox)

@@ -10,6 +10,8 @@ import pytest
 
 from support.vm.rig import NewRig
 
+pytestmark = pytest.mark.vm
+
 _KNOCK = """
 import json, socket, sys
 answered = []
