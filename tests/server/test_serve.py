@@ -110,7 +110,7 @@ def test_the_port_is_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = _wrenn("serve", "--port", port, WRENN_DATA_DIR=str(tmp_path / "data"))
-    assert f"port {port} of 127.0.0.1 is in use" in _refused(done)
+    assert f"Port {port} of 127.0.0.1 is in use" in _refused(done)
 
 
 def test_the_port_is_in_use_and_nothing_is_built_before_it_says_so(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_port_is_in_use_and_nothing_is_built_before_it_says_so(tmp_path: Pat
         done = _wrenn(
             "serve", "--build", "no-such-recipe", "--port", port, WRENN_DATA_DIR=str(tmp_path)
         )
-        assert f"port {port} of 127.0.0.1 is in use" in _refused(done)
+        assert f"Port {port} of 127.0.0.1 is in use" in _refused(done)
     done = _wrenn(
         "serve", "--build", "no-such-recipe", "--port", port, WRENN_DATA_DIR=str(tmp_path)
     )
