@@ -238,7 +238,7 @@ async def test_a_resume_that_would_take_more_waits_for_housekeeping(
             if number < 2:
                 await stand.resume()
                 await stand.settled()
-        with pytest.raises(NoCapacity, match="put together") as caught:
+        with pytest.raises(NoCapacity, match="being merged") as caught:
             await stand.resume()
         assert caught.value.retry_after == 5
         assert stand.sandbox.phase is Phase.PAUSED

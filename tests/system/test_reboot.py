@@ -323,7 +323,7 @@ async def test_a_failure_while_the_new_state_is_stored(
     before, images = _stored(host, id), _found(host._paths.images)
     with monkeypatch.context() as patch:
         patch.setattr(paused, "commit", _refuse)
-        assert "could not do that" in _message(await _resume(team, id, _WITHOUT))
+        assert "could not complete the operation" in _message(await _resume(team, id, _WITHOUT))
     assert _stored(host, id) == before
     assert _found(host._paths.images) == images
     assert _found(host._paths.run) == set()
