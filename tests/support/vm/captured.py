@@ -171,7 +171,7 @@ def main() -> None:
             "mount namespace": outcome(lambda: call("unshare", _NEW_MOUNTS)),
             "mount": outcome(lambda: call("mount", b"none", b"/dev", b"tmpfs", 0, 0)),
             "umount": outcome(lambda: call("umount2", wanted["data_dir"].encode(), 2)),
-            "mknod": outcome(lambda: os.mknod("disk", 0o60600, os.makedev(254, 0))),
+            "mknod": outcome(lambda: os.mknod("device", 0o60600, os.makedev(254, 0))),
             "priority": outcome(lambda: os.setpriority(os.PRIO_PROCESS, 0, -5)),
             "packets": outcome(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
         },
