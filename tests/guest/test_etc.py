@@ -180,3 +180,19 @@ def test_a_machine_id_is_a_file_like_any_other(tmp_path: Path) -> None:
     path.unlink()
     assert identify(tmp_path, "c" * 32)
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+@pytest.mark.root
+def test_hosts_stays_whole_on_a_full_disk(tmp_path: Path) -> None:
+    small = tmp_path / "etc"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)]
+    subprocess.run(mount, check=True)
+    try:
+        hosts = b"127.0.0.1 localhost\n" + b"#" * 4070
+        (small / "hosts").write_bytes(hosts)
+        (small / "filler").write_bytes(bytes(4096))
+        name(small, "sb-one")
+        assert (small / "hosts").read_bytes() == hosts
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

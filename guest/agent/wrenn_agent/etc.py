@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _ADDRESS = b"127.0.1.1"
 _MARK = b"# this machine, kept by Wrenn"
 _LOCALHOST = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+_BLOCK = 512
+"""Bytes in the unit of `st_blocks`."""
 _LIMIT = 1024 * 1024
 """Bytes of /etc/hosts that are worth reading."""
 
@@ -94,14 +96,16 @@ def _overwrite(path: str, content: bytes) -> bool:
     """Write over a plain file that is there; whether that was done.
 
     A file that takes another's place is written to the disk at once (ext4, `auto_da_alloc`). One
-    that is written over is not, and costs a pause its memory page alone.
+    that is written over is not, and costs a pause its memory page alone. Only what has the blocks
+    already is written over: on a full disk it would be left half written.
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or len(content) > info.st_blocks * _BLOCK:
             return False
         if os.pwrite(fd, content, 0) != len(content):
             return False

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 
 BLOCK = 512
@@ -95,7 +96,7 @@ class Header:
             self.size = 0
 
 
-class Unpacker:
+class Unpacker(ABC):
     """Takes an archive, piece by piece, and puts what it holds into a tree.
 
     Where that is says `begin`. Directories that are there are added to. A file takes its place
@@ -122,9 +123,9 @@ class Unpacker:
         self._steps = self._unpack()
         next(self._steps)
 
+    @abstractmethod
     def begin(self, parts: Parts, header: Header) -> None:
         """Choose the tree, by the path and header of the first entry: `put_into` or `put_at`."""
-        raise NotImplementedError
 
     def put_into(self, directory: str, root: bytes | None, made: Header | None) -> None:
         """What comes belongs into a directory, all of it below `root` if that is not None.
