@@ -30,7 +30,7 @@ def _ready(rig: Rig, count: int) -> Callable[[], bool]:
 def test_a_create_takes_a_machine_that_waits(new_rig: NewRig) -> None:
     rig, api = new_rig(WRENN_HOT_POOL_SIZE="2")
     assert eventually(_ready(rig, 2), within=60)
-    assert eventually(lambda: len(_waiting(rig)) == 3, within=20)
+    assert eventually(lambda: len(_waiting(rig)) == 2, within=20)
     before = _waiting(rig)
     tokens = [each.token for each in rig.journals() if each.sandbox_id is None and each.token]
     first, second = api.create().id, api.create().id
@@ -47,12 +47,12 @@ def test_a_create_takes_a_machine_that_waits(new_rig: NewRig) -> None:
 
 
 def _a_machine_that_dies_is_replaced(rig: Rig, api: Api) -> None:
-    assert eventually(lambda: len(_waiting(rig)) == 3, within=20)
+    assert eventually(lambda: len(_waiting(rig)) == 2, within=20)
     victims = _waiting(rig)
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     assert api.output(api.create().id, "echo hello") == "hello"
-    assert eventually(lambda: len(_waiting(rig) - victims) == 3, within=60)
+    assert eventually(lambda: len(_waiting(rig) - victims) == 2, within=60)
 
 
 def _nothing_waits_after_the_end(rig: Rig) -> None:

@@ -131,7 +131,7 @@ def test_a_template_goes_under_its_sandboxes(rig: Rig, api: Api, how: str) -> No
     assert api.output(running, _CHECK) == _FOUND
     api.delete(running)
     assert rig.images() == images
-    assert rig.sealed_images() <= images
+    assert eventually(lambda: rig.sealed_images() <= images, within=30)
 
 
 def test_snapshots_of_another_team_are_not_found(rig: Rig, api: Api) -> None:
