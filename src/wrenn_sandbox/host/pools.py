@@ -125,9 +125,12 @@ class Pool:
         if image is None:
             return
         await self._drop_others(image.image_id)
+        before = len(self._machines)
         while len(self._machines) < self._size and await self._room(image.memory_mb):
             await self._give_way()
             await self._add(image)
+        if len(self._machines) > before:
+            _log.info("filled the pool", machines=len(self._machines))
 
     async def _give_way(self) -> None:
         """Wait until a second after the last claim, five at most."""

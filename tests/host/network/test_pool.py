@@ -239,7 +239,7 @@ async def test_one_server_for_a_data_directory(make_pool: PoolFactory) -> None:
     first, second = make_pool(), make_pool()
     await first.start()
     slot = await first.acquire()
-    with pytest.raises(HostFailure, match="another server"):
+    with pytest.raises(HostFailure, match="Another server"):
         await second.start()
     assert inode(slot)
 
