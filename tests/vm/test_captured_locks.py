@@ -46,7 +46,7 @@ def test_locks_of_one_hold_up_nobody(rig: Rig, api: Api, sandbox: Sandbox, tmp_p
         try:
             await asyncio.to_thread(others_live)
         finally:
-            await process.terminate(0)
+            await process.kill()
             process.close()
 
     def others_live() -> None:

@@ -29,6 +29,6 @@ async def test_the_process_is_in_the_slot_and_holds_its_tap(
     inside = os.stat(f"/proc/{process.pid}/ns/net").st_ino
     assert inside == os.stat(f"/run/netns/{slot.netns}").st_ino
     assert os.readlink(f"/proc/{process.pid}/fd/{tap}") == "/dev/net/tun"
-    await process.terminate(grace=5)
+    await process.kill()
     process.close()
     os.close(await open_tap(namespaces, slot))

@@ -186,7 +186,7 @@ async def test_the_host_finds_what_a_process_inside_has_mapped(jail: Jail, tmp_p
     content = bytearray(2 * pages.PAGE)
     pages.read(found, [pages.Run(3, 2)], memoryview(content))
     assert content[:4] == b"mine"
-    await process.terminate(0)
+    await process.kill()
     process.close()
 
 

@@ -12,17 +12,11 @@ import uvloop
 
 from wrenn_sandbox.host.privileged.process import (
     ProcessHandle,
-    is_alive,
+    kill_now,
     pidfd_open,
     process_start_time,
-    terminate,
-    wait_exit,
 )
 
-STUBBORN = (
-    "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "print('ready', flush=True); signal.pause()"
-)
 # Starts a grandchild that outlives its parent, and prints its pid.
 ORPHAN = (
     "import subprocess; p = subprocess.Popen(['sleep', '1000'], stdout=subprocess.DEVNULL,"
@@ -38,14 +32,6 @@ def child() -> Iterator["subprocess.Popen[bytes]"]:
         process.kill()
 
 
-def stubborn_child() -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    return process
-
-
 def orphan() -> int:
     return int(subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True).stdout)
 
@@ -58,6 +44,15 @@ def ended() -> int:
     """A pid that nobody has."""
     with subprocess.Popen(["true"]) as process:
         return process.pid
+
+
+def is_alive(pid: int, start_time: int) -> bool:
+    """Whether exactly this process can be adopted."""
+    try:
+        ProcessHandle.adopt(pid, start_time).close()
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def gone(pid: int) -> bool:
@@ -98,10 +93,10 @@ def test_no_such_process() -> None:
 async def test_a_child_is_ended_and_reaped() -> None:
     handle = ProcessHandle.of_child(started("sleep", "1000"))
     assert is_alive(handle.pid, handle.start_time)
-    assert await handle.terminate(grace=10) == -signal.SIGTERM
+    assert await handle.kill() == -signal.SIGKILL
     assert not handle.alive
     assert gone(handle.pid)
-    assert await handle.terminate(grace=10) == -signal.SIGTERM
+    assert await handle.kill() == -signal.SIGKILL
     handle.close()
     handle.close()
 
@@ -112,35 +107,23 @@ async def test_the_exit_status_of_a_child() -> None:
     handle.close()
 
 
-async def test_a_process_that_ignores_the_request_is_killed_after_the_grace() -> None:
-    handle = ProcessHandle.of_child(stubborn_child())
-    assert await handle.terminate(grace=0.05) == -signal.SIGKILL
-    handle.close()
-
-
 async def test_an_adopted_process_is_ended() -> None:
     pid = orphan()
     handle = ProcessHandle.adopt(pid, process_start_time(pid))
-    assert await handle.terminate(grace=10) is None
+    assert await handle.kill() is None
     assert not handle.alive
     handle.close()
 
 
-async def test_terminate_by_pid_ends_only_the_very_process() -> None:
+async def test_another_process_with_the_pid_is_not_adopted() -> None:
     pid = orphan()
     start_time = process_start_time(pid)
-    await terminate(pid, start_time - 1, grace=1)
+    with pytest.raises(ProcessLookupError):
+        ProcessHandle.adopt(pid, start_time - 1)
     assert is_alive(pid, start_time)
-    await terminate(pid, start_time, grace=10)
+    kill_now(pid)
     assert not is_alive(pid, start_time)
-    await terminate(pid, start_time, grace=10)
-
-
-async def test_terminate_by_pid_reaps_a_child() -> None:
-    process = started("sleep", "1000")
-    await terminate(process.pid, process_start_time(process.pid), grace=0)
-    assert gone(process.pid)
-    process.wait()
+    kill_now(pid)
 
 
 async def test_adopting_a_process_that_is_gone() -> None:
@@ -155,14 +138,14 @@ async def test_a_closed_handle_leaves_the_process_running() -> None:
     start_time = handle.start_time
     handle.close()
     assert is_alive(child.pid, start_time)
-    await terminate(child.pid, start_time, grace=0)
+    kill_now(child.pid)
 
 
 def _many_waiters() -> list[int]:
     async def main() -> list[int]:
         before = len(os.listdir("/proc/self/fd"))
         handle = ProcessHandle.of_child(started("sleep", "1000"))
-        waiting = [asyncio.create_task(wait_exit(handle.fileno())) for _ in range(3)]
+        waiting = [asyncio.create_task(handle.wait()) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         handle.signal(signal.SIGKILL)

@@ -128,7 +128,7 @@ async def test_the_process_is_bounded_and_the_first_to_go(tmp_path: Path) -> Non
         assert members.read_text() == str(process.pid)
         assert oom_score(process.pid) > oom_score(os.getpid())
     finally:
-        await process.terminate(0)
+        await process.kill()
         process.close()
 
 

@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
@@ -43,92 +44,6 @@ def pidfd_open(pid: int, start_time: int) -> int:
     return fd
 
 
-def has_exited(pidfd: int) -> bool:
-    """Whether the process has ended (it may still be a zombie)."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def is_alive(pid: int, start_time: int) -> bool:
-    """Whether exactly this process still runs; a zombie does not."""
-    try:
-        fd = pidfd_open(pid, start_time)
-    except ProcessLookupError:
-        return False
-    try:
-        return not has_exited(fd)
-    finally:
-        os.close(fd)
-
-
-async def wait_exit(pidfd: int) -> None:
-    """Return when the process of the pidfd has ended. Any number of tasks may wait."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    own = os.dup(pidfd)  # a loop watches a descriptor for one reader only
-    try:
-        loop.add_reader(own, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(own)
-    finally:
-        os.close(own)
-
-
-def send_signal(pidfd: int, number: signal.Signals) -> None:
-    """Signal the process; one that has ended is no error."""
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        return
-
-
-async def terminate(pid: int, start_time: int, grace: float) -> None:
-    """End exactly this process: SIGTERM, after `grace` seconds SIGKILL; returns when it is gone.
-
-    A child of this server is reaped. A process that no longer exists is no error.
-    """
-    try:
-        fd = pidfd_open(pid, start_time)
-    except ProcessLookupError:
-        return
-    try:
-        await terminate_pidfd(fd, grace)
-        reap(fd)
-    finally:
-        os.close(fd)
-
-
-async def terminate_pidfd(pidfd: int, grace: float) -> None:
-    """As `terminate`, but leaves a child as a zombie for whoever wants its status."""
-    if grace > 0:
-        send_signal(pidfd, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace):
-                await wait_exit(pidfd)
-                return
-        except TimeoutError:
-            pass
-    send_signal(pidfd, signal.SIGKILL)
-    await wait_exit(pidfd)
-
-
-def reap(pidfd: int) -> int | None:
-    """The status of an ended child (minus the signal if one ended it).
-
-    None when the process is not our child or somebody reaped it already.
-    """
-    try:
-        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    if result is None:
-        return None
-    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-
-
 class ProcessHandle:
     """A running process: our child, or one that was adopted. Close it when done."""
 
@@ -137,7 +52,6 @@ class ProcessHandle:
         self.start_time = start_time
         self._pidfd = pidfd
         self._child: subprocess.Popen[bytes] | None = None
-        self._status: int | None = None
 
     @classmethod
     def adopt(cls, pid: int, start_time: int) -> "ProcessHandle":
@@ -158,25 +72,35 @@ class ProcessHandle:
 
     @property
     def alive(self) -> bool:
-        return not has_exited(self._pidfd)
-
-    def fileno(self) -> int:
-        """The pidfd: readable when the process has ended. It belongs to this handle."""
-        return self._pidfd
+        """Whether it runs; a zombie does not."""
+        return not _has_ended(self._pidfd, 0)
 
     def signal(self, number: signal.Signals) -> None:
-        send_signal(self._pidfd, number)
+        """Signal the process; one that has ended is no error."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
 
     async def wait(self) -> int | None:
-        """Wait for the end; the status as `Popen.returncode` gives it, None if not our child."""
-        await wait_exit(self._pidfd)
-        if self._child is not None:
-            self._status = self._child.wait()
-        return self._status
+        """Wait for the end; the status as `Popen.returncode` gives it, None if not our child.
 
-    async def terminate(self, grace: float) -> int | None:
-        """SIGTERM, after `grace` seconds (0: at once) SIGKILL; returns when it is reaped."""
-        await terminate_pidfd(self._pidfd, grace)
+        Any number of tasks may wait.
+        """
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        own = os.dup(self._pidfd)  # a loop watches a descriptor for one reader only
+        try:
+            loop.add_reader(own, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(own)
+        finally:
+            os.close(own)
+        return None if self._child is None else self._child.wait()
+
+    async def kill(self) -> int | None:
+        """SIGKILL; returns when it is reaped, as `wait` does."""
+        self.signal(signal.SIGKILL)
         return await self.wait()
 
     def close(self) -> None:
@@ -205,18 +129,20 @@ def processes_in_netns(inode: int) -> list[int]:
 
 def kill_now(pid: int) -> None:
     """SIGKILL a process and wait for its end, a second at most; blocks."""
-    try:
-        start_time = process_start_time(pid)
-        fd = pidfd_open(pid, start_time)
-    except ProcessLookupError:
-        return
-    try:
-        send_signal(fd, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.poll(1000)
-    finally:
-        os.close(fd)
+    with suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            _has_ended(fd, 1000)
+        finally:
+            os.close(fd)
+
+
+def _has_ended(pidfd: int, wait_ms: int) -> bool:
+    """Whether the process, maybe a zombie now, ends within so many milliseconds; blocks."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(wait_ms))
 
 
 def own_memory(pid: int) -> int:

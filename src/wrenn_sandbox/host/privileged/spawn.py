@@ -117,7 +117,7 @@ async def spawn_in_slot(
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled() and task.exception() is None:
-            await task.result().terminate(0)
+            await task.result().kill()
             task.result().close()
         raise
 

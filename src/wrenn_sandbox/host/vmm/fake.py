@@ -79,7 +79,7 @@ class FakeDriver(Driver):
             except ProcessLookupError:
                 return
         await asyncio.to_thread(_kill_descendants, process.pid)
-        await handle.terminate(0)
+        await handle.kill()
         handle.close()
 
     async def adopt(self, process: Process, spec: MachineSpec) -> bool:

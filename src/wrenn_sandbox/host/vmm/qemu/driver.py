@@ -219,7 +219,7 @@ class QemuDriver(Driver):
         except ProcessLookupError:
             return
         try:
-            await handle.terminate(0)
+            await handle.kill()
         finally:
             handle.close()
 
@@ -331,7 +331,7 @@ class QemuDriver(Driver):
         try:
             monitor = await connected(handle, socket_path, self._version)
         except BaseException as error:
-            await asyncio.shield(handle.terminate(0))
+            await asyncio.shield(handle.kill())
             handle.close()
             if isinstance(error, HostFailure):
                 error.detail = await asyncio.to_thread(tails, spec.files)

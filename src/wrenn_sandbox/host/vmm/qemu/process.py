@@ -83,7 +83,7 @@ async def or_no_end(work: Coroutine[None, None, str]) -> str:
 async def end(running: Running) -> None:
     """Kill the process, wait for its end and let go of it."""
     try:
-        await running.handle.terminate(0)
+        await running.handle.kill()
     finally:
         running.handle.close()
         await running.monitor.close()
