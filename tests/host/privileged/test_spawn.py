@@ -9,7 +9,7 @@ import pytest
 
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.privileged.spawn import Identity, kvm_groups, spawn, spawn_in_slot
+from wrenn_sandbox.host.privileged.spawn import Identity, kvm_groups, spawn_in_slot, start
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.slot import Slot
 
@@ -51,12 +51,10 @@ asyncio.run(main())
 
 
 RICH = """
-import asyncio, sys
-from wrenn_sandbox.host.privileged.spawn import Identity, spawn
+import sys
+from wrenn_sandbox.host.privileged.spawn import Identity, start
 
-child = spawn(["cat", "/proc/self/status"], identity=Identity(760_123), output=sys.stdout.fileno())
-asyncio.run(child.wait())
-child.close()
+start(["cat", "/proc/self/status"], identity=Identity(760_123), output=sys.stdout.fileno()).wait()
 """
 
 
@@ -69,19 +67,12 @@ def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-async def output_of(argv: list[str], directory: Path) -> str:
+def output_of(argv: list[str], directory: Path) -> str:
     """What the process prints once started as the user of SLOT."""
     log = directory / "log"
     with log.open("wb") as file:
-        process = spawn(
-            argv,
-            identity=Identity(SLOT.uid, groups=(761_000,)),
-            output=file,
-            env={"PATH": "/usr/bin:/bin", "GREETING": "hello"},
-            cwd=directory,
-        )
-    status = await process.wait()
-    process.close()
+        identity = Identity(SLOT.uid, groups=(761_000,))
+        status = start(argv, identity=identity, output=file, cwd=directory).wait()
     text = log.read_text()
     assert status == 0, text
     return text
@@ -98,8 +89,8 @@ def directory(tmp_path: Path) -> Path:
     return place
 
 
-async def test_the_process_has_no_privileges(directory: Path) -> None:
-    status = status_of(await output_of(["cat", "/proc/self/status"], directory))
+def test_the_process_has_no_privileges(directory: Path) -> None:
+    status = status_of(output_of(["cat", "/proc/self/status"], directory))
     assert status["Uid"] == [str(SLOT.uid)] * 4
     assert status["Gid"] == [str(SLOT.uid)] * 4
     assert status["Groups"] == ["761000"]
@@ -132,19 +123,23 @@ async def test_the_process_is_bounded_and_the_first_to_go(tmp_path: Path) -> Non
         process.close()
 
 
-async def test_the_process_gets_only_its_environment(directory: Path) -> None:
-    assert await output_of(["env"], directory) == "PATH=/usr/bin:/bin\nGREETING=hello\n"
+def test_the_process_gets_no_environment_of_the_server(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WRENN_SECRET", "secret")
+    minimal = "PATH=/usr/sbin:/usr/bin:/sbin:/bin\nLC_ALL=C.UTF-8\n"
+    assert output_of(["env"], directory) == minimal
 
 
-async def test_the_process_leads_a_session_in_its_directory(directory: Path) -> None:
+def test_the_process_leads_a_session_in_its_directory(directory: Path) -> None:
     script = "read a b c d e f rest < /proc/self/stat; echo $$ $f; pwd"
-    ids, place = (await output_of(["bash", "-c", script], directory)).splitlines()
+    ids, place = output_of(["bash", "-c", script], directory).splitlines()
     assert len(set(ids.split())) == 1
     assert place == str(directory)
 
 
-async def test_the_process_is_limited(directory: Path) -> None:
-    lines = (await output_of(["cat", "/proc/self/limits"], directory)).splitlines()
+def test_the_process_is_limited(directory: Path) -> None:
+    lines = output_of(["cat", "/proc/self/limits"], directory).splitlines()
     rows = {line[:25].strip(): line[26:].split()[:2] for line in lines}
     assert rows["Max core file size"] == ["0", "0"]
     assert rows["Max open files"] == ["4096", "4096"]
@@ -171,10 +166,8 @@ async def test_only_passed_descriptors_arrive(namespaces: NamespaceThread) -> No
             os.close(each)
 
 
-async def test_a_program_that_is_missing(directory: Path) -> None:
-    process = spawn(["/no/such/program"], identity=Identity(SLOT.uid))
-    assert await process.wait() == 127
-    process.close()
+def test_a_program_that_is_missing() -> None:
+    assert start(["/no/such/program"], identity=Identity(SLOT.uid)).wait() == 127
 
 
 async def test_a_directory_that_is_missing(namespaces: NamespaceThread) -> None:

@@ -1,7 +1,6 @@
 """A thread that can work inside network namespaces."""
 
 import asyncio
-import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,17 +9,25 @@ from typing import TypeVar
 
 from wrenn_sandbox.errors import HostFailure
 
+from . import mounts
+
 T = TypeVar("T")
 
 NETNS_DIR = Path("/run/netns")
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+def enter_netns(name: str) -> None:
+    """Put the calling thread into a network namespace; raises `HostFailure`."""
+    try:
+        target = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostFailure("The network slot is gone", detail=str(error)) from error
+    try:
+        mounts.enter(target, mounts.NEW_NET)
+    except OSError as error:
+        raise HostFailure("Cannot enter the network slot", detail=str(error)) from error
+    finally:
+        os.close(target)
 
 
 class NamespaceThread:
@@ -57,19 +64,10 @@ class NamespaceThread:
             return work()
         if self._home is None:
             self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            target = os.open(NETNS_DIR / netns, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise HostFailure("The network slot is gone", detail=str(error)) from error
-        try:
-            _setns(target)
-        except OSError as error:
-            raise HostFailure("Cannot enter the network slot", detail=str(error)) from error
-        finally:
-            os.close(target)
+        enter_netns(netns)
         try:
             return work()
         finally:
             self._lost = True
-            _setns(self._home)
+            mounts.enter(self._home, mounts.NEW_NET)
             self._lost = False

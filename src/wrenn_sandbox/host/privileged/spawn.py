@@ -6,8 +6,7 @@ import ctypes
 import errno
 import os
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import IO, Final
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import Slot
 
-from . import mounts
 from .commands import ENVIRONMENT
 from .jail import Jail, View, apart
 from .limits import Limits
-from .netns import NETNS_DIR
+from .netns import enter_netns
 from .process import PROC, ProcessHandle
 
 Output = int | IO[bytes]
@@ -95,13 +93,13 @@ async def spawn_in_slot(
     )
 
     def inside() -> "subprocess.Popen[bytes]":
-        with ExitStack() as stack:
-            if slot.netns is not None:
-                _enter_slot(stack, slot.netns)
+        if slot.netns is not None:
+            enter_netns(slot.netns)
+        with _refusals("confined"):
             if jail is not None:
-                _enter_jail(jail, view or View())
-            _leave_keys()
-            child = starting()
+                jail.enter(view or View())
+            leave_session_keyring()
+        child = starting()
         if group is not None:
             _put_into(group, child)
         return child
@@ -122,18 +120,6 @@ async def spawn_in_slot(
         raise
 
 
-def spawn(
-    argv: Sequence[str],
-    *,
-    identity: Identity,
-    output: Output = subprocess.DEVNULL,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-) -> ProcessHandle:
-    """Start a process from the calling thread, outside any jail; see `start`."""
-    return ProcessHandle.of_child(start(argv, identity=identity, output=output, cwd=cwd, env=env))
-
-
 def start(
     argv: Sequence[str],
     *,
@@ -142,75 +128,49 @@ def start(
     pass_fds: Collection[int] = (),
     output: Output = subprocess.DEVNULL,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start a process from the calling thread, and so in its namespaces.
 
     As root it runs as `identity` without any capability; otherwise as the user of this server.
-    `output` takes its standard output and error. It gets `env` or a minimal environment, never the
-    server's own. Raises `HostFailure` when it cannot be started; that the program itself
-    is missing shows in its exit status 127.
+    `output` takes its standard output and error. It gets a minimal environment, never the server's
+    own. Raises `HostFailure` when it cannot be started; that the program itself is missing shows in
+    its exit status 127.
     """
     prefix = (limits or Limits()).argv()
     if os.geteuid() == 0:
         prefix += drop_privileges(identity)
-    try:
+    with _refusals("started"):
         return subprocess.Popen(
             [*prefix, *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=cwd,
-            env=dict(ENVIRONMENT if env is None else env),
+            env=ENVIRONMENT,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
-    except OSError as error:
-        raise HostFailure(
-            "A virtual machine process cannot be started", detail=str(error)
-        ) from error
 
 
-def _enter_slot(stack: ExitStack, netns: str) -> None:
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """What the kernel refuses as a `HostFailure`."""
     try:
-        target = os.open(NETNS_DIR / netns, os.O_RDONLY | os.O_CLOEXEC)
+        yield
     except OSError as error:
-        raise HostFailure("The network slot is gone", detail=str(error)) from error
-    stack.callback(os.close, target)
-    try:
-        mounts.enter(target, mounts.NEW_NET)
-    except OSError as error:
-        raise HostFailure("Cannot enter the network slot", detail=str(error)) from error
-
-
-def _enter_jail(jail: Jail, view: View) -> None:
-    try:
-        jail.enter(view)
-    except OSError as error:
-        raise HostFailure(
-            "A virtual machine process cannot be confined", detail=str(error)
-        ) from error
-
-
-def _leave_keys() -> None:
-    try:
-        leave_session_keyring()
-    except OSError as error:
-        raise HostFailure(
-            "A virtual machine process cannot be confined", detail=str(error)
-        ) from error
+        message = f"A virtual machine process cannot be {what}"
+        raise HostFailure(message, detail=str(error)) from error
 
 
 def _put_into(group: int, child: "subprocess.Popen[bytes]") -> None:
     """Before it runs anything but the programs that take its privileges away."""
-    try:
-        os.write(group, str(child.pid).encode())
-    except OSError as error:
-        child.kill()
-        child.wait()
-        raise HostFailure(
-            "A virtual machine process cannot be bounded", detail=str(error)
-        ) from error
+    with _refusals("bounded"):
+        try:
+            os.write(group, str(child.pid).encode())
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
 
 
 def _offer_to_oom_killer(pid: int) -> None:

@@ -22,6 +22,7 @@ from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import guest_files
+from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
 
 from .base import Capabilities, Driver, MachineSpec, Process, Snapshot
@@ -29,7 +30,6 @@ from .base import Capabilities, Driver, MachineSpec, Process, Snapshot
 _HOME: Final = "home"
 _TEMPLATE: Final = "minimal"
 _DISK_MB: Final = 64
-_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
 class FakeDriver(Driver):
@@ -115,7 +115,7 @@ class FakeDriver(Driver):
                 stdout=log,
                 stderr=log,
                 cwd=home,
-                env=_ENVIRONMENT,
+                env=ENVIRONMENT,
                 start_new_session=True,
             )
         handle = ProcessHandle.of_child(child)
