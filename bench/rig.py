@@ -1,5 +1,6 @@
 """A host agent in this process, and what the figures do with it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,8 +61,11 @@ class Rig:
         """Wait until network slots and ready machines are made again in the background."""
         if self.context.settings.hot_pool_size:
             await self.agent._pool.filled()
-        if isinstance(self.context.slots, SlotPool):
-            await self.context.slots.filled()
+        slots = self.context.slots
+        while isinstance(slots, SlotPool) and (  # noqa: ASYNC110
+            slots._doomed or len(slots._idle) < self.context.settings.slot_pool_size
+        ):
+            await asyncio.sleep(0.01)
 
     async def create(self) -> SandboxId:
         """A running sandbox of the template's own size."""

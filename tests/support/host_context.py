@@ -24,7 +24,7 @@ def make_context(data_dir: Path) -> HostContext:
         paths=paths,
         store=ImageStore(paths),
         driver=FakeDriver(),
-        slots=UserModeSlots.from_settings(settings),
+        slots=UserModeSlots(settings.vmm_uid_base),
         network="user",
         connect=_no_guest,
         clock=lambda: datetime.now(UTC),

@@ -92,11 +92,9 @@ class Backends:
             undo.callback(namespaces.close)
             network = "user" if backend.user_network else choose_network(settings)
             driver = await backend.create(Start(settings, paths, namespaces, undo))
-            slots: SlotSource
-            if network == "tap":
-                slots = SlotPool(settings)
-            else:
-                slots = UserModeSlots.from_settings(settings)
+            slots: SlotSource = (
+                SlotPool(settings) if network == "tap" else UserModeSlots(settings.vmm_uid_base)
+            )
             return cls(driver, slots, namespaces, network, undo.pop_all())
 
     async def close(self) -> None:

@@ -40,14 +40,6 @@ class Slot:
 class SlotSource(Protocol):
     """Where the host takes slots from: namespaces with taps, or user-mode networking."""
 
-    @property
-    def internet(self) -> bool:
-        """Whether guests may reach the internet."""
-
-    @property
-    def internet_reason(self) -> str:
-        """Why guests may not, or an empty string."""
-
     async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
         """Reclaim what a dead process left, then fill the pool.
 
@@ -68,9 +60,6 @@ class SlotSource(Protocol):
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; its VM has ended. A second time has no effect."""
-
-    def adopt(self, index: int) -> Slot:
-        """The slot of a VM that outlived its server. Raises `HostFailure` if it is gone."""
 
     async def close(self, keep: Set[int] = frozenset()) -> None:
         """Remove every slot that is not in `keep`."""

@@ -82,8 +82,6 @@ async def test_slots_of_user_mode_networking(namespaces: NamespaceThread) -> Non
     one, two = await slots.acquire(), await slots.acquire()
     assert one.host_port != two.host_port
     assert (one.netns, one.tap) == (None, None)
-    assert not slots.internet
-    assert slots.adopt(one.index) == one
     with socket.create_server(("127.0.0.1", one.index)):
         (await connect_guest(namespaces, one, timeout=5)).close()
     with pytest.raises(ConnectionRefusedError):
@@ -92,12 +90,10 @@ async def test_slots_of_user_mode_networking(namespaces: NamespaceThread) -> Non
         await connect_guest(namespaces, one, 22)
     slots.release(two)
     slots.release(two)
-    with pytest.raises(HostFailure, match="gone"):
-        slots.adopt(two.index)
+    assert slots.applied(two) is None
 
     successor = UserModeSlots(uid_base=720_000)
     await successor.start(keep={one.index: NetworkPolicy()})
-    assert successor.adopt(one.index) == one
-    await successor.close()
-    with pytest.raises(HostFailure):
-        successor.adopt(one.index)
+    assert successor.applied(one) == NetworkPolicy()
+    successor.release(one)
+    assert successor.applied(one) is None

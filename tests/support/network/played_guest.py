@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from support.network.pools import run
-from wrenn_sandbox.host.network.pool import SlotPool
+from support.network.pools import WatchedPool, run
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import attach_tap, open_tap
 from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_MAC, TAP_MAC, Slot
@@ -120,7 +119,7 @@ def listening_tcp(address: str, port: int) -> socket.socket:
 class PlayedGuest:
     """The guest's side of a slot: sockets of a kernel of its own, or raw frames."""
 
-    def __init__(self, namespaces: NamespaceThread, pool: SlotPool, slot: Slot) -> None:
+    def __init__(self, namespaces: NamespaceThread, pool: WatchedPool, slot: Slot) -> None:
         self._namespaces = namespaces
         self._veth = f"wrn{pool.tag}-{slot.index}"
         self.slot = slot

@@ -1,5 +1,6 @@
 """Pools of network slots with data directories of their own, and what exists of them here."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -39,12 +40,39 @@ def remains(tag: str) -> Remains:
     )
 
 
+class WatchedPool(SlotPool):
+    """A pool that tells what it has."""
+
+    @property
+    def tag(self) -> str:
+        return self._tag
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    @property
+    def used(self) -> set[int]:
+        return self._used
+
+    @property
+    def internet(self) -> bool:
+        """Whether its guests may reach the internet."""
+        return self._builder is not None and self._builder.internet
+
+    async def filled(self) -> None:
+        """Wait until it is full and nothing is left to remove."""
+        async with asyncio.timeout(60):
+            while self._doomed or len(self._idle) < self._settings.slot_pool_size:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
 class PoolFactory:
     """Makes pools under one temporary directory and remembers them."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.pools: list[SlotPool] = []
+        self.pools: list[WatchedPool] = []
 
     def __call__(
         self,
@@ -56,7 +84,7 @@ class PoolFactory:
         dns_servers: tuple[str, ...] = (),
         limits: Limits = Limits(),  # noqa: B008 - immutable
         allowable: Sequence[IPv4Network] = (),
-    ) -> SlotPool:
+    ) -> WatchedPool:
         settings = HostSettings(
             data_dir=self.directory / name,
             network_cidr=network,
@@ -68,6 +96,6 @@ class PoolFactory:
             guest_connections_per_sec=limits.connections_per_sec,
             guest_mbit_per_sec=limits.mbit_per_sec,
         )
-        pool = SlotPool(settings, runtime_dir=self.directory / "run")
+        pool = WatchedPool(settings, runtime_dir=self.directory / "run")
         self.pools.append(pool)
         return pool

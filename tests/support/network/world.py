@@ -9,8 +9,7 @@ from functools import partial
 from ipaddress import IPv4Network
 
 from support.network.played_guest import Internet, PlayedGuest, bound_udp, internet, listening_tcp
-from support.network.pools import PoolFactory
-from wrenn_sandbox.host.network.pool import SlotPool
+from support.network.pools import PoolFactory, WatchedPool
 from wrenn_sandbox.host.network.rules import Limits
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
@@ -18,7 +17,7 @@ from wrenn_sandbox.model.network import NetworkPolicy
 
 @dataclass(frozen=True)
 class World:
-    pool: SlotPool
+    pool: WatchedPool
     guest: PlayedGuest
     outside: Internet
     namespaces: NamespaceThread
@@ -78,7 +77,7 @@ async def a_world(
         servers = (name_server(outside),)
         pool = make_pool(size=0, dns_servers=servers, limits=limits, allowable=allowable)
         await pool.start()
-        assert pool.internet, pool.internet_reason
+        assert pool.internet
         guest = PlayedGuest(namespaces, pool, await pool.acquire())
         await stack.enter_async_context(guest)
         yield World(pool, guest, outside, namespaces)

@@ -104,17 +104,17 @@ class SlotBuilder:
         self._thread = thread
         self._policies = policies
         self.internet = False
-        self.internet_reason = "the rules of the host are not set"
 
-    def connect_host(self) -> None:
-        """Set the host's rules and forwarding; sets `internet`, and why not where not."""
+    def connect_host(self) -> str:
+        """Set the host's rules and forwarding; why guests have no internet then, if anything."""
         try:
             commands.nft(host_rules(self._plan, self._ground))
             _enable_forwarding(_uplinks())
         except HostFailure as error:
-            self.internet, self.internet_reason = False, error.detail or error.message
-            return
-        self.internet, self.internet_reason = True, ""
+            self.internet = False
+            return error.detail or error.message
+        self.internet = True
+        return ""
 
     def disconnect_host(self) -> None:
         """Remove the host's rules, also when there are none."""

@@ -8,7 +8,7 @@ rests for the cool-down before it is used again.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -38,6 +38,7 @@ BATCH = 4
 REMOVAL_BATCH = 8
 RETRY_SEC = 1.0
 MAX_RETRY_SEC = 60.0
+_CLOSED = "The network pool is closed"
 
 _log = structlog.get_logger(__name__)
 
@@ -45,59 +46,28 @@ _log = structlog.get_logger(__name__)
 class SlotPool:
     """Slots of one data directory on this machine; needs root, `ip`, `nft` and /dev/net/tun."""
 
-    def __init__(
-        self,
-        settings: HostSettings,
-        *,
-        runtime_dir: Path = RUNTIME_DIR,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._data_dir = settings.data_dir
+    def __init__(self, settings: HostSettings, *, runtime_dir: Path = RUNTIME_DIR) -> None:
+        self._settings = settings
         self._tag = data_dir_tag(settings.data_dir)
-        self._network = settings.network_cidr
-        self._size = settings.slot_pool_size
-        self._cooldown_sec = settings.slot_cooldown_sec
-        self._uid_base = settings.vmm_uid_base
-        self._dns_servers = settings.dns_servers
-        self._allowable = settings.allowable_cidrs
         self._limits = Limits(
             connections=settings.guest_connections,
             connections_per_sec=settings.guest_connections_per_sec,
             mbit_per_sec=settings.guest_mbit_per_sec,
         )
         self._runtime_dir = runtime_dir
-        self._clock = clock
         self._builder: SlotBuilder | None = None
         self._undo = AsyncExitStack()
         self._worker: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._changed = asyncio.Condition()
         self._closing = False
         self._retry_sec = RETRY_SEC
         self._idle: deque[Slot] = deque()
-        self._used: dict[int, Slot] = {}
+        self._used: set[int] = set()
         self._policies: dict[int, NetworkPolicy] = {}
         """Of each slot the policy that its rules are known to hold."""
         self._doomed: set[int] = set()
         self._resting: dict[int, float] = {}
         self._waiting: deque[asyncio.Future[Slot]] = deque()
-
-    @property
-    def tag(self) -> str:
-        """Six hex digits in every name of this pool's resources."""
-        return self._tag
-
-    @property
-    def internet(self) -> bool:
-        return self._builder is not None and self._builder.internet
-
-    @property
-    def internet_reason(self) -> str:
-        return "the pool is not open" if self._builder is None else self._builder.internet_reason
-
-    @property
-    def idle_count(self) -> int:
-        return len(self._idle)
 
     async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
         """Reclaim what a dead process of the same data directory left, except the slots `keep`.
@@ -106,22 +76,23 @@ class SlotPool:
         The pool fills in the background. Raises `HostFailure` when another process serves this data
         directory, when the network range is used up, or when a leftover cannot be removed.
         """
+        settings = self._settings
         async with AsyncExitStack() as undo:
             thread = NamespaceThread("wrenn-slots")
             undo.callback(thread.close)
             plan = await thread.run(None, lambda: self._claim(undo))
-            servers = await thread.run(None, lambda: resolvers(self._dns_servers))
+            servers = await thread.run(None, lambda: resolvers(settings.dns_servers))
             policies = NamespaceThread("wrenn-policies")
             undo.callback(policies.close)
-            closed = closed_to_all(self._network, self._allowable)
-            ground = Ground(servers, closed, self._allowable, self._limits)
+            closed = closed_to_all(settings.network_cidr, settings.allowable_cidrs)
+            ground = Ground(servers, closed, settings.allowable_cidrs, self._limits)
             builder = SlotBuilder(plan, ground, thread, policies)
             found = await thread.run(None, lambda: building.leftovers(self._tag))
             await builder.remove(found - keep.keys())
-            await thread.run(None, builder.connect_host)
+            obstacle = await thread.run(None, builder.connect_host)
             self._undo = undo.pop_all()
         self._builder = builder
-        self._used = {index: plan.slot(index) for index in found & keep.keys()}
+        self._used = found & keep.keys()
         for index in self._used:
             try:
                 await builder.keep(index, keep[index])
@@ -129,8 +100,8 @@ class SlotPool:
                 _log.error("a slot keeps its old rules", slot=index, detail=error.detail)
             else:
                 self._policies[index] = keep[index]
-        if not builder.internet:
-            _log.warning("sandboxes have no internet", reason=builder.internet_reason)
+        if obstacle:
+            _log.warning("sandboxes have no internet", reason=obstacle)
         elif not servers:
             _log.warning("sandboxes have no name server", advice="set WRENN_DNS_SERVERS")
         self._wake.set()
@@ -142,12 +113,10 @@ class SlotPool:
         Raises `HostFailure` when one cannot be made and `NoCapacity` when the range is used up.
         """
         if self._worker is None or self._closing:
-            raise HostFailure("The network pool is closed")
+            raise HostFailure(_CLOSED)
         if self._idle:
-            slot = self._idle.popleft()
-            self._used[slot.index] = slot
             self._wake.set()
-            return slot
+            return self._taken_from_idle()
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._wake.set()
@@ -160,7 +129,8 @@ class SlotPool:
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; it is removed in the background. A second time has no effect."""
-        if self._used.pop(slot.index, None) is not None:
+        if slot.index in self._used:
+            self._used.remove(slot.index)
             self._policies.pop(slot.index, None)
             self._doomed.add(slot.index)
             self._wake.set()
@@ -178,18 +148,6 @@ class SlotPool:
         """The policy that the slot's rules hold; None when that is not known."""
         return self._policies.get(slot.index)
 
-    def adopt(self, index: int) -> Slot:
-        """The slot `index`, named in `keep` at the start. Raises `HostFailure` if it is gone."""
-        try:
-            return self._used[index]
-        except KeyError:
-            raise HostFailure("The network slot of the sandbox is gone") from None
-
-    async def filled(self) -> None:
-        """Wait until the pool is full and nothing is left to remove."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._doomed and len(self._idle) >= self._size)
-
     async def close(self, keep: Set[int] = frozenset()) -> None:
         """Remove every slot that is not in `keep`, and the host's rules when none is kept.
 
@@ -204,8 +162,8 @@ class SlotPool:
             builder, self._builder = self._builder, None
             if builder is None:
                 return
-            kept = self._used.keys() & keep
-            gone = {slot.index for slot in self._idle} | self._doomed | self._used.keys()
+            kept = self._used & keep
+            gone = self._taken()
             self._idle.clear()
             self._used.clear()
             self._doomed.clear()
@@ -221,15 +179,16 @@ class SlotPool:
         if not lock.acquire():
             raise HostFailure("Another server is using this data directory")
         undo.callback(lock.release)
-        note_tag(self._data_dir)
-        candidates = blocks_of(self._network, self._tag)
+        network = self._settings.network_cidr
+        note_tag(self._settings.data_dir)
+        candidates = blocks_of(network, self._tag)
         before = building.block_of_leftovers(self._tag, candidates)
         if before is not None:
             candidates = [before, *candidates]
-        used = building.networks_in_use(self._tag, self._network)
+        used = building.networks_in_use(self._tag, network)
         block, block_lock = claim_block(candidates, used, self._runtime_dir)
         undo.callback(block_lock.release)
-        return AddressPlan(self._tag, self._network, block, self._uid_base)
+        return AddressPlan(self._tag, network, block, self._settings.vmm_uid_base)
 
     async def _work(self, plan: AddressPlan, builder: SlotBuilder) -> None:
         while not self._closing:
@@ -237,16 +196,13 @@ class SlotPool:
             self._wake.clear()
             while not self._closing and await self._step(plan, builder):
                 pass
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(HostFailure("The network pool is closed"))
-        self._waiting.clear()
+        self._refuse(HostFailure(_CLOSED))
 
     async def _step(self, plan: AddressPlan, builder: SlotBuilder) -> bool:
         """Do the most urgent piece of work; False when there is none."""
         wanted = sum(not future.done() for future in self._waiting)
         room = plan.capacity - len(self._taken())
-        missing = min(self._size - len(self._idle), room)
+        missing = min(self._settings.slot_pool_size - len(self._idle), room)
         try:
             if wanted and room:
                 await self._make(plan, builder, min(wanted, BATCH))
@@ -277,35 +233,25 @@ class SlotPool:
             raise
         self._policies.update(dict.fromkeys(indices, NetworkPolicy()))
         self._idle.extend(plan.slot(index) for index in indices)
-        while self._idle and self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                slot = self._idle.popleft()
-                self._used[slot.index] = slot
-                future.set_result(slot)
-        await self._tell()
+        while self._idle and (future := self._next_waiting()) is not None:
+            future.set_result(self._taken_from_idle())
 
     async def _remove(self, builder: SlotBuilder) -> None:
         indices = set(sorted(self._doomed)[:REMOVAL_BATCH])
         await builder.remove(indices)
         self._doomed -= indices
         self._rest(indices)
-        await self._tell()
-
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
 
     def _rest(self, indices: Set[int] | Sequence[int]) -> None:
-        until = self._clock() + self._cooldown_sec
+        until = time.monotonic() + self._settings.slot_cooldown_sec
         self._resting.update(dict.fromkeys(indices, until))
 
     def _taken(self) -> set[int]:
-        return self._used.keys() | self._doomed | {slot.index for slot in self._idle}
+        return self._used | self._doomed | {slot.index for slot in self._idle}
 
     def _choose(self, plan: AddressPlan, count: int) -> list[int]:
         """Numbers nobody has; those still cooling down only when there are no others."""
-        now = self._clock()
+        now = time.monotonic()
         self._resting = {index: end for index, end in self._resting.items() if end > now}
         taken = self._taken()
         unused = [index for index in range(plan.capacity) if index not in taken]
@@ -314,13 +260,22 @@ class SlotPool:
 
     def _refuse(self, error: Exception) -> bool:
         """Hand the error to everybody who waits; False when nobody does."""
+        if not isinstance(error, HostFailure | NoCapacity):
+            error = HostFailure("A network slot could not be made")
         refused = False
+        while (future := self._next_waiting()) is not None:
+            future.set_exception(error)
+            refused = True
+        return refused
+
+    def _next_waiting(self) -> "asyncio.Future[Slot] | None":
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                known = isinstance(error, HostFailure | NoCapacity)
-                future.set_exception(
-                    error if known else HostFailure("A network slot could not be made")
-                )
-                refused = True
-        return refused
+                return future
+        return None
+
+    def _taken_from_idle(self) -> Slot:
+        slot = self._idle.popleft()
+        self._used.add(slot.index)
+        return slot

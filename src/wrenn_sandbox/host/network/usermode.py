@@ -11,29 +11,21 @@ from collections.abc import Mapping, Set
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import NOTHING, Slot
 from wrenn_sandbox.model.network import NetworkPolicy
-from wrenn_sandbox.settings import HostSettings
 
 LOOPBACK = "127.0.0.1"
 ATTEMPTS = 64
 
 
 class UserModeSlots:
-    """A slot's index is its loopback port, so a slot can be adopted by its index alone."""
-
-    internet = False
-    internet_reason = "user-mode networking cannot keep guests away from this machine"
+    """A slot's index is its loopback port, so its index alone tells its slot."""
 
     def __init__(self, uid_base: int) -> None:
         self._uid_base = uid_base
-        self._used: dict[int, Slot] = {}
+        self._used: set[int] = set()
         self._policies: dict[int, NetworkPolicy] = {}
 
-    @classmethod
-    def from_settings(cls, settings: HostSettings) -> "UserModeSlots":
-        return cls(settings.vmm_uid_base)
-
     async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
-        self._used = {index: self._slot(index) for index in keep}
+        self._used = set(keep)
         self._policies = dict(keep)
 
     async def acquire(self) -> Slot:
@@ -41,9 +33,15 @@ class UserModeSlots:
         for _ in range(ATTEMPTS):
             port = _free_port()
             if port not in self._used:
-                slot = self._slot(port)
-                self._used[port] = slot
-                return slot
+                self._used.add(port)
+                return Slot(
+                    index=port,
+                    netns=None,
+                    host_ip=LOOPBACK,
+                    uid=self._uid_base + port,
+                    tap=None,
+                    host_port=port,
+                )
         raise HostFailure("No free loopback port was found for a sandbox")
 
     async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
@@ -54,27 +52,11 @@ class UserModeSlots:
         return self._policies.get(slot.index)
 
     def release(self, slot: Slot) -> None:
-        self._used.pop(slot.index, None)
+        self._used.discard(slot.index)
         self._policies.pop(slot.index, None)
 
-    def adopt(self, index: int) -> Slot:
-        try:
-            return self._used[index]
-        except KeyError:
-            raise HostFailure("The network slot of the sandbox is gone") from None
-
     async def close(self, keep: Set[int] = frozenset()) -> None:
-        self._used = {index: slot for index, slot in self._used.items() if index in keep}
-
-    def _slot(self, port: int) -> Slot:
-        return Slot(
-            index=port,
-            netns=None,
-            host_ip=LOOPBACK,
-            uid=self._uid_base + port,
-            tap=None,
-            host_port=port,
-        )
+        self._used &= keep
 
 
 def _free_port() -> int:
