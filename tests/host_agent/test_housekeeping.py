@@ -13,6 +13,7 @@ from support.qcow2 import is_clean, qemu_io
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.host import housekeeping, merging, paused
 from wrenn_sandbox.host.context import HostContext
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import layers
 from wrenn_sandbox.host.disk_use import allocated
 from wrenn_sandbox.host.housekeeping import Housekeeper
@@ -284,15 +285,12 @@ async def test_cycles_while_layers_are_put_together(
         chain: Sequence[Path],
         target: Path,
         *,
-        backing: Path | str,
-        backing_format: str,
+        below: Disk,
         size: int,
         check: Callable[[], None],
     ) -> None:
         begun.set()
-        put_together(
-            chain, target, backing=backing, backing_format=backing_format, size=size, check=check
-        )
+        put_together(chain, target, below=below, size=size, check=check)
         assert go_on.wait(20)
 
     monkeypatch.setattr(layers, "put_together", slowly)

@@ -59,7 +59,7 @@ def base(tmp_path: Path) -> Path:
 def layer(tmp_path: Path, base: Path) -> Path:
     """A layer with some data, as QEMU leaves it."""
     path = tmp_path / "layer"
-    overlay.create(path, backing=base, backing_format="raw", size=_SIZE)
+    overlay.create(path, below=Disk(base, raw=True), size=_SIZE)
     argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 256k", "-c", "write -z 1M 64k", str(path)]
     subprocess.run(argv, check=True, capture_output=True)
     return path
@@ -182,10 +182,10 @@ _WRONG_HEADERS: dict[str, Damage] = {
 def test_a_header_that_is_not_ours_is_refused(
     name: str, layer: Path, base: Path, secret: Path
 ) -> None:
-    reader.require(layer, [(base, "raw")], _SIZE)
+    reader.require(layer, [Disk(base, raw=True)], _SIZE)
     _WRONG_HEADERS[name](layer, secret)
     with pytest.raises(IncompatibleImage) as caught:
-        reader.require(layer, [(base, "raw")], _SIZE)
+        reader.require(layer, [Disk(base, raw=True)], _SIZE)
     assert str(layer.parent) not in str(caught.value)
     assert len(caught.value.detail or "") < 1000
 
@@ -198,11 +198,11 @@ def test_nothing_of_the_host_gets_into_a_merged_layer(
     _WRONG_HEADERS[name](layer, secret)
     target = layer.with_name("merged")
     try:
-        layers.put_together([layer], target, backing=base, backing_format="raw", size=_SIZE)
+        layers.put_together([layer], target, below=Disk(base, raw=True), size=_SIZE)
     except IncompatibleImage:
         return
     assert _SECRET not in target.read_bytes()
-    reader.require(target, [(base, "raw")], _SIZE)
+    reader.require(target, [Disk(base, raw=True)], _SIZE)
 
 
 _TABLE = 3 * _CLUSTER
@@ -236,7 +236,7 @@ def test_tables_that_point_outside(entry: int, level: str, layer: Path, base: Pa
     _put(offset, ">Q", entry)(layer, layer)
     with pytest.raises(IncompatibleImage):
         layers.put_together(
-            [layer], layer.with_name("merged"), backing=base, backing_format="raw", size=_SIZE
+            [layer], layer.with_name("merged"), below=Disk(base, raw=True), size=_SIZE
         )
 
 
@@ -245,7 +245,7 @@ def test_tables_that_point_at_tables(layer: Path, base: Path) -> None:
     for number in range(20):
         _put(_second(layer) + 8 * number, ">Q", _second(layer))(layer, layer)
     target = layer.with_name("merged")
-    layers.put_together([layer], target, backing=base, backing_format="raw", size=_SIZE)
+    layers.put_together([layer], target, below=Disk(base, raw=True), size=_SIZE)
     done = subprocess.run(["qemu-img", "check", "-q", target], check=False)
     assert done.returncode == 0
 
@@ -266,11 +266,11 @@ def test_garbled_layers_are_refused(seed: int, layer: Path, base: Path, secret: 
         layer.write_bytes(data)
         target = layer.with_name(f"merged{round_}")
         try:
-            layers.put_together([layer], target, backing=base, backing_format="raw", size=_SIZE)
+            layers.put_together([layer], target, below=Disk(base, raw=True), size=_SIZE)
         except IncompatibleImage:
             target.unlink(missing_ok=True)
             continue
-        reader.require(target, [(base, "raw")], _SIZE)
+        reader.require(target, [Disk(base, raw=True)], _SIZE)
         assert target.stat().st_size < 2 * _SIZE
         if round_ % 10 == 0:
             subprocess.run(["qemu-img", "check", "-q", target], check=True)
@@ -291,7 +291,7 @@ def test_what_is_not_a_file(kind: str, tmp_path: Path, base: Path, secret: Path)
         case "device":
             path = Path("/dev/zero")
     with pytest.raises((IncompatibleImage, OSError)):
-        reader.require(path, [(base, "raw")], _SIZE)
+        reader.require(path, [Disk(base, raw=True)], _SIZE)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def _stored(paths: Paths, base: Path, generation: int, layers: tuple[int, ...]) 
     directory = paused.stage(paths, _ID, generation)
     below = paths.generation(_ID, layers[-1]) / "disk" if layers else base
     form = "qcow2" if layers else "raw"
-    overlay.create(directory / "disk", backing=below, backing_format=form, size=_SIZE)
+    overlay.create(directory / "disk", below=Disk(below, raw=form == "raw"), size=_SIZE)
     manifest = PausedSandbox(
         sandbox_id=_ID,
         generation=generation,
@@ -355,10 +355,10 @@ def test_a_layer_over_another_sandbox_s(paths: Paths, base: Path, secret: Path) 
     manifest = _stored(paths, base, 1, ())
     other = paths.paused / ("sb-" + "c" * 20) / "1"
     other.mkdir(parents=True)
-    overlay.create(other / "disk", backing=base, backing_format="raw", size=_SIZE)
+    overlay.create(other / "disk", below=Disk(base, raw=True), size=_SIZE)
     disk = paths.generation(_ID, 1) / "disk"
     disk.unlink()
-    overlay.create(disk, backing=other / "disk", backing_format="qcow2", size=_SIZE)
+    overlay.create(disk, below=Disk(other / "disk", raw=False), size=_SIZE)
     with pytest.raises(IncompatibleImage):
         paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
 
@@ -369,7 +369,7 @@ def test_a_layer_over_the_base_itself(paths: Paths, base: Path) -> None:
     manifest = _stored(paths, base, 2, (1,))
     disk = paths.generation(_ID, 2) / "disk"
     disk.unlink()
-    overlay.create(disk, backing=base, backing_format="raw", size=_SIZE)
+    overlay.create(disk, below=Disk(base, raw=True), size=_SIZE)
     paused.require_disks(paths, manifest, Qcow2(), Disk(base, raw=True))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from support.qcow2 import info, is_clean, qemu_io
 from wrenn_sandbox.errors import Conflict
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import layers, overlay, reader
 
 _MB = 1 << 20
@@ -22,7 +23,7 @@ def chain(tmp_path: Path, base: Path) -> list[Path]:
     made = [tmp_path / name for name in ("variant", "first", "second")]
     below, form = base, "raw"
     for number, layer in enumerate(made):
-        overlay.create(layer, backing=below, backing_format=form, size=4 * _MB)
+        overlay.create(layer, below=Disk(below, raw=form == "raw"), size=4 * _MB)
         qemu_io(layer, f"write -P {number + 1} {number}M 64k")
         below, form = layer, "qcow2"
     qemu_io(made[1], "write -z 3M 64k")
@@ -31,7 +32,7 @@ def chain(tmp_path: Path, base: Path) -> list[Path]:
 
 
 def _put_together(chain: list[Path], target: Path, base: Path, size: int = 4 * _MB) -> None:
-    layers.put_together(chain, target, backing=base, backing_format="raw", size=size)
+    layers.put_together(chain, target, below=Disk(base, raw=True), size=size)
 
 
 def _check(layer: Path, base: Path) -> None:
@@ -60,13 +61,13 @@ def test_a_layer_holds_all_that_a_chain_does(tmp_path: Path, base: Path, chain: 
         os.unlink(layer)
     assert target.stat().st_mode & 0o777 == 0o600
     _check(target, base)
-    reader.require(target, [(base, "raw")], 4 * _MB)
+    reader.require(target, [Disk(base, raw=True)], 4 * _MB)
 
 
 def test_a_layer_takes_the_place_of_a_chain(tmp_path: Path, base: Path, chain: list[Path]) -> None:
     """A machine that has the chain open goes on with what it opened."""
     top = tmp_path / "top"
-    overlay.create(top, backing=chain[-1], backing_format="qcow2", size=4 * _MB)
+    overlay.create(top, below=Disk(chain[-1], raw=False), size=4 * _MB)
     qemu_io(top, "write -P 9 256k 64k")
     target = tmp_path / "flat"
     _put_together(chain, target, base)
@@ -81,13 +82,12 @@ def test_a_layer_takes_the_place_of_a_chain(tmp_path: Path, base: Path, chain: l
 def test_a_layer_of_an_image_finds_its_base_wherever_both_are(tmp_path: Path, base: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
-    overlay.create(tmp_path / "layer", backing=base, backing_format="raw", size=4 * _MB)
+    overlay.create(tmp_path / "layer", below=Disk(base, raw=True), size=4 * _MB)
     qemu_io(tmp_path / "layer", "write -P 0x11 0 64k")
     layers.put_together(
         [tmp_path / "layer"],
         made / "disk",
-        backing="../cold/disk",
-        backing_format="raw",
+        below=Disk(Path("../cold/disk"), raw=True),
         size=4 * _MB,
     )
     assert info(made / "disk")["backing-filename"] == "../cold/disk"
@@ -101,7 +101,7 @@ def test_a_layer_of_an_image_finds_its_base_wherever_both_are(tmp_path: Path, ba
 
 def test_layers_without_anything(tmp_path: Path, base: Path) -> None:
     layer = tmp_path / "layer"
-    overlay.create(layer, backing=base, backing_format="raw", size=4 * _MB)
+    overlay.create(layer, below=Disk(base, raw=True), size=4 * _MB)
     _put_together([layer], tmp_path / "flat", base)
     assert is_clean(tmp_path / "flat")
     qemu_io(tmp_path / "flat", "read -P 0 0 2M", "read -P 0x77 2M 2M")
@@ -114,7 +114,7 @@ def test_a_disk_of_many_tables(tmp_path: Path) -> None:
     base.touch()
     os.truncate(base, size)
     layer, target = tmp_path / "layer", tmp_path / "flat"
-    overlay.create(layer, backing=base, backing_format="raw", size=size)
+    overlay.create(layer, below=Disk(base, raw=True), size=size)
     places = [0, 511, 512, 513, 20_000, 40_959]
     qemu_io(layer, *(f"write -P {number + 1} {each}M 1M" for number, each in enumerate(places)))
     qemu_io(layer, "write -z 1G 1G")
@@ -155,7 +155,7 @@ def test_whatever_was_written_is_found(tmp_path: Path, base: Path, seed: int) ->
     below, form = base, "raw"
     for number in range(choose.randint(1, 4)):
         layer = tmp_path / f"layer{number}"
-        overlay.create(layer, backing=below, backing_format=form, size=4 * _MB)
+        overlay.create(layer, below=Disk(below, raw=form == "raw"), size=4 * _MB)
         commands = []
         for _ in range(choose.randint(0, 12)):
             start = choose.randrange(0, 4 * _MB, 4 * _KB)
@@ -199,8 +199,7 @@ def test_work_that_is_given_up(tmp_path: Path, base: Path, chain: list[Path]) ->
         layers.put_together(
             chain,
             tmp_path / "flat",
-            backing=base,
-            backing_format="raw",
+            below=Disk(base, raw=True),
             size=4 * _MB,
             check=enough,
         )

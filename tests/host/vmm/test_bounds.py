@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import overlay
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.slot import Slot
@@ -35,7 +36,7 @@ def test_a_layer_with_holes_stays_below_the_limit_of_its_length(tmp_path: Path) 
     base, layer = tmp_path / "base", tmp_path / "layer"
     with base.open("wb") as file:
         file.truncate(size)
-    overlay.create(layer, backing=base, backing_format="raw", size=size)
+    overlay.create(layer, below=Disk(base, raw=True), size=size)
     places = range(0, half, CLUSTER)
     commands = [f"write -q {at} 64k\nwrite -q {half + at} 64k" for at in places]
     commands += [f"discard -q {half + at} 64k" for at in places]

@@ -13,10 +13,10 @@ class Qcow2:
     """A `DiskFormat`."""
 
     def create(self, layer: Path, below: Disk, size: int) -> None:
-        overlay.create(layer, backing=below.path, backing_format=_format(below), size=size)
+        overlay.create(layer, below=below, size=size)
 
     def require(self, layer: Path, below: Collection[Disk], size: int) -> None:
-        reader.require(layer, [(each.path, _format(each)) for each in below], size)
+        reader.require(layer, below, size)
 
     def merge(
         self,
@@ -26,15 +26,4 @@ class Qcow2:
         size: int,
         check: Callable[[], None] = go_on,
     ) -> None:
-        layers.put_together(
-            chain,
-            target,
-            backing=below.path,
-            backing_format=_format(below),
-            size=size,
-            check=check,
-        )
-
-
-def _format(disk: Disk) -> str:
-    return "raw" if disk.raw else "qcow2"
+        layers.put_together(chain, target, below=below, size=size, check=check)

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.memory.sparse import go_on
 
 from . import overlay
@@ -35,15 +36,14 @@ def put_together(
     chain: Sequence[Path],
     target: Path,
     *,
-    backing: Path | str,
-    backing_format: str,
+    below: Disk,
     size: int,
     check: Callable[[], None] = go_on,
 ) -> None:
     """Write a new layer of `size` bytes that holds all that a chain of layers does.
 
     The chain goes from the oldest layer to the newest, at least one; the oldest is over what
-    `backing` ("raw" or "qcow2") names for the new layer. Nobody may write to them meanwhile.
+    `below` names for the new layer. Nobody may write to them meanwhile.
     Blocks; `check` is called now and then and gives up by raising. Raises OSError and
     `IncompatibleImage`; `target` is of no use then.
     """
@@ -55,7 +55,7 @@ def put_together(
             merged, sources = _merged(layers, index)
             if merged is not None:
                 made.add(index, merged, sources, check)
-        made.finish(backing, backing_format)
+        made.finish(below)
 
 
 def _merged(
@@ -117,7 +117,7 @@ class _Target:
             self._copy(*run, check)
         self._first[index] = self._append(_bytes(table)) | COPIED
 
-    def finish(self, backing: Path | str, backing_format: str) -> None:
+    def finish(self, below: Disk) -> None:
         """Write the reference counts, 1 for each cluster, and the header."""
         data = self._end // CLUSTER
         blocks = clusters = 0
@@ -134,8 +134,7 @@ class _Target:
         os.ftruncate(self._fd, self._end)
         _write(self._fd, _bytes(self._first), CLUSTER)
         head = overlay.header(
-            os.fsencode(backing),
-            backing_format,
+            below,
             self._size,
             refcounts=table,
             refcount_clusters=clusters,

@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from wrenn_sandbox.host.disk.base import Disk
+
 from .reader import (
     BACKING_FORMAT,
     CLUSTER,
@@ -20,21 +22,15 @@ from .reader import (
     REFCOUNT_ORDER,
     VERSION,
     entries_for,
+    format_of,
 )
 
 OWNER_ONLY: Final = 0o600
 
 
-def create(path: Path, *, backing: Path, backing_format: str, size: int) -> None:
-    """Write an empty layer of `size` bytes over `backing` ("raw" or "qcow2"); raises OSError."""
-    head = header(
-        os.fsencode(backing),
-        backing_format,
-        size,
-        refcounts=CLUSTER,
-        refcount_clusters=1,
-        table=3 * CLUSTER,
-    )
+def create(path: Path, *, below: Disk, size: int) -> None:
+    """Write an empty layer of `size` bytes over `below`; raises OSError."""
+    head = header(below, size, refcounts=CLUSTER, refcount_clusters=1, table=3 * CLUSTER)
     clusters = 3 + table_clusters(size)
     fd = new_file(path)
     try:
@@ -56,23 +52,12 @@ def table_clusters(size: int) -> int:
     return -(-entries_for(size) * 8 // CLUSTER)
 
 
-def header(
-    backing: bytes,
-    backing_format: str,
-    size: int,
-    *,
-    refcounts: int,
-    refcount_clusters: int,
-    table: int,
-) -> bytes:
+def header(below: Disk, size: int, *, refcounts: int, refcount_clusters: int, table: int) -> bytes:
     """The first cluster of a layer, as far as it is not zero; raises OSError.
 
-    `refcounts` and `table` are the offsets of the reference counts' and the first-level table. A
-    relative path of the backing image is taken from the layer's own directory.
+    `refcounts` and `table` are the offsets of the reference counts' and the first-level table.
     """
-    extension = backing_format.encode("ascii")
-    if len(extension) > 8:
-        raise OSError("the format of the backing image has too long a name")
+    backing, extension = os.fsencode(below.path), format_of(below)
     extensions = EXTENSION.pack(BACKING_FORMAT, len(extension)) + extension.ljust(8, b"\0")
     extensions += EXTENSION.pack(END_OF_EXTENSIONS, 0)
     if len(backing) > 1023:

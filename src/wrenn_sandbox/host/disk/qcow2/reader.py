@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host.disk.base import Disk
 
 CLUSTER_BITS: Final = 16
 CLUSTER: Final = 1 << CLUSTER_BITS
@@ -110,15 +111,19 @@ def parse(head: bytes) -> Header:
     )
 
 
-def require(path: Path, below: Collection[tuple[Path, str]], size: int) -> None:
+def format_of(disk: Disk) -> bytes:
+    """The name of a disk's format in the header of a layer over it."""
+    return b"raw" if disk.raw else b"qcow2"
+
+
+def require(path: Path, below: Collection[Disk], size: int) -> None:
     """Raise `IncompatibleImage` unless a layer of `size` bytes is over one of these; OSError.
 
-    `below` names files and their formats ("raw" or "qcow2"). Blocks. Nobody may write to the
-    layer between this and its use.
+    Blocks. Nobody may write to the layer between this and its use.
     """
     with Layer.open(path, size=size) as layer:
         found = (layer.header.backing, layer.header.backing_format)
-    if found not in [(os.fsencode(each), form.encode("ascii")) for each, form in below]:
+    if found not in [(os.fsencode(each.path), format_of(each)) for each in below]:
         raise _damaged(f"it is over {found!r}"[:500])
 
 
