@@ -147,7 +147,7 @@ class Bare:
         if tuple(map(int, self._context.driver.capabilities.version.split(".")[:2])) >= (8, 2):
             return Memory(str(image), shared=False, read_only_file=True)
         sealed = SealedMemories()
-        fd = sealed.get(image).fd
+        fd = sealed.get(image)
         sealed.close()
         self._passed.append(fd)
         self._undo.callback(os.close, fd)

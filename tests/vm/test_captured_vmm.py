@@ -129,7 +129,7 @@ def findings(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Findings
     with contextlib.ExitStack() as stack:
         stack.callback(memories.close)
         assert scene.spec.memory is not None
-        memory = memories.get(scene.spec.memory).fd
+        memory = memories.get(scene.spec.memory)
         stack.callback(os.close, memory)
         listener = stack.enter_context(socket.create_server(("0.0.0.0", 0)))
         wanted = {

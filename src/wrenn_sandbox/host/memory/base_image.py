@@ -20,20 +20,12 @@ from .sparse import copy_data
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
-@dataclass(frozen=True)
-class BaseMemory:
-    """A descriptor of a memory image and its size in bytes."""
-
-    fd: int
-    size: int
-
-
 @dataclass
 class _Copy:
     """The copy of one image, made by whoever comes first while the others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    memory: BaseMemory | None = None
+    fd: int | None = None
     used_at: float = 0.0
     dropped: bool = False
 
@@ -46,8 +38,8 @@ class SealedMemories:
         self._copies: dict[Path, _Copy] = {}
         self._guard = threading.Lock()
 
-    def get(self, image: Path) -> BaseMemory:
-        """The sealed copy of an image, made first if need be; the caller closes the descriptor.
+    def get(self, image: Path) -> int:
+        """A descriptor of an image's sealed copy, made first if need be; the caller closes it.
 
         Raises OSError.
         """
@@ -57,10 +49,10 @@ class SealedMemories:
             with copy.lock:
                 if copy.dropped:
                     continue
-                if copy.memory is None:
-                    copy.memory = _sealed_copy(image)
+                if copy.fd is None:
+                    copy.fd = _sealed_copy(image)
                 copy.used_at = self._clock()
-                return BaseMemory(os.dup(copy.memory.fd), copy.memory.size)
+                return os.dup(copy.fd)
 
     @staticmethod
     def name(image: Path) -> str:
@@ -75,8 +67,8 @@ class SealedMemories:
             return
         with copy.lock:
             copy.dropped = True
-            if copy.memory is not None:
-                os.close(copy.memory.fd)
+            if copy.fd is not None:
+                os.close(copy.fd)
 
     def trim(self, idle: float, in_use: Collection[Path]) -> None:
         """Close the copies that none of `in_use` is and nobody asked for in `idle` seconds.
@@ -89,7 +81,7 @@ class SealedMemories:
                 image
                 for image, copy in self._copies.items()
                 if image not in in_use
-                and copy.memory is not None
+                and copy.fd is not None
                 and (copy.used_at <= before or not image.exists())
             ]
         for image in found:
@@ -103,7 +95,7 @@ class SealedMemories:
             self.forget(image)
 
 
-def _sealed_copy(image: Path) -> BaseMemory:
+def _sealed_copy(image: Path) -> int:
     source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(source).st_size
@@ -118,7 +110,7 @@ def _sealed_copy(image: Path) -> BaseMemory:
             raise
     finally:
         os.close(source)
-    return BaseMemory(target, size)
+    return target
 
 
 def _memfd_name(image: Path) -> str:

@@ -19,7 +19,7 @@ from wrenn_sandbox.host.disk.qcow2 import Qcow2
 from wrenn_sandbox.host.disk.qcow2.reader import depth
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
-from wrenn_sandbox.host.memory.base_image import BaseMemory, SealedMemories
+from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -155,7 +155,7 @@ class QemuDriver(Driver):
             return Memory(str(spec.memory), shared=False, read_only_file=True), []
         getting = asyncio.ensure_future(asyncio.to_thread(self._sealed.get, spec.memory))
         try:
-            fd = (await asyncio.shield(getting)).fd
+            fd = await asyncio.shield(getting)
         except asyncio.CancelledError:
             getting.add_done_callback(_close_unwanted)
             raise
@@ -373,9 +373,9 @@ class QemuDriver(Driver):
             await asyncio.to_thread(append, running.files.console, text)
 
 
-def _close_unwanted(memory: "asyncio.Future[BaseMemory]") -> None:
+def _close_unwanted(memory: "asyncio.Future[int]") -> None:
     if not memory.cancelled() and memory.exception() is None:
-        os.close(memory.result().fd)
+        os.close(memory.result())
 
 
 async def _wake(running: Running) -> None:
