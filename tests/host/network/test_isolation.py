@@ -228,7 +228,7 @@ async def test_services_in_the_slot_are_not_reached(world: World) -> None:
 
 async def test_the_agent_is_reached_through_a_socket_of_the_slot(world: World) -> None:
     with await world.guest.tcp_listener(49983) as listener:
-        connection = await connect_guest(world.namespaces, world.guest.slot, timeout=10)
+        connection = await connect_guest(world.namespaces, world.guest.slot)
         with connection:
             loop = asyncio.get_running_loop()
             server, peer = await loop.sock_accept(listener)
@@ -240,13 +240,16 @@ async def test_the_agent_is_reached_through_a_socket_of_the_slot(world: World) -
 
 
 async def test_no_other_port_of_the_guest_is_reached(world: World) -> None:
-    with await world.guest.tcp_listener(22), pytest.raises(TimeoutError):
-        await connect_guest(world.namespaces, world.guest.slot, 22, timeout=0.2)
+    loop, slot = asyncio.get_running_loop(), world.guest.slot
+    one = await guest_socket(world.namespaces, slot)
+    with one, await world.guest.tcp_listener(22), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await loop.sock_connect(one, (slot.guest_ip, 22))
 
 
 async def test_a_refused_connection_is_told_at_once(world: World) -> None:
     with pytest.raises(ConnectionRefusedError):
-        await connect_guest(world.namespaces, world.guest.slot, timeout=10)
+        await connect_guest(world.namespaces, world.guest.slot)
 
 
 async def test_the_guest_is_not_reached_from_the_host_or_outside(world: World) -> None:

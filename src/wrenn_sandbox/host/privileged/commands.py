@@ -16,7 +16,6 @@ class InterfaceAddress(msgspec.Struct):
 
     local: str = ""
     prefixlen: int = 32
-    family: str = ""
 
 
 class Interface(msgspec.Struct):

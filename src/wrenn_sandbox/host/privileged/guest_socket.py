@@ -3,21 +3,12 @@
 import asyncio
 import socket
 
-from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import AGENT_PORT, Slot
 
 from .netns import NamespaceThread
 
 LOOPBACK = "127.0.0.1"
-
-
-def guest_address(slot: Slot, port: int = AGENT_PORT) -> tuple[str, int]:
-    """Where `port` of the guest is reached: in user-mode networking only the agent's is."""
-    if slot.host_port is None:
-        return slot.guest_ip, port
-    if port != AGENT_PORT:
-        raise HostFailure("User-mode networking reaches only the guest agent")
-    return LOOPBACK, slot.host_port
+_CONNECT_SEC = 5.0
 
 
 async def guest_socket(namespaces: NamespaceThread, slot: Slot) -> socket.socket:
@@ -33,18 +24,17 @@ async def guest_socket(namespaces: NamespaceThread, slot: Slot) -> socket.socket
         raise
 
 
-async def connect_guest(
-    namespaces: NamespaceThread, slot: Slot, port: int = AGENT_PORT, timeout: float = 5.0
-) -> socket.socket:
-    """A non-blocking TCP connection to a port of the guest.
+async def connect_guest(namespaces: NamespaceThread, slot: Slot) -> socket.socket:
+    """A non-blocking TCP connection to the guest's agent.
 
-    Raises `OSError` as `connect` does, `TimeoutError` after `timeout` seconds, and
-    `HostFailure` when the slot is gone.
+    Raises `OSError` as `connect` does, `TimeoutError` after five seconds, and `HostFailure` when
+    the slot is gone.
     """
-    address = guest_address(slot, port)
+    port = slot.host_port
+    address = (slot.guest_ip, AGENT_PORT) if port is None else (LOOPBACK, port)
     connection = await guest_socket(namespaces, slot)
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(_CONNECT_SEC):
             await asyncio.get_running_loop().sock_connect(connection, address)
     except BaseException:
         connection.close()
