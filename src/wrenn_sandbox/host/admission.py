@@ -10,15 +10,12 @@ import re
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.ids import OperationId, SandboxId
 from wrenn_sandbox.settings import HostSettings
-
-from . import admission
 
 _LATER_SEC: Final = 10.0
 
@@ -79,9 +76,7 @@ class Admission:
 
     async def require_disk(self, needed_mb: int, *, share: float = 1.0) -> None:
         """Raise `NoCapacity` unless so much can be written and `share` of the reserve stays."""
-        await asyncio.to_thread(
-            partial(admission.require_disk, self._settings, needed_mb, share=share)
-        )
+        await asyncio.to_thread(require_disk, self._settings, needed_mb, share=share)
 
     def close(self) -> None:
         """Refuse everything from now on."""
@@ -97,7 +92,7 @@ class Admission:
     async def _shortage(self, others: Mapping[SandboxId, int], memory_mb: int) -> _Shortage | None:
         """What keeps one more machine of this size out; None where nothing does."""
         settings = self._settings
-        free = await asyncio.to_thread(admission.measure, settings.data_dir)
+        free = await asyncio.to_thread(measure, settings.data_dir)
         bound = settings.memory_overcommit * (free.memory_total_mb - settings.memory_reserve_mb)
         if settings.memory_overcommit and sum(others.values()) + memory_mb > bound:
             return _Shortage("memory")

@@ -7,7 +7,7 @@ are there for sandboxes only: private ones, and those that nobody names any more
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from .paths import Paths
 _log = structlog.get_logger(__name__)
 
 _BLOCK: Final = 512
+"""Bytes of what `st_blocks` counts."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def measure(
     return {
         each.sandbox_id: allocated(paths.stored(each.sandbox_id))
         + (0 if each.machine_id is None else allocated(paths.machine(each.machine_id).directory))
-        + _sum(sizes, needed[each.sandbox_id])
+        + sum(sizes[image] for image in needed[each.sandbox_id])
         for each in holdings
     }
 
@@ -69,10 +70,6 @@ def _own_images(store: ImageStore, holding: Holding, kept: set[ImageId]) -> set[
         return store.with_bases({holding.image_id}) - kept
     except (NotFound, IncompatibleImage):
         return set()
-
-
-def _sum(sizes: Mapping[ImageId, int], images: Iterable[ImageId]) -> int:
-    return sum(sizes[image] for image in images)
 
 
 def allocated(directory: Path) -> int:
@@ -110,12 +107,10 @@ class Layers:
     @classmethod
     def of(cls, disk_mb: int, older: Sequence[Path], newest: Sequence[Path]) -> "Layers":
         """Measures; blocks. Raises OSError."""
-        return cls(
-            disk_mb,
-            sum(map(_allocated, older)),
-            sum(map(_allocated, newest)),
-            len(older),
+        bytes_older, bytes_newest = (
+            _BLOCK * sum(each.stat().st_blocks for each in layers) for layers in (older, newest)
         )
+        return cls(disk_mb, bytes_older, bytes_newest, len(older))
 
     def may_start(self, factor: int) -> bool:
         """Whether one more layer, however full, stays within the bound."""
@@ -130,7 +125,3 @@ class Layers:
     @property
     def _full(self) -> int:
         return self.disk_mb * _MB + self.disk_mb * _MB // _TABLES
-
-
-def _allocated(path: Path) -> int:
-    return path.stat().st_blocks * 512

@@ -216,22 +216,15 @@ def newest(paths: Paths, sandbox_id: SandboxId) -> PausedSandbox | None:
     Raises `IncompatibleImage` where there is one that cannot be read.
     """
     try:
-        return _newest(paths, sandbox_id)
+        for generation in sorted(_generations(paths, sandbox_id), reverse=True):
+            path = paths.generation(sandbox_id, generation) / FILE_NAME
+            with suppress(FileNotFoundError):
+                manifest = _decoded(path.read_bytes())
+                if (manifest.sandbox_id, manifest.generation) != (sandbox_id, generation):
+                    raise IncompatibleImage(f"{_DAMAGED}its manifest", detail="it is another's")
+                return manifest
     except OSError as error:
         raise IncompatibleImage(f"{_DAMAGED}its manifest", detail=str(error)) from error
-
-
-def _newest(paths: Paths, sandbox_id: SandboxId) -> PausedSandbox | None:
-    for generation in sorted(_generations(paths, sandbox_id), reverse=True):
-        path = paths.generation(sandbox_id, generation) / FILE_NAME
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        manifest = _decoded(data)
-        if (manifest.sandbox_id, manifest.generation) != (sandbox_id, generation):
-            raise IncompatibleImage(f"{_DAMAGED}its manifest", detail="it is another's")
-        return manifest
     return None
 
 

@@ -66,7 +66,8 @@ class Recovery:
 
     async def _adopted(self, record: Record) -> Machine | None:
         """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""
-        if record.sandbox_id is None or not self._may_run(record):
+        driver = self._context.driver.capabilities.name
+        if record.sandbox_id is None or record.driver != driver or not self._is_current(record):
             return None
         with suppress(IncompatibleImage):
             complete = await asyncio.to_thread(
@@ -82,9 +83,6 @@ class Recovery:
         self._sandboxes[record.sandbox_id] = sandbox
         _log.info("adopted a machine", sandbox=record.sandbox_id, machine=record.machine_id)
         return machine
-
-    def _may_run(self, record: Record) -> bool:
-        return self._is_current(record) and record.driver == self._context.driver.capabilities.name
 
     def _is_current(self, record: Record) -> bool:
         return record.boot_id == self._boot_id
@@ -115,8 +113,6 @@ class Recovery:
         await asyncio.to_thread(paused.strip, paths, sandbox_id, complete.layers)
         await asyncio.to_thread(paused.withdraw_disks, paths, sandbox_id, kept)
 
-
-_log = structlog.get_logger(__name__)
 
 _ANOTHER: Final = (
     "The sandboxes and snapshots in this data directory belong to another database, and with this"
