@@ -55,13 +55,6 @@ def describe(made: Path, base: Manifest, machine: HardwareProfile, image_id: Ima
 
 
 def _clone(source: Path, target: Path, check: Callable[[], None]) -> None:
-    size = source.stat().st_size
-    read = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        write = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        try:
-            sparse.clone(read, write, size, check)
-        finally:
-            os.close(write)
-    finally:
-        os.close(read)
+    made = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with open(made, "wb") as write, source.open("rb") as read:
+        sparse.clone(read.fileno(), write.fileno(), source.stat().st_size, check)

@@ -50,13 +50,9 @@ def confinement(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = 
     lacks = []
     jail: Jail | None = None
     try:
-        jail = Jail.make(data_dir, devices)
-        _try(jail, trial)
+        jail = _tried(data_dir, trial, devices)
     except (OSError, HostFailure) as error:
         lacks.append(f"jail: {_reason(error)}")
-        if jail is not None:
-            jail.close()
-            jail = None
     groups: Groups | None = None
     root = cgroups.hierarchy()
     controllers = cgroups.usable(root)
@@ -77,29 +73,33 @@ def jail_obstacle(trial: Sequence[str]) -> str:
     if os.geteuid() != 0:
         return "needs root"
     try:
-        jail = Jail.make(Path("/run/wrenn"))
-        try:
-            _try(jail, trial)
-        finally:
-            jail.close()
+        _tried(Path("/run/wrenn"), trial).close()
     except (OSError, HostFailure) as error:
         return _reason(error)
     return ""
 
 
-def _try(jail: Jail, trial: Sequence[str]) -> None:
+def _tried(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = ()) -> Jail:
+    """A jail in which the trial succeeds; raises OSError and `HostFailure`."""
+    jail = Jail.make(data_dir, devices)
+
     def inside() -> "subprocess.Popen[bytes]":
         jail.enter(View())
         return start(trial, identity=_NOBODY)
 
-    with apart(inside) as child:
-        try:
-            status = child.wait(_TRIAL_SEC)
-        except subprocess.TimeoutExpired as error:
-            child.kill()
-            raise HostFailure("A program does not end there", detail=str(error)) from error
-    if status != 0:
-        raise HostFailure(f"{trial[0]} does not run there: status {status}")
+    try:
+        with apart(inside) as child:
+            try:
+                status = child.wait(_TRIAL_SEC)
+            except subprocess.TimeoutExpired as error:
+                child.kill()
+                raise HostFailure("A program does not end there", detail=str(error)) from error
+        if status != 0:
+            raise HostFailure(f"{trial[0]} does not run there: status {status}")
+    except BaseException:
+        jail.close()
+        raise
+    return jail
 
 
 def _reason(error: OSError | HostFailure) -> str:

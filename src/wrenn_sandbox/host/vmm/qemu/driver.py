@@ -115,7 +115,7 @@ class QemuDriver(Driver):
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         memory = None
         if record is not None:
-            await asyncio.to_thread(_make_memory, record, spec)
+            await asyncio.to_thread(_make_own, record, spec, spec.memory_mb << 20)
             memory = Memory(str(record), shared=True, read_only_file=False)
         running = await self._spawn(spec, memory, [], restore=False)
         failpoints.reach("machine.spawned")
@@ -407,22 +407,12 @@ def _rename_disk(spec: MachineSpec) -> None:
     link.replace(former)
 
 
-def _make_memory(path: Path, spec: MachineSpec) -> None:
-    """The sparse file that a machine's memory is recorded in, the machine's user's own."""
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, spec.memory_mb << 20)
-        if os.geteuid() == 0:
-            os.fchown(fd, spec.slot.uid, spec.slot.uid)
-    finally:
-        os.close(fd)
-
-
-def _make_own(path: Path, spec: MachineSpec) -> None:
-    """An empty file that the machine's user may write to, in a directory where it may not."""
+def _make_own(path: Path, spec: MachineSpec, size: int = 0) -> None:
+    """A sparse file that the machine's user may write to, in a directory where it may not."""
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
+        os.ftruncate(fd, size)
         if os.geteuid() == 0:
             os.fchown(fd, spec.slot.uid, spec.slot.uid)
     finally:
