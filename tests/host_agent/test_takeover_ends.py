@@ -82,7 +82,7 @@ async def test_no_image_goes_before_all_sandboxes_are_known(
             assert (await host.events("of an earlier start", 7)).events == (event,)
             assert (event.sandbox_id, event.kind) == (ending, EventKind.EXITED)
             assert [each.sandbox_id for each in await host.sandboxes()] == [kept]
-            assert host._slots._used == set()  # type: ignore[attr-defined]
+            assert host._context.slots._used == set()  # type: ignore[attr-defined]
             await host.resume(kept, new_operation_id(), Egress())
     finally:
         await host.destroy(kept, new_operation_id())

@@ -91,12 +91,9 @@ class HostAgent:
     """Owns the sandboxes, machines, network slots and images of one data directory."""
 
     def __init__(self, settings: HostSettings, paths: Paths, equipment: Backends) -> None:
-        self._settings = settings
         self._paths = paths
         self._store = ImageStore(paths)
         self._driver = equipment.driver
-        self._slots = equipment.slots
-        self._network = equipment.network
         self._context = HostContext(
             settings=settings,
             paths=paths,
@@ -177,7 +174,7 @@ class HostAgent:
             await sandbox.detach()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._event_added.set()
-        await self._slots.close(keep=kept)
+        await self._context.slots.close(keep=kept)
         await self._undo.aclose()
 
     async def claim(self, owner: str, *, expected: bool) -> None:
@@ -192,7 +189,7 @@ class HostAgent:
         return HostInfo(
             driver=capabilities.name,
             accelerator=capabilities.accelerator,
-            network=self._network,
+            network=self._context.network,
             vmm_version=capabilities.version,
             sandboxes=len(self._sandboxes),
             memory_total_mb=free.memory_total_mb,
@@ -423,10 +420,12 @@ class HostAgent:
     async def _pooled_image(self) -> Manifest | None:
         """The snapshot that the pool's machines continue: the default template's, or none."""
         try:
-            image = await asyncio.to_thread(self._store.resolve, self._settings.default_template)
+            image = await asyncio.to_thread(
+                self._store.resolve, self._context.settings.default_template
+            )
         except NotFound:
             return None
-        size = Size(self._settings.default_vcpus, self._settings.default_memory_mb)
+        size = Size(self._context.settings.default_vcpus, self._context.settings.default_memory_mb)
         return await self._variants.get(image, size)
 
     def _running_mb(self) -> dict[SandboxId, int]:

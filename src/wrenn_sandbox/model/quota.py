@@ -66,12 +66,8 @@ class QuotaOverride(
 
     def over(self, quota: Quota) -> Quota:
         """The limits that hold for the team where `quota` holds for every other."""
-        own = {
-            name: value
-            for name in self.__struct_fields__
-            if (value := getattr(self, name)) is not None
-        }
-        return msgspec.structs.replace(quota, **own)
+        own = msgspec.structs.asdict(self).items()
+        return msgspec.structs.replace(quota, **{k: v for k, v in own if v is not None})
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,17 +106,12 @@ _MACHINES: Final = "pause or delete some"
 def check_machines(quota: Quota, usage: Usage) -> None:
     """Raise `OverQuota` where a team would have more machines, or more in them, than it may."""
     leaving = usage.leaving or Usage()
-    for limit, allowed, used, gone, what in (
-        ("running", quota.running, usage.running, leaving.running, "sandboxes that run"),
-        ("vcpus", quota.vcpus, usage.vcpus, leaving.vcpus, "vcpus in sandboxes that run"),
-        (
-            "memory_mb",
-            quota.memory_mb,
-            usage.memory_mb,
-            leaving.memory_mb,
-            "MiB of memory in sandboxes that run",
-        ),
+    for limit, what in (
+        ("running", "sandboxes that run"),
+        ("vcpus", "vcpus in sandboxes that run"),
+        ("memory_mb", "MiB of memory in sandboxes that run"),
     ):
+        allowed, used, gone = (getattr(each, limit) for each in (quota, usage, leaving))
         if 0 < allowed < used:
             passing = used - gone <= allowed
             raise OverQuota(limit, _message(allowed, what, _MACHINES), passing=passing)
