@@ -16,13 +16,13 @@ from fastapi import FastAPI
 from fastapi.dependencies import models
 
 from support.contract import check_response
+from support.serializing_host import serializing_host
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.control.wiring import ControlPlane
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import OperationId, new_operation_id
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.serializing_host import serializing_host
 from wrenn_sandbox.wire.host import Host
 
 Result = TypeVar("Result")

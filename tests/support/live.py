@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from support.api_server import CHEAP
 from support.listening import edge
+from support.serializing_host import serializing_host
 from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.serializing_host import serializing_host
 from wrenn_sandbox.wire.host import Host
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from support.host_double import HostDouble
+from support.serializing_host import serializing_host
 from wrenn_sandbox import errors
 from wrenn_sandbox.errors import (
     AgentError,
@@ -19,7 +20,6 @@ from wrenn_sandbox.errors import (
 )
 from wrenn_sandbox.host.guest.connect_rpc import RpcError
 from wrenn_sandbox.ids import SandboxId
-from wrenn_sandbox.testing.serializing_host import serializing_host
 from wrenn_sandbox.wire import codec
 from wrenn_sandbox.wire.codec import ERRORS, Failure
 from wrenn_sandbox.wire.messages import Channel, Command, Ended, Output, Phase
