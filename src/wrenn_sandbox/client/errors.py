@@ -25,7 +25,7 @@ ClientError
 
 import base64
 import binascii
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -60,6 +60,9 @@ class ApiError(ClientError):
     """The server refused. `status` is 0 when it did so in an open stream; `retry_after` is in
     seconds and there where waiting helps."""
 
+    codes: ClassVar[tuple[str, ...]] = ()
+    """Those of the API that it stands for."""
+
     def __init__(
         self, code: str, message: str, *, status: int, retry_after: float | None = None
     ) -> None:
@@ -71,87 +74,79 @@ class ApiError(ClientError):
 
 
 class InvalidRequest(ApiError):
-    pass
+    codes = ("invalid_request",)
 
 
 class Unauthorized(ApiError):
-    pass
+    codes = ("unauthorized",)
 
 
 class Forbidden(ApiError):
-    pass
+    codes = ("forbidden",)
 
 
 class NotFound(ApiError):
-    pass
+    codes = ("not_found", "provider_not_found")
 
 
 class Conflict(ApiError):
-    pass
+    codes: ClassVar[tuple[str, ...]] = ("conflict",)
 
 
 class InvalidState(Conflict):
-    pass
+    codes = ("invalid_state",)
 
 
 class AlreadyExists(Conflict):
-    pass
+    codes = ("already_exists", "email_taken")
 
 
 class RequestTimeout(ApiError):
     """The server stopped waiting for the rest of the request."""
 
+    codes = ("request_timeout",)
+
 
 class TooLarge(ApiError):
-    pass
+    codes = ("too_large",)
 
 
 class RateLimited(ApiError):
-    pass
+    codes = ("rate_limited",)
 
 
 class QuotaExceeded(ApiError):
-    pass
+    codes = ("quota_exceeded",)
 
 
 class AgentError(ApiError):
-    pass
+    codes = ("agent_error",)
 
 
 class NoCapacity(ApiError):
-    pass
+    codes = ("no_capacity",)
 
 
 class ExecTimeout(ApiError):
     """The command was killed at its time limit."""
 
+    codes = ("exec_timeout",)
     stdout: bytes = b""
     stderr: bytes = b""
 
 
 class NoSpace(ApiError):
-    pass
+    codes = ("no_space",)
 
 
-_BY_CODE: Final[dict[str, type[ApiError]]] = {
-    "invalid_request": InvalidRequest,
-    "unauthorized": Unauthorized,
-    "forbidden": Forbidden,
-    "not_found": NotFound,
-    "provider_not_found": NotFound,
-    "conflict": Conflict,
-    "invalid_state": InvalidState,
-    "already_exists": AlreadyExists,
-    "email_taken": AlreadyExists,
-    "request_timeout": RequestTimeout,
-    "too_large": TooLarge,
-    "rate_limited": RateLimited,
-    "quota_exceeded": QuotaExceeded,
-    "agent_error": AgentError,
-    "no_capacity": NoCapacity,
-    "exec_timeout": ExecTimeout,
-    "no_space": NoSpace,
-}
+def _by_code(kind: type[ApiError]) -> dict[str, type[ApiError]]:
+    found = dict.fromkeys(kind.codes, kind)
+    for each in kind.__subclasses__():
+        found |= _by_code(each)
+    return found
+
+
+_BY_CODE: Final = _by_code(ApiError)
 
 
 class _Detail(msgspec.Struct):
