@@ -6,6 +6,7 @@ from typing import Final, Literal
 import msgspec
 
 from .errors import ApiError, ClientError, StreamFailed, UnexpectedAnswer, decoded, error_of_code
+from .transport import given
 
 
 class Stdout(msgspec.Struct, frozen=True):
@@ -94,36 +95,7 @@ def _failure(frame: _Message) -> ClientError:
     return error if type(error) is not ApiError else StreamFailed(message)
 
 
-class _Start(msgspec.Struct, omit_defaults=True):
-    type: str
-    cmd: str | None = None
-    args: tuple[str, ...] = ()
-    envs: dict[str, str] = {}
-    cwd: str | None = None
-    user: str | None = None
-    tty: bool = False
-    cols: int | None = None
-    rows: int | None = None
-    tag: str | None = None
-
-
-class _Data(msgspec.Struct, omit_defaults=True):
-    type: str
-    data: str
-    encoding: str = "utf-8"
-
-
-class _Size(msgspec.Struct):
-    cols: int
-    rows: int
-    type: str = "resize"
-
-
-class _Plain(msgspec.Struct):
-    type: str
-
-
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What to run, directly and without a shell. No `cmd` is the login shell of a terminal."""
 
     cmd: str | None = None
@@ -144,25 +116,13 @@ def start(
     command: Command, size: Size | None = None, *, tty: bool = False, tag: str | None = None
 ) -> str:
     """The first message of a stream or a terminal."""
-    return _text(
-        _Start(
-            type="start",
-            cmd=command.cmd,
-            args=command.args,
-            envs=command.envs,
-            cwd=command.cwd,
-            user=command.user,
-            tty=tty,
-            cols=None if size is None else size.cols,
-            rows=None if size is None else size.rows,
-            tag=tag,
-        )
-    )
+    sides = {} if size is None else msgspec.structs.asdict(size)
+    return _text("start", **msgspec.to_builtins(command), tty=tty or None, **sides, tag=tag)
 
 
 def connect(tag: str) -> str:
     """The first message of a terminal that is there already."""
-    return _text(_Start(type="connect", tag=tag))
+    return _text("connect", tag=tag)
 
 
 TERMINAL_SUBPROTOCOL: Final = "binary"
@@ -174,14 +134,18 @@ _STDIN_PIECE: Final = 128 * 1024
 def stdin(data: bytes) -> tuple[str, ...]:
     """`data` for a command's standard input, in messages of a size that servers take."""
     pieces = (data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE))
-    return tuple(_text(_stdin(piece)) for piece in pieces)
+    return tuple(map(_stdin, pieces))
 
 
-def _stdin(piece: bytes) -> _Data:
+def _stdin(piece: bytes) -> str:
     try:
-        return _Data("stdin", piece.decode())
+        return _text("stdin", data=piece.decode())
     except UnicodeDecodeError:
-        return _Data("stdin", base64.b64encode(piece).decode("ascii"), "base64")
+        return _text("stdin", data=_base64(piece), encoding="base64")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def terminal_input(data: bytes, *, binary: bool) -> tuple[str | bytes, ...]:
@@ -189,16 +153,16 @@ def terminal_input(data: bytes, *, binary: bool) -> tuple[str | bytes, ...]:
     pieces = (data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE))
     if binary:
         return tuple(pieces)
-    return tuple(_text(_Data("input", base64.b64encode(each).decode("ascii"))) for each in pieces)
+    return tuple(_text("input", data=_base64(each)) for each in pieces)
 
 
 def resize(size: Size) -> str:
-    return _text(_Size(size.cols, size.rows))
+    return _text("resize", **msgspec.structs.asdict(size))
 
 
 def signal(kind: Literal["stop", "kill", "stdin_close"]) -> str:
-    return _text(_Plain(kind))
+    return _text(kind)
 
 
-def _text(message: msgspec.Struct) -> str:
-    return msgspec.json.encode(message).decode()
+def _text(type: str, **fields: object) -> str:
+    return msgspec.json.encode({"type": type, **given(**fields)}).decode()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from .errors import error_of_code
+from .transport import given
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,4 @@ def naming(path: str | bytes) -> dict[str, str]:
 
 def upload_fields(path: str | bytes, user: str | None, mode: int | None) -> dict[str, str]:
     """The fields that say what is made where, for whom, and with which permission bits."""
-    fields = naming(path)
-    if user is not None:
-        fields["user"] = user
-    if mode is not None:
-        fields["mode"] = f"{mode:04o}"
-    return fields
+    return naming(path) | given(user=user, mode=None if mode is None else f"{mode:04o}")

@@ -37,6 +37,7 @@ QUIET_SEC: Final = 0.1
 MESSAGE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 _Answer = TypeVar("_Answer")
+_Field = TypeVar("_Field")
 
 
 def checked_url(url: str) -> str:
@@ -55,6 +56,11 @@ def checked_url(url: str) -> str:
 def path_of(*parts: str) -> str:
     """An absolute path of these segments, whatever characters they have."""
     return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def given(**fields: _Field | None) -> dict[str, _Field]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def encode(body: object) -> bytes:

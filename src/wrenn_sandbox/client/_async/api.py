@@ -62,54 +62,53 @@ class AsyncApi:
         timeout: float | None = None,
     ) -> _Answer:
         """What the server answers to a JSON request; `timeout` in seconds replaces the usual."""
-        return decode(await self._request(method, path, body, params, timeout), kind)
+        answer = await self.request(method, path, body, params=params, timeout=timeout)
+        return decode(answer, kind)
 
-    async def tell(
+    async def request(
         self,
         method: str,
         path: str,
         body: object = None,
         *,
         params: Mapping[str, str] | None = None,
-    ) -> None:
-        """A JSON request whose answer says nothing but that it was done."""
-        await self._request(method, path, body, params, None)
-
-    async def fetch(self, path: str, body: object) -> bytes:
-        """The whole answer to a POST, as it is."""
-        return await self._request("POST", path, body, None, None)
+        timeout: float | None = None,
+    ) -> bytes:
+        """The whole answer to a JSON request, as it is."""
+        content, headers = _json(body)
+        return await self.send(method, path, content, headers, params=params, timeout=timeout)
 
     async def send(
-        self, path: str, content: AsyncIterable[bytes], headers: Mapping[str, str]
-    ) -> None:
-        """POST a body in pieces."""
+        self,
+        method: str,
+        path: str,
+        content: AsyncIterable[bytes] | bytes | None,
+        headers: Mapping[str, str],
+        *,
+        params: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> bytes:
+        """The whole answer to a request whose body may come in pieces."""
         with http_failures():
-            response = await self._http.post(
-                self.url + path, content=content, headers={**self.credentials, **headers}
+            response = await self._http.request(
+                method,
+                self.url + path,
+                content=content,
+                params=params,
+                headers={**self.credentials, **headers},
+                timeout=self._limits(self.timeout if timeout is None else timeout),
             )
         if not response.is_success:
             raise refusal(response)
-
-    async def put(
-        self, path: str, kind: type[_Answer], content: AsyncIterable[bytes], media_type: str
-    ) -> _Answer:
-        """PUT a body in pieces, and what the server answers."""
-        headers = {**self.credentials, "Content-Type": media_type}
-        with http_failures():
-            response = await self._http.put(self.url + path, content=content, headers=headers)
-        if not response.is_success:
-            raise refusal(response)
-        return decode(response.content, kind)
+        return response.content
 
     @contextlib.asynccontextmanager
     async def receive(
         self, path: str, body: object = None, method: str = "POST"
     ) -> AsyncIterator[httpx2.Response]:
         """Read the answer in pieces while the block lasts."""
-        headers = {**self.credentials, "Accept-Encoding": "identity"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        content = None if body is None else encode(body)
+        content, headers = _json(body)
+        headers |= {**self.credentials, "Accept-Encoding": "identity"}
         request = self._http.build_request(
             method, self.url + path, content=content, headers=headers
         )
@@ -149,29 +148,12 @@ class AsyncApi:
                 )
             yield connection
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        body: object,
-        params: Mapping[str, str] | None,
-        timeout: float | None,
-    ) -> bytes:
-        headers = dict(self.credentials)
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        with http_failures():
-            response = await self._http.request(
-                method,
-                self.url + path,
-                content=None if body is None else encode(body),
-                params=params,
-                headers=headers,
-                timeout=self._limits(self.timeout if timeout is None else timeout),
-            )
-        if not response.is_success:
-            raise refusal(response)
-        return response.content
-
     def _limits(self, timeout: float) -> httpx2.Timeout:
         return httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SEC))
+
+
+def _json(body: object) -> tuple[bytes | None, dict[str, str]]:
+    """Content and headers of a request."""
+    if body is None:
+        return None, {}
+    return encode(body), {"Content-Type": "application/json"}

@@ -1,12 +1,11 @@
 """The client: one server, one caller."""
 
-from types import TracebackType
 from typing import Self
 
 import httpx2
 
 from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage
-from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, path_of
+from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 
 from .api import AsyncApi
 from .sandboxes import AsyncSandboxes
@@ -20,8 +19,7 @@ class AsyncApiKeys:
 
     async def create(self, name: str | None = None) -> ApiKey:
         """Make a key. `key` of the answer is the only place where it is ever shown."""
-        body = {} if name is None else {"name": name}
-        return await self._api.call("POST", "/v1/api-keys", ApiKey, body)
+        return await self._api.call("POST", "/v1/api-keys", ApiKey, given(name=name))
 
     async def list(self) -> tuple[ApiKey, ...]:
         """All of them, newest first."""
@@ -29,7 +27,7 @@ class AsyncApiKeys:
 
     async def delete(self, id: str) -> None:
         """Delete a key, which stops working at once."""
-        await self._api.tell("DELETE", path_of("v1", "api-keys", id))
+        await self._api.request("DELETE", path_of("v1", "api-keys", id))
 
 
 class AsyncSnapshots:
@@ -45,27 +43,18 @@ class AsyncSnapshots:
 
         `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
         """
-        body = {"sandbox_id": sandbox_id} | ({} if name is None else {"name": name})
-        return await self._api.call(
-            "POST",
-            "/v1/snapshots",
-            Template,
-            body,
-            params={"overwrite": "true"} if overwrite else None,
-        )
+        body = given(sandbox_id=sandbox_id, name=name)
+        params = given(overwrite="true" if overwrite else None)
+        return await self._api.call("POST", "/v1/snapshots", Template, body, params=params)
 
     async def list(self, type: str | None = None) -> tuple[Template, ...]:
         """Newest first; only those of a `type`, `base` or `snapshot`, when it is given."""
-        return await self._api.call(
-            "GET",
-            "/v1/snapshots",
-            tuple[Template, ...],
-            params=None if type is None else {"type": type},
-        )
+        params = given(type=type)
+        return await self._api.call("GET", "/v1/snapshots", tuple[Template, ...], params=params)
 
     async def delete(self, name: str) -> None:
         """Give up a template; sandboxes made from it keep working."""
-        await self._api.tell("DELETE", path_of("v1", "snapshots", name))
+        await self._api.request("DELETE", path_of("v1", "snapshots", name))
 
 
 class AsyncClient:
@@ -94,12 +83,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from wrenn_sandbox.client.models import (
 )
 from wrenn_sandbox.client.multipart import Form, naming, upload_fields
 from wrenn_sandbox.client.tar.pack import pack, source_of, total_size
-from wrenn_sandbox.client.transport import http_failures
+from wrenn_sandbox.client.transport import decode, given, http_failures
 from wrenn_sandbox.client.unpacking import Unpacker
 
 from .api import AsyncApi
@@ -59,7 +59,7 @@ class AsyncFiles:
 
     async def read(self, path: str | bytes) -> bytes:
         """The whole content of a file."""
-        return await self._api.fetch(f"{self._path}/read", naming(path))
+        return await self._api.request("POST", f"{self._path}/read", naming(path))
 
     @contextlib.asynccontextmanager
     async def read_stream(self, path: str | bytes) -> AsyncIterator[AsyncDownload]:
@@ -84,12 +84,7 @@ class AsyncFiles:
         and hard links, and its permission bits unless `mode` (0o644 for a new file) says others.
         """
         content = data.encode() if isinstance(data, str) else data
-        form = Form.of(upload_fields(path, user, mode))
-        await self._api.send(
-            f"{self._path}/write",
-            _pieces(form, _once(content), len(content)),
-            form.headers(len(content)),
-        )
+        await self._send("write", path, _once(content), len(content), user, mode)
 
     async def write_stream(
         self,
@@ -104,10 +99,20 @@ class AsyncFiles:
 
         `size` is what the chunks come to in bytes, where that is known; `ClientError`: they do not.
         """
+        await self._send("stream/write", path, chunks, size, user, mode)
+
+    async def _send(
+        self,
+        route: str,
+        path: str | bytes,
+        chunks: AsyncIterable[bytes],
+        size: int | None,
+        user: str | None,
+        mode: int | None,
+    ) -> None:
         form = Form.of(upload_fields(path, user, mode))
-        await self._api.send(
-            f"{self._path}/stream/write", _pieces(form, chunks, size), form.headers(size)
-        )
+        content = _pieces(form, chunks, size)
+        await self._api.send("POST", f"{self._path}/{route}", content, form.headers(size))
 
     @contextlib.asynccontextmanager
     async def read_archive(
@@ -136,7 +141,8 @@ class AsyncFiles:
         answer says what was left out.
         """
         target = self._archive(path, directory="true" if directory else None, user=user)
-        return await self._api.put(target, Copied, chunks, "application/octet-stream")
+        headers = {"Content-Type": "application/octet-stream"}
+        return decode(await self._api.send("PUT", target, chunks, headers), Copied)
 
     async def upload(
         self,
@@ -210,9 +216,8 @@ class AsyncFiles:
         )
 
     def _archive(self, path: str, **options: str | None) -> str:
-        query = {"path": path, **options}
-        given = {name: value for name, value in query.items() if value is not None}
-        return f"{self._path}/archive?{urlencode(given, errors='surrogateescape')}"
+        query = urlencode(given(path=path, **options), errors="surrogateescape")
+        return f"{self._path}/archive?{query}"
 
     async def list(self, path: str | bytes, depth: int = 1) -> tuple[FileEntry, ...]:
         """What is in a directory, `depth` levels down; each entry right before what is in it."""
@@ -232,7 +237,7 @@ class AsyncFiles:
 
     async def remove(self, path: str | bytes) -> None:
         """Remove a file, or a directory with all that is in it."""
-        await self._api.tell("POST", f"{self._path}/remove", naming(path))
+        await self._api.request("POST", f"{self._path}/remove", naming(path))
 
 
 async def _pieces(

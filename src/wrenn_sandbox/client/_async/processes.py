@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from wrenn_sandbox.client.models import Process, ProcessList
-from wrenn_sandbox.client.transport import path_of
+from wrenn_sandbox.client.transport import given, path_of
 
 from .api import AsyncApi
 from .streams import AsyncStream, open_stream
@@ -27,17 +27,8 @@ class AsyncProcesses:
         user: str | None = None,
     ) -> Process:
         """Start a command and leave it alone; without a `tag` the server makes one."""
-        body = {
-            "cmd": cmd,
-            "args": args,
-            "background": True,
-            "tag": tag,
-            "envs": envs,
-            "cwd": cwd,
-            "user": user,
-        }
-        given = {name: value for name, value in body.items() if value is not None}
-        return await self._api.call("POST", f"{self._path}/exec", Process, given)
+        body = given(cmd=cmd, args=args, background=True, tag=tag, envs=envs, cwd=cwd, user=user)
+        return await self._api.call("POST", f"{self._path}/exec", Process, body)
 
     async def list(self) -> tuple[Process, ...]:
         """What runs."""
@@ -47,7 +38,7 @@ class AsyncProcesses:
     async def signal(self, process: int | str, signal: str = "SIGKILL") -> None:
         """Signal a process group: SIGKILL or SIGTERM."""
         path = self._path + path_of("processes", str(process))
-        await self._api.tell("DELETE", path, params={"signal": signal})
+        await self._api.request("DELETE", path, params={"signal": signal})
 
     def attach(self, process: int | str) -> AbstractAsyncContextManager[AsyncStream]:
         """Follow a process, what it has written so far first. Leaving does not end it."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Self
 
 from wrenn_sandbox.client import frames
@@ -15,7 +14,7 @@ from wrenn_sandbox.client.models import (
     Result,
     SandboxInfo,
 )
-from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, path_of
+from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, given, path_of
 
 from .api import AsyncApi
 from .files import AsyncFiles
@@ -43,14 +42,13 @@ class AsyncSandboxes:
         After `timeout_sec` without activity it is paused. As the context of a `with` block it is
         deleted in the end. `NoCapacity`: the host is full.
         """
-        wanted = {
-            "template": template,
-            "vcpus": vcpus,
-            "memory_mb": memory_mb,
-            "timeout_sec": timeout_sec,
-            "network": network,
-        }
-        body = {name: value for name, value in wanted.items() if value is not None}
+        body = given(
+            template=template,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            timeout_sec=timeout_sec,
+            network=network,
+        )
         info = await self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
         return AsyncSandbox(self._api, self, info)
 
@@ -68,11 +66,11 @@ class AsyncSandboxes:
 
     async def delete(self, id: str) -> None:
         """End it, whatever its state, and free all that it has."""
-        await self._api.tell("DELETE", _path(id))
+        await self._api.request("DELETE", _path(id))
 
     async def ping(self, id: str) -> None:
         """Count as activity. `InvalidState`: it is not running."""
-        await self._api.tell("POST", _path(id) + "/ping")
+        await self._api.request("POST", _path(id) + "/ping")
 
     async def pause(self, id: str) -> SandboxInfo:
         """Store it on disk and free everything else. `InvalidState`: it is not running."""
@@ -117,12 +115,7 @@ class AsyncSandbox:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.delete()
 
     async def refresh(self) -> SandboxInfo:
@@ -173,21 +166,9 @@ class AsyncSandbox:
 
         `ExecTimeout`: it was killed after `timeout_sec` (1 to 3600).
         """
-        body = {
-            "cmd": cmd,
-            "args": args,
-            "timeout_sec": timeout_sec,
-            "envs": envs,
-            "cwd": cwd,
-            "user": user,
-        }
-        answer = await self._api.call(
-            "POST",
-            self._path + "/exec",
-            ExecAnswer,
-            {name: value for name, value in body.items() if value is not None},
-            timeout=timeout_sec + EXEC_SLACK_SEC,
-        )
+        body = given(cmd=cmd, args=args, timeout_sec=timeout_sec, envs=envs, cwd=cwd, user=user)
+        wait = timeout_sec + EXEC_SLACK_SEC
+        answer = await self._api.call("POST", self._path + "/exec", ExecAnswer, body, timeout=wait)
         return answer.result()
 
     def exec_stream(

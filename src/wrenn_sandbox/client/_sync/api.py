@@ -63,52 +63,53 @@ class Api:
         timeout: float | None = None,
     ) -> _Answer:
         """What the server answers to a JSON request; `timeout` in seconds replaces the usual."""
-        return decode(self._request(method, path, body, params, timeout), kind)
+        answer = self.request(method, path, body, params=params, timeout=timeout)
+        return decode(answer, kind)
 
-    def tell(
+    def request(
         self,
         method: str,
         path: str,
         body: object = None,
         *,
         params: Mapping[str, str] | None = None,
-    ) -> None:
-        """A JSON request whose answer says nothing but that it was done."""
-        self._request(method, path, body, params, None)
+        timeout: float | None = None,
+    ) -> bytes:
+        """The whole answer to a JSON request, as it is."""
+        content, headers = _json(body)
+        return self.send(method, path, content, headers, params=params, timeout=timeout)
 
-    def fetch(self, path: str, body: object) -> bytes:
-        """The whole answer to a POST, as it is."""
-        return self._request("POST", path, body, None, None)
-
-    def send(self, path: str, content: Iterable[bytes], headers: Mapping[str, str]) -> None:
-        """POST a body in pieces."""
+    def send(
+        self,
+        method: str,
+        path: str,
+        content: Iterable[bytes] | bytes | None,
+        headers: Mapping[str, str],
+        *,
+        params: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> bytes:
+        """The whole answer to a request whose body may come in pieces."""
         with http_failures():
-            response = self._http.post(
-                self.url + path, content=content, headers={**self.credentials, **headers}
+            response = self._http.request(
+                method,
+                self.url + path,
+                content=content,
+                params=params,
+                headers={**self.credentials, **headers},
+                timeout=self._limits(self.timeout if timeout is None else timeout),
             )
         if not response.is_success:
             raise refusal(response)
-
-    def put(
-        self, path: str, kind: type[_Answer], content: Iterable[bytes], media_type: str
-    ) -> _Answer:
-        """PUT a body in pieces, and what the server answers."""
-        headers = {**self.credentials, "Content-Type": media_type}
-        with http_failures():
-            response = self._http.put(self.url + path, content=content, headers=headers)
-        if not response.is_success:
-            raise refusal(response)
-        return decode(response.content, kind)
+        return response.content
 
     @contextlib.contextmanager
     def receive(
         self, path: str, body: object = None, method: str = "POST"
     ) -> Iterator[httpx2.Response]:
         """Read the answer in pieces while the block lasts."""
-        headers = {**self.credentials, "Accept-Encoding": "identity"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        content = None if body is None else encode(body)
+        content, headers = _json(body)
+        headers |= {**self.credentials, "Accept-Encoding": "identity"}
         request = self._http.build_request(
             method, self.url + path, content=content, headers=headers
         )
@@ -148,29 +149,12 @@ class Api:
                 )
             yield connection
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: object,
-        params: Mapping[str, str] | None,
-        timeout: float | None,
-    ) -> bytes:
-        headers = dict(self.credentials)
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        with http_failures():
-            response = self._http.request(
-                method,
-                self.url + path,
-                content=None if body is None else encode(body),
-                params=params,
-                headers=headers,
-                timeout=self._limits(self.timeout if timeout is None else timeout),
-            )
-        if not response.is_success:
-            raise refusal(response)
-        return response.content
-
     def _limits(self, timeout: float) -> httpx2.Timeout:
         return httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SEC))
+
+
+def _json(body: object) -> tuple[bytes | None, dict[str, str]]:
+    """Content and headers of a request."""
+    if body is None:
+        return None, {}
+    return encode(body), {"Content-Type": "application/json"}

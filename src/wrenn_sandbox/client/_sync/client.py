@@ -1,13 +1,12 @@
 # Made by tools/make_sync_client.py from _async/client.py: change that file.
 """The client: one server, one caller."""
 
-from types import TracebackType
 from typing import Self
 
 import httpx2
 
 from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage
-from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, path_of
+from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 
 from .api import Api
 from .sandboxes import Sandboxes
@@ -21,8 +20,7 @@ class ApiKeys:
 
     def create(self, name: str | None = None) -> ApiKey:
         """Make a key. `key` of the answer is the only place where it is ever shown."""
-        body = {} if name is None else {"name": name}
-        return self._api.call("POST", "/v1/api-keys", ApiKey, body)
+        return self._api.call("POST", "/v1/api-keys", ApiKey, given(name=name))
 
     def list(self) -> tuple[ApiKey, ...]:
         """All of them, newest first."""
@@ -30,7 +28,7 @@ class ApiKeys:
 
     def delete(self, id: str) -> None:
         """Delete a key, which stops working at once."""
-        self._api.tell("DELETE", path_of("v1", "api-keys", id))
+        self._api.request("DELETE", path_of("v1", "api-keys", id))
 
 
 class Snapshots:
@@ -46,27 +44,18 @@ class Snapshots:
 
         `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
         """
-        body = {"sandbox_id": sandbox_id} | ({} if name is None else {"name": name})
-        return self._api.call(
-            "POST",
-            "/v1/snapshots",
-            Template,
-            body,
-            params={"overwrite": "true"} if overwrite else None,
-        )
+        body = given(sandbox_id=sandbox_id, name=name)
+        params = given(overwrite="true" if overwrite else None)
+        return self._api.call("POST", "/v1/snapshots", Template, body, params=params)
 
     def list(self, type: str | None = None) -> tuple[Template, ...]:
         """Newest first; only those of a `type`, `base` or `snapshot`, when it is given."""
-        return self._api.call(
-            "GET",
-            "/v1/snapshots",
-            tuple[Template, ...],
-            params=None if type is None else {"type": type},
-        )
+        params = given(type=type)
+        return self._api.call("GET", "/v1/snapshots", tuple[Template, ...], params=params)
 
     def delete(self, name: str) -> None:
         """Give up a template; sandboxes made from it keep working."""
-        self._api.tell("DELETE", path_of("v1", "snapshots", name))
+        self._api.request("DELETE", path_of("v1", "snapshots", name))
 
 
 class Client:
@@ -93,12 +82,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from wrenn_sandbox.client.models import Process, ProcessList
-from wrenn_sandbox.client.transport import path_of
+from wrenn_sandbox.client.transport import given, path_of
 
 from .api import Api
 from .streams import Stream, open_stream
@@ -28,17 +28,8 @@ class Processes:
         user: str | None = None,
     ) -> Process:
         """Start a command and leave it alone; without a `tag` the server makes one."""
-        body = {
-            "cmd": cmd,
-            "args": args,
-            "background": True,
-            "tag": tag,
-            "envs": envs,
-            "cwd": cwd,
-            "user": user,
-        }
-        given = {name: value for name, value in body.items() if value is not None}
-        return self._api.call("POST", f"{self._path}/exec", Process, given)
+        body = given(cmd=cmd, args=args, background=True, tag=tag, envs=envs, cwd=cwd, user=user)
+        return self._api.call("POST", f"{self._path}/exec", Process, body)
 
     def list(self) -> tuple[Process, ...]:
         """What runs."""
@@ -48,7 +39,7 @@ class Processes:
     def signal(self, process: int | str, signal: str = "SIGKILL") -> None:
         """Signal a process group: SIGKILL or SIGTERM."""
         path = self._path + path_of("processes", str(process))
-        self._api.tell("DELETE", path, params={"signal": signal})
+        self._api.request("DELETE", path, params={"signal": signal})
 
     def attach(self, process: int | str) -> AbstractContextManager[Stream]:
         """Follow a process, what it has written so far first. Leaving does not end it."""

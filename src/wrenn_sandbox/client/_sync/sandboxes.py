@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Self
 
 from wrenn_sandbox.client import frames
@@ -16,7 +15,7 @@ from wrenn_sandbox.client.models import (
     Result,
     SandboxInfo,
 )
-from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, path_of
+from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, given, path_of
 
 from .api import Api
 from .files import Files
@@ -44,14 +43,13 @@ class Sandboxes:
         After `timeout_sec` without activity it is paused. As the context of a `with` block it is
         deleted in the end. `NoCapacity`: the host is full.
         """
-        wanted = {
-            "template": template,
-            "vcpus": vcpus,
-            "memory_mb": memory_mb,
-            "timeout_sec": timeout_sec,
-            "network": network,
-        }
-        body = {name: value for name, value in wanted.items() if value is not None}
+        body = given(
+            template=template,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            timeout_sec=timeout_sec,
+            network=network,
+        )
         info = self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
         return Sandbox(self._api, self, info)
 
@@ -69,11 +67,11 @@ class Sandboxes:
 
     def delete(self, id: str) -> None:
         """End it, whatever its state, and free all that it has."""
-        self._api.tell("DELETE", _path(id))
+        self._api.request("DELETE", _path(id))
 
     def ping(self, id: str) -> None:
         """Count as activity. `InvalidState`: it is not running."""
-        self._api.tell("POST", _path(id) + "/ping")
+        self._api.request("POST", _path(id) + "/ping")
 
     def pause(self, id: str) -> SandboxInfo:
         """Store it on disk and free everything else. `InvalidState`: it is not running."""
@@ -118,12 +116,7 @@ class Sandbox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.delete()
 
     def refresh(self) -> SandboxInfo:
@@ -174,21 +167,9 @@ class Sandbox:
 
         `ExecTimeout`: it was killed after `timeout_sec` (1 to 3600).
         """
-        body = {
-            "cmd": cmd,
-            "args": args,
-            "timeout_sec": timeout_sec,
-            "envs": envs,
-            "cwd": cwd,
-            "user": user,
-        }
-        answer = self._api.call(
-            "POST",
-            self._path + "/exec",
-            ExecAnswer,
-            {name: value for name, value in body.items() if value is not None},
-            timeout=timeout_sec + EXEC_SLACK_SEC,
-        )
+        body = given(cmd=cmd, args=args, timeout_sec=timeout_sec, envs=envs, cwd=cwd, user=user)
+        wait = timeout_sec + EXEC_SLACK_SEC
+        answer = self._api.call("POST", self._path + "/exec", ExecAnswer, body, timeout=wait)
         return answer.result()
 
     def exec_stream(
