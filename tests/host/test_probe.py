@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from wrenn_sandbox.host import facts as found
 from wrenn_sandbox.host import probe
 from wrenn_sandbox.host.facts import machine_facts
 from wrenn_sandbox.host.probe import GuestRun, KvmVerdict, RunGuest, kvm_verdict, probe_kvm
@@ -136,3 +137,16 @@ def test_the_facts_of_this_machine(tmp_path: Path) -> None:
     assert facts.qemu_version.split(".")[0].isdigit()
     assert all(path is None or path.is_absolute() for path in facts.tools.values())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("hook", "policy", "dropped"),
+    [("forward", "drop", True), ("forward", "accept", False), ("input", "drop", False)],
+)
+def test_a_firewall_that_drops_forwarded_packets_is_found(
+    monkeypatch: pytest.MonkeyPatch, hook: str, policy: str, dropped: bool
+) -> None:
+    listed = f"\t\ttype filter hook {hook} priority filter; policy {policy};"
+    chains = f"table ip f {{\n\tchain C {{\n{listed}\n\t}}\n\tchain DROP {{\n\t}}\n}}\n"
+    monkeypatch.setattr(found, "_output", lambda argv: chains)
+    assert found._forward_dropped() is dropped

@@ -35,14 +35,44 @@ class Line(msgspec.Struct, frozen=True):
 
 def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> list[Line]:
     """Judge the facts. Pure."""
+    memory_needed = settings.memory_reserve_mb + settings.default_memory_mb
     return [
-        _kvm(kvm),
-        _qemu(facts),
+        _line(
+            "kvm",
+            kvm.usable,
+            kvm.reason,
+            f"not usable: {kvm.reason}; machines run in software (TCG), slower",
+            "use hardware or a cloud instance with (nested) virtualisation to run at full speed",
+        ),
+        _line(
+            "qemu",
+            facts.qemu_path is not None and bool(facts.qemu_version),
+            f"{facts.qemu_path} {facts.qemu_version}",
+            f"no working {QEMU}",
+            "install the package qemu-system-x86",
+            "missing",
+        ),
         *_network(facts, required=settings.network == "tap"),
         *_guest_limits(facts, settings),
         _tools(facts),
-        _disk(facts, settings),
-        _memory(facts, settings),
+        _line(
+            "disk",
+            facts.disk_free_mb > settings.disk_reserve_mb,
+            f"{_size(facts.disk_free_mb)} free at the data directory",
+            f"only {_size(facts.disk_free_mb)} free, and"
+            f" {_size(settings.disk_reserve_mb)} are kept in reserve",
+            "free space, or set WRENN_DATA_DIR to a bigger disk",
+            "missing",
+        ),
+        _line(
+            "memory",
+            facts.memory_available_mb >= memory_needed,
+            f"{_size(facts.memory_available_mb)} of {_size(facts.memory_mb)} available",
+            f"only {_size(facts.memory_available_mb)} available of the"
+            f" {_size(memory_needed)} for one machine",
+            "free memory, or lower WRENN_DEFAULT_MEMORY_MB or WRENN_MEMORY_RESERVE_MB",
+            "missing",
+        ),
         *_confinement(facts, settings),
         Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
     ]
@@ -78,23 +108,6 @@ async def _verdict(settings: HostSettings) -> KvmVerdict:
 
 def _line(name: str, good: bool, yes: str, no: str, advice: str, bad: Status = "warn") -> Line:
     return Line(name, "ok", yes) if good else Line(name, bad, no, advice)
-
-
-def _kvm(kvm: KvmVerdict) -> Line:
-    if kvm.usable:
-        return Line("kvm", "ok", kvm.reason)
-    return Line(
-        "kvm",
-        "warn",
-        f"not usable: {kvm.reason}; machines run in software (TCG), slower",
-        "use hardware or a cloud instance with (nested) virtualisation to run at full speed",
-    )
-
-
-def _qemu(facts: MachineFacts) -> Line:
-    if facts.qemu_path is not None and facts.qemu_version:
-        return Line("qemu", "ok", f"{facts.qemu_path} {facts.qemu_version}")
-    return Line("qemu", "missing", f"no working {QEMU}", "install the package qemu-system-x86")
 
 
 def _network(facts: MachineFacts, *, required: bool) -> list[Line]:
@@ -188,32 +201,11 @@ def _tools(facts: MachineFacts) -> Line:
     )
 
 
-def _disk(facts: MachineFacts, settings: HostSettings) -> Line:
-    free = facts.disk_free_mb
-    return _line(
-        "disk",
-        free > settings.disk_reserve_mb,
-        f"{_size(free)} free at the data directory",
-        f"only {_size(free)} free, and {_size(settings.disk_reserve_mb)} are kept in reserve",
-        "free space, or set WRENN_DATA_DIR to a bigger disk",
-        "missing",
-    )
-
-
-def _memory(facts: MachineFacts, settings: HostSettings) -> Line:
-    needed = settings.memory_reserve_mb + settings.default_memory_mb
-    return _line(
-        "memory",
-        facts.memory_available_mb >= needed,
-        f"{_size(facts.memory_available_mb)} of {_size(facts.memory_mb)} available",
-        f"only {_size(facts.memory_available_mb)} available of the {_size(needed)} for one machine",
-        "free memory, or lower WRENN_DEFAULT_MEMORY_MB or WRENN_MEMORY_RESERVE_MB",
-        "missing",
-    )
-
-
 def _confinement(facts: MachineFacts, settings: HostSettings) -> list[Line]:
     """What holds a monitor that its guest has taken over."""
+    version = tuple(int(part) for part in facts.qemu_version.split(".") if part)
+    read_only = version >= READ_ONLY_BASE_SINCE
+    sealed = "machines get a sealed copy of an image's memory, which takes its size of RAM once"
     return [
         _line(
             "users",
@@ -245,22 +237,16 @@ def _confinement(facts: MachineFacts, settings: HostSettings) -> list[Line]:
             "monitors may use all system calls that every user may",
             "install a QEMU with seccomp support on a kernel with CONFIG_SECCOMP_FILTER",
         ),
-        _memory_images(facts),
+        _line(
+            "memory images",
+            read_only or facts.sealed_memory,
+            "QEMU opens the memory of images for reading only" if read_only else sealed,
+            "this QEMU opens the memory of images for writing, and there is no sealed memory",
+            "install QEMU 8.2 or later",
+            "missing",
+        ),
         *(_cgroup(facts, name, *words) for name, words in _BOUNDED.items()),
     ]
-
-
-def _memory_images(facts: MachineFacts) -> Line:
-    if _version(facts.qemu_version) >= READ_ONLY_BASE_SINCE:
-        return Line("memory images", "ok", "QEMU opens the memory of images for reading only")
-    return _line(
-        "memory images",
-        facts.sealed_memory,
-        "machines get a sealed copy of an image's memory, which takes its size of RAM once",
-        "this QEMU opens the memory of images for writing, and there is no sealed memory",
-        "install QEMU 8.2 or later",
-        "missing",
-    )
 
 
 def _cgroup(facts: MachineFacts, controller: str, what: str, without: str) -> Line:
@@ -272,10 +258,6 @@ def _cgroup(facts: MachineFacts, controller: str, what: str, without: str) -> Li
         "run as root with the unified hierarchy alone (systemd.unified_cgroup_hierarchy=1);"
         " in a container, with /sys/fs/cgroup writable and a group below for its own processes",
     )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdecimal())
 
 
 def _size(megabytes: int) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from .paths import write_durably
+
 KVM_DEVICE = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -111,12 +113,7 @@ def _load(path: Path, machine: str) -> KvmVerdict | None:
 
 def _store(path: Path, cached: _Cached) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        fresh.write_bytes(msgspec.json.encode(cached))
-        fresh.rename(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_durably(path, msgspec.json.encode(cached))
 
 
 async def kvm_verdict(
