@@ -18,7 +18,7 @@ from wrenn_sandbox.client import Client, ClientError
 from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC
 from wrenn_sandbox.settings import ClientSettings
 
-from .output import print_json
+from .output import say
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -153,11 +153,12 @@ def whoami(
         key_prefix=_beginning(account.api_key),
         source="WRENN_API_KEY" if given else str(settings.config_file),
     )
-    if json:
-        print_json(who)
-        return
-    typer.echo(f"{who.email or 'somebody'} at {who.url}")
-    typer.echo(f"key {who.key_prefix} of {who.source}")
+    say(
+        who,
+        f"{who.email or 'somebody'} at {who.url}",
+        f"key {who.key_prefix} of {who.source}",
+        json=json,
+    )
 
 
 def _beginning(key: str) -> str:

@@ -54,17 +54,9 @@ async def _warm(settings: HostSettings, template: str) -> bool:
 
 def show(json: bool) -> None:
     """Print the templates of this host."""
-    columns = {
-        "NAME": "name",
-        "IMAGE": "image_id",
-        "VCPUS": "vcpus",
-        "MEMORY": "memory_mb",
-        "DISK": "disk_mb",
-        "STORED": "size",
-        "CREATED": "created_at",
-    }
     found = ImageStore(Paths(HostSettings().data_dir)).templates()
-    output.show([_row(each) for each in found], columns, json=json)
+    rows = [_row(each) for each in found]
+    output.show(rows, "name image_id vcpus memory_mb disk_mb size created_at", json=json)
 
 
 class _Row(msgspec.Struct):

@@ -1,10 +1,22 @@
 """What commands print: tables for people, JSON for programs."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 import msgspec
 import typer
+
+_HEADS: Final = {
+    "action": "what",
+    "actor": "by",
+    "at": "when",
+    "operator": "who",
+    "size": "stored",
+    "subject": "on",
+}
+"""Heads of columns that are not called like their fields."""
 
 
 def print_json(value: object) -> None:
@@ -12,13 +24,28 @@ def print_json(value: object) -> None:
     typer.echo(msgspec.json.encode(value))
 
 
-def show(found: Sequence[object], columns: Mapping[str, str], *, json: bool) -> None:
-    """Print what was found as JSON, or as a table whose heads stand for these fields of it."""
+def say(value: object, *lines: str, json: bool) -> None:
+    """Print `value` as JSON, or in its place these lines."""
+    if json:
+        print_json(value)
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+def show(found: Sequence[object], fields: str, *, json: bool) -> None:
+    """Print what was found as JSON, or these fields of it (with spaces between) as a table."""
     if json:
         print_json(found)
         return
-    rows = [[cell(name, getattr(each, name)) for name in columns.values()] for each in found]
-    print_table(list(columns), rows)
+    names = fields.split()
+    rows = [[cell(name, getattr(each, name)) for name in names] for each in found]
+    print_table([_head(name) for name in names], rows)
+
+
+def _head(field: str) -> str:
+    name = _HEADS.get(field) or re.sub("_(id|at|mb|bytes|prefix|state)$", "", field)
+    return name.replace("_", " ").upper()
 
 
 def cell(name: str, value: object) -> str:

@@ -8,7 +8,7 @@ from wrenn_sandbox.cli.sandbox.exec import FAILED, command_of, environment_of, o
 from wrenn_sandbox.client import Exit, Stderr
 
 from .account import open_client
-from .output import print_json, print_table
+from .output import print_json, print_table, say
 from .pump import write_all
 
 app = typer.Typer(help="Run commands in the background of a sandbox.", no_args_is_help=True)
@@ -41,10 +41,7 @@ def start(
     with open_client() as client:
         processes = client.sandboxes.get(id).processes
         started = processes.start(*argv, tag=tag, envs=envs, cwd=cwd, user=user)
-    if json:
-        print_json(started)
-    else:
-        typer.echo(started.tag)
+    say(started, started.tag or "", json=json)
 
 
 @app.command("list")

@@ -8,7 +8,6 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Final, Self
 
 from wrenn_sandbox.client import ClientError, Size
@@ -50,12 +49,7 @@ class InputPump:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopping = True
         self._undo.close()
         os.write(self._waker, b"\0")

@@ -9,7 +9,6 @@ from wrenn_sandbox.client import ClientError
 
 from . import output
 from .account import open_client
-from .output import print_json
 
 app = typer.Typer(
     help="Make and list the templates that sandboxes start from.", no_args_is_help=True
@@ -52,15 +51,7 @@ def show(
         raise ClientError(f"{error} (--host lists what is built on this machine)") from error
     with client:
         found = client.snapshots.list()
-    columns = {
-        "NAME": "name",
-        "TYPE": "type",
-        "VCPUS": "vcpus",
-        "MEMORY": "memory_mb",
-        "SIZE": "size_bytes",
-        "CREATED": "created_at",
-    }
-    output.show(found, columns, json=json)
+    output.show(found, "name type vcpus memory_mb size_bytes created_at", json=json)
 
 
 @app.command("delete")
@@ -82,7 +73,4 @@ def snapshot(
     """Make a template of a running sandbox and print its name."""
     with open_client() as client:
         template = client.snapshots.create(id, name, overwrite=overwrite)
-    if json:
-        print_json(template)
-    else:
-        typer.echo(template.name)
+    output.say(template, template.name, json=json)

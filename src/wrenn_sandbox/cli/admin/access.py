@@ -4,28 +4,26 @@ import asyncio
 import os
 import pwd
 from collections.abc import Awaitable, Callable
-from datetime import datetime
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from wrenn_sandbox.control.clock import utc_now
-from wrenn_sandbox.control.store.administration import Administration, administration
 from wrenn_sandbox.settings import ControlSettings
+
+if TYPE_CHECKING:
+    from wrenn_sandbox.control.store.administration import Administration
 
 Result = TypeVar("Result")
 
 
-def administer(work: Callable[[Administration], Awaitable[Result]]) -> Result:
+def administer(work: Callable[["Administration"], Awaitable[Result]]) -> Result:
     """Do `work` in the database; a server that uses it at the same time is not disturbed."""
+    # It takes a moment to import, and `wrenn --help` does without.
+    from wrenn_sandbox.control.store.administration import administration
 
     async def run() -> Result:
         async with administration(ControlSettings().sql_url, _operator()) as found:
             return await work(found)
 
     return asyncio.run(run())
-
-
-def now() -> datetime:
-    return utc_now()
 
 
 def _operator() -> str:

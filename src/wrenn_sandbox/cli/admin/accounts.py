@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import new_team_id, new_user_id
+
+from .access import administer
 
 FromStdin = Annotated[
     bool,
@@ -23,11 +26,9 @@ def create_user(
     from wrenn_sandbox.control.service.accounts import normal_email
     from wrenn_sandbox.control.store.records import Account
 
-    from .access import administer, now
-
     email = normal_email(email)
     account = Account(new_user_id(), new_team_id(), email, _hash_of_new_password(password_stdin))
-    administer(lambda admin: admin.create_user(account, now()))
+    administer(lambda admin: admin.create_user(account, utc_now()))
     typer.echo(f"{email} is {account.user_id} with {account.team_id}")
 
 
@@ -36,11 +37,9 @@ def set_password(
     password_stdin: FromStdin = False,
 ) -> None:
     """Give a user another password, and log them out everywhere."""
-    from .access import administer, now
-
     user_id = administer(lambda admin: admin.user(user))
     hashed = _hash_of_new_password(password_stdin)
-    administer(lambda admin: admin.set_password(user_id, hashed, now()))
+    administer(lambda admin: admin.set_password(user_id, hashed, utc_now()))
     typer.echo(f"{user} has another password; tokens from before do not count any more")
 
 

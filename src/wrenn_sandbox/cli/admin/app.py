@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wrenn_sandbox.cli.output import printable, show
+from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.ids import TeamId
 from wrenn_sandbox.model.sandbox import State
 
 from . import accounts, drain, quota
+from .access import administer
 
 if TYPE_CHECKING:
     from wrenn_sandbox.control.store.administration import Administration
@@ -29,58 +31,26 @@ User = Annotated[str, typer.Argument(metavar="USER", help="Email or id of a user
 Team = Annotated[str, typer.Argument(metavar="TEAM", help="Id of a team.")]
 OfTeam = Annotated[str | None, typer.Option("--team", metavar="TEAM", help="Of this team only.")]
 
-# What reaches the database takes a moment to import, and `wrenn --help` does without.
-
 
 @app.command("users")
 def users(json: Json = False) -> None:
     """List all users: team, state, how they log in."""
-    from .access import administer
-
-    columns = {
-        "EMAIL": "email",
-        "ID": "id",
-        "TEAM": "team_id",
-        "CREATED": "created_at",
-        "DISABLED": "disabled_at",
-        "LOGIN": "login",
-    }
-    show(administer(lambda admin: admin.users()), columns, json=json)
+    found = administer(lambda admin: admin.users())
+    show(found, "email id team_id created_at disabled_at login", json=json)
 
 
 @app.command("teams")
 def teams(json: Json = False) -> None:
     """List all teams with what they have."""
-    from .access import administer
-
-    columns = {
-        "ID": "id",
-        "NAME": "name",
-        "MEMBERS": "members",
-        "KEYS": "keys",
-        "RUNNING": "running",
-        "PAUSED": "paused",
-        "QUOTA": "quota",
-        "CREATED": "created_at",
-    }
-    show(administer(lambda admin: admin.teams()), columns, json=json)
+    found = administer(lambda admin: admin.teams())
+    show(found, "id name members keys running paused quota created_at", json=json)
 
 
 @app.command("keys")
 def keys(team: OfTeam = None, json: Json = False) -> None:
     """List API keys by their beginnings; the keys themselves are not kept anywhere."""
-    from .access import administer
-
     found = administer(lambda admin: admin.keys(None if team is None else TeamId(team)))
-    columns = {
-        "ID": "id",
-        "KEY": "key_prefix",
-        "NAME": "name",
-        "TEAM": "team_id",
-        "CREATED": "created_at",
-        "LAST USED": "last_used",
-    }
-    show(found, columns, json=json)
+    show(found, "id key_prefix name team_id created_at last_used", json=json)
 
 
 @app.command("sandboxes")
@@ -93,24 +63,12 @@ def sandboxes(
     json: Json = False,
 ) -> None:
     """List the sandboxes of all teams, newest first."""
-    from .access import administer
-
     ended = (State.STOPPED, State.ERROR)
     states = state or [each for each in State if all or each not in ended]
     found = administer(
         lambda admin: admin.sandboxes(states, None if team is None else TeamId(team))
     )
-    columns = {
-        "ID": "id",
-        "STATE": "state",
-        "TEAM": "team_id",
-        "TEMPLATE": "template",
-        "VCPUS": "vcpus",
-        "MEMORY": "memory_mb",
-        "CREATED": "created_at",
-        "REASON": "reason",
-    }
-    show(found, columns, json=json)
+    show(found, "id state team_id template vcpus memory_mb created_at reason", json=json)
 
 
 @app.command("log")
@@ -119,19 +77,15 @@ def log(
     json: Json = False,
 ) -> None:
     """Show what was done with these commands, newest first."""
-    from .access import administer
-
-    columns = {"WHEN": "at", "WHO": "operator", "WHAT": "action", "ON": "subject"}
-    show(administer(lambda admin: admin.actions(limit)), columns, json=json)
+    show(administer(lambda admin: admin.actions(limit)), "at operator action subject", json=json)
 
 
 @app.command("disable-user")
 def disable_user(user: User) -> None:
     """Shut a user out at once; a server pauses what then runs for nobody."""
-    from .access import administer, now
 
     async def work(admin: "Administration") -> None:
-        await admin.disable(await admin.user(user), now())
+        await admin.disable(await admin.user(user), utc_now())
 
     administer(work)
     typer.echo(f"{user} is disabled")
@@ -140,10 +94,9 @@ def disable_user(user: User) -> None:
 @app.command("enable-user")
 def enable_user(user: User) -> None:
     """Let a disabled user log in again."""
-    from .access import administer, now
 
     async def work(admin: "Administration") -> None:
-        await admin.enable(await admin.user(user), now())
+        await admin.enable(await admin.user(user), utc_now())
 
     administer(work)
     typer.echo(f"{user} is enabled")
@@ -157,13 +110,13 @@ def revoke_tokens(
     all: Annotated[bool, typer.Option("--all", help="Of every user.")] = False,
 ) -> None:
     """Log a user out everywhere, or with --all everyone."""
-    from .access import administer, now
-
     if all is (user is not None):
         raise typer.BadParameter("give a user, or --all")
 
     async def work(admin: "Administration") -> int:
-        return await admin.revoke_tokens(None if user is None else await admin.user(user), now())
+        return await admin.revoke_tokens(
+            None if user is None else await admin.user(user), utc_now()
+        )
 
     number = administer(work)
     typer.echo(f"the tokens of {user or f'{number} users'} do not count any more")
@@ -180,13 +133,11 @@ def revoke_key(
     ],
 ) -> None:
     """Make an API key useless at once."""
-    from .access import administer, now
-
     which = (sys.stdin.readline() if key == "-" else key).strip()
 
     async def work(admin: "Administration") -> "KeyRow":
         found = await admin.find_key(which)
-        await admin.revoke_key(found.id, now())
+        await admin.revoke_key(found.id, utc_now())
         return found
 
     gone = administer(work)
@@ -196,9 +147,8 @@ def revoke_key(
 @app.command("revoke-keys")
 def revoke_keys(team: Team) -> None:
     """Make all API keys of a team useless at once."""
-    from .access import administer, now
 
     async def work(admin: "Administration") -> int:
-        return await admin.revoke_keys(await admin.team(team), now())
+        return await admin.revoke_keys(await admin.team(team), utc_now())
 
     typer.echo(f"{administer(work)} keys of {team} are revoked")

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from wrenn_sandbox.cli.output import print_json, printable, when
+from wrenn_sandbox.cli.output import printable, say, when
+from wrenn_sandbox.control.clock import utc_now
+
+from .access import administer
 
 if TYPE_CHECKING:
     from wrenn_sandbox.control.store.administration import Administration
@@ -35,23 +38,25 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")] = False,
 ) -> None:
     """Take nothing new and pause what runs, one sandbox after the other."""
-    from .access import administer, now
-
     if (off and (status or wait)) or (status and wait) or (timeout is not None and not wait):
         raise typer.BadParameter("--off, --status and --wait exclude each other; --timeout waits")
 
     async def work(admin: "Administration") -> _Status:
         if not status:
-            await admin.drain(not off, now())
+            await admin.drain(not off, utc_now())
         if wait:
             await _empty(admin, timeout, quiet=json)
         return _Status(await admin.draining_since(), await admin.busy())
 
     found = administer(work)
-    if json:
-        print_json(found)
-    else:
-        _show(found)
+    since = found.draining_since
+    say(
+        found,
+        "not draining" if since is None else f"draining since {when(since)}",
+        _count(found.busy),
+        *_lines(found.busy),
+        json=json,
+    )
     raise typer.Exit(1 if wait and found.busy else 0)
 
 
@@ -67,14 +72,6 @@ async def _empty(admin: "Administration", timeout: float | None, *, quiet: bool)
         if deadline is not None and time.monotonic() >= deadline:
             return
         await asyncio.sleep(_LOOK_SECONDS)
-
-
-def _show(found: _Status) -> None:
-    since = found.draining_since
-    typer.echo("not draining" if since is None else f"draining since {when(since)}")
-    typer.echo(_count(found.busy))
-    for line in _lines(found.busy):
-        typer.echo(line)
 
 
 def _count(busy: list["SandboxRow"]) -> str:

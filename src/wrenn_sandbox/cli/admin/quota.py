@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.model.quota import QuotaOverride, encode_override
+
+from .access import administer
 
 if TYPE_CHECKING:
     from wrenn_sandbox.control.store.administration import Administration
@@ -24,15 +27,13 @@ def command(
     ] = None,
 ) -> None:
     """Give one team limits of its own, and print those that it has then."""
-    from .access import administer, now
-
     wanted = dict(_parsed(each) for each in limits or [])
 
     async def work(admin: "Administration") -> QuotaOverride:
         team_id = await admin.team(team)
         quota = changed(await admin.quota(team_id), wanted)
         if wanted:
-            await admin.set_quota(team_id, quota, now())
+            await admin.set_quota(team_id, quota, utc_now())
         return quota
 
     typer.echo(encode_override(administer(work)))

@@ -7,7 +7,7 @@ import typer
 
 from wrenn_sandbox.cli import output
 from wrenn_sandbox.cli.account import open_client
-from wrenn_sandbox.cli.output import print_json, printable, when
+from wrenn_sandbox.cli.output import printable, when
 from wrenn_sandbox.client import SandboxInfo
 
 from . import exec, network, shell
@@ -53,10 +53,7 @@ def create(
         sandbox = client.sandboxes.create(
             template, vcpus=vcpus, memory_mb=memory_mb, timeout_sec=timeout, network=policy
         )
-    if json:
-        print_json(sandbox.info)
-    else:
-        typer.echo(sandbox.id)
+    output.say(sandbox.info, sandbox.id, json=json)
 
 
 def _mib(size: str) -> int:
@@ -76,9 +73,6 @@ def get(id: Id, json: Json = False) -> None:
     """Show all there is to know of one sandbox."""
     with open_client() as client:
         info = client.sandboxes.get(id).info
-    if json:
-        print_json(info)
-        return
     rows = (
         ("id", info.id),
         ("status", info.status),
@@ -93,9 +87,8 @@ def get(id: Id, json: Json = False) -> None:
         ("started", when(info.started_at)),
         ("last active", when(info.last_active_at)),
     )
-    for name, value in rows:
-        if value:
-            typer.echo(f"{name:<12} {printable(value)}")
+    lines = (f"{name:<12} {printable(value)}" for name, value in rows if value)
+    output.say(info, *lines, json=json)
 
 
 @app.command("list")
@@ -107,16 +100,7 @@ def show(
     with open_client() as client:
         found = client.sandboxes.list()
     shown = [each for each in found if all or each.status not in ("stopped", "error")]
-    columns = {
-        "ID": "id",
-        "STATUS": "status",
-        "TEMPLATE": "template",
-        "VCPUS": "vcpus",
-        "MEMORY": "memory_mb",
-        "CREATED": "created_at",
-        "LAST ACTIVE": "last_active_at",
-    }
-    output.show(shown, columns, json=json)
+    output.show(shown, "id status template vcpus memory_mb created_at last_active_at", json=json)
 
 
 @app.command("pause")
@@ -143,11 +127,7 @@ def resume(
 
 
 def _tell(infos: list[SandboxInfo], json: bool) -> None:
-    if json:
-        print_json(infos)
-        return
-    for info in infos:
-        typer.echo(f"{info.id} {info.status}")
+    output.say(infos, *(f"{each.id} {each.status}" for each in infos), json=json)
 
 
 @app.command("delete")
@@ -163,11 +143,4 @@ def events(id: Id, json: Json = False) -> None:
     """What happened to a sandbox and why, newest first."""
     with open_client() as client:
         found = client.sandboxes.events(id)
-    columns = {
-        "TIME": "time",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "BY": "actor",
-        "REASON": "reason",
-    }
-    output.show(found, columns, json=json)
+    output.show(found, "time from_state to_state actor reason", json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wrenn_sandbox.cli.account import open_client
-from wrenn_sandbox.cli.output import print_json
+from wrenn_sandbox.cli.output import say
 from wrenn_sandbox.client import NetworkPolicy
 
 Internet = Annotated[
@@ -46,10 +46,10 @@ def command(
             policy = client.sandboxes.network(id)
         else:
             policy = client.sandboxes.set_network(id, wanted)
-    if json:
-        print_json(policy)
-        return
-    typer.echo(f"internet {'open' if policy.internet else 'closed'}")
-    for verb, ranges in (("allow", policy.allow), ("deny", policy.deny)):
-        for each in ranges:
-            typer.echo(f"{verb} {each}")
+    say(
+        policy,
+        f"internet {'open' if policy.internet else 'closed'}",
+        *(f"allow {each}" for each in policy.allow),
+        *(f"deny {each}" for each in policy.deny),
+        json=json,
+    )
