@@ -43,23 +43,20 @@ def _named(name: str) -> AliasChoices:
 SECRET_MIN: Final = 32
 """Characters of the secret that signs tokens: fewer could be guessed from one token."""
 
-_DATABASES: Final = (
-    "postgresql://",
-    "postgres://",
-    "postgresql+asyncpg://",
-    "sqlite://",
-    "sqlite+aiosqlite://",
-)
+_DRIVERS: Final = {
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+"""How SQLAlchemy is told of the schemes that `DATABASE_URL` may have."""
+
 _URL: Final = re.compile(r"[!-~]+")
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 """An origin as browsers send it: lower case, no path, no slash at the end."""
 
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-
-def _for_driver(url: str) -> str:
-    """The URL as asyncpg reads it: what libpq calls `sslmode` is its `ssl`."""
-    return re.sub(r"([?&])sslmode=", r"\1ssl=", url) if url.startswith("postgresql") else url
 
 
 def _base_url(url: str) -> str:
@@ -198,15 +195,15 @@ class OAuthSettings(CommonSettings):
                 "GitHub login needs OAUTH_GITHUB_CLIENT_ID and OAUTH_GITHUB_CLIENT_SECRET, or"
                 " neither of them"
             )
-        if self.public_url is None:
-            raise ValueError(
-                "GitHub login needs CP_PUBLIC_URL, the URL under which browsers reach this server"
-            )
-        if self.oauth_redirect_url is None:
-            raise ValueError(
-                "GitHub login needs OAUTH_REDIRECT_URL, the URL of the front end that gets the"
-                " token"
-            )
+        for url, what in (
+            (self.public_url, "CP_PUBLIC_URL, the URL under which browsers reach this server"),
+            (
+                self.oauth_redirect_url,
+                "OAUTH_REDIRECT_URL, the URL of the front end that gets the token",
+            ),
+        ):
+            if url is None:
+                raise ValueError(f"GitHub login needs {what}")
         return self
 
 
@@ -224,15 +221,8 @@ class QuotaSettings(CommonSettings):
     @property
     def quota(self) -> Quota:
         """The limits that hold for every team without limits of its own."""
-        return Quota(
-            running=self.quota_running,
-            vcpus=self.quota_vcpus,
-            memory_mb=self.quota_memory_mb,
-            sandboxes=self.quota_sandboxes,
-            snapshots=self.quota_snapshots,
-            disk_mb=self.quota_disk_mb,
-            api_keys=self.quota_api_keys,
-        )
+        names = Quota.__struct_fields__
+        return Quota(**{name: getattr(self, f"quota_{name}") for name in names})
 
 
 class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
@@ -278,7 +268,8 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
     def _check_database(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if not value.startswith(_DATABASES):
+        scheme, mark, _ = value.partition("://")
+        if not mark or scheme not in _DRIVERS:
             raise ValueError("must begin with postgresql:// or sqlite:///")
         from sqlalchemy import make_url  # as above
         from sqlalchemy.exc import ArgumentError
@@ -303,14 +294,10 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
         """The SQLAlchemy URL: SQLite under the data directory unless `DATABASE_URL` says else."""
         if self.database_url is None:
             return f"sqlite+aiosqlite:///{self.data_dir / 'wrenn.db'}"
-        for plain, driver in (
-            ("postgresql://", "postgresql+asyncpg://"),
-            ("postgres://", "postgresql+asyncpg://"),
-            ("sqlite://", "sqlite+aiosqlite://"),
-        ):
-            if self.database_url.startswith(plain):
-                return _for_driver(driver + self.database_url[len(plain) :])
-        return _for_driver(self.database_url)
+        scheme, _, rest = self.database_url.partition("://")
+        if scheme.startswith("postgres"):  # what libpq calls `sslmode` is asyncpg's `ssl`
+            rest = re.sub(r"([?&])sslmode=", r"\1ssl=", rest)
+        return f"{_DRIVERS[scheme]}://{rest}"
 
 
 class HostSettings(CommonSettings):
