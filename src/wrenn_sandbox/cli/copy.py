@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, BinaryIO, Final
+from typing import Annotated, BinaryIO, Final, Literal
 
 import msgspec
 import typer
@@ -144,12 +144,20 @@ def _upload_stream(client: Client, source: str, target: _Remote, options: _Optio
     sandbox = client.sandboxes.get(target.sandbox_id)
     if options.user is not None:
         raise ClientError("--user needs files: what comes through a pipe is root's")
-    with _opened(source) as file:
+    count = 0
+    with _opened(source, "rb") as file:
         path = _path_there(sandbox, target.path, None if source == _PIPE else Path(source).name)
         with _bar(path, options.quiet) as tell:
-            pieces = _Pieces(file, lambda count: tell(count, None))
-            sandbox.files.write_stream(path, pieces)
-    return _Shown(source, f"{sandbox.id}:{path}", pieces.count)
+
+            def pieces() -> Iterator[bytes]:
+                nonlocal count
+                while piece := file.read(_PIECE):
+                    count += len(piece)
+                    tell(len(piece), None)
+                    yield piece
+
+            sandbox.files.write_stream(path, pieces())
+    return _Shown(source, f"{sandbox.id}:{path}", count)
 
 
 def _is_stream(path: str) -> bool:
@@ -171,16 +179,17 @@ def _complain(copied: Copied, sandbox_id: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
-    if source == _PIPE:
-        yield sys.stdin.buffer
+def _opened(path: str, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
+    """A pipe or a device, `-` standard input or output; its errors are `ClientError`."""
+    if path == _PIPE:
+        yield sys.stdin.buffer if mode == "rb" else sys.stdout.buffer
+        sys.stdout.buffer.flush()
         return
     try:
-        file = open(source, "rb")  # noqa: SIM115 - closed below
+        with open(path, mode) as file:
+            yield file
     except OSError as error:
-        raise ClientError(f"{source}: {error.strerror}") from error
-    with file:
-        yield file
+        raise ClientError(f"{path}: {error.strerror}") from error
 
 
 def _path_there(sandbox: Sandbox, path: str, name: str | None) -> str:
@@ -194,21 +203,6 @@ def _path_there(sandbox: Sandbox, path: str, name: str | None) -> str:
     except (NotFound, InvalidRequest):
         return path
     return f"{path}/{name}"
-
-
-class _Pieces:
-    """What a pipe gives, to its end."""
-
-    def __init__(self, file: BinaryIO, tell: Callable[[int], None]) -> None:
-        self._file = file
-        self._tell = tell
-        self.count = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        while piece := self._file.read(_PIECE):
-            self.count += len(piece)
-            self._tell(len(piece))
-            yield piece
 
 
 def _download(client: Client, source: _Remote, target: str, options: _Options) -> _Shown:
@@ -243,7 +237,7 @@ def _download_stream(sandbox: Sandbox, source: _Remote, target: str, options: _O
     count = 0
     with (
         sandbox.files.read_stream(source.path) as download,
-        _written(target) as file,
+        _opened(target, "wb") as file,
         _bar(source.path, options.quiet) as tell,
     ):
         for piece in download:
@@ -253,19 +247,6 @@ def _download_stream(sandbox: Sandbox, source: _Remote, target: str, options: _O
         if download.size is not None and count != download.size:
             raise ConnectionFailed(f"only {count} of {download.size} bytes came")
     return _Shown(str(source), target, count)
-
-
-@contextlib.contextmanager
-def _written(path: str) -> Iterator[BinaryIO]:
-    if path == _PIPE:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    try:
-        with open(path, "wb") as device:
-            yield device
-    except OSError as error:
-        raise ClientError(f"{path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
