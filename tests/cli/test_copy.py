@@ -1,5 +1,6 @@
 """Files and trees between this machine and sandboxes, by client and command line."""
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.served import Served, serving
+from wrenn_sandbox.cli.copy import _opened
 from wrenn_sandbox.client import (
     AsyncClient,
     ClientError,
@@ -387,3 +389,9 @@ async def test_the_client_of_asyncio(
 
 async def _cut() -> AsyncIterator[bytes]:
     yield bytes(512)
+
+
+def test_a_device_that_fails_while_it_is_read_is_named() -> None:
+    named = pytest.raises(ClientError, match="/dev/null: Input/output error")
+    with named, _opened("/dev/null", "rb"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
