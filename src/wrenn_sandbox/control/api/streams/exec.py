@@ -1,7 +1,5 @@
 """`WS /v1/sandboxes/{id}/exec/stream`: one command, followed while it runs."""
 
-import base64
-import binascii
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -13,17 +11,10 @@ from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import services_of
 from wrenn_sandbox.control.service.calls import checked_command
 from wrenn_sandbox.errors import InvalidRequest
-from wrenn_sandbox.wire.messages import TerminalSize
 
 from .frames import TextFrames
 from .messages import (
-    Action,
-    CloseInput,
-    End,
-    Input,
-    Nothing,
     PongMessage,
-    Resize,
     ResizeMessage,
     StartMessage,
     StdinCloseMessage,
@@ -44,34 +35,16 @@ _MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
 )
 
 
-def _read(content: str | bytes) -> Action:
-    return _action_of(parsed(_MESSAGES, content))
-
-
-def read_attached(content: str | bytes) -> Action:
-    """What a message asks for to a command that runs already: `start` has nothing to say there."""
+def _read(content: str | bytes) -> BaseModel:
     message = parsed(_MESSAGES, content)
-    return Nothing() if isinstance(message, StartMessage) else _action_of(message)
+    if isinstance(message, StartMessage):
+        raise Malformed("type: start comes once, as the first message")
+    return message
 
 
-def _action_of(message: BaseModel) -> Action:
-    match message:
-        case StdinMessage(encoding="base64"):
-            try:
-                return Input(base64.b64decode(message.data, validate=True))
-            except binascii.Error as error:
-                raise Malformed("data: must be base64") from error
-        case StdinMessage():
-            return Input(message.data.encode("utf-8"))
-        case StdinCloseMessage():
-            return CloseInput()
-        case ResizeMessage():
-            return Resize(TerminalSize(cols=message.cols, rows=message.rows))
-        case StopMessage():
-            return End(grace=True)
-        case PongMessage():
-            return Nothing()
-    raise Malformed("type: start comes once, as the first message")
+def read_attached(content: str | bytes) -> BaseModel:
+    """A message to a command that runs already: `start` has nothing to say there."""
+    return parsed(_MESSAGES, content)
 
 
 @router.websocket("/{id}/exec/stream")

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
@@ -17,6 +16,8 @@ from wrenn_sandbox.control.api.schemas.fields import (
 )
 from wrenn_sandbox.wire.messages import Command, TerminalSize
 
+from .websocket import Malformed
+
 Side = Annotated[Integer, Field(ge=1, le=65535)]
 """Columns or rows of a terminal."""
 
@@ -28,11 +29,6 @@ def _decoded(value: object) -> object:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
         raise ValueError("must be base64") from error
-
-
-class AuthMessage(Request):
-    type: Literal["auth"]
-    token: str
 
 
 class StartMessage(Request):
@@ -62,6 +58,16 @@ class StdinMessage(Request):
     data: str
     encoding: Literal["utf-8", "base64"] = "utf-8"
 
+    @property
+    def content(self) -> bytes:
+        """The input that is meant; raises `Malformed`."""
+        if self.encoding == "utf-8":
+            return self.data.encode("utf-8")
+        try:
+            return base64.b64decode(self.data, validate=True)
+        except binascii.Error as error:
+            raise Malformed("data: must be base64") from error
+
 
 class StdinCloseMessage(Request):
     type: Literal["stdin_close"]
@@ -74,6 +80,8 @@ class ResizeMessage(Request):
 
 
 class StopMessage(Request):
+    """End the process group, with SIGTERM first."""
+
     type: Literal["stop"]
 
 
@@ -119,34 +127,6 @@ class PtyInputMessage(Request):
 
 
 class KillMessage(Request):
+    """End the process group at once."""
+
     type: Literal["kill"]
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CloseInput:
-    """No more input comes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    size: TerminalSize
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """End the process group, with SIGTERM first where there is `grace`."""
-
-    grace: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Nothing:
-    """A message that needs no action."""
-
-
-Action = Input | CloseInput | Resize | End | Nothing

@@ -28,20 +28,15 @@ from wrenn_sandbox.wire.messages import (
 from .exec import not_a_websocket
 from .frames import Frame, PtyOutput, PtyStarted
 from .messages import (
-    Action,
-    End,
-    Input,
     KillMessage,
-    Nothing,
     PongMessage,
     PtyConnectMessage,
     PtyInputMessage,
     PtyStartMessage,
-    Resize,
     ResizeMessage,
 )
 from .session import Session
-from .websocket import Malformed, Socket, parsed
+from .websocket import Socket, parsed
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
@@ -74,22 +69,13 @@ class _Dialect:
         if binary:
             self._known.set()
 
-    def read(self, content: str | bytes) -> Action:
-        if isinstance(content, bytes):
+    def read(self, content: str | bytes) -> BaseModel | bytes:
+        message = content if isinstance(content, bytes) else parsed(_MESSAGES, content)
+        if isinstance(message, bytes):
             self._binary = True
+        if isinstance(message, bytes | PtyInputMessage):
             self._known.set()
-            return Input(content)
-        match parsed(_MESSAGES, content):
-            case PtyInputMessage(data=data):
-                self._known.set()
-                return Input(data)
-            case ResizeMessage(cols=cols, rows=rows):
-                return Resize(TerminalSize(cols=cols, rows=rows))
-            case KillMessage():
-                return End(grace=False)
-            case PongMessage():
-                return Nothing()
-        raise Malformed("type: must be input, resize, kill or pong")
+        return message
 
     async def held(self, events: AsyncIterator[ProcessEvent]) -> AsyncIterator[ProcessEvent]:
         """The same events, the first output when it is known how to send it."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+from pydantic import BaseModel
+
 from wrenn_sandbox.errors import Unauthorized, WrennError
 from wrenn_sandbox.wire.guest import Guest
 from wrenn_sandbox.wire.messages import (
@@ -13,10 +15,18 @@ from wrenn_sandbox.wire.messages import (
     ProcessRef,
     ProcessSignal,
     ProcessStream,
+    TerminalSize,
 )
 
 from .frames import PING, Exit, Frame, Started
-from .messages import Action, CloseInput, End, Input, Resize
+from .messages import (
+    KillMessage,
+    PtyInputMessage,
+    ResizeMessage,
+    StdinCloseMessage,
+    StdinMessage,
+    StopMessage,
+)
 from .websocket import NO_LONGER, Lost, Malformed, Socket
 
 TERM_SECONDS: Final = 5.0
@@ -48,10 +58,10 @@ class Frames(Protocol):
 class Session:
     """Runs until the command has ended, or until the client has gone.
 
-    `read` says what a message asks for, and raises `Malformed`. With `ends_with_client` the session
-    says that the command has started, and a client that goes takes the process group with it, also
-    one that does not stay for that; without, the command runs on. `pings` sends a frame now and
-    then, for clients that see no protocol pings.
+    `read` gives the message in a frame, where bytes are input as it is, and raises `Malformed`.
+    With `ends_with_client` the session says that the command has started, and a client that goes
+    takes the process group with it, also one that does not stay for that; without, the command
+    runs on. `pings` sends a frame now and then, for clients that see no protocol pings.
     """
 
     def __init__(
@@ -60,7 +70,7 @@ class Session:
         guest: Guest,
         stream: ProcessStream,
         frames: Frames,
-        read: Callable[[str | bytes], Action],
+        read: Callable[[str | bytes], BaseModel | bytes],
         *,
         terminal: bool,
         ends_with_client: bool = False,
@@ -77,8 +87,6 @@ class Session:
         self._input = _InputBuffer()
         self._failure: WrennError | None = None
         self._gone = False
-        self._following: asyncio.Task[None] | None = None
-        self._listening: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -140,17 +148,20 @@ class Session:
             await self._socket.fail(error)
             self._client_gone()
 
-    async def _do(self, action: Action) -> None:
-        match action:
-            case Input(data):
+    async def _do(self, message: BaseModel | bytes) -> None:
+        match message:
+            case bytes(data) | PtyInputMessage(data=data):
                 await self._input.put(data)
-            case CloseInput():
+            case StdinMessage():
+                await self._input.put(message.content)
+            case StdinCloseMessage():
                 self._input.close()
-            case Resize(size) if self._stream.pid is not None:
+            case ResizeMessage(cols=cols, rows=rows) if self._stream.pid is not None:
                 with suppress(WrennError):
+                    size = TerminalSize(cols=cols, rows=rows)
                     await self._guest.resize_terminal(self._stream.pid, size)
-            case End(grace):
-                self._end(grace)
+            case StopMessage() | KillMessage():
+                self._end(grace=isinstance(message, StopMessage))
 
     async def _watch(self) -> None:
         """A client that goes while it is not read shows here only."""
@@ -160,16 +171,14 @@ class Session:
     async def _turn_out(self) -> None:
         """A client whose credential does not count any more goes, whether it reads or not."""
         await self._socket.revoked.wait()
-        if self._listening is not None:
-            self._listening.cancel()
+        self._listening.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self._socket.fail(Unauthorized(NO_LONGER))
         self._client_gone()
         if self._ending is not None:
             await asyncio.wait([self._ending])
-        if self._following is not None:
-            self._following.cancel()
+        self._following.cancel()
 
     async def _ping(self) -> None:
         with suppress(Lost):
@@ -203,8 +212,7 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(DETACH_SECONDS):
                 await self._input.taken.wait()
-        if self._following is not None:
-            self._following.cancel()
+        self._following.cancel()
 
     def _end(self, grace: bool) -> None:
         if self._stream.pid is None or (self._ending is not None and grace):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -15,13 +15,13 @@ from wrenn_sandbox.control.api.authentication import (
     has_credentials,
 )
 from wrenn_sandbox.control.api.errors import INTERNAL, invalid
+from wrenn_sandbox.control.api.schemas.fields import Request
 from wrenn_sandbox.control.api.services import Services, services_of
 from wrenn_sandbox.control.service.callers import Caller
 from wrenn_sandbox.errors import InvalidRequest, Unauthorized, WrennError
 from wrenn_sandbox.ids import TeamId
 
 from .frames import Failure, Frame
-from .messages import AuthMessage
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,6 +34,11 @@ _REFUSED: Final = 4000
 
 LOST_EVENT: Final = "wrenn.lost"
 """Key of the scope's state where the server keeps an event that is set when a client is gone."""
+
+
+class AuthMessage(Request):
+    type: Literal["auth"]
+    token: str
 
 
 class Lost(Exception):
