@@ -1,15 +1,13 @@
 """`/v1/api-keys`: the keys of the caller's team. They need a token."""
 
 from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
 
 from wrenn_sandbox.control.api.schemas.api_keys import APIKeyResponse, CreateAPIKeyRequest
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import NEEDS_TOKEN, TokenTeam
 from .body import JsonBody
-from .paging import PageDependency, announce_next
+from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
@@ -40,17 +38,13 @@ async def create_api_key(
     responses=failures(400, 401),
 )
 async def list_api_keys(
-    request: Request,
-    response: Response,
     team_id: TokenTeam,
     services: ServicesDependency,
     page: PageDependency,
 ) -> list[APIKeyResponse]:
     """The team's keys, newest first."""
     found = await services.api_keys.page(team_id, page.one_more, page.after)
-    shown = found[: page.limit]
-    if len(found) > len(shown):
-        announce_next(request, response, Position(shown[-1].created_at, shown[-1].id))
+    shown = page.cut(found, lambda last: Position(last.created_at, last.id))
     return [APIKeyResponse.of(key) for key in shown]
 
 

@@ -2,22 +2,21 @@
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Final
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from wrenn_sandbox.control.api.schemas.archive import UnpackedArchive
-from wrenn_sandbox.control.service.guests import GuestService, checked_path
+from wrenn_sandbox.control.service.guests import checked_path
 from wrenn_sandbox.errors import InvalidRequest
-from wrenn_sandbox.ids import TeamId
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .middleware import HEAD_ALONE
-from .responses import failures
+from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
 router = APIRouter(
@@ -56,7 +55,23 @@ async def download_archive(
     Without `recursive` a symbolic link is what it leads to, and a directory is refused. What cannot
     be read is left out; a global header (`WRENN.left_out`, `WRENN.reason`) names it.
     """
-    return _Archive(services.guests, team_id, id, _raw_path(request), recursive, user)
+    tree = _raw_path(request)
+
+    @asynccontextmanager
+    async def archive() -> AsyncIterator[Response]:
+        """One that breaks off ends the connection, never the body."""
+        async with (
+            services.guests.using(team_id, id) as guest,
+            guest.pack(tree, recursive=recursive, user=user) as chunks,
+        ):
+            if request.scope.get(HEAD_ALONE):
+                answer = Response(media_type=_MEDIA_TYPE)
+                del answer.headers["Content-Length"]
+                yield answer
+            else:
+                yield StreamingResponse(chunks, media_type=_MEDIA_TYPE)
+
+    return HeldResponse(archive())
 
 
 @router.put(
@@ -88,41 +103,6 @@ async def upload_archive(
             _raw_path(request), _body(request), needs_directory=directory, user=user
         )
     return UnpackedArchive.of(found)
-
-
-class _Archive(Response):
-    """An archive on its way. One that breaks off ends the connection, never the body."""
-
-    def __init__(
-        self,
-        guests: GuestService,
-        team_id: TeamId,
-        sandbox_id: str,
-        path: str,
-        recursive: bool,
-        user: str | None,
-    ) -> None:
-        super().__init__()
-        self._guests = guests
-        self._team_id = team_id
-        self._sandbox_id = sandbox_id
-        self._path = path
-        self._recursive = recursive
-        self._user = user
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with (
-            self._guests.using(self._team_id, self._sandbox_id) as guest,
-            guest.pack(self._path, recursive=self._recursive, user=self._user) as chunks,
-        ):
-            headers = {"X-Content-Type-Options": "nosniff"}
-            answer: Response
-            if scope.get(HEAD_ALONE):
-                answer = Response(headers=headers, media_type=_MEDIA_TYPE)
-                del answer.headers["Content-Length"]
-            else:
-                answer = StreamingResponse(chunks, headers=headers, media_type=_MEDIA_TYPE)
-            await answer(scope, receive, send)
 
 
 def _raw_path(request: Request) -> str:

@@ -1,15 +1,12 @@
 """`GET /v1/sandboxes/{id}/events`: what happened to a sandbox, and why."""
 
 from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
 
 from wrenn_sandbox.control.api.schemas.events import SandboxEvent
 from wrenn_sandbox.control.store.records import Position
-from wrenn_sandbox.errors import InvalidRequest
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
-from .paging import Page, PageDependency, announce_next
+from .paging import Page, PageDependency, bad_cursor
 from .responses import failures
 from .services import ServicesDependency
 
@@ -20,7 +17,7 @@ def _before(page: Page) -> int | None:
     if page.after is None:
         return None
     if not page.after.key.isdecimal() or len(page.after.key) > 18:
-        raise InvalidRequest("cursor: take it from the X-Next-Cursor header")
+        raise bad_cursor()
     return int(page.after.key)
 
 
@@ -32,15 +29,11 @@ def _before(page: Page) -> int | None:
 )
 async def list_sandbox_events(
     id: str,
-    request: Request,
-    response: Response,
     team_id: CallerTeam,
     services: ServicesDependency,
     page: PageDependency,
 ) -> list[SandboxEvent]:
     """The transitions of a sandbox, newest first."""
     found = await services.sandboxes.events(team_id, id, page.one_more, _before(page))
-    shown = found[: page.limit]
-    if len(found) > len(shown):
-        announce_next(request, response, Position(shown[-1].at, str(shown[-1].number)))
+    shown = page.cut(found, lambda last: Position(last.at, str(last.number)))
     return [SandboxEvent.of(event) for event in shown]

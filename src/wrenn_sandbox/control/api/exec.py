@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
 
 from fastapi import APIRouter
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
 from wrenn_sandbox.control.api.schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
 from wrenn_sandbox.control.service.guests import Executed
@@ -17,7 +15,7 @@ from wrenn_sandbox.wire.messages import Command
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import JsonBody
 from .errors import error_response
-from .responses import failures
+from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
@@ -83,32 +81,3 @@ def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
         )
     answer = ExecResponse.from_execution(id, body.cmd, executed).model_dump_json()
     return Response(answer, media_type="application/json")
-
-
-PIECE_BYTES: Final = 256 * 1024
-
-
-class HeldResponse(Response):
-    """The answer that a block gives: the block lasts until all but a piece of it was taken."""
-
-    def __init__(self, answer: AbstractAsyncContextManager[Response]) -> None:
-        super().__init__()
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._answer as answer:
-            await answer(scope, receive, _in_pieces(send))
-
-
-def _in_pieces(send: Send) -> Send:
-    """Waits for a slow client within a large body; the server itself does so between messages."""
-
-    async def sending(message: Message) -> None:
-        body = message.get("body", b"")
-        last = max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES
-        for begin in range(0, last, PIECE_BYTES):
-            piece = body[begin : begin + PIECE_BYTES]
-            await send({**message, "body": piece, "more_body": True})
-        await send({**message, "body": body[last:]} if last else message)
-
-    return sending

@@ -10,7 +10,6 @@ from typing import IO, Final
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from wrenn_sandbox.control.api.schemas.files import (
     DirectoryListing,
@@ -30,12 +29,12 @@ from wrenn_sandbox.control.service.guests import (
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
 from wrenn_sandbox.wire.guest import Guest
-from wrenn_sandbox.wire.messages import FileContent, FileEntry
+from wrenn_sandbox.wire.messages import FileEntry
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import JsonBody
 from .multipart import FormStream
-from .responses import failures
+from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
 router = APIRouter(
@@ -172,7 +171,7 @@ async def download_file(
     body: JsonBody[ReadFileRequest],
 ) -> Response:
     """The content of a file."""
-    return _Download(services.guests, team_id, id, body.target)
+    return HeldResponse(_download(services.guests, team_id, id, body.target))
 
 
 @router.post(
@@ -188,7 +187,7 @@ async def stream_download_file(
     body: JsonBody[ReadFileRequest],
 ) -> Response:
     """The content of a file of any size."""
-    return _Download(services.guests, team_id, id, body.target)
+    return HeldResponse(_download(services.guests, team_id, id, body.target))
 
 
 @router.post(
@@ -247,34 +246,19 @@ async def remove_file(
         await guest.remove_path(body.target)
 
 
-class _Download(Response):
+@asynccontextmanager
+async def _download(
+    guests: GuestService, team_id: TeamId, sandbox_id: str, path: str
+) -> AsyncIterator[Response]:
     """A file on its way. One that breaks off ends the connection, never the body."""
-
-    def __init__(self, guests: GuestService, team_id: TeamId, sandbox_id: str, path: str) -> None:
-        super().__init__()
-        self._guests = guests
-        self._team_id = team_id
-        self._sandbox_id = sandbox_id
-        self._path = path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with (
-            self._guests.using(self._team_id, self._sandbox_id) as guest,
-            guest.read_file(self._path) as content,
-        ):
-            await _response(content)(scope, receive, send)
+    async with guests.using(team_id, sandbox_id) as guest, guest.read_file(path) as content:
+        size = {} if content.size is None else {"Content-Length": str(content.size)}
+        yield StreamingResponse(content.chunks, headers=size, media_type="application/octet-stream")
 
 
 def _listing(entries: list[FileEntry]) -> str:
     """As JSON: of 20,000 entries that is a fifth of a second's work."""
     return DirectoryListing.of({"entries": entries}).model_dump_json(exclude_none=True)
-
-
-def _response(content: FileContent) -> StreamingResponse:
-    headers = {"X-Content-Type-Options": "nosniff"}
-    if content.size is not None:
-        headers["Content-Length"] = str(content.size)
-    return StreamingResponse(content.chunks, headers=headers, media_type="application/octet-stream")
 
 
 class _Fields:

@@ -20,14 +20,9 @@ router = APIRouter(prefix="/v1/auth/oauth", tags=["auth"])
 
 _COOKIE: Final = "oauth_state"
 _REDIRECT: Final[dict[int | str, dict[str, object]]] = {302: {"description": "On to another page"}}
-_HEADERS: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 ProviderName = Annotated[str, Path(json_schema_extra={"enum": list(NAMES)})]
 Brought = Annotated[str | None, Query()]
-
-
-def _redirect(url: str) -> Response:
-    return RedirectResponse(url, status_code=302, headers=_HEADERS)
 
 
 def _set_cookie(response: Response, services: Services, value: str, seconds: int) -> None:
@@ -52,7 +47,7 @@ def _set_cookie(response: Response, services: Services, value: str, seconds: int
 async def begin(provider: ProviderName, services: ServicesDependency) -> Response:
     """Send a browser to its provider, which asks for consent and sends it back."""
     departure = services.oauth.begin(provider)
-    response = _redirect(departure.url)
+    response = RedirectResponse(departure.url, status_code=302)
     _set_cookie(response, services, departure.cookie, int(LIFETIME.total_seconds()))
     return response
 
@@ -83,6 +78,6 @@ async def callback(
     except (ProviderNotFound, RateLimited) as refusal:
         response = error_response(refusal)
     else:
-        response = _redirect(url)
+        response = RedirectResponse(url, status_code=302)
     _set_cookie(response, services, "", 0)
     return response

@@ -1,10 +1,10 @@
 """`limit` and `cursor` of lists, and the headers that name the next page."""
 
 import base64
-import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query
 from starlette.requests import Request
@@ -12,6 +12,8 @@ from starlette.responses import Response
 
 from wrenn_sandbox.control.store.records import Position
 from wrenn_sandbox.errors import InvalidRequest
+
+Row = TypeVar("Row")
 
 _LIMIT_MAX = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -22,6 +24,8 @@ _MICROSECOND = timedelta(microseconds=1)
 class Page:
     """What a caller asked for; without a limit the whole list."""
 
+    request: Request
+    response: Response
     limit: int | None
     after: Position | None
 
@@ -30,12 +34,26 @@ class Page:
         """How many rows to read in order to know whether there is another page."""
         return None if self.limit is None else self.limit + 1
 
+    def cut(self, found: list[Row], position: Callable[[Row], Position]) -> list[Row]:
+        """The rows of this page; the headers say where the next begins, if `found` has more."""
+        shown = found[: self.limit]
+        if len(found) > len(shown):
+            last = position(shown[-1])
+            text = f"{(last.at - _EPOCH) // _MICROSECOND}:{last.key}"
+            cursor = base64.urlsafe_b64encode(text.encode("ascii")).decode("ascii").rstrip("=")
+            target = self.request.url.include_query_params(cursor=cursor)
+            self.response.headers["X-Next-Cursor"] = cursor
+            self.response.headers["Link"] = f'<{target.path}?{target.query}>; rel="next"'
+        return shown
+
 
 async def _page(
+    request: Request,
+    response: Response,
     limit: Annotated[int | None, Query(ge=1, le=_LIMIT_MAX)] = None,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page:
-    return Page(limit, None if cursor is None else _position(cursor))
+    return Page(request, response, limit, None if cursor is None else _position(cursor))
 
 
 PageDependency = Annotated[Page, Depends(_page)]
@@ -48,17 +66,12 @@ def _position(cursor: str) -> Position:
             base64.b64decode(padded, b"-_", validate=True).decode("ascii").partition(":")
         )
         at = _EPOCH + int(micros) * _MICROSECOND
-    except (ValueError, OverflowError, binascii.Error) as error:
-        raise InvalidRequest("cursor: take it from the X-Next-Cursor header") from error
+    except (ValueError, OverflowError) as error:
+        raise bad_cursor() from error
     if "\0" in key:
-        raise InvalidRequest("cursor: take it from the X-Next-Cursor header")
+        raise bad_cursor()
     return Position(at, key)
 
 
-def announce_next(request: Request, response: Response, last: Position) -> None:
-    """Say in the headers of `response` where the next page begins."""
-    text = f"{(last.at - _EPOCH) // _MICROSECOND}:{last.key}"
-    cursor = base64.urlsafe_b64encode(text.encode("ascii")).decode("ascii").rstrip("=")
-    response.headers["X-Next-Cursor"] = cursor
-    target = request.url.include_query_params(cursor=cursor)
-    response.headers["Link"] = f'<{target.path}?{target.query}>; rel="next"'
+def bad_cursor() -> InvalidRequest:
+    return InvalidRequest("cursor: take it from the X-Next-Cursor header")

@@ -1,42 +1,60 @@
-"""What the routes say of their failures in OpenAPI."""
+"""Answers that hold something, and what the routes say of their failures in OpenAPI."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from wrenn_sandbox.errors import (
-    AgentError,
-    Conflict,
-    ExecTimeout,
-    Forbidden,
-    InvalidRequest,
-    NoCapacity,
-    NoSpace,
-    NotFound,
-    RateLimited,
-    TooLarge,
-    Unauthorized,
-    WrennError,
-)
+_PIECE_BYTES: Final = 256 * 1024
+"""Bytes of an answer that are handed to the server at once."""
 
-_MEANING: dict[type[WrennError], str] = {
-    InvalidRequest: "The body, a field or a query value is not acceptable",
-    Unauthorized: "The credential is missing or not valid",
-    Forbidden: "The credential or the server does not allow this",
-    NotFound: "There is no such thing, or it belongs to another team",
-    Conflict: "The state of things does not allow this",
-    TooLarge: "The body is too large",
-    RateLimited: "Too many attempts, or a limit of the team is reached",
-    AgentError: "The host or the agent in the guest failed",
-    NoCapacity: "The host is full or shutting down",
-    NoSpace: "The disk of the sandbox is full",
-    ExecTimeout: "The command hit its time limit; error.stdout and error.stderr hold its output",
+_MEANING: Final = {
+    400: "The body, a field or a query value is not acceptable",
+    401: "The credential is missing or not valid",
+    403: "The credential or the server does not allow this",
+    404: "There is no such thing, or it belongs to another team",
+    409: "The state of things does not allow this",
+    413: "The body is too large",
+    429: "Too many attempts, or a limit of the team is reached",
+    502: "The host or the agent in the guest failed",
+    503: "The host is full or shutting down",
+    504: "The command hit its time limit; error.stdout and error.stderr hold its output",
+    507: "The disk of the sandbox is full",
 }
+
+
+class HeldResponse(Response):
+    """The answer that a block gives: the block lasts until all but a piece of it was taken."""
+
+    def __init__(self, answer: AbstractAsyncContextManager[Response]) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._answer as answer:
+            await answer(scope, receive, _in_pieces(send))
+
+
+def _in_pieces(send: Send) -> Send:
+    """Waits for a slow client within a large body; the server itself does so between messages."""
+
+    async def sending(message: Message) -> None:
+        body = message.get("body", b"")
+        last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
+        for begin in range(0, last, _PIECE_BYTES):
+            piece = body[begin : begin + _PIECE_BYTES]
+            await send({**message, "body": piece, "more_body": True})
+        await send({**message, "body": body[last:]} if last else message)
+
+    return sending
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, object]]:
     """The `responses` of a route that may fail with these statuses."""
-    meanings = {error.status: text for error, text in _MEANING.items()}
     return {
-        status: {"model": Error, "description": meanings[status]} for status in sorted(statuses)
+        status: {"model": Error, "description": _MEANING[status]} for status in sorted(statuses)
     }
 
 

@@ -1,8 +1,6 @@
 """`/v1/sandboxes`: the life of the caller's sandboxes."""
 
 from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
 
 from wrenn_sandbox.control.api.schemas.sandboxes import (
     CreateSandboxRequest,
@@ -13,7 +11,7 @@ from wrenn_sandbox.control.store.records import Position
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import JsonBody
-from .paging import PageDependency, announce_next
+from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
@@ -52,17 +50,13 @@ async def create_sandbox(
     responses=failures(400, 401),
 )
 async def list_sandboxes(
-    request: Request,
-    response: Response,
     team_id: CallerTeam,
     services: ServicesDependency,
     page: PageDependency,
 ) -> list[Sandbox]:
     """The team's sandboxes, newest first; ended ones for a while too."""
     found = await services.sandboxes.page(team_id, page.one_more, page.after)
-    shown = found[: page.limit]
-    if len(found) > len(shown):
-        announce_next(request, response, Position(shown[-1].created_at, shown[-1].id))
+    shown = page.cut(found, lambda last: Position(last.created_at, last.id))
     return [Sandbox.of(sandbox) for sandbox in shown]
 
 

@@ -3,8 +3,6 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from starlette.requests import Request
-from starlette.responses import Response
 
 from wrenn_sandbox.control.api.schemas.snapshots import CreateSnapshotRequest, Template
 from wrenn_sandbox.control.store.records import Position
@@ -12,7 +10,7 @@ from wrenn_sandbox.model.template import TemplateType
 
 from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
 from .body import JsonBody
-from .paging import PageDependency, announce_next
+from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
@@ -46,8 +44,6 @@ async def create_snapshot(
     responses=failures(400, 401),
 )
 async def list_snapshots(
-    request: Request,
-    response: Response,
     team_id: CallerTeam,
     services: ServicesDependency,
     page: PageDependency,
@@ -58,9 +54,7 @@ async def list_snapshots(
     if page.after is not None:
         after = (page.after.at, page.after.key)
         found = [each for each in found if (each.created_at, each.name) < after]
-    shown = found[: page.limit]
-    if len(found) > len(shown):
-        announce_next(request, response, Position(shown[-1].created_at, shown[-1].name))
+    shown = page.cut(found, lambda last: Position(last.created_at, last.name))
     return [Template.of(each) for each in shown]
 
 
