@@ -6,7 +6,6 @@ import re
 import sys
 import termios
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -34,6 +33,7 @@ from wrenn_sandbox.errors import (
     WrennError,
 )
 from wrenn_sandbox.ids import new_request_id
+from wrenn_sandbox.settings import EdgeSettings
 
 from .connections import ConnectionPermit
 from .turns import ParseScheduler
@@ -64,25 +64,11 @@ _FRAMING: Final = (b"content-length", b"transfer-encoding")
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds that a client may take: for a head, between signs of a body, to read."""
-
-    head: float
-    body: float
-    write: float
-
-
 class _Reading(Enum):
     IDLE = "idle"
     HEAD = "head"
     BODY = "body"
     REFUSED = "refused"
-
-
-class _Refusal(Exception):
-    def __init__(self, error: WrennError) -> None:
-        self.error = error
 
 
 def refusal(error: WrennError, scheme: str, defaults: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -101,13 +87,13 @@ class HttpProtocol(HttpToolsProtocol):
         config: Config,
         server_state: ServerState,
         app_state: dict[str, object],
-        patience: Timeouts,
+        settings: EdgeSettings,
         place: ConnectionPermit,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.url = b""
         self.headers = []
-        self._patience = patience
+        self._settings = settings
         self._place = place
         self._reading = _Reading.HEAD
         self._since = self.loop.time()
@@ -145,14 +131,12 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self._feed(data)
             self._check_unparsed(len(data))
-        except _Refusal as refused:
-            self._refuse(refused.error)
+        except WrennError as error:
+            self._refuse(error)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            if isinstance(cause, _Refusal):
-                self._refuse(cause.error)
-            else:
-                self._refuse(InvalidRequest("The request is not acceptable"))
+            unknown = InvalidRequest("The request is not acceptable")
+            self._refuse(cause if isinstance(cause, WrennError) else unknown)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"This is not HTTP/1.1: {error}"))
 
@@ -202,7 +186,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         super().on_url(url)
         if len(self.url) > URL_LIMIT:
-            raise _Refusal(UrlTooLong(f"The URL is longer than {URL_LIMIT} bytes"))
+            raise UrlTooLong(f"The URL is longer than {URL_LIMIT} bytes")
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -213,14 +197,14 @@ class HttpProtocol(HttpToolsProtocol):
             return  # a trailer, which nothing here needs
         super().on_header(name, value)
         if len(self.headers) > HEADERS_LIMIT:
-            raise _Refusal(HeadTooLarge(f"The request has more than {HEADERS_LIMIT} headers"))
+            raise HeadTooLarge(f"The request has more than {HEADERS_LIMIT} headers")
 
     def on_headers_complete(self) -> None:
         if self._head_is_known:
             return
         self._check_head()
         if len(self.pipeline) >= PIPELINE_LIMIT:
-            raise _Refusal(InvalidRequest("Too many requests wait on this connection"))
+            raise InvalidRequest("Too many requests wait on this connection")
         super().on_headers_complete()
         self._reading = _Reading.BODY
         self._since = self.loop.time()
@@ -255,12 +239,14 @@ class HttpProtocol(HttpToolsProtocol):
         if self.flow.read_paused or self._is_behind() or self._owes_continue():
             self._since = now  # it is us who do not get on
         waited = now - self._since
+        head_seconds = self._settings.head_timeout_sec
+        body_seconds = self._settings.body_timeout_sec
         if self._reading is _Reading.REFUSED and waited > LINGER_SECONDS:
             self.transport.close()
-        elif self._reading is _Reading.HEAD and waited > self._patience.head:
-            self._refuse(RequestTimeout(f"Send the head within {self._patience.head:.0f} s"))
-        elif self._reading is _Reading.BODY and waited > self._patience.body:
-            least = f"{PROGRESS_BYTES >> 10} KiB every {self._patience.body:.0f} s"
+        elif self._reading is _Reading.HEAD and waited > head_seconds:
+            self._refuse(RequestTimeout(f"Send the head within {head_seconds:.0f} s"))
+        elif self._reading is _Reading.BODY and waited > body_seconds:
+            least = f"{PROGRESS_BYTES >> 10} KiB every {body_seconds:.0f} s"
             self._refuse(RequestTimeout(f"The upload stalled: send at least {least}"))
 
     def shutdown(self) -> None:
@@ -289,8 +275,10 @@ class HttpProtocol(HttpToolsProtocol):
         if not unsent or unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
             return False
-        limit = CLOSE_SECONDS if self.transport.is_closing() else self._patience.write
-        return now - self._unsent_since > min(limit, self._patience.write)
+        limit = self._settings.write_timeout_sec
+        if self.transport.is_closing():
+            limit = min(limit, CLOSE_SECONDS)
+        return now - self._unsent_since > limit
 
     def _on_its_way(self) -> int:
         """Bytes that the system has taken and the client has not: it takes more in large steps."""
@@ -302,30 +290,30 @@ class HttpProtocol(HttpToolsProtocol):
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > HEAD_LIMIT:
-            raise _Refusal(HeadTooLarge(f"The head is larger than {HEAD_LIMIT} bytes"))
+            raise HeadTooLarge(f"The head is larger than {HEAD_LIMIT} bytes")
 
     def _check_unparsed(self, size: int) -> None:
         """Bounds what the parser has taken in and has not told of yet."""
         if self._reading is _Reading.HEAD:
             self._unparsed = 0 if self._unparsed is None else self._unparsed + size
             if self._unparsed > HEAD_LIMIT:
-                raise _Refusal(HeadTooLarge(f"The head is larger than {HEAD_LIMIT} bytes"))
+                raise HeadTooLarge(f"The head is larger than {HEAD_LIMIT} bytes")
         elif self._reading is _Reading.BODY and self._overhead > HEAD_LIMIT:
-            raise _Refusal(HeadTooLarge("Chunk headers are too large"))
+            raise HeadTooLarge("Chunk headers are too large")
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            raise _Refusal(InvalidRequest("Unsupported HTTP version; use HTTP/1.1"))
+            raise InvalidRequest("Unsupported HTTP version; use HTTP/1.1")
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise _Refusal(InvalidRequest("Send exactly one Host header"))
+            raise InvalidRequest("Send exactly one Host header")
         if hosts and not _HOST.fullmatch(hosts[0]):
-            raise _Refusal(InvalidRequest("The Host header is not a host"))
+            raise InvalidRequest("The Host header is not a host")
         fields = dict(self.headers)
         coding = fields.get(b"transfer-encoding")
         if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
-            raise _Refusal(InvalidRequest("The only supported Transfer-Encoding is chunked"))
+            raise InvalidRequest("The only supported Transfer-Encoding is chunked")
         if self.parser.should_upgrade():
             self._check_upgrade(version, fields)
 
@@ -333,22 +321,22 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._should_upgrade():
             return
         if b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip() != b"0":
-            raise _Refusal(InvalidRequest("A WebSocket request must have no body"))
+            raise InvalidRequest("A WebSocket request must have no body")
         if self._is_pending():
-            raise _Refusal(InvalidRequest("Wait for the answer before you upgrade"))
+            raise InvalidRequest("Wait for the answer before you upgrade")
         if self.parser.get_method() != b"GET" or version != "1.1":
-            raise _Refusal(InvalidRequest("A WebSocket must start with GET and HTTP/1.1"))
+            raise InvalidRequest("A WebSocket must start with GET and HTTP/1.1")
         if fields.get(b"sec-websocket-version", b"").strip() != b"13":
-            raise _Refusal(InvalidRequest("Sec-WebSocket-Version must be 13"))
+            raise InvalidRequest("Sec-WebSocket-Version must be 13")
         if not _KEY.fullmatch(fields.get(b"sec-websocket-key", b"").strip()):
-            raise _Refusal(InvalidRequest("Sec-WebSocket-Key must be 16 bytes in base64"))
+            raise InvalidRequest("Sec-WebSocket-Key must be 16 bytes in base64")
         longest = max(len(name) + len(value) for name, value in self.headers)
         if max(longest, len(self.url)) > _UPGRADE_LINE_LIMIT:
-            raise _Refusal(HeadTooLarge("A line of the head is too long for a WebSocket"))
+            raise HeadTooLarge("A line of the head is too long for a WebSocket")
         fields_as_text = ((name.decode(), value.decode("latin-1")) for name, value in self.headers)
         request = Request(self.url.decode(), Headers(fields_as_text))
         if ServerProtocol().accept(request).status_code != 101:
-            raise _Refusal(InvalidRequest("The headers are not those of a WebSocket (RFC 6455)"))
+            raise InvalidRequest("The headers are not those of a WebSocket (RFC 6455)")
 
     # the end
 

@@ -11,16 +11,17 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from wrenn_sandbox.control.api.forwarded import TrustedProxies
+from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.settings import EdgeSettings
 
 from .connections import ConnectionPermit, Connections
-from .http_protocol import HttpProtocol, Timeouts
-from .listener import Listener
+from .http_protocol import HttpProtocol, refusal
 from .tls import Certificate
 from .websocket_protocol import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
 
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 1024
+_PAUSE_SECONDS: Final = 0.5
 _TICKS_PER_CHECK: Final = 10
 """A tick is a tenth of a second."""
 
@@ -30,6 +31,10 @@ class HttpServer(uvicorn.Server):
 
     `on_ready` is told the URL as soon as connections are accepted. With a `certificate` that URL
     is an https one, and nothing else is spoken.
+
+    A connection is counted from the moment it is accepted, so that a client in the middle of its
+    handshake, which may take `head_timeout_sec`, has its place too. One that gets none is told so
+    where no certificate stands in between, and closed.
     """
 
     def __init__(
@@ -64,21 +69,11 @@ class HttpServer(uvicorn.Server):
         self._socket = listener
         self._certificate = certificate
         self._on_ready = on_ready
-        self._patience = Timeouts(
-            head=settings.head_timeout_sec,
-            body=settings.body_timeout_sec,
-            write=settings.write_timeout_sec,
-        )
+        self._settings = settings
         self.connections = Connections(
             total=settings.max_connections,
             per_address=settings.max_connections_per_address,
             trusted=TrustedProxies(settings.trusted_proxies),
-        )
-        self._listener = Listener(
-            self.connections,
-            self._protocol,
-            certificate,
-            handshake_seconds=settings.head_timeout_sec,
         )
 
     @property
@@ -98,7 +93,7 @@ class HttpServer(uvicorn.Server):
 
     async def main_loop(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            helpers = [tasks.create_task(self._listener.run(self._socket))]
+            helpers = [tasks.create_task(self._accept())]
             if self._certificate is not None:
                 helpers.append(tasks.create_task(self._certificate.watch()))
             self._on_ready(self.url)
@@ -119,8 +114,54 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def _protocol(self, place: ConnectionPermit) -> HttpProtocol:
-        return HttpProtocol(self.config, self.server_state, {}, self._patience, place)
+    async def _accept(self) -> None:
+        """Let connections in until cancelled, which also ends what has not got through."""
+        loop = asyncio.get_running_loop()
+        self._socket.setblocking(False)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    accepted, address = await loop.sock_accept(self._socket)
+                except OSError as error:
+                    _log.warning("no connection accepted", reason=error.strerror)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                try:
+                    place = self.connections.admit(str(address[0]))
+                except WrennError as error:
+                    self._turn_away(accepted, error)
+                else:
+                    tasks.create_task(self._let_in(accepted, place))
+
+    async def _let_in(self, accepted: socket.socket, place: ConnectionPermit) -> None:
+        context = None if self._certificate is None else self._certificate.context
+        done = False
+        try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: HttpProtocol(self.config, self.server_state, {}, self._settings, place),
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else self._settings.head_timeout_sec,
+            )
+            done = True
+        except OSError as error:
+            _log.debug("no handshake", reason=str(error))
+        except Exception:
+            _log.exception("connection failed")
+        finally:
+            if not done:
+                place.release()
+                accepted.close()
+
+    def _turn_away(self, accepted: socket.socket, error: WrennError) -> None:
+        with accepted:
+            accepted.setblocking(False)
+            if self._certificate is None:
+                try:
+                    accepted.send(refusal(error, "http", ()))
+                except OSError as lost:
+                    _log.debug("a refusal was not heard", reason=lost.strerror)
 
 
 def _check(connection: HttpProtocol | WebSocketProtocol, now: float) -> None:

@@ -7,8 +7,7 @@ import ipaddress
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Callable
 
 import structlog
 
@@ -35,10 +34,10 @@ async def run(settings: Settings) -> None:
     for sandboxes that are to be paused, a third one kills.
     """
     async with contextlib.AsyncExitStack() as stack:
-        stopper = stack.enter_context(_Stopper(asyncio.current_task()))
+        stopper = _Stopper()
         certificate = Certificate.of(settings)
         if certificate is not None:
-            stack.enter_context(_renewed_by_signal(certificate))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.renew)
         listener = stack.enter_context(_listen(settings.host, settings.port))
         _allow_many_files(settings.max_connections + _FILES_OF_HOST)
         if certificate is None and not settings.trusted_proxies and not _is_local(listener):
@@ -59,24 +58,15 @@ def _say_ready(url: str) -> None:
 
 
 class _Stopper:
-    """While entered: the first signal stops gracefully, the second quickly."""
+    """From now on the first signal stops gracefully, the second quickly."""
 
-    def __init__(self, task: asyncio.Task[None] | None) -> None:
-        self._task = task
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
         self._signals = 0
         self.server: HttpServer | None = None
         self.on_hurry: Callable[[], None] | None = None
-
-    def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
         for each in _SIGNALS:
-            loop.add_signal_handler(each, self._handle, each)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for each in _SIGNALS:
-            loop.remove_signal_handler(each)
+            asyncio.get_running_loop().add_signal_handler(each, self._handle, each)
 
     def _handle(self, number: signal.Signals) -> None:
         self._signals += 1
@@ -120,16 +110,6 @@ def _listen(host: str, port: int) -> socket.socket:
             ) from None
         raise InvalidRequest(f"Cannot listen on port {port} of {host}: {error.strerror}") from None
     return listener
-
-
-@contextlib.contextmanager
-def _renewed_by_signal(certificate: Certificate) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, certificate.renew)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _allow_many_files(needed: int) -> None:

@@ -29,7 +29,7 @@ class Certificate:
     def __init__(self, cert: Path, key: Path) -> None:
         self._cert = cert
         self._key = key
-        self._seen = self._stamp()
+        self._seen = self._contents()
         self._changed = asyncio.Event()
         self.reads = 0
         """How often the files have been looked at again."""
@@ -48,7 +48,7 @@ class Certificate:
 
     def renew(self) -> None:
         """Have the files read again now."""
-        self._seen = ()
+        self._seen = []
         self._changed.set()
 
     async def watch(self) -> None:
@@ -61,34 +61,27 @@ class Certificate:
             self.reads += 1
 
     def _read_again(self) -> None:
-        stamp = self._stamp()
-        if stamp == self._seen:
-            return
         try:
+            contents = self._contents()
+            if contents == self._seen:
+                return
             self.context = self._load()
         except InvalidRequest as error:
             _log.error("the certificate stays the old one", reason=str(error))
             return
-        self._seen = stamp
+        self._seen = contents
         _log.info("certificate read")
 
-    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
-        stamps = []
-        for path in (self._cert, self._key):
-            try:
-                status = path.stat()
-            except OSError:
-                stamps.append((0, 0, 0))
-            else:
-                stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        return tuple(stamps)
-
-    def _load(self) -> ssl.SSLContext:
+    def _contents(self) -> list[bytes]:
+        contents = []
         for name, path in (("WRENN_TLS_CERT", self._cert), ("WRENN_TLS_KEY", self._key)):
             try:
-                path.read_bytes()
+                contents.append(path.read_bytes())
             except OSError as error:
                 raise InvalidRequest(f"{name}: {path}: {error.strerror}") from None
+        return contents
+
+    def _load(self) -> ssl.SSLContext:
         if self._key.stat().st_mode & _OTHERS:
             _log.warning(
                 "others may use the key of the certificate; chmod 600", path=str(self._key)

@@ -5,13 +5,13 @@ from fastapi import APIRouter
 from wrenn_sandbox.control.api.schemas.api_keys import APIKeyResponse, CreateAPIKeyRequest
 from wrenn_sandbox.control.store.records import Position
 
-from .authentication import NEEDS_TOKEN, TokenTeam
+from .authentication import TokenTeam
 from .body import JsonBody
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"], dependencies=NEEDS_TOKEN)
+router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"])
 
 
 @router.post(

@@ -14,14 +14,12 @@ from wrenn_sandbox.control.api.schemas.archive import UnpackedArchive
 from wrenn_sandbox.control.service.guests import checked_path
 from wrenn_sandbox.errors import InvalidRequest
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .middleware import HEAD_ALONE
 from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
-router = APIRouter(
-    prefix="/v1/sandboxes/{id}/files", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN
-)
+router = APIRouter(prefix="/v1/sandboxes/{id}/files", tags=["sandboxes"])
 
 BODY_LIMITS: Final = ((re.compile(r"/v1/sandboxes/[^/]+/files/archive"), None),)
 """An archive may have any size."""

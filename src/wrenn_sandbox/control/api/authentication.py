@@ -20,6 +20,10 @@ _KEY_PREFIX = "wrn_"
 _api_key = APIKeyHeader(name="X-API-Key", scheme_name="apiKeyAuth", auto_error=False)
 _bearer = HTTPBearer(bearerFormat="JWT", scheme_name="bearerAuth", auto_error=False)
 
+# Parameters of these types say in OpenAPI what a route needs; the headers are read below.
+_ApiKey = Annotated[object, Security(_api_key)]
+_Bearer = Annotated[object, Security(_bearer)]
+
 
 def _bearer_token(connection: HTTPConnection) -> str | None:
     header = connection.headers.get("authorization")
@@ -31,7 +35,9 @@ def _bearer_token(connection: HTTPConnection) -> str | None:
     return token.strip()
 
 
-async def _team_of_token(connection: HTTPConnection, services: ServicesDependency) -> TeamId:
+async def _team_of_token(
+    connection: HTTPConnection, services: ServicesDependency, _: _Bearer
+) -> TeamId:
     token = _bearer_token(connection)
     if token is None:
         raise Unauthorized("Log in and send the token as Authorization: Bearer TOKEN")
@@ -49,7 +55,9 @@ async def caller_of_connection(connection: HTTPConnection, services: Services) -
     return await services.accounts.caller_of_token(token)
 
 
-async def _team_of_either(connection: HTTPConnection, services: ServicesDependency) -> TeamId:
+async def _team_of_either(
+    connection: HTTPConnection, services: ServicesDependency, _: _ApiKey, __: _Bearer
+) -> TeamId:
     return (await caller_of_connection(connection, services)).team_id
 
 
@@ -70,6 +78,3 @@ TokenTeam = Annotated[TeamId, Depends(_team_of_token)]
 
 CallerTeam = Annotated[TeamId, Depends(_team_of_either)]
 """The caller's team; an API key or a token is needed."""
-
-NEEDS_TOKEN = [Security(_bearer)]
-NEEDS_KEY_OR_TOKEN = [Security(_api_key), Security(_bearer)]

@@ -5,7 +5,6 @@ code and status (`wrenn_sandbox.errors`); everything else is translated here.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from math import ceil
 
@@ -62,48 +61,32 @@ def _safe(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-class AllowedMethods:
-    """Which methods each path of an application knows."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._paths: dict[re.Pattern[str], set[str]] = {}
-        for context in iter_route_contexts(app.routes):
-            path, methods = getattr(context, "path", None), getattr(context, "methods", None)
-            if isinstance(path, str) and methods:
-                self._paths.setdefault(compile_path(path)[0], set()).update(methods)
-
-    def of(self, path: str) -> str:
-        """The value of the `Allow` header."""
-        methods = {
-            method
-            for pattern, known in self._paths.items()
-            if pattern.match(path)
-            for method in known
-        }
-        if "GET" in methods:
-            methods.add("HEAD")
-        return ", ".join(sorted(methods))
-
-
 def add_error_handlers(app: FastAPI) -> None:
     """Make `app` answer every error in the one form. Call it after the routes are there."""
-    allowed = AllowedMethods(app)
+    routes = [
+        (compile_path(each.path)[0], each.methods)
+        for each in iter_route_contexts(app.routes)
+        if each.path is not None and each.methods
+    ]
+
+    def allowed(path: str) -> str:
+        known = {each for pattern, methods in routes if pattern.match(path) for each in methods}
+        return ", ".join(sorted(known | {"HEAD"} if "GET" in known else known))
 
     async def wrenn(_: Request, error: Exception) -> Response:
-        return error_response(error if isinstance(error, WrennError) else InternalError(""))
+        assert isinstance(error, WrennError)
+        return error_response(error)
 
     async def validation(_: Request, error: Exception) -> Response:
-        if isinstance(error, RequestValidationError | ValidationError):
-            return error_response(invalid(error.errors()))
-        raise error
+        assert isinstance(error, RequestValidationError | ValidationError)
+        return error_response(invalid(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
+        assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return error_response(NotFound("There is no such route; see /docs"))
         if error.status_code == 405:
-            methods = allowed.of(request.url.path)
+            methods = allowed(request.url.path)
             return error_response(
                 MethodNotAllowed(f"This route knows {methods} only"), {"Allow": methods}
             )

@@ -5,12 +5,12 @@ from fastapi import APIRouter
 from wrenn_sandbox.control.api.schemas.events import SandboxEvent
 from wrenn_sandbox.control.store.records import Position
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .paging import Page, PageDependency, bad_cursor
 from .responses import failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
 
 def _before(page: Page) -> int | None:

@@ -12,13 +12,13 @@ from wrenn_sandbox.control.service.guests import Executed
 from wrenn_sandbox.errors import ExecTimeout
 from wrenn_sandbox.wire.messages import Command
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .body import JsonBody
 from .errors import error_response
 from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
 
 @router.post(

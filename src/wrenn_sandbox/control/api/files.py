@@ -5,9 +5,10 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import IO, Final
+from typing import IO, Annotated, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -31,15 +32,13 @@ from wrenn_sandbox.ids import TeamId
 from wrenn_sandbox.wire.guest import Guest
 from wrenn_sandbox.wire.messages import FileEntry
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .body import JsonBody
 from .multipart import FormStream
 from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
-router = APIRouter(
-    prefix="/v1/sandboxes/{id}/files", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN
-)
+router = APIRouter(prefix="/v1/sandboxes/{id}/files", tags=["sandboxes"])
 
 BUFFERED_LIMIT: Final = 100 * 1024 * 1024
 """Bytes of the whole body of a buffered upload."""
@@ -63,10 +62,7 @@ _FORM: Final[dict[str, object]] = {
                     "type": "object",
                     "required": ["path", "file"],
                     "properties": {
-                        "path": {"type": "string"},
-                        "raw_path": {"type": "string"},
-                        "user": {"type": "string"},
-                        "mode": {"type": "string"},
+                        **{name: {"type": "string"} for name in _FIELDS},
                         "file": {"type": "string", "format": "binary"},
                     },
                 }
@@ -82,6 +78,15 @@ _CONTENT: Final[dict[int | str, dict[str, object]]] = {
 }
 
 
+class _Query(BaseModel):
+    """What the query may say of a file that is written."""
+
+    path: str | None = None
+    raw_path: str | None = None
+    user: str | None = None
+    mode: str | None = None
+
+
 @router.post(
     "/write",
     operation_id="uploadFile",
@@ -94,10 +99,7 @@ async def upload_file(
     request: Request,
     team_id: CallerTeam,
     services: ServicesDependency,
-    path: str | None = None,
-    raw_path: str | None = None,
-    user: str | None = None,
-    mode: str | None = None,
+    query: Annotated[_Query, Query()],
 ) -> None:
     """Write a file of up to 100 MiB; the parts of the form may come in any order.
 
@@ -106,21 +108,7 @@ async def upload_file(
     its owner, extended attributes and hard links, and without `mode` its permissions. Where the
     path comes before `file`, so do `user` and `mode`.
     """
-    async with services.guests.using(team_id, id) as guest:
-        form = FormStream(request)
-        fields = _Fields(path=path, raw_path=raw_path, user=user, mode=mode)
-        while (name := await form.next_part()) is not None:
-            if name in _FIELDS:
-                fields.take(name, await form.text())
-            elif name == "file" and fields.path is not None:
-                await _write(guest, fields, _last_part(form, fields))
-                return
-            elif name == "file":
-                with services.guests.spooling(team_id, id):
-                    async with _spooled(form, fields) as chunks:
-                        await _write(guest, fields, chunks)
-                return
-        raise InvalidRequest("file: the form has no such part")
+    await _receive(request, services.guests, team_id, id, query, may_spool=True)
 
 
 @router.post(
@@ -135,27 +123,13 @@ async def stream_upload_file(
     request: Request,
     team_id: CallerTeam,
     services: ServicesDependency,
-    path: str | None = None,
-    raw_path: str | None = None,
-    user: str | None = None,
-    mode: str | None = None,
+    query: Annotated[_Query, Query()],
 ) -> None:
     """Write a file of any size: all else comes before `file`, or as query parameters.
 
     The fields are those of `/files/write`.
     """
-    async with services.guests.using(team_id, id) as guest:
-        form = FormStream(request)
-        fields = _Fields(path=path, raw_path=raw_path, user=user, mode=mode)
-        while (name := await form.next_part()) is not None:
-            if name in _FIELDS:
-                fields.take(name, await form.text())
-            elif name == "file":
-                if fields.path is None:
-                    raise InvalidRequest("path: must come before file, or as a query parameter")
-                await _write(guest, fields, _last_part(form, fields))
-                return
-        raise InvalidRequest("file: the form has no such part")
+    await _receive(request, services.guests, team_id, id, query, may_spool=False)
 
 
 @router.post(
@@ -264,15 +238,14 @@ def _listing(entries: list[FileEntry]) -> str:
 class _Fields:
     """What a form and its query say of the file beside its content."""
 
-    def __init__(self, **query: str | None) -> None:
+    def __init__(self, query: _Query) -> None:
         self._given: dict[str, str] = {}
         self._path: str | None = None
         self._raw_path: str | None = None
         self.user: str | None = None
         self.mode: int | None = None
-        for name, text in query.items():
-            if text is not None:
-                self.take(name, text)
+        for name, text in query.model_dump(exclude_none=True).items():
+            self.take(name, text)
 
     def take(self, name: str, text: str) -> None:
         """Raises `InvalidRequest` for what is not acceptable or was given differently before."""
@@ -298,6 +271,35 @@ class _Fields:
             raise InvalidRequest(f"{name}: the form has more than one such part")
         if name in _FIELDS:
             raise InvalidRequest(f"{name}: must come before file, or as a query parameter")
+
+
+async def _receive(
+    request: Request,
+    guests: GuestService,
+    team_id: TeamId,
+    sandbox_id: str,
+    query: _Query,
+    *,
+    may_spool: bool,
+) -> None:
+    """Write the file of a form. One that comes before its path is kept where it `may_spool`."""
+    async with guests.using(team_id, sandbox_id) as guest:
+        form = FormStream(request)
+        fields = _Fields(query)
+        while (name := await form.next_part()) is not None:
+            if name in _FIELDS:
+                fields.take(name, await form.text())
+            elif name == "file" and fields.path is not None:
+                await _write(guest, fields, _last_part(form, fields))
+                return
+            elif name == "file":
+                if not may_spool:
+                    raise InvalidRequest("path: must come before file, or as a query parameter")
+                with guests.spooling(team_id, sandbox_id):
+                    async with _spooled(form, fields) as chunks:
+                        await _write(guest, fields, chunks)
+                return
+        raise InvalidRequest("file: the form has no such part")
 
 
 async def _write(guest: Guest, fields: _Fields, chunks: AsyncIterator[bytes]) -> None:

@@ -82,7 +82,8 @@ class TrustedProxies:
         client. What cannot be read ends the chain: the hop that passed it on is the client.
         """
         client = peer
-        for text in _from_the_end(forwarded_for):
+        hops = ",".join(forwarded_for).rsplit(",", _MOST_HOPS)[-_MOST_HOPS:]
+        for text in reversed(hops):
             if client not in self:
                 break
             address = parse_address(text)
@@ -90,15 +91,6 @@ class TrustedProxies:
                 break
             client = str(address)
         return client
-
-
-def _from_the_end(values: Sequence[str]) -> list[str]:
-    hops: list[str] = []
-    for value in reversed(values):
-        hops.extend(reversed(value.rsplit(",", _MOST_HOPS - len(hops))))
-        if len(hops) >= _MOST_HOPS:
-            break
-    return hops[:_MOST_HOPS]
 
 
 class Forwarded:

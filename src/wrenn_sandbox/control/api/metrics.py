@@ -1,7 +1,6 @@
 """`GET /metrics` in the text format of Prometheus, for those who may read it."""
 
 import hmac
-import ipaddress
 
 from fastapi import APIRouter
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -13,24 +12,20 @@ from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.errors import Forbidden, Unauthorized
 
+from .forwarded import parse_address
+from .middleware import client_address
+
 
 def _require_permission(request: Request, token: SecretStr | None) -> None:
     if token is None:
-        address = request.client.host if request.client is not None else ""
-        if not _is_loopback(address):
+        address = parse_address(client_address(request.scope))
+        if address is None or not address.is_loopback:
             raise Forbidden("Metrics are served to this host only; set WRENN_METRICS_TOKEN")
         return
     given = request.headers.get("authorization", "")
     wanted = f"Bearer {token.get_secret_value()}"
     if not hmac.compare_digest(given.encode("utf-8"), wanted.encode("utf-8")):
         raise Unauthorized("Metrics need the token of WRENN_METRICS_TOKEN as a bearer token")
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def metrics_router(metrics: Metrics, store: Store, token: SecretStr | None) -> APIRouter:

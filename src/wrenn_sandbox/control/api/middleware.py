@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import structlog
@@ -184,18 +184,14 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        for pattern, limit in self._exceptions:
+        limit: int | None = self._limit
+        headers = {"Connection": "close"}
+        for pattern, other in self._exceptions:
             if pattern.fullmatch(scope["path"]):
-                if limit is None:
-                    await self._app(scope, receive, send)
-                else:
-                    await self._limited(scope, receive, send, limit, {})
-                return
-        await self._limited(scope, receive, send, self._limit, {"Connection": "close"})
-
-    async def _limited(
-        self, scope: Scope, receive: Receive, send: Send, limit: int, headers: Mapping[str, str]
-    ) -> None:
+                limit, headers = other, {}
+        if limit is None:
+            await self._app(scope, receive, send)
+            return
         refusal = error_response(TooLarge(f"The body is larger than {limit} bytes"), headers)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:

@@ -13,13 +13,6 @@ _FIELD_LIMIT = 16 * 1024
 _PARTS_LIMIT = 100
 
 
-class _PartEnd:
-    pass
-
-
-_PART_END = _PartEnd()
-
-
 class FormStream:
     """The parts of a `multipart/form-data` body, in their order.
 
@@ -30,7 +23,8 @@ class FormStream:
     def __init__(self, request: Request) -> None:
         self._body = request.stream()
         self._parser = _parser_of(request, self)
-        self._news: deque[str | bytes | _PartEnd] = deque()
+        self._news: deque[str | bytes | None] = deque()
+        """Names and pieces of parts; None where a part ends."""
         self._header = bytearray()
         self._value = bytearray()
         self._name: str | None = None
@@ -43,12 +37,10 @@ class FormStream:
         if self._inside:
             async for _ in self.pieces():
                 pass
-        news = await self._next()
-        if news is None:
-            return None
-        assert isinstance(news, str)
-        self._inside = True
-        return news
+        name = await self._next()
+        assert not isinstance(name, bytes)
+        self._inside = name is not None
+        return name
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The content of the current part."""
@@ -68,7 +60,8 @@ class FormStream:
                 raise InvalidRequest("A field of the form is too long")
         return value.decode("utf-8", "surrogateescape")
 
-    async def _next(self) -> str | bytes | _PartEnd | None:
+    async def _next(self) -> str | bytes | None:
+        """A name, a piece, or None: at the end of a part, and of the form."""
         while not self._news:
             if self._complete:
                 return None
@@ -114,7 +107,7 @@ class FormStream:
         self._news.append(data[start:end])
 
     def on_part_end(self) -> None:
-        self._news.append(_PART_END)
+        self._news.append(None)
 
     def on_end(self) -> None:
         self._complete = True

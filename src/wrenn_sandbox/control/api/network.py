@@ -4,12 +4,12 @@ from fastapi import APIRouter
 
 from wrenn_sandbox.control.api.schemas.network import NetworkPolicy
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .body import JsonBody
 from .responses import failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
 
 @router.get("/{id}/network", operation_id="getNetworkPolicy", responses=failures(401, 404))

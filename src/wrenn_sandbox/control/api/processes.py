@@ -13,7 +13,7 @@ from wrenn_sandbox.control.api.streams.websocket import Socket
 from wrenn_sandbox.control.service.guests import process_of
 from wrenn_sandbox.wire.messages import ProcessSignal
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .responses import failures
 from .services import ServicesDependency, services_of
 
@@ -23,7 +23,6 @@ router = APIRouter(prefix="/v1/sandboxes/{id}", tags=["sandboxes"])
 @router.get(
     "/processes",
     operation_id="listProcesses",
-    dependencies=NEEDS_KEY_OR_TOKEN,
     response_model_exclude_none=True,
     responses=failures(401, 404, 409, 429, 502),
 )
@@ -36,7 +35,6 @@ async def list_processes(id: str, team_id: CallerTeam, services: ServicesDepende
 @router.delete(
     "/processes/{process}",
     operation_id="signalProcess",
-    dependencies=NEEDS_KEY_OR_TOKEN,
     status_code=204,
     responses=failures(400, 401, 404, 409, 429, 502),
 )
@@ -55,7 +53,6 @@ async def signal_process(
 @router.get(
     "/metrics",
     operation_id="getSandboxMetrics",
-    dependencies=NEEDS_KEY_OR_TOKEN,
     responses=failures(401, 404, 409, 429, 502),
 )
 async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency) -> SandboxMetrics:
@@ -90,7 +87,6 @@ async def process_stream(websocket: WebSocket, id: str, process: str) -> None:
 @router.get(
     "/processes/{process}/stream",
     operation_id="processStream",
-    dependencies=NEEDS_KEY_OR_TOKEN,
     status_code=101,
     responses=failures(400, 401, 404, 409, 429),
 )

@@ -9,13 +9,13 @@ from wrenn_sandbox.control.api.schemas.sandboxes import (
 )
 from wrenn_sandbox.control.store.records import Position
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .body import JsonBody
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"], dependencies=NEEDS_KEY_OR_TOKEN)
+router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
 
 @router.post(

@@ -8,13 +8,13 @@ from wrenn_sandbox.control.api.schemas.snapshots import CreateSnapshotRequest, T
 from wrenn_sandbox.control.store.records import Position
 from wrenn_sandbox.model.template import TemplateType
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .body import JsonBody
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], dependencies=NEEDS_KEY_OR_TOKEN)
+router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"])
 
 
 @router.post(

@@ -7,11 +7,11 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from wrenn_sandbox.control.api.schemas.fields import Response
 
-from .authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from .authentication import CallerTeam
 from .responses import failures
 from .services import ServicesDependency
 
-router = APIRouter(prefix="/v1/usage", tags=["usage"], dependencies=NEEDS_KEY_OR_TOKEN)
+router = APIRouter(prefix="/v1/usage", tags=["usage"])
 
 Limit = Annotated[
     int | None,

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, TypeAdapter
 from starlette.websockets import WebSocket
 
-from wrenn_sandbox.control.api.authentication import NEEDS_KEY_OR_TOKEN, CallerTeam
+from wrenn_sandbox.control.api.authentication import CallerTeam
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import services_of
 from wrenn_sandbox.control.service.calls import checked_command
@@ -146,7 +146,6 @@ async def pty(websocket: WebSocket, id: str) -> None:
     "/{id}/pty",
     operation_id="openTerminal",
     status_code=101,
-    dependencies=NEEDS_KEY_OR_TOKEN,
     responses=failures(400, 401, 404, 409, 429),
 )
 async def describe_pty(id: str, team_id: CallerTeam) -> None:
