@@ -1,17 +1,37 @@
 """`/v1/api-keys`: the keys of the caller's team. They need a token."""
 
-from fastapi import APIRouter
+from datetime import datetime
+from typing import Annotated
 
-from wrenn_sandbox.control.api.schemas.api_keys import APIKeyResponse, CreateAPIKeyRequest
+from fastapi import APIRouter
+from pydantic import StringConstraints
+
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import TokenTeam
 from .body import JsonBody
+from .fields import Argument, NullableText, NullableTime, RequestModel, ResponseModel
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api-keys"])
+
+
+class CreateAPIKeyRequest(RequestModel):
+    name: Annotated[Argument, StringConstraints(max_length=200)] = "Unnamed API Key"
+
+
+class APIKeyResponse(ResponseModel):
+    """`key` is there only in the answer to its creation: it is not kept."""
+
+    id: str
+    team_id: str
+    name: str
+    key_prefix: str
+    created_at: datetime
+    last_used: NullableTime = None
+    key: NullableText = None
 
 
 @router.post(

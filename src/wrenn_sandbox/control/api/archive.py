@@ -10,11 +10,11 @@ from fastapi import APIRouter, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from wrenn_sandbox.control.api.schemas.archive import UnpackedArchive
 from wrenn_sandbox.control.service.guests import checked_path
 from wrenn_sandbox.errors import InvalidRequest
 
 from .authentication import CallerTeam
+from .fields import ResponseModel
 from .middleware import HEAD_ALONE
 from .responses import HeldResponse, failures
 from .services import ServicesDependency
@@ -28,6 +28,27 @@ _MEDIA_TYPE: Final = "application/x-tar"
 _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 _Path = Annotated[str, Query(description="Absolute, or relative to the user's home directory")]
 _User = Annotated[str | None, Query(description="Whose rights are used; root")]
+
+
+class LeftOut(ResponseModel):
+    """A path that was not copied, and why."""
+
+    path: str
+    reason: str
+
+
+class UnpackedArchive(ResponseModel):
+    """Of `left_out_count` paths that were left out `left_out` names the first.
+
+    `size` is of the files in it, in bytes. `into_directory`: it was put into `path`, not in its
+    place.
+    """
+
+    entries: int
+    size: int
+    into_directory: bool
+    left_out: list[LeftOut]
+    left_out_count: int
 
 
 @router.get(

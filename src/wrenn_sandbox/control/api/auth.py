@@ -1,17 +1,38 @@
 """`/v1/auth`: sign-up and login."""
 
+from typing import Annotated
+
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.requests import Request
 
-from wrenn_sandbox.control.api.schemas.auth import AuthResponse, LoginRequest, SignupRequest
+from wrenn_sandbox.model.limits import PASSWORD_MIN
 
 from .body import JsonBody
+from .fields import RequestModel, ResponseModel
 from .forwarded import group_of
 from .middleware import client_address
 from .responses import failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/auth", tags=["auth"])
+
+
+class SignupRequest(RequestModel):
+    email: Annotated[str, Field(json_schema_extra={"format": "email"})]
+    password: Annotated[str, Field(min_length=PASSWORD_MIN)]
+
+
+class LoginRequest(RequestModel):
+    email: Annotated[str, Field(json_schema_extra={"format": "email"})]
+    password: str
+
+
+class AuthResponse(ResponseModel):
+    token: str
+    user_id: str
+    team_id: str
+    email: str
 
 
 def attempted_from(request: Request) -> str:

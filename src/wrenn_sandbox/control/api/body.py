@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect, Request
 from wrenn_sandbox.errors import InvalidRequest
 
 from .errors import invalid
+from .fields import RequestModel
 from .forwarded import group_of
 from .middleware import client_address
-from .schemas.fields import Request as RequestModel
 
 Model = TypeVar("Model", bound=RequestModel)
 

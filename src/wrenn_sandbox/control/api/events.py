@@ -1,16 +1,35 @@
 """`GET /v1/sandboxes/{id}/events`: what happened to a sandbox, and why."""
 
-from fastapi import APIRouter
+from datetime import datetime
+from typing import Annotated
 
-from wrenn_sandbox.control.api.schemas.events import SandboxEvent
+from fastapi import APIRouter
+from pydantic import Field, WithJsonSchema
+
 from wrenn_sandbox.control.store.records import Position
 
 from .authentication import CallerTeam
+from .fields import NullableText, ResponseModel
 from .paging import Page, PageDependency, bad_cursor
 from .responses import failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
+
+
+class SandboxEvent(ResponseModel):
+    """One transition of a sandbox. `from` is absent for its creation."""
+
+    event: str
+    from_state: Annotated[
+        str | None,
+        Field(serialization_alias="from"),
+        WithJsonSchema({"type": "string", "nullable": True}),
+    ] = None
+    to_state: Annotated[str, Field(serialization_alias="to")]
+    reason: NullableText = None
+    actor: str
+    time: Annotated[datetime, Field(validation_alias="at")]
 
 
 def _before(page: Page) -> int | None:

@@ -3,22 +3,66 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
+from pydantic import Field, StringConstraints, WithJsonSchema
 from starlette.responses import Response
 
-from wrenn_sandbox.control.api.schemas.exec import BackgroundExecResponse, ExecRequest, ExecResponse
 from wrenn_sandbox.control.service.guests import Executed
 from wrenn_sandbox.errors import ExecTimeout
+from wrenn_sandbox.model.limits import EXEC_TIMEOUT_DEFAULT, EXEC_TIMEOUT_MAX
 from wrenn_sandbox.wire.messages import Command
 
 from .authentication import CallerTeam
 from .body import JsonBody
 from .errors import error_response
+from .fields import (
+    Argument,
+    Environment,
+    Integer,
+    OptionalArgument,
+    RequestModel,
+    ResponseModel,
+    Tag,
+)
 from .responses import HeldResponse, failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
+
+
+class ExecRequest(RequestModel):
+    """A command to run directly, without a shell; `timeout_sec` is 1 to 3600."""
+
+    cmd: Annotated[Argument, StringConstraints(min_length=1)]
+    args: list[Argument] = Field([])
+    timeout_sec: Annotated[Integer, Field(ge=1, le=EXEC_TIMEOUT_MAX)] = EXEC_TIMEOUT_DEFAULT
+    envs: Environment = Field({})
+    cwd: OptionalArgument = None
+    user: OptionalArgument = None
+    background: bool = False
+    tag: Annotated[Tag | None, WithJsonSchema({"type": "string"})] = None
+
+
+class ExecResponse(ResponseModel):
+    sandbox_id: str
+    cmd: str
+    stdout: str
+    stderr: str
+    exit_code: int
+    duration_ms: int
+    encoding: Literal["utf-8", "base64"]
+    truncated: bool
+
+
+class BackgroundExecResponse(ResponseModel):
+    """A command that runs on; `tag` names it as well as `pid` does."""
+
+    sandbox_id: str
+    cmd: str
+    pid: int
+    tag: str
 
 
 @router.post(
@@ -64,8 +108,8 @@ async def _answer(
 
 def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
     """As JSON: of 20 MiB that is a tenth of a second's work and more."""
+    output = executed.output
     if executed.timed_out:
-        output = executed.output
         became = (
             "and was killed"
             if executed.killed
@@ -79,5 +123,14 @@ def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
                 encoding=output.encoding,
             )
         )
-    answer = ExecResponse.from_execution(id, body.cmd, executed).model_dump_json()
-    return Response(answer, media_type="application/json")
+    answer = ExecResponse(
+        sandbox_id=id,
+        cmd=body.cmd,
+        stdout=output.stdout,
+        stderr=output.stderr,
+        exit_code=executed.exit_code,
+        duration_ms=executed.duration_ms,
+        encoding="base64" if output.encoding == "base64" else "utf-8",
+        truncated=executed.truncated,
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")

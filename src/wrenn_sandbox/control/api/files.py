@@ -1,25 +1,19 @@
 """`/v1/sandboxes/{id}/files`: what is in a sandbox's file system."""
 
 import asyncio
+import math
 import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import IO, Annotated, Final
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from wrenn_sandbox.control.api.schemas.files import (
-    DirectoryListing,
-    ListFilesRequest,
-    MakeDirectoryRequest,
-    MakeDirectoryResponse,
-    ReadFileRequest,
-    RemoveFileRequest,
-)
 from wrenn_sandbox.control.service.guests import (
     GuestService,
     checked_path,
@@ -29,11 +23,13 @@ from wrenn_sandbox.control.service.guests import (
 )
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.wire import messages
 from wrenn_sandbox.wire.guest import Guest
-from wrenn_sandbox.wire.messages import FileEntry
+from wrenn_sandbox.wire.messages import FileType
 
 from .authentication import CallerTeam
 from .body import JsonBody
+from .fields import Integer, NullableText, OptionalArgument, RequestModel, ResponseModel
 from .multipart import FormStream
 from .responses import HeldResponse, failures
 from .services import ServicesDependency
@@ -76,6 +72,74 @@ _CONTENT: Final[dict[int | str, dict[str, object]]] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+class _PathRequest(RequestModel):
+    """`raw_path`, base64 of a path's bytes, counts instead of `path`, which may be missing then."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["path"]})
+
+    path: Annotated[str, Field(default_factory=str)]
+    raw_path: OptionalArgument = None
+
+    @property
+    def target(self) -> str:
+        """The path that is meant, bytes that are no UTF-8 escaped; raises `InvalidRequest`."""
+        return checked_path(self.path if self.raw_path is None else decoded_path(self.raw_path))
+
+
+class ReadFileRequest(_PathRequest):
+    pass
+
+
+class ListFilesRequest(_PathRequest):
+    """`depth` levels of directories are shown, each right before what is in it."""
+
+    depth: Annotated[Integer, Field(ge=1, le=64)] = 1
+
+
+class MakeDirectoryRequest(_PathRequest):
+    """What is made belongs to `user` (root). `mode`, octal digits, is the directory's own."""
+
+    user: OptionalArgument = None
+    mode: OptionalArgument = None
+
+
+class RemoveFileRequest(_PathRequest):
+    pass
+
+
+def _seconds(time: datetime) -> int:
+    return math.floor(time.timestamp())
+
+
+class FileEntry(ResponseModel):
+    """A symlink is described itself. `raw_path` is base64 of a path that is no UTF-8.
+
+    `modified_at` is in seconds since 1970.
+    """
+
+    name: str
+    path: str
+    type: Annotated[
+        FileType, WithJsonSchema({"type": "string", "enum": [each.value for each in FileType]})
+    ]
+    size: int
+    mode: int
+    permissions: str
+    owner: str
+    group: str
+    modified_at: Annotated[int, BeforeValidator(_seconds)]
+    symlink_target: NullableText = None
+    raw_path: NullableText = None
+
+
+class DirectoryListing(ResponseModel):
+    entries: list[FileEntry]
+
+
+class MakeDirectoryResponse(ResponseModel):
+    entry: FileEntry
 
 
 class _Query(BaseModel):
@@ -230,7 +294,7 @@ async def _download(
         yield StreamingResponse(content.chunks, headers=size, media_type="application/octet-stream")
 
 
-def _listing(entries: list[FileEntry]) -> str:
+def _listing(entries: list[messages.FileEntry]) -> str:
     """As JSON: of 20,000 entries that is a fifth of a second's work."""
     return DirectoryListing.of({"entries": entries}).model_dump_json(exclude_none=True)
 

@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from wrenn_sandbox import __version__
 
 from .body import BodyReader
-from .schemas.fields import Request
+from .fields import RequestModel
 
 _TITLE = "Wrenn Sandbox API"
 _FASTAPI_SUCCESS = "Successful Response"
@@ -52,9 +52,9 @@ def build_openapi(app: FastAPI, server_url: str) -> Json:
     return document
 
 
-def _describe_bodies(app: FastAPI, paths: dict[str, dict[str, Json]]) -> set[type[Request]]:
+def _describe_bodies(app: FastAPI, paths: dict[str, dict[str, Json]]) -> set[type[RequestModel]]:
     """Say of each operation which body it reads; gives the models of all of them."""
-    models: set[type[Request]] = set()
+    models: set[type[RequestModel]] = set()
     for context in iter_route_contexts(app.routes):
         route = context.original_route
         if not isinstance(route, APIRoute) or context.path not in paths:

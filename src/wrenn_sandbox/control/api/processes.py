@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.websockets import WebSocket
 
-from wrenn_sandbox.control.api.schemas.processes import ProcessList, SandboxMetrics
 from wrenn_sandbox.control.api.streams.exec import not_a_websocket, read_attached
 from wrenn_sandbox.control.api.streams.frames import Started, TextFrames
 from wrenn_sandbox.control.api.streams.session import Session
@@ -14,10 +13,40 @@ from wrenn_sandbox.control.service.guests import process_of
 from wrenn_sandbox.wire.messages import ProcessSignal
 
 from .authentication import CallerTeam
+from .fields import NullableText, ResponseModel
 from .responses import failures
 from .services import ServicesDependency, services_of
 
 router = APIRouter(prefix="/v1/sandboxes/{id}", tags=["sandboxes"])
+
+
+class Process(ResponseModel):
+    pid: int
+    tag: NullableText = None
+    cmd: str
+    args: list[str]
+
+
+class ProcessList(ResponseModel):
+    processes: list[Process]
+
+
+class SandboxMetrics(ResponseModel):
+    """Use of resources inside a sandbox now; sizes in bytes.
+
+    `mem_limit` and `process_limit` are what all commands together may use.
+    """
+
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int
+    mem_used: int
+    mem_cache: int
+    disk_used: int
+    disk_total: int
+    mem_limit: int | None
+    process_count: int | None
+    process_limit: int | None
 
 
 @router.get(

@@ -1,20 +1,39 @@
 """`/v1/snapshots`: templates, the host's and the team's own."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import Field, WithJsonSchema
 
-from wrenn_sandbox.control.api.schemas.snapshots import CreateSnapshotRequest, Template
 from wrenn_sandbox.control.store.records import Position
 from wrenn_sandbox.model.template import TemplateType
 
 from .authentication import CallerTeam
 from .body import JsonBody
+from .fields import NullableInteger, RequestModel, ResponseModel
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"])
+
+
+class CreateSnapshotRequest(RequestModel):
+    sandbox_id: str
+    name: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
+
+
+class Template(ResponseModel):
+    name: str
+    type: Annotated[
+        TemplateType,
+        WithJsonSchema({"type": "string", "enum": [each.value for each in TemplateType]}),
+    ]
+    vcpus: NullableInteger = None
+    memory_mb: NullableInteger = None
+    size_bytes: Annotated[int, Field(json_schema_extra={"format": "int64"})]
+    created_at: datetime
 
 
 @router.post(

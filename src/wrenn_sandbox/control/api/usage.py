@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BeforeValidator, WithJsonSchema
 
-from wrenn_sandbox.control.api.schemas.fields import Response
+from wrenn_sandbox.control.api.fields import ResponseModel
 
 from .authentication import CallerTeam
 from .responses import failures
@@ -20,7 +20,7 @@ Limit = Annotated[
 ]
 
 
-class Limits(Response):
+class Limits(ResponseModel):
     """null is no limit."""
 
     running: Limit
@@ -32,7 +32,7 @@ class Limits(Response):
     api_keys: Limit
 
 
-class Used(Response):
+class Used(ResponseModel):
     """`running`, `vcpus` and `memory_mb` count sandboxes that run or are on their way."""
 
     running: int
@@ -44,7 +44,7 @@ class Used(Response):
     api_keys: int
 
 
-class Usage(Response):
+class Usage(ResponseModel):
     """Memory in MiB; `disk_bytes` as last measured."""
 
     limits: Limits

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from wrenn_sandbox.control.api.schemas.fields import (
+from wrenn_sandbox.control.api.fields import (
     Argument,
     Environment,
     Integer,
     OptionalArgument,
-    Request,
+    RequestModel,
     Tag,
 )
 from wrenn_sandbox.wire.messages import Command, TerminalSize
@@ -31,7 +31,7 @@ def _decoded(value: object) -> object:
         raise ValueError("must be base64") from error
 
 
-class StartMessage(Request):
+class StartMessage(RequestModel):
     """The command of an exec stream; `tty` runs it on a terminal of `cols` x `rows`."""
 
     type: Literal["start"]
@@ -53,7 +53,7 @@ class StartMessage(Request):
         return TerminalSize(cols=self.cols, rows=self.rows) if self.tty else None
 
 
-class StdinMessage(Request):
+class StdinMessage(RequestModel):
     type: Literal["stdin"]
     data: str
     encoding: Literal["utf-8", "base64"] = "utf-8"
@@ -69,29 +69,29 @@ class StdinMessage(Request):
             raise Malformed("data: must be base64") from error
 
 
-class StdinCloseMessage(Request):
+class StdinCloseMessage(RequestModel):
     type: Literal["stdin_close"]
 
 
-class ResizeMessage(Request):
+class ResizeMessage(RequestModel):
     type: Literal["resize"]
     cols: Side
     rows: Side
 
 
-class StopMessage(Request):
+class StopMessage(RequestModel):
     """End the process group, with SIGTERM first."""
 
     type: Literal["stop"]
 
 
-class PongMessage(Request):
+class PongMessage(RequestModel):
     """What clients answer to a `ping` frame; it may come at any time."""
 
     type: Literal["pong"]
 
 
-class PtyStartMessage(Request):
+class PtyStartMessage(RequestModel):
     """A new terminal; without a command it runs a login shell."""
 
     type: Literal["start"]
@@ -116,17 +116,17 @@ class PtyStartMessage(Request):
         )
 
 
-class PtyConnectMessage(Request):
+class PtyConnectMessage(RequestModel):
     type: Literal["connect"]
     tag: Annotated[str, StringConstraints(min_length=1)]
 
 
-class PtyInputMessage(Request):
+class PtyInputMessage(RequestModel):
     type: Literal["input"]
     data: Annotated[bytes, BeforeValidator(_decoded)]
 
 
-class KillMessage(Request):
+class KillMessage(RequestModel):
     """End the process group at once."""
 
     type: Literal["kill"]

@@ -15,7 +15,7 @@ from wrenn_sandbox.control.api.authentication import (
     has_credentials,
 )
 from wrenn_sandbox.control.api.errors import INTERNAL, invalid
-from wrenn_sandbox.control.api.schemas.fields import Request
+from wrenn_sandbox.control.api.fields import RequestModel
 from wrenn_sandbox.control.api.services import Services, services_of
 from wrenn_sandbox.control.service.callers import Caller
 from wrenn_sandbox.errors import InvalidRequest, Unauthorized, WrennError
@@ -36,7 +36,7 @@ LOST_EVENT: Final = "wrenn.lost"
 """Key of the scope's state where the server keeps an event that is set when a client is gone."""
 
 
-class AuthMessage(Request):
+class AuthMessage(RequestModel):
     type: Literal["auth"]
     token: str
 

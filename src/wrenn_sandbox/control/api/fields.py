@@ -1,4 +1,7 @@
-"""What the shapes are made of."""
+"""What the shapes at the edge are made of, named as in the contract.
+
+Those of a route are in its module. Absent values are left out of answers.
+"""
 
 import re
 from datetime import datetime
@@ -53,14 +56,14 @@ Tag = Annotated[str, AfterValidator(_tag)]
 OptionalArgument = Annotated[Argument | None, WithJsonSchema({"type": "string"})]
 
 
-class Request(BaseModel):
+class RequestModel(BaseModel):
     """What callers send; unknown fields are ignored. `needed` says whether they have to."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
     needed: ClassVar[bool] = True
 
 
-class Response(BaseModel):
+class ResponseModel(BaseModel):
     """What callers are sent."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
