@@ -1,6 +1,7 @@
 """How many connections there may be."""
 
 from collections import Counter
+from contextlib import ExitStack
 
 from wrenn_sandbox.control.api.forwarded import TrustedProxies, group_of
 from wrenn_sandbox.errors import NoCapacity, RateLimited
@@ -22,8 +23,11 @@ class Connections:
         self.count = 0
         """Places that are taken."""
 
-    def admit(self, address: str) -> "ConnectionPermit":
-        """Raises `NoCapacity` when all are taken, `RateLimited` when this address has its share."""
+    def admit(self, address: str) -> ExitStack:
+        """A place, given back when it is closed, which may happen more than once.
+
+        Raises `NoCapacity` when all are taken, `RateLimited` when this address has its share.
+        """
         if self.count >= self._total:
             raise NoCapacity("The server has too many connections; try again later", retry_after=5)
         group = "" if address in self._trusted else group_of(address)
@@ -31,24 +35,12 @@ class Connections:
             raise RateLimited("Too many connections from this address", retry_after=5)
         self.count += 1
         self._taken[group] += 1
-        return ConnectionPermit(self, group)
+        place = ExitStack()
+        place.callback(self._give_back, group)
+        return place
 
-    def give_back(self, group: str) -> None:
+    def _give_back(self, group: str) -> None:
         self.count -= 1
         self._taken[group] -= 1
         if not self._taken[group]:
             del self._taken[group]
-
-
-class ConnectionPermit:
-    """The place of one connection, until it is released."""
-
-    def __init__(self, connections: Connections, group: str) -> None:
-        self._connections: Connections | None = connections
-        self._group = group
-
-    def release(self) -> None:
-        """May be called again, which does nothing."""
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            connections.give_back(self._group)

@@ -6,6 +6,7 @@ import re
 import sys
 import termios
 from collections.abc import Iterable
+from contextlib import ExitStack
 from enum import Enum
 from typing import Final
 
@@ -35,7 +36,6 @@ from wrenn_sandbox.errors import (
 from wrenn_sandbox.ids import new_request_id
 from wrenn_sandbox.settings import EdgeSettings
 
-from .connections import ConnectionPermit
 from .turns import ParseScheduler
 from .websocket_protocol import CLOSE_SECONDS, WebSocketProtocol
 
@@ -88,7 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, object],
         settings: EdgeSettings,
-        place: ConnectionPermit,
+        place: ExitStack,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.url = b""
@@ -115,7 +115,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._turns.drop()
         super().connection_lost(exc)
-        self._place.release()
+        self._place.close()
         self._disconnect(self._running)
 
     def data_received(self, data: bytes) -> None:

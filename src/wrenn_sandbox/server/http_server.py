@@ -1,9 +1,9 @@
 """An application on a listening socket: uvicorn's server with this server's edge."""
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import structlog
@@ -14,7 +14,7 @@ from wrenn_sandbox.control.api.forwarded import TrustedProxies
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.settings import EdgeSettings
 
-from .connections import ConnectionPermit, Connections
+from .connections import Connections
 from .http_protocol import HttpProtocol, refusal
 from .tls import Certificate
 from .websocket_protocol import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
@@ -110,7 +110,7 @@ class HttpServer(uvicorn.Server):
                     _check(connection, now)
         return await super().on_tick(counter)
 
-    @contextlib.contextmanager
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
@@ -133,7 +133,7 @@ class HttpServer(uvicorn.Server):
                 else:
                     tasks.create_task(self._let_in(accepted, place))
 
-    async def _let_in(self, accepted: socket.socket, place: ConnectionPermit) -> None:
+    async def _let_in(self, accepted: socket.socket, place: ExitStack) -> None:
         context = None if self._certificate is None else self._certificate.context
         done = False
         try:
@@ -151,7 +151,7 @@ class HttpServer(uvicorn.Server):
             _log.exception("connection failed")
         finally:
             if not done:
-                place.release()
+                place.close()
                 accepted.close()
 
     def _turn_away(self, accepted: socket.socket, error: WrennError) -> None:

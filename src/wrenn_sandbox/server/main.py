@@ -39,8 +39,9 @@ async def run(settings: Settings) -> None:
         if certificate is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.renew)
         listener = stack.enter_context(_listen(settings.host, settings.port))
+        is_local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         _allow_many_files(settings.max_connections + _FILES_OF_HOST)
-        if certificate is None and not settings.trusted_proxies and not _is_local(listener):
+        if certificate is None and not settings.trusted_proxies and not is_local:
             _log.warning("keys and tokens travel in the clear: see docs/tls.md", host=settings.host)
         host = await HostAgent.start(settings)
         stack.push_async_callback(host.close)
@@ -119,7 +120,3 @@ def _allow_many_files(needed: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
     if limit < needed:
         _log.warning("few files may be open; raise the limit (nofile)", limit=limit, needed=needed)
-
-
-def _is_local(listener: socket.socket) -> bool:
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,6 +1,7 @@
 """How the server speaks WebSocket."""
 
 import asyncio
+from contextlib import ExitStack
 from typing import Final
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -11,7 +12,6 @@ from websockets.frames import Frame
 
 from wrenn_sandbox.control.api.streams.websocket import LOST_EVENT
 
-from .connections import ConnectionPermit
 from .turns import ParseScheduler
 
 MESSAGE_LIMIT: Final = 1024 * 1024
@@ -55,8 +55,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._lost = asyncio.Event()
         self._closing_since: float | None = None
         self._control_frames = 0
-        self.place: ConnectionPermit | None = None
-        """The connection's place, to be released at its end."""
+        self.place: ExitStack | None = None
+        """The connection's place, to be closed at its end."""
         super().__init__(config, server_state, {**app_state, LOST_EVENT: self._lost}, _loop)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -93,7 +93,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         self._lost.set()
         if self.place is not None:
-            self.place.release()
+            self.place.close()
 
     def handle_ping(self) -> None:
         self._count_control_frame()
