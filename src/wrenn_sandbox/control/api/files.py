@@ -70,7 +70,8 @@ _CONTENT: Final[dict[int | str, dict[str, object]]] = {
     200: {
         "description": "The content",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
+    },
+    **failures(400, 401, 404, 409, 413, 429, 502),
 }
 
 
@@ -197,10 +198,18 @@ async def stream_upload_file(
 
 
 @router.post(
+    "/stream/read",
+    operation_id="streamDownloadFile",
+    name="stream_download_file",
+    description="The content of a file of any size.",
+    response_class=Response,
+    responses=_CONTENT,
+)
+@router.post(
     "/read",
     operation_id="downloadFile",
     response_class=Response,
-    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 429, 502)},
+    responses=_CONTENT,
 )
 async def download_file(
     id: str,
@@ -209,22 +218,6 @@ async def download_file(
     body: JsonBody[ReadFileRequest],
 ) -> Response:
     """The content of a file."""
-    return HeldResponse(_download(services.guests, team_id, id, body.target))
-
-
-@router.post(
-    "/stream/read",
-    operation_id="streamDownloadFile",
-    response_class=Response,
-    responses={**_CONTENT, **failures(400, 401, 404, 409, 413, 429, 502)},
-)
-async def stream_download_file(
-    id: str,
-    team_id: CallerTeam,
-    services: ServicesDependency,
-    body: JsonBody[ReadFileRequest],
-) -> Response:
-    """The content of a file of any size."""
     return HeldResponse(_download(services.guests, team_id, id, body.target))
 
 

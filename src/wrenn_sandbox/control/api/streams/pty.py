@@ -46,7 +46,7 @@ SUBPROTOCOL: Final = "binary"
 SILENCE_SECONDS: Final = 0.25
 """How long the first output waits for a frame that shows how the client speaks."""
 
-_FIRST: TypeAdapter[BaseModel] = TypeAdapter(
+_FIRST: TypeAdapter[PtyStartMessage | PtyConnectMessage] = TypeAdapter(
     Annotated[PtyStartMessage | PtyConnectMessage, Field(discriminator="type")]
 )
 _MESSAGES: TypeAdapter[BaseModel] = TypeAdapter(
@@ -96,21 +96,18 @@ class _Dialect:
 
 @asynccontextmanager
 async def _terminal(
-    guests: GuestService, guest: Guest, first: BaseModel
+    guests: GuestService, guest: Guest, first: PtyStartMessage | PtyConnectMessage
 ) -> AsyncIterator[tuple[str, ProcessStream]]:
     """The tag and the stream of a new terminal, or of the one that `first` names."""
-    match first:
-        case PtyConnectMessage():
-            async with guest.attach_process(ProcessRef(tag=first.tag), replay=True) as stream:
-                yield first.tag, stream
-        case PtyStartMessage():
-            tag = await guests.tag_for(guest, first.tag)
-            size = TerminalSize(cols=first.cols, rows=first.rows)
-            command = checked_command(first.command)
-            async with guest.start_process(command, tag=tag, terminal=size) as stream:
-                yield tag, stream
-        case _:
-            raise InvalidRequest("type: must be start or connect")
+    if isinstance(first, PtyConnectMessage):
+        async with guest.attach_process(ProcessRef(tag=first.tag), replay=True) as stream:
+            yield first.tag, stream
+    else:
+        tag = await guests.tag_for(guest, first.tag)
+        size = TerminalSize(cols=first.cols, rows=first.rows)
+        command = checked_command(first.command)
+        async with guest.start_process(command, tag=tag, terminal=size) as stream:
+            yield tag, stream
 
 
 @router.websocket("/{id}/pty")
