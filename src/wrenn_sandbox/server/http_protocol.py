@@ -50,7 +50,7 @@ PIPELINE_LIMIT: Final = 16
 """Requests that wait for the answers to those before them on their connection."""
 
 PROGRESS_BYTES: Final = 1024
-"""A body that brings fewer in `Timeouts.body` seconds has stalled."""
+"""A body that brings fewer in `body_timeout_sec` has stalled."""
 
 LINGER_SECONDS: Final = 1.0
 """How long a refused client may go on sending, so that it comes to read why."""
