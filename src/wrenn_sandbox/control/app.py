@@ -1,6 +1,5 @@
 """The control plane as an ASGI application."""
 
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,7 +22,6 @@ from wrenn_sandbox.control.api.middleware import (
     ServerErrors,
 )
 from wrenn_sandbox.errors import NotFound
-from wrenn_sandbox.ids import Random
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
@@ -76,7 +74,6 @@ def create_app(
     host: Host,
     *,
     clock: Clock = utc_now,
-    random: Random = secrets.token_bytes,
     hasher: PasswordHasher | None = None,
 ) -> FastAPI:
     """An application that serves the API with `host` as its machine.
@@ -84,7 +81,7 @@ def create_app(
     Its lifespan brings the database up to date and runs the background tasks; `host` is neither
     started nor closed by it. `hasher` sets the cost of password hashes.
     """
-    plane = ControlPlane(settings, host, clock=clock, random=random, hasher=hasher)
+    plane = ControlPlane(settings, host, clock=clock, hasher=hasher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -114,7 +111,7 @@ def create_app(
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(RequestContext, metrics=plane.metrics, random=random)
+    app.add_middleware(RequestContext, metrics=plane.metrics)
     if settings.trusted_proxies:
         app.add_middleware(Forwarded, trusted=TrustedProxies(settings.trusted_proxies))
     return app

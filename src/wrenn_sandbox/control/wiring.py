@@ -33,7 +33,7 @@ from wrenn_sandbox.control.service.snapshots import SnapshotService
 from wrenn_sandbox.control.service.stop import PauseAtStop
 from wrenn_sandbox.control.service.templates import Templates
 from wrenn_sandbox.control.service.tokens import Tokens, load_or_make_secret
-from wrenn_sandbox.ids import Random, new_installation_id
+from wrenn_sandbox.ids import new_installation_id
 from wrenn_sandbox.model.sandbox import Status
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
@@ -52,12 +52,9 @@ class ControlPlane:
         host: Host,
         *,
         clock: Clock,
-        random: Random,
         hasher: PasswordHasher | None,
     ) -> None:
-        context = ControlContext(
-            settings, Store(settings.sql_url, settings.quota), host, clock, random
-        )
+        context = ControlContext(settings, Store(settings.sql_url, settings.quota), host, clock)
         self._context = context
         self._settings = settings
         self.store = context.store
@@ -66,7 +63,7 @@ class ControlPlane:
         self.activity = Activity(self.store, clock)
         self.draining = Draining(self.store, self.metrics)
         self.passwords = Passwords(hasher)
-        self.api_keys = ApiKeyService(self.store, clock=clock, random=random)
+        self.api_keys = ApiKeyService(self.store, clock=clock)
         self.revocations = Revocations(self.store)
         self.lazy_writes = LazyWrites(self.activity, self.api_keys)
         self.lifecycle = Lifecycle(context, self.activity, self.draining)
@@ -87,7 +84,7 @@ class ControlPlane:
         self.autopause = AutoPause(context, self.lifecycle, self.activity, self.metrics)
 
     async def _claim_host(self) -> None:
-        owner = await self.store.installation.identity(new_installation_id(self._context.random))
+        owner = await self.store.installation.identity(new_installation_id())
         counts = await self.store.all_sandboxes.count_by_status()
         alive = sum(counts.get(each, 0) for each in (Status.RUNNING, Status.PAUSED))
         await self._context.host.claim(owner, expected=alive > 0)
@@ -147,7 +144,6 @@ class ControlPlane:
             limits,
             signup_open=self._settings.signup == "open",
             clock=self._context.clock,
-            random=self._context.random,
         )
         async with open_providers(self._settings) as providers:
             oauth = OAuthService(
@@ -155,7 +151,7 @@ class ControlPlane:
                 accounts,
                 limits,
                 providers,
-                States(secret, clock=self._context.clock, random=self._context.random),
+                States(secret, clock=self._context.clock),
                 Sites(
                     self._settings.public_url or "",
                     self._settings.oauth_redirect_url or "",

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.errors import RateLimited, TooLarge
-from wrenn_sandbox.ids import Random, new_request_id
+from wrenn_sandbox.ids import new_request_id
 
 from .errors import INTERNAL, error_response
 from .forwarded import group_of
@@ -32,17 +32,16 @@ class RequestContext:
     or `-`. The log has paths, never what follows the question mark.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, random: Random) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._random = random
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id(self._random)
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
         status = 0
         begin = time.perf_counter()
 

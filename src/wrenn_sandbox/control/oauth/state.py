@@ -16,7 +16,7 @@ from typing import Final
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.errors import StateRefused
-from wrenn_sandbox.ids import Random
+from wrenn_sandbox.ids import Random, new_random
 
 LIFETIME: Final = timedelta(minutes=10)
 _STATE_BYTES: Final = 32
@@ -44,7 +44,7 @@ class Proven:
 class States:
     """Makes and checks states, from `secret` and for one provider each."""
 
-    def __init__(self, secret: str, *, clock: Clock, random: Random) -> None:
+    def __init__(self, secret: str, *, clock: Clock, random: Random = new_random) -> None:
         self._cookie_key = _derived(secret, "wrenn oauth state cookie")
         self._verifier_key = _derived(secret, "wrenn oauth pkce verifier")
         self._clock = clock

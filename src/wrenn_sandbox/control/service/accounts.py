@@ -9,7 +9,7 @@ from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Account, Identity
 from wrenn_sandbox.errors import AccessDenied, EmailTaken, Forbidden, InvalidRequest, Unauthorized
-from wrenn_sandbox.ids import Random, TeamId, UserId, new_team_id, new_user_id
+from wrenn_sandbox.ids import TeamId, UserId, new_team_id, new_user_id
 from wrenn_sandbox.model.limits import EMAIL_MAX, PASSWORD_MAX
 
 from .callers import Caller
@@ -52,7 +52,6 @@ class AccountService:
         *,
         signup_open: bool,
         clock: Clock,
-        random: Random,
     ) -> None:
         self._store = store
         self._passwords = passwords
@@ -60,7 +59,6 @@ class AccountService:
         self._limits = limits
         self._signup_open = signup_open
         self._clock = clock
-        self._random = random
 
     async def signup(self, email: str, password: str, *, address: str) -> Session:
         """Make a user with a team of their own; raises `EmailTaken`, `InvalidRequest`.
@@ -74,8 +72,8 @@ class AccountService:
         check_password(password)
         await self._limits.attempt(email=email, address=address)
         account = await self._store.accounts.create(
-            user_id=new_user_id(self._random),
-            team_id=new_team_id(self._random),
+            user_id=new_user_id(),
+            team_id=new_team_id(),
             email=email,
             password_hash=await self._passwords.hash(password),
             now=self._clock(),
@@ -111,8 +109,8 @@ class AccountService:
                 raise AccessDenied("Sign-up is closed here", detail="sign-up is closed")
             try:
                 account = await self._store.accounts.create(
-                    user_id=new_user_id(self._random),
-                    team_id=new_team_id(self._random),
+                    user_id=new_user_id(),
+                    team_id=new_team_id(),
                     email=email,
                     password_hash=None,
                     now=begun,

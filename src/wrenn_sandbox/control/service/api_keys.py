@@ -9,7 +9,6 @@ from wrenn_sandbox.errors import NotFound, Unauthorized
 from wrenn_sandbox.ids import (
     API_KEY,
     KeyId,
-    Random,
     TeamId,
     api_key_digest,
     api_key_prefix,
@@ -24,17 +23,16 @@ _LAST_USED_STEP = timedelta(minutes=1)
 
 
 class ApiKeyService:
-    def __init__(self, store: Store, *, clock: Clock, random: Random) -> None:
+    def __init__(self, store: Store, *, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._random = random
         self._used: dict[KeyId, datetime] = {}
 
     async def create(self, team_id: TeamId, name: str) -> tuple[ApiKey, str]:
         """The new key's record and the key itself, which is not kept."""
-        key = new_api_key(self._random)
+        key = new_api_key()
         record = ApiKey(
-            id=new_key_id(self._random),
+            id=new_key_id(),
             team_id=team_id,
             name=name,
             key_prefix=api_key_prefix(key),

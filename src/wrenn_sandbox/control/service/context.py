@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.ids import Random
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
@@ -28,6 +27,5 @@ class ControlContext:
     store: Store
     host: Host
     clock: Clock
-    random: Random
     operations: Operations = field(default_factory=Operations)
     wakeups: Wakeups = field(default_factory=Wakeups)

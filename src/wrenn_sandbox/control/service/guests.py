@@ -92,7 +92,6 @@ class GuestService:
             what="uploads whose file comes before its path",
         )
         self._output_limit = context.settings.output_limit_bytes
-        self._random = context.random
 
     def spooling(self, team_id: TeamId, sandbox_id: str) -> AbstractContextManager[None]:
         """A part of a call that keeps a whole file on the server; raises `QuotaExceeded`."""
@@ -185,7 +184,7 @@ class GuestService:
     async def tag_for(self, guest: Guest, wanted: str | None) -> str:
         """A tag for a new command; raises `Conflict` where a running one has `wanted`."""
         if wanted is None:
-            return new_tag(self._random)
+            return new_tag()
         if any(process.tag == wanted for process in await guest.processes()):
             raise Conflict(f"A command with the tag {wanted} is running")
         return wanted

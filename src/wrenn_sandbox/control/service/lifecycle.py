@@ -12,7 +12,7 @@ from typing import Final
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
-from wrenn_sandbox.ids import OperationId, SandboxId, new_operation_id
+from wrenn_sandbox.ids import SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, sources
 from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
@@ -61,7 +61,6 @@ class Lifecycle:
         self._draining = draining
         self._wakeups = context.wakeups
         self._clock = context.clock
-        self._random = context.random
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
     def create(self, sandbox: Sandbox) -> "asyncio.Future[Sandbox]":
@@ -93,7 +92,7 @@ class Lifecycle:
         await self._store.add(sandbox, Change(Event.START, "user", sandbox.created_at))
         request = CreateSandbox(
             sandbox_id=sandbox.id,
-            operation_id=self._operation(),
+            operation_id=new_operation_id(),
             image_id=sandbox.image_id,
             vcpus=sandbox.vcpus,
             memory_mb=sandbox.memory_mb,
@@ -113,7 +112,7 @@ class Lifecycle:
                 sandbox.id, self._change(Event.STARTED, "user", placement=placement)
             )
         except (IllegalTransition, Missing) as error:
-            await self._host.destroy(sandbox.id, self._operation())
+            await self._host.destroy(sandbox.id, new_operation_id())
             raise InvalidState("The sandbox was deleted while it was starting") from error
         self._wakeups.autopause.set()
         return started
@@ -123,7 +122,7 @@ class Lifecycle:
         try:
             if actor == "auto" and sandbox.team_id in self._activity.users_of(sandbox_id):
                 raise InvalidState("The sandbox is in use again")
-            await self._host.pause(sandbox_id, self._operation())
+            await self._host.pause(sandbox_id, new_operation_id())
         except Exception as error:
             await self._record(sandbox_id, Event.PAUSE_FAILED, actor, reason_of(error))
             self._look_into(error)
@@ -142,7 +141,7 @@ class Lifecycle:
         sandbox = await self._begin(sandbox_id, Event.RESUME, actor, reason)
         try:
             placement = await self._host.resume(
-                sandbox_id, self._operation(), sandbox.network, memory=memory
+                sandbox_id, new_operation_id(), sandbox.network, memory=memory
             )
         except Exception as error:
             await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))
@@ -163,9 +162,9 @@ class Lifecycle:
         except IllegalTransition as error:
             if error.state is State.STOPPED:
                 return
-        await self._host.destroy(sandbox_id, self._operation())
+        await self._host.destroy(sandbox_id, new_operation_id())
         if await self._operations.wait_for_others(sandbox_id):
-            await self._host.destroy(sandbox_id, self._operation())
+            await self._host.destroy(sandbox_id, new_operation_id())
         await self._record(sandbox_id, Event.DELETED, actor, None)
 
     async def _begin(
@@ -215,6 +214,3 @@ class Lifecycle:
         active_at: datetime | None = None,
     ) -> Change:
         return Change(event, actor, self._clock(), reason, placement, active_at)
-
-    def _operation(self) -> OperationId:
-        return new_operation_id(self._random)

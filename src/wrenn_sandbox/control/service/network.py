@@ -36,7 +36,6 @@ class NetworkPolicies:
             context.settings.network_cidr, context.settings.allowable_cidrs
         )
         self._clock = context.clock
-        self._random = context.random
         self._order: WeakValueDictionary[SandboxId, asyncio.Lock] = WeakValueDictionary()
 
     def accepted(self, wanted: Egress, prefix: str = "") -> Egress:
@@ -78,7 +77,7 @@ class NetworkPolicies:
         return policy
 
     async def _tell(self, sandbox_id: SandboxId, policy: Egress) -> None:
-        operation = new_operation_id(self._random)
+        operation = new_operation_id()
         try:
             await self._host.set_network(sandbox_id, operation, policy)
         except NotFound:
@@ -94,7 +93,7 @@ class NetworkPolicies:
             policy = await self._store.policies.of_running(sandbox_id)
             if policy is None:
                 return
-            operation = new_operation_id(self._random)
+            operation = new_operation_id()
             await self._host.set_network(sandbox_id, operation, policy)
             reason = "the host applied another network policy"
             change = PolicyChange(policy, actor, reason, self._clock())

@@ -56,7 +56,6 @@ class Reconciler:
         self._retention = timedelta(seconds=context.settings.retention_sec)
         self._turn = asyncio.Lock()
         self._clock = context.clock
-        self._random = context.random
 
     async def run(self) -> None:
         """Sweep every `interval` seconds, and whenever the wake-up is set."""
@@ -148,7 +147,7 @@ class Reconciler:
         self, sandbox: Sandbox, report: SandboxReport | None, correction: Correction
     ) -> None:
         if correction.destroy:
-            await self._host.destroy(sandbox.id, new_operation_id(self._random))
+            await self._host.destroy(sandbox.id, new_operation_id())
         placement = None if report is None else report.placement
         changes = [
             Change(event, _ACTOR, self._clock(), correction.reason, placement)
@@ -180,9 +179,7 @@ class Reconciler:
         _log.warning("destroying an unknown sandbox", sandbox_id=sandbox_id)
         await self._attempt(
             sandbox_id,
-            self._operations.run(
-                sandbox_id, self._host.destroy(sandbox_id, new_operation_id(self._random))
-            ),
+            self._operations.run(sandbox_id, self._host.destroy(sandbox_id, new_operation_id())),
         )
 
     async def _attempt(self, sandbox_id: SandboxId, work: Awaitable[None]) -> None:

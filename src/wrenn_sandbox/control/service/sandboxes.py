@@ -47,7 +47,6 @@ class SandboxService:
         )
         self._settings = context.settings
         self._clock = context.clock
-        self._random = context.random
 
     async def create(
         self,
@@ -78,7 +77,7 @@ class SandboxService:
         size = fixed or size
         now = self._clock()
         sandbox = Sandbox(
-            id=new_sandbox_id(self._random),
+            id=new_sandbox_id(),
             team_id=team_id,
             state=State.PENDING,
             status=Status.PENDING,

@@ -11,7 +11,7 @@ from wrenn_sandbox.errors import (
     InvalidState,
     NotFound,
 )
-from wrenn_sandbox.ids import TeamId, new_image_id, new_operation_id
+from wrenn_sandbox.ids import TeamId, new_image_id, new_operation_id, new_random
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.model.template import TemplateType, is_template_name
 
@@ -38,7 +38,6 @@ class SnapshotService:
         self._images = images
         self._wakeups = context.wakeups
         self._clock = context.clock
-        self._random = context.random
 
     async def create(
         self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool
@@ -63,8 +62,8 @@ class SnapshotService:
             team_id=team_id,
             name=chosen,
             sandbox_id=sandbox.id,
-            operation_id=new_operation_id(self._random),
-            image_id=new_image_id(self._random),
+            operation_id=new_operation_id(),
+            image_id=new_image_id(),
         )
         return await self._operations.run(sandbox.id, self._create(intent, overwrite=overwrite))
 
@@ -121,4 +120,4 @@ class SnapshotService:
         return Change(event, "user", self._clock(), reason)
 
     def _automatic_name(self) -> str:
-        return "template-" + base64.b32encode(self._random(5)).decode("ascii").lower()
+        return "template-" + base64.b32encode(new_random(5)).decode("ascii").lower()
