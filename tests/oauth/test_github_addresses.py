@@ -6,7 +6,7 @@ import pytest
 
 from wrenn_sandbox.control.oauth.github import GitHub
 from wrenn_sandbox.control.oauth.http import ProviderHttp
-from wrenn_sandbox.control.oauth.provider import Grant, Profile
+from wrenn_sandbox.control.oauth.provider import Profile
 from wrenn_sandbox.settings import Settings
 
 _LOGIN = {
@@ -38,11 +38,11 @@ async def test_where_the_api_is(url: dict[str, str], api_url: str) -> None:
         body = msgspec.json.encode(_ANSWERS[request.url.path.removeprefix("/api/v3")])
         return httpx2.Response(200, stream=httpx2.ByteStream(body))
 
-    github = GitHub.configured(settings)
-    assert github is not None
+    assert GitHub.is_configured(settings)
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as client:
-        grant = Grant("code", "https://wrenn.example/callback", "verifier")
-        profile = await github.profile(ProviderHttp(client), grant)
+        github = GitHub(settings, ProviderHttp(client))
+        callback = "https://wrenn.example/callback"
+        profile = await github.profile(code="code", redirect_uri=callback, verifier="verifier")
     assert profile == Profile(subject="7", email="a@example.com")
     assert asked == [
         f"{settings.oauth_github_url}/login/oauth/access_token",

@@ -24,7 +24,7 @@ from wrenn_sandbox.control.service.host_events import HostEvents
 from wrenn_sandbox.control.service.images import DiscardedImages
 from wrenn_sandbox.control.service.lifecycle import Lifecycle
 from wrenn_sandbox.control.service.network import NetworkPolicies
-from wrenn_sandbox.control.service.oauth import OAuthService, Sites
+from wrenn_sandbox.control.service.oauth import OAuthService
 from wrenn_sandbox.control.service.passwords import Passwords
 from wrenn_sandbox.control.service.rate_limits import AttemptLimits
 from wrenn_sandbox.control.service.reconciler import Reconciler
@@ -146,31 +146,17 @@ class ControlPlane:
             clock=self._context.clock,
         )
         async with open_providers(self._settings) as providers:
-            oauth = OAuthService(
-                self.store,
+            states = States(secret, clock=self._context.clock)
+            yield Services(
                 accounts,
-                limits,
-                providers,
-                States(secret, clock=self._context.clock),
-                Sites(
-                    self._settings.public_url or "",
-                    self._settings.oauth_redirect_url or "",
-                ),
-                clock=self._context.clock,
+                self.api_keys,
+                self.sandboxes,
+                self.snapshots,
+                self.guests,
+                OAuthService(self._context, accounts, limits, providers, states),
+                self.revocations,
+                self.draining,
             )
-            yield self._all_services(accounts, oauth)
-
-    def _all_services(self, accounts: AccountService, oauth: OAuthService) -> Services:
-        return Services(
-            accounts,
-            self.api_keys,
-            self.sandboxes,
-            self.snapshots,
-            self.guests,
-            oauth,
-            self.revocations,
-            self.draining,
-        )
 
     async def _secret(self) -> str:
         if self._settings.jwt_secret is not None:

@@ -46,9 +46,9 @@ def _set_cookie(response: Response, services: Services, value: str, seconds: int
 )
 async def begin(provider: ProviderName, services: ServicesDependency) -> Response:
     """Send a browser to its provider, which asks for consent and sends it back."""
-    departure = services.oauth.begin(provider)
-    response = RedirectResponse(departure.url, status_code=302)
-    _set_cookie(response, services, departure.cookie, int(LIFETIME.total_seconds()))
+    url, cookie = services.oauth.begin(provider)
+    response = RedirectResponse(url, status_code=302)
+    _set_cookie(response, services, cookie, int(LIFETIME.total_seconds()))
     return response
 
 

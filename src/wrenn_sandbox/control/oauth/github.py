@@ -5,7 +5,7 @@ and https://docs.github.com/en/rest/users. A failed exchange of a code is answer
 status 200 and an `error` in place of the token.
 """
 
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, ClassVar, Final
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import Meta
 from wrenn_sandbox.settings import OAuthSettings
 
 from .http import ProviderHttp, failed
-from .provider import Authorization, Grant, Profile, Provider
+from .provider import Profile, Provider
 
 _SCOPE: Final = "user:email"
 _API_OF_GITHUB: Final = "https://api.github.com"
@@ -36,52 +36,45 @@ class _Email(msgspec.Struct):
 
 
 class GitHub(Provider):
-    """`url` has the login pages, `api_url` the REST API; neither ends with a slash."""
-
     name: ClassVar[str] = "github"
 
-    def __init__(self, client_id: str, client_secret: str, *, url: str, api_url: str) -> None:
+    @staticmethod
+    def is_configured(settings: OAuthSettings) -> bool:
+        return None not in (settings.oauth_github_client_id, settings.oauth_github_client_secret)
+
+    def __init__(self, settings: OAuthSettings, http: ProviderHttp) -> None:
+        client_id, secret = settings.oauth_github_client_id, settings.oauth_github_client_secret
+        assert client_id is not None
+        assert secret is not None
         self._client_id = client_id
-        self._client_secret = client_secret
-        self._url = url
-        self._api_url = api_url
+        self._client_secret = secret.get_secret_value()
+        self._url = settings.oauth_github_url
+        self._api_url = settings.oauth_github_api_url or _api_url(self._url)
+        self._http = http
 
-    @classmethod
-    def configured(cls, settings: OAuthSettings) -> Self | None:
-        secret = settings.oauth_github_client_secret
-        if settings.oauth_github_client_id is None or secret is None:
-            return None
-        url = settings.oauth_github_url
-        return cls(
-            settings.oauth_github_client_id,
-            secret.get_secret_value(),
-            url=url,
-            api_url=settings.oauth_github_api_url or _api_url(url),
-        )
-
-    def authorization_url(self, authorization: Authorization) -> str:
+    def authorization_url(self, *, redirect_uri: str, state: str, challenge: str) -> str:
         query = {
             "client_id": self._client_id,
-            "redirect_uri": authorization.redirect_uri,
+            "redirect_uri": redirect_uri,
             "response_type": "code",
             "scope": _SCOPE,
-            "state": authorization.state,
-            "code_challenge": authorization.challenge,
+            "state": state,
+            "code_challenge": challenge,
             "code_challenge_method": "S256",
         }
         return f"{self._url}/login/oauth/authorize?{urlencode(query)}"
 
-    async def profile(self, http: ProviderHttp, grant: Grant) -> Profile:
-        token = await http.post(
+    async def profile(self, *, code: str, redirect_uri: str, verifier: str) -> Profile:
+        token = await self._http.post(
             f"{self._url}/login/oauth/access_token",
             {"Accept": "application/json"},
             {
                 "grant_type": "authorization_code",
                 "client_id": self._client_id,
                 "client_secret": self._client_secret,
-                "code": grant.code,
-                "redirect_uri": grant.redirect_uri,
-                "code_verifier": grant.verifier,
+                "code": code,
+                "redirect_uri": redirect_uri,
+                "code_verifier": verifier,
             },
             _Token,
         )
@@ -89,9 +82,9 @@ class GitHub(Provider):
             "Accept": "application/vnd.github+json",
             "Authorization": f"Bearer {token.access_token}",
         }
-        user = await http.get(f"{self._api_url}/user", headers, _User)
+        user = await self._http.get(f"{self._api_url}/user", headers, _User)
         url = f"{self._api_url}/user/emails?per_page=100"
-        emails = await http.get(url, headers, list[_Email])
+        emails = await self._http.get(url, headers, list[_Email])
         primary = next((each.email for each in emails if each.primary and each.verified), None)
         if primary is None:
             raise failed("no verified primary email")

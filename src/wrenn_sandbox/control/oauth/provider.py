@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from wrenn_sandbox.settings import OAuthSettings
 
@@ -21,39 +21,23 @@ class Profile:
     email: str
 
 
-@dataclass(frozen=True, slots=True)
-class Authorization:
-    """Where and how a browser asks a provider for its user's consent."""
-
-    redirect_uri: str
-    state: str
-    challenge: str
-    """PKCE, method S256."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What a browser brought back from its provider, and what proves that it set out here."""
-
-    code: str
-    redirect_uri: str
-    verifier: str
-
-
 class Provider(ABC):
     """One provider; `name` is its place in URLs and in the database, lower-case letters."""
 
     name: ClassVar[str]
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def configured(cls, settings: OAuthSettings) -> Self | None:
-        """The provider as the settings have it, None where they do not."""
+    def is_configured(settings: OAuthSettings) -> bool:
+        """Whether the settings have what the provider needs."""
 
     @abstractmethod
-    def authorization_url(self, authorization: Authorization) -> str:
-        """The page to which the browser is sent."""
+    def __init__(self, settings: OAuthSettings, http: ProviderHttp) -> None: ...
 
     @abstractmethod
-    async def profile(self, http: ProviderHttp, grant: Grant) -> Profile:
-        """Who has consented; raises `ExchangeFailed`."""
+    def authorization_url(self, *, redirect_uri: str, state: str, challenge: str) -> str:
+        """The page that asks a browser's user for consent; `challenge` is PKCE's, method S256."""
+
+    @abstractmethod
+    async def profile(self, *, code: str, redirect_uri: str, verifier: str) -> Profile:
+        """Who has consented, by what the browser brought back; raises `ExchangeFailed`."""

@@ -1,5 +1,6 @@
 """Login with a provider: the way of a browser there and back."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import Mapping
@@ -9,11 +10,9 @@ from urllib.parse import urlencode, urlsplit
 
 import structlog
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.oauth.provider import Authorization, Grant
-from wrenn_sandbox.control.oauth.registry import Providers, Reachable
+from wrenn_sandbox.control.oauth.http import failed
+from wrenn_sandbox.control.oauth.provider import Provider
 from wrenn_sandbox.control.oauth.state import Proven, States
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Identity
 from wrenn_sandbox.errors import (
     AccessDenied,
@@ -22,10 +21,12 @@ from wrenn_sandbox.errors import (
     InvalidRequest,
     LoginRefused,
     MissingCode,
+    ProviderNotFound,
     StateRefused,
 )
 
 from .accounts import AccountService, Session, normal_email
+from .context import ControlContext
 from .rate_limits import AttemptLimits
 
 _log = structlog.get_logger(__name__)
@@ -60,14 +61,6 @@ class Sites:
 
 
 @dataclass(frozen=True, slots=True)
-class Departure:
-    """Where a browser goes, and the cookie that it takes along."""
-
-    url: str
-    cookie: str
-
-
-@dataclass(frozen=True, slots=True)
 class Arrival:
     """What a browser brought back; `error`, `code` and `state` come from its address line."""
 
@@ -80,36 +73,37 @@ class Arrival:
 class OAuthService:
     def __init__(
         self,
-        store: Store,
+        context: ControlContext,
         accounts: AccountService,
         limits: AttemptLimits,
-        providers: Providers,
+        providers: Mapping[str, Provider],
         states: States,
-        sites: Sites,
-        *,
-        clock: Clock,
     ) -> None:
-        self.sites = sites
-        self._store = store
+        settings = context.settings
+        self.sites = Sites(settings.public_url or "", settings.oauth_redirect_url or "")
+        self._timeout = settings.oauth_timeout_sec
+        self._spent = context.store.spent_states
         self._accounts = accounts
         self._limits = limits
         self._providers = providers
         self._states = states
-        self._clock = clock
+        self._clock = context.clock
 
-    def begin(self, name: str) -> Departure:
-        """Raises `ProviderNotFound`."""
-        provider = self._providers.get(name)
+    def begin(self, name: str) -> tuple[str, str]:
+        """Where a browser goes, and the cookie that it takes along; raises `ProviderNotFound`."""
+        provider = self._provider(name)
         issued = self._states.issue(name)
-        authorization = Authorization(self.sites.callback(name), issued.state, issued.challenge)
-        return Departure(provider.authorization_url(authorization), issued.cookie)
+        url = provider.authorization_url(
+            redirect_uri=self.sites.callback(name), state=issued.state, challenge=issued.challenge
+        )
+        return url, issued.cookie
 
     async def finish(self, name: str, arrival: Arrival, *, address: str) -> str:
         """Where the browser goes: to the front end, with a token or the code of what is wrong.
 
         Raises `ProviderNotFound` and `RateLimited`.
         """
-        provider = self._providers.get(name)
+        provider = self._provider(name)
         await self._limits.attempt_from(address)
         try:
             session = await self._login(provider, arrival)
@@ -122,7 +116,13 @@ class OAuthService:
         _log.info("login", provider=name, user_id=session.user_id)
         return self.sites.end(name, asdict(session))
 
-    async def _login(self, provider: Reachable, arrival: Arrival) -> Session:
+    def _provider(self, name: str) -> Provider:
+        provider = self._providers.get(name)
+        if provider is None:
+            raise ProviderNotFound("This server has no such login provider")
+        return provider
+
+    async def _login(self, provider: Provider, arrival: Arrival) -> Session:
         if arrival.error is not None:
             with contextlib.suppress(StateRefused):
                 await self._prove(provider.name, arrival)
@@ -132,8 +132,15 @@ class OAuthService:
         proven = await self._prove(provider.name, arrival)
         if not arrival.code:
             raise MissingCode("The provider sent no code")
-        callback = self.sites.callback(provider.name)
-        profile = await provider.profile(Grant(arrival.code, callback, proven.verifier))
+        try:
+            async with asyncio.timeout(self._timeout):
+                profile = await provider.profile(
+                    code=arrival.code,
+                    redirect_uri=self.sites.callback(provider.name),
+                    verifier=proven.verifier,
+                )
+        except TimeoutError:
+            raise failed("too slow") from None
         try:
             email = normal_email(profile.email)
         except InvalidRequest as error:
@@ -144,6 +151,6 @@ class OAuthService:
     async def _prove(self, name: str, arrival: Arrival) -> Proven:
         """Use up the state that the browser brought; raises `StateRefused`."""
         proven = self._states.check(name, arrival.cookie, arrival.state)
-        if not await self._store.spent_states.spend(proven.state, proven.expires_at, self._clock()):
+        if not await self._spent.spend(proven.state, proven.expires_at, self._clock()):
             raise StateRefused("This login has already been completed", detail="state used before")
         return proven
