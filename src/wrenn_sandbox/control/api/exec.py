@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import Field, StringConstraints, WithJsonSchema
 from starlette.responses import Response
 
-from wrenn_sandbox.control.service.guests import Executed
+from wrenn_sandbox.control.service.guests import Encoding, Executed
 from wrenn_sandbox.errors import ExecTimeout
 from wrenn_sandbox.model.limits import EXEC_TIMEOUT_DEFAULT, EXEC_TIMEOUT_MAX
 from wrenn_sandbox.wire.messages import Command
@@ -52,7 +53,7 @@ class ExecResponse(ResponseModel):
     stderr: str
     exit_code: int
     duration_ms: int
-    encoding: Literal["utf-8", "base64"]
+    encoding: Encoding
     truncated: bool
 
 
@@ -108,7 +109,6 @@ async def _answer(
 
 def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
     """As JSON: of 20 MiB that is a tenth of a second's work and more."""
-    output = executed.output
     if executed.timed_out:
         became = (
             "and was killed"
@@ -118,19 +118,10 @@ def _written(executed: Executed, id: str, body: ExecRequest) -> Response:
         return error_response(
             ExecTimeout(
                 f"The command did not end within {body.timeout_sec} s {became}",
-                stdout=output.stdout,
-                stderr=output.stderr,
-                encoding=output.encoding,
+                stdout=executed.stdout,
+                stderr=executed.stderr,
+                encoding=executed.encoding,
             )
         )
-    answer = ExecResponse(
-        sandbox_id=id,
-        cmd=body.cmd,
-        stdout=output.stdout,
-        stderr=output.stderr,
-        exit_code=executed.exit_code,
-        duration_ms=executed.duration_ms,
-        encoding="base64" if output.encoding == "base64" else "utf-8",
-        truncated=executed.truncated,
-    )
+    answer = ExecResponse.of({"sandbox_id": id, "cmd": body.cmd, **asdict(executed)})
     return Response(answer.model_dump_json(), media_type="application/json")

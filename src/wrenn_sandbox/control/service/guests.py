@@ -1,11 +1,13 @@
 """What a team can do inside its running sandboxes: files, commands, terminals."""
 
 import asyncio
+import codecs
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from wrenn_sandbox.errors import (
     AgentError,
@@ -32,7 +34,6 @@ from .calls import ConcurrencyLimiter, checked_command, output_limit
 from .context import ControlContext
 from .guest_health import GuestHealth
 from .lifecycle import not_possible
-from .output import OutputText, readable
 from .sandboxes import sandbox_id_of
 
 SPOOLS_PER_SANDBOX = 4
@@ -48,15 +49,20 @@ PATH_LIMIT = 4096
 USER_LIMIT = 256
 """Characters of a user's name; Linux has 32."""
 
+Encoding = Literal["utf-8", "base64"]
+
 
 @dataclass(frozen=True, slots=True)
 class Executed:
     """A command that has ended, by itself or (`timed_out`) because its time was over.
 
-    Then `killed` says whether the guest has told that it is dead.
+    Then `killed` says whether the guest has told that it is dead. Both outputs are in the same
+    `encoding`.
     """
 
-    output: OutputText
+    stdout: str
+    stderr: str
+    encoding: Encoding
     exit_code: int
     duration_ms: int
     truncated: bool
@@ -155,7 +161,7 @@ class GuestService:
                 self._health.suspect(SandboxId(sandbox_id))
             cut = result.truncated or result.timed_out
             yield Executed(
-                readable(result.stdout, result.stderr, cut=cut),
+                *readable(result.stdout, result.stderr, cut=cut),
                 result.exit_code,
                 result.duration_ms,
                 result.truncated,
@@ -209,6 +215,21 @@ def _as_agent_error(error: WrennError) -> AgentError:
     if isinstance(error, AgentError):
         return error
     return AgentError("The sandbox does not answer; its state is being checked")
+
+
+def readable(stdout: bytes, stderr: bytes, *, cut: bool = False) -> tuple[str, str, Encoding]:
+    """Both outputs as text when both are valid UTF-8, else both as base64; and which of these.
+
+    `cut` says that they may end within a character, which is then left out.
+    """
+    try:
+        out, err = (
+            codecs.getincrementaldecoder("utf-8")().decode(each, final=not cut)
+            for each in (stdout, stderr)
+        )
+    except UnicodeDecodeError:
+        return b64encode(stdout).decode("ascii"), b64encode(stderr).decode("ascii"), "base64"
+    return out, err, "utf-8"
 
 
 def checked_path(path: str) -> str:
