@@ -99,7 +99,7 @@ async def test_last_use_is_noted_at_most_once_a_minute(tmp_path: Path, host: Hos
         team = await server.team()
 
         async def last_used() -> datetime | None:
-            await server.plane.lazy_writes.save()
+            await server.plane.activity.save()
             (key,) = (await team.client.get("/v1/api-keys", headers=team.bearer)).json()
             return datetime.fromisoformat(key["last_used"]) if "last_used" in key else None
 

@@ -80,7 +80,7 @@ class World:
         marks = [*ids, names.process, names.key, names.snapshot, team.email, team.team_id, word]
         del team.client.headers["X-API-Key"]  # whose last use would be written down
         team.client.headers.update(team.bearer)
-        await server.plane.lazy_writes.save()
+        await server.plane.activity.save()
         return cls(team, running, paused, stopped, str(process["pid"]), names, marks)
 
     @staticmethod

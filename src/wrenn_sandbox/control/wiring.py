@@ -10,7 +10,7 @@ from wrenn_sandbox.control.api.services import Services
 from wrenn_sandbox.control.oauth.registry import open_providers
 from wrenn_sandbox.control.oauth.state import States
 from wrenn_sandbox.control.service.accounts import AccountService
-from wrenn_sandbox.control.service.activity import Activity, LazyWrites
+from wrenn_sandbox.control.service.activity import Activity
 from wrenn_sandbox.control.service.api_keys import ApiKeyService
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.control.service.callers import Revocations
@@ -63,9 +63,8 @@ class ControlPlane:
         self.activity = Activity(self.store, clock)
         self.draining = Draining(self.store, self.metrics)
         self.passwords = Passwords(hasher)
-        self.api_keys = ApiKeyService(self.store, clock=clock)
+        self.api_keys = ApiKeyService(context, self.activity)
         self.revocations = Revocations(self.store)
-        self.lazy_writes = LazyWrites(self.activity, self.api_keys)
         self.lifecycle = Lifecycle(context, self.activity, self.draining)
         self.health = GuestHealth(context, self.metrics)
         images = DiscardedImages(self.store, host)
@@ -109,7 +108,7 @@ class ControlPlane:
                         self.reconciler,
                         self.host_events,
                         self.autopause,
-                        self.lazy_writes,
+                        self.activity,
                         self.revocations,
                         self.draining,
                         self.evacuation,
@@ -125,7 +124,7 @@ class ControlPlane:
             if self._settings.on_stop == "pause":
                 await self.pause_at_stop.run()
                 await self.operations.close(self._settings.shutdown_grace_sec)
-            await self.lazy_writes.save()
+            await self.activity.save()
         finally:
             await self.store.close()
 
@@ -138,12 +137,7 @@ class ControlPlane:
             per_address=self._settings.auth_attempts_per_address,
         )
         accounts = AccountService(
-            self.store,
-            self.passwords,
-            Tokens(secret, self._context.clock),
-            limits,
-            signup_open=self._settings.signup == "open",
-            clock=self._context.clock,
+            self._context, self.passwords, Tokens(secret, self._context.clock), limits
         )
         async with open_providers(self._settings) as providers:
             states = States(secret, clock=self._context.clock)

@@ -5,14 +5,13 @@ from datetime import datetime
 
 from email_validator import EmailNotValidError, validate_email
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import Account, Identity
 from wrenn_sandbox.errors import AccessDenied, EmailTaken, Forbidden, InvalidRequest, Unauthorized
 from wrenn_sandbox.ids import TeamId, UserId, new_team_id, new_user_id
 from wrenn_sandbox.model.limits import EMAIL_MAX, PASSWORD_MAX
 
 from .callers import Caller
+from .context import ControlContext
 from .passwords import Passwords, check_password
 from .rate_limits import AttemptLimits
 from .tokens import Tokens
@@ -41,24 +40,21 @@ def normal_email(text: str) -> str:
 
 
 class AccountService:
-    """With `signup_open` false people log in to the accounts that there are, and make none."""
+    """Where sign-up is closed people log in to the accounts that there are, and make none."""
 
     def __init__(
         self,
-        store: Store,
+        context: ControlContext,
         passwords: Passwords,
         tokens: Tokens,
         limits: AttemptLimits,
-        *,
-        signup_open: bool,
-        clock: Clock,
     ) -> None:
-        self._store = store
+        self._store = context.store.accounts
         self._passwords = passwords
         self._tokens = tokens
         self._limits = limits
-        self._signup_open = signup_open
-        self._clock = clock
+        self._signup_open = context.settings.signup == "open"
+        self._clock = context.clock
 
     async def signup(self, email: str, password: str, *, address: str) -> Session:
         """Make a user with a team of their own; raises `EmailTaken`, `InvalidRequest`.
@@ -71,13 +67,9 @@ class AccountService:
         email = normal_email(email)
         check_password(password)
         await self._limits.attempt(email=email, address=address)
-        account = await self._store.accounts.create(
-            user_id=new_user_id(),
-            team_id=new_team_id(),
-            email=email,
-            password_hash=await self._passwords.hash(password),
-            now=self._clock(),
-        )
+        hashed = await self._passwords.hash(password)
+        account = Account(new_user_id(), new_team_id(), email, hashed)
+        await self._store.create(account, self._clock())
         return self._session(account, self._clock())
 
     async def login(self, email: str, password: str, *, address: str) -> Session:
@@ -88,7 +80,7 @@ class AccountService:
             email = ""
         await self._limits.attempt(email=email, address=address)
         begun = self._clock()
-        account = await self._store.accounts.by_email(email)
+        account = await self._store.by_email(email)
         hashed = None if account is None else account.password_hash
         fits = await self._passwords.verify(hashed, password[: PASSWORD_MAX + 1])
         if account is None or not fits or account.disabled_at is not None:
@@ -103,22 +95,16 @@ class AccountService:
         `AccessDenied` for a disabled user, and where sign-up is closed for who is new.
         """
         begun = self._clock()
-        account = await self._store.accounts.by_identity(identity)
+        account = await self._store.by_identity(identity)
         if account is None:
             if not self._signup_open:
                 raise AccessDenied("Sign-up is closed here", detail="sign-up is closed")
+            account = Account(new_user_id(), new_team_id(), email, None)
             try:
-                account = await self._store.accounts.create(
-                    user_id=new_user_id(),
-                    team_id=new_team_id(),
-                    email=email,
-                    password_hash=None,
-                    now=begun,
-                    identity=identity,
-                )
+                await self._store.create(account, begun, identity)
             except EmailTaken:
                 # perhaps by this very identity, which logs in twice at the same time
-                account = await self._store.accounts.by_identity(identity)
+                account = await self._store.by_identity(identity)
                 if account is None:
                     raise
         if account.disabled_at is not None:
@@ -132,6 +118,6 @@ class AccountService:
     async def caller_of_token(self, token: str) -> Caller:
         """Whom a token acts for, as long as it counts; raises `Unauthorized`."""
         claims = self._tokens.read(token)
-        if not await self._store.accounts.may_act(claims.user_id, claims.team_id, claims.issued_at):
+        if not await self._store.may_act(claims.user_id, claims.team_id, claims.issued_at):
             raise Unauthorized("The token is no longer valid; log in again")
         return Caller(claims.team_id, claims)

@@ -1,4 +1,4 @@
-"""When each sandbox was used last, and whether it is being used right now.
+"""When each sandbox and API key was used last, and which sandboxes are being used right now.
 
 Kept in memory and written to the store every few seconds: the hot path costs no write.
 """
@@ -11,9 +11,9 @@ from datetime import datetime
 from wrenn_sandbox.aio import every
 from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.ids import KeyId, SandboxId, TeamId
 
-from .api_keys import ApiKeyService
+_INTERVAL = 2.0
 
 
 class Activity:
@@ -22,6 +22,7 @@ class Activity:
         self._clock = clock
         self._users: dict[SandboxId, Counter[TeamId]] = {}
         self._unsaved: dict[SandboxId, datetime] = {}
+        self._unsaved_keys: dict[KeyId, datetime] = {}
 
     @contextmanager
     def using(self, sandbox_id: SandboxId, team_id: TeamId) -> Iterator[None]:
@@ -44,6 +45,9 @@ class Activity:
     def touch(self, sandbox_id: SandboxId) -> None:
         self._unsaved[sandbox_id] = self._clock()
 
+    def touch_key(self, key_id: KeyId, at: datetime) -> None:
+        self._unsaved_keys[key_id] = at
+
     def users_of(self, sandbox_id: SandboxId) -> Set[TeamId]:
         """The teams that use, or try to use, a sandbox right now."""
         return self._users.get(sandbox_id, Counter()).keys()
@@ -55,28 +59,17 @@ class Activity:
             return unsaved or saved
         return max(unsaved, saved)
 
-    async def save(self) -> None:
-        """Write what has changed since the last time."""
-        changed = dict(self._unsaved)
-        if not changed:
-            return
-        await self._store.all_sandboxes.touch(changed)
-        for sandbox_id, at in changed.items():
-            if self._unsaved.get(sandbox_id) == at:
-                del self._unsaved[sandbox_id]
-
-
-_INTERVAL = 2.0
-
-
-class LazyWrites:
-    def __init__(self, activity: Activity, api_keys: ApiKeyService) -> None:
-        self._activity = activity
-        self._api_keys = api_keys
-
     async def run(self) -> None:
         await every(_INTERVAL, self.save, complaint="activity not saved")
 
     async def save(self) -> None:
-        await self._activity.save()
-        await self._api_keys.save_use()
+        """Write what has changed since the last time."""
+        changed = dict(self._unsaved)
+        if changed:
+            await self._store.all_sandboxes.touch(changed)
+        for sandbox_id, at in changed.items():
+            if self._unsaved.get(sandbox_id) == at:
+                del self._unsaved[sandbox_id]
+        keys, self._unsaved_keys = self._unsaved_keys, {}
+        if keys:
+            await self._store.keys.touch(keys)

@@ -1,9 +1,7 @@
 """API keys of a team, and the check of a presented one."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from wrenn_sandbox.control.clock import Clock
-from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import ApiKey, Position
 from wrenn_sandbox.errors import NotFound, Unauthorized
 from wrenn_sandbox.ids import (
@@ -17,16 +15,18 @@ from wrenn_sandbox.ids import (
     new_key_id,
 )
 
+from .activity import Activity
 from .callers import Caller
+from .context import ControlContext
 
 _LAST_USED_STEP = timedelta(minutes=1)
 
 
 class ApiKeyService:
-    def __init__(self, store: Store, *, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-        self._used: dict[KeyId, datetime] = {}
+    def __init__(self, context: ControlContext, activity: Activity) -> None:
+        self._store = context.store
+        self._clock = context.clock
+        self._activity = activity
 
     async def create(self, team_id: TeamId, name: str) -> tuple[ApiKey, str]:
         """The new key's record and the key itself, which is not kept."""
@@ -63,11 +63,5 @@ class ApiKeyService:
             raise Unauthorized("The API key is not valid, or was deleted; create another one")
         now = self._clock()
         if owner.last_used is None or now - owner.last_used >= _LAST_USED_STEP:
-            self._used[owner.key_id] = now
+            self._activity.touch_key(owner.key_id, now)
         return Caller(owner.team_id, owner.key_id)
-
-    async def save_use(self) -> None:
-        """Write down when keys were used last."""
-        used, self._used = self._used, {}
-        if used:
-            await self._store.keys.touch(used)

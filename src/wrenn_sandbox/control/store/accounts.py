@@ -48,32 +48,23 @@ class Accounts:
         self._database = database
 
     async def create(
-        self,
-        *,
-        user_id: UserId,
-        team_id: TeamId,
-        email: str,
-        password_hash: str | None,
-        now: datetime,
-        identity: Identity | None = None,
-    ) -> Account:
+        self, account: Account, now: datetime, identity: Identity | None = None
+    ) -> None:
         """Add user, team and owner membership at once; raises `EmailTaken`.
 
         With `identity` that is the user's too; the error then also means that it has an account.
         """
-        account = Account(user_id, team_id, email, password_hash)
         try:
             async with self._database.write() as connection:
                 await add_account(connection, account, now)
                 if identity is not None:
                     await connection.execute(
                         insert(identities).values(
-                            user_id=user_id, created_at=now, **values(identity)
+                            user_id=account.user_id, created_at=now, **values(identity)
                         )
                     )
         except IntegrityError as error:
             raise EmailTaken("This email is already registered; log in instead") from error
-        return account
 
     async def by_email(self, email: str) -> Account | None:
         """The account of an email with the first team that it joined."""
