@@ -150,4 +150,4 @@ def newest_first(
         query = query.where(
             or_(created_at < after.at, and_(created_at == after.at, key < after.key))
         )
-    return query if limit is None else query.limit(limit)
+    return query.limit(limit)

@@ -163,11 +163,10 @@ class TeamSandboxes:
             .join_from(sandbox_events, sandboxes, sandboxes.c.id == sandbox_events.c.sandbox_id)
             .where(sandbox_events.c.sandbox_id == sandbox_id, self._mine)
             .order_by(sandbox_events.c.number.desc())
+            .limit(limit)
         )
         if before is not None:
             query = query.where(sandbox_events.c.number < before)
-        if limit is not None:
-            query = query.limit(limit)
         async with self._database.read() as connection:
             return [record(SandboxEvent, row) for row in await connection.execute(query)]
 
