@@ -6,7 +6,6 @@ nothing, and the step undoes its work.
 """
 
 import asyncio
-from datetime import datetime
 from typing import Final
 
 from wrenn_sandbox.control.store.records import Sandbox
@@ -14,7 +13,7 @@ from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, sources
-from wrenn_sandbox.wire.messages import CreateSandbox, Placement
+from wrenn_sandbox.wire.messages import CreateSandbox
 
 from .activity import Activity
 from .context import ControlContext
@@ -109,7 +108,7 @@ class Lifecycle:
             raise
         try:
             started = await self._store.apply(
-                sandbox.id, self._change(Event.STARTED, "user", placement=placement)
+                sandbox.id, Change(Event.STARTED, "user", self._clock(), placement=placement)
             )
         except (IllegalTransition, Missing) as error:
             await self._host.destroy(sandbox.id, new_operation_id())
@@ -127,14 +126,9 @@ class Lifecycle:
             await self._record(sandbox_id, Event.PAUSE_FAILED, actor, reason_of(error))
             self._look_into(error)
             raise
-        return await self._end(
-            sandbox_id,
-            self._change(
-                Event.PAUSED,
-                actor,
-                active_at=self._activity.latest(sandbox_id, sandbox.last_active_at),
-            ),
-        )
+        latest = self._activity.latest(sandbox_id, sandbox.last_active_at)
+        change = Change(Event.PAUSED, actor, self._clock(), active_at=latest)
+        return await self._end(sandbox_id, change)
 
     async def _resume(self, sandbox_id: SandboxId, actor: str, memory: bool) -> Sandbox:
         reason = None if memory else _REBOOTING
@@ -148,15 +142,14 @@ class Lifecycle:
             self._look_into(error)
             raise
         reason = None if memory else _REBOOTED
-        resumed = await self._end(
-            sandbox_id, self._change(Event.RESUMED, actor, reason=reason, placement=placement)
-        )
+        change = Change(Event.RESUMED, actor, self._clock(), reason, placement)
+        resumed = await self._end(sandbox_id, change)
         self._wakeups.autopause.set()
         return resumed
 
     async def _delete(self, sandbox_id: SandboxId, actor: str) -> None:
         try:
-            await self._store.apply(sandbox_id, self._change(Event.DELETE, actor))
+            await self._store.apply(sandbox_id, Change(Event.DELETE, actor, self._clock()))
         except Missing:
             return
         except IllegalTransition as error:
@@ -176,7 +169,7 @@ class Lifecycle:
     ) -> Sandbox:
         try:
             apply = self._store.resume if event is Event.RESUME else self._store.apply
-            return await apply(sandbox_id, self._change(event, actor, reason=reason))
+            return await apply(sandbox_id, Change(event, actor, self._clock(), reason=reason))
         except IllegalTransition as error:
             raise not_possible(error.state, _WANTED[event]) from error
         except Missing as error:
@@ -195,7 +188,7 @@ class Lifecycle:
     ) -> None:
         """Record an outcome unless the sandbox went another way meanwhile."""
         try:
-            await self._store.apply(sandbox_id, self._change(event, actor, reason=reason))
+            await self._store.apply(sandbox_id, Change(event, actor, self._clock(), reason=reason))
         except (IllegalTransition, Missing):
             self._wakeups.reconciler.set()
 
@@ -203,14 +196,3 @@ class Lifecycle:
         """Let the reconciler see what the host has after an error that does not tell."""
         if isinstance(error, NotFound) or not isinstance(error, WrennError):
             self._wakeups.reconciler.set()
-
-    def _change(
-        self,
-        event: Event,
-        actor: str,
-        *,
-        reason: str | None = None,
-        placement: Placement | None = None,
-        active_at: datetime | None = None,
-    ) -> Change:
-        return Change(event, actor, self._clock(), reason, placement, active_at)
