@@ -11,6 +11,8 @@ from sqlalchemy import select
 
 from support.api_server import Server, Team, serve
 from support.host_double import HostDouble
+from wrenn_sandbox.control.clock import utc_now
+from wrenn_sandbox.control.store.administration import administration
 from wrenn_sandbox.control.store.database import Database
 from wrenn_sandbox.control.store.tables import teams
 from wrenn_sandbox.errors import HostFailure
@@ -120,11 +122,15 @@ async def test_resumes_at_once_never_pass_a_limit(
         assert events[0]["event"] == "paused", "a refusal leaves no trace"
 
 
+async def _give(server: Server, team: Team, quota: QuotaOverride) -> None:
+    async with administration(server.settings.sql_url, "tester") as admin:
+        await admin.set_quota(TeamId(team.team_id), quota, utc_now())
+
+
 async def test_who_is_over_a_limit_can_pause_and_delete(limited: Limited) -> None:
     async with limited() as (server, team):
         first, second = await _created(team), await _created(team)
-        quota = server.plane.store.team(TeamId(team.team_id)).quota
-        assert await quota.set_override(QuotaOverride(running=1, sandboxes=1, disk_mb=1))
+        await _give(server, team, QuotaOverride(running=1, sandboxes=1, disk_mb=1))
         assert _is_over(await _create(team), "running")
         assert (await _do(team, first, "pause")).status_code == 200
         assert _is_over(await _do(team, first, "resume"), "running")
@@ -169,14 +175,10 @@ async def test_limits_are_of_one_team_alone(limited: Limited) -> None:
         for each in (team, other):
             await _created(each)
             assert _is_over(await _create(each), "running")
-        quota = server.plane.store.team(TeamId(third.team_id)).quota
-        assert await quota.set_override(QuotaOverride(running=0))
+        await _give(server, third, QuotaOverride(running=0))
         await asyncio.gather(*(_created(third) for _ in range(4)))
-        assert await quota.set_override(QuotaOverride())
-        assert await quota.override() == QuotaOverride()
+        await _give(server, third, QuotaOverride())
         assert _is_over(await _create(third), "running")
-        nobody = server.plane.store.team(TeamId("team-none")).quota
-        assert not await nobody.set_override(QuotaOverride(running=1))
 
 
 async def _snapshot(team: Team, id: str, name: str, query: str = "") -> httpx2.Response:

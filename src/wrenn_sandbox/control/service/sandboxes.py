@@ -87,12 +87,7 @@ class SandboxService:
             memory_mb=size.memory_mb,
             timeout_sec=timeout_sec,
             network=policy,
-            guest_ip=None,
-            host_ip=None,
-            reason=None,
             created_at=now,
-            started_at=None,
-            last_active_at=None,
             last_updated=now,
         )
         return await self._lifecycle.create(sandbox)

@@ -10,7 +10,7 @@ from wrenn_sandbox.errors import EmailTaken
 from wrenn_sandbox.ids import TeamId, UserId
 
 from .database import Database
-from .records import Account, Identity, record, values
+from .records import Account, Identity, values
 from .tables import identities, memberships, teams, users
 
 _ACCOUNT = select(
@@ -80,9 +80,7 @@ class Accounts:
 
     async def _first(self, condition: ColumnElement[bool]) -> Account | None:
         query = _ACCOUNT.where(condition).order_by(memberships.c.created_at).limit(1)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else record(Account, row)
+        return await self._database.record(Account, query)
 
     async def may_act(self, user_id: UserId, team_id: TeamId, issued_at: datetime) -> bool:
         """Whether a token of this time counts.
@@ -100,8 +98,7 @@ class Accounts:
                 or_(users.c.tokens_not_before.is_(None), users.c.tokens_not_before <= issued_at),
             )
         )
-        async with self._database.read() as connection:
-            return (await connection.execute(query)).one_or_none() is not None
+        return await self._database.row(query) is not None
 
 
 def has_somebody(team_id: ColumnElement[str]) -> ColumnElement[bool]:

@@ -12,8 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
-    Row,
-    Select,
+    UpdateBase,
     delete,
     func,
     insert,
@@ -39,9 +38,10 @@ from wrenn_sandbox.model.sandbox import IN_FLIGHT, State
 
 from .accounts import add_account
 from .database import UNUSABLE, Database, unusable
+from .installation import Installation
 from .migrate import newest_revision, revision_of
 from .overview import ActionRow, KeyRow, SandboxRow, TeamRow, UserRow
-from .records import Account, Record, record
+from .records import Account
 from .tables import (
     UtcDateTime,
     admin_actions,
@@ -73,7 +73,9 @@ class Administration:
             .order_by(users.c.created_at.desc(), users.c.id, memberships.c.created_at)
         )
         providers: dict[str, list[str]] = {}
-        for identity in await self._rows(select(identities.c.user_id, identities.c.provider)):
+        for identity in await self._database.rows(
+            select(identities.c.user_id, identities.c.provider)
+        ):
             providers.setdefault(identity.user_id, []).append(identity.provider)
         return [
             UserRow(
@@ -87,7 +89,7 @@ class Administration:
                     *sorted(providers.get(row.id, [])),
                 ],
             )
-            for row in await self._rows(query)
+            for row in await self._database.rows(query)
         ]
 
     async def teams(self) -> list[TeamRow]:
@@ -103,14 +105,14 @@ class Administration:
             running.label("running"),
             paused.label("paused"),
         ).order_by(teams.c.created_at.desc(), teams.c.id)
-        return await self._all(TeamRow, query)
+        return await self._database.records(TeamRow, query)
 
     async def keys(self, team_id: TeamId | None = None) -> list[KeyRow]:
         """API keys, newest first, without what would let anyone use them."""
         query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
         if team_id is not None:
             query = query.where(api_keys.c.team_id == team_id)
-        return await self._all(KeyRow, query)
+        return await self._database.records(KeyRow, query)
 
     async def sandboxes(
         self, states: Sequence[State] = (), team_id: TeamId | None = None
@@ -121,7 +123,7 @@ class Administration:
             query = query.where(sandboxes.c.state.in_(states))
         if team_id is not None:
             query = query.where(sandboxes.c.team_id == team_id)
-        return await self._all(SandboxRow, query)
+        return await self._database.records(SandboxRow, query)
 
     async def busy(self) -> list[SandboxRow]:
         """What keeps the machine from being switched off: sandboxes that run or are in flight."""
@@ -130,14 +132,14 @@ class Administration:
     async def user(self, who: str) -> UserId:
         """The user of an email or id; raises `NotFound`."""
         wanted = users.c.id == who if is_id("usr", who) else users.c.email == who.strip().lower()
-        rows = await self._rows(select(users.c.id).where(wanted))
+        rows = await self._database.rows(select(users.c.id).where(wanted))
         if not rows:
             raise NotFound(f"There is no user {who}")
         return UserId(rows[0].id)
 
     async def team(self, which: str) -> TeamId:
         """The team of this id; raises `NotFound`."""
-        if not await self._rows(select(teams.c.id).where(teams.c.id == which)):
+        if not await self._database.rows(select(teams.c.id).where(teams.c.id == which)):
             raise NotFound(f"There is no team {which}; wrenn admin teams lists them")
         return TeamId(which)
 
@@ -152,44 +154,28 @@ class Administration:
 
     async def set_password(self, user_id: UserId, password_hash: str, now: datetime) -> None:
         """The user logs in with this password, and no token issued until now counts."""
-        async with self._database.write() as connection:
-            await connection.execute(
-                update(users)
-                .where(users.c.id == user_id)
-                .values(password_hash=password_hash, tokens_not_before=_next_second(now))
-            )
-            await self._note(connection, now, "set-password", user_id)
+        changed = {"password_hash": password_hash, "tokens_not_before": _next_second(now)}
+        query = update(users).where(users.c.id == user_id).values(changed)
+        await self._change(now, "set-password", user_id, query)
 
     async def disable(self, user_id: UserId, now: datetime) -> None:
         """The user cannot log in, and no token that they have counts, now or later."""
-        async with self._database.write() as connection:
-            await connection.execute(
-                update(users)
-                .where(users.c.id == user_id)
-                .values(
-                    disabled_at=func.coalesce(users.c.disabled_at, _time(now)),
-                    tokens_not_before=_next_second(now),
-                )
-            )
-            await self._note(connection, now, "disable-user", user_id)
+        since = func.coalesce(users.c.disabled_at, _time(now))
+        changed = {"disabled_at": since, "tokens_not_before": _next_second(now)}
+        query = update(users).where(users.c.id == user_id).values(changed)
+        await self._change(now, "disable-user", user_id, query)
 
     async def enable(self, user_id: UserId, now: datetime) -> None:
         """The user can log in again; older tokens stay as they are."""
-        async with self._database.write() as connection:
-            await connection.execute(
-                update(users).where(users.c.id == user_id).values(disabled_at=None)
-            )
-            await self._note(connection, now, "enable-user", user_id)
+        query = update(users).where(users.c.id == user_id).values(disabled_at=None)
+        await self._change(now, "enable-user", user_id, query)
 
     async def revoke_tokens(self, user_id: UserId | None, now: datetime) -> int:
         """No token issued until now counts, of one user or of all; gives how many users."""
         query = update(users).values(tokens_not_before=_next_second(now))
         if user_id is not None:
             query = query.where(users.c.id == user_id)
-        async with self._database.write() as connection:
-            result = await connection.execute(query)
-            await self._note(connection, now, "revoke-tokens", user_id or "all")
-        return result.rowcount
+        return await self._change(now, "revoke-tokens", user_id or "all", query)
 
     async def find_key(self, which: str) -> KeyRow:
         """A key by its id, by itself, or by its beginning as a listing or a scan shows it.
@@ -197,7 +183,7 @@ class Administration:
         Raises `NotFound`, `InvalidRequest` for what cannot name a key, and `Conflict` where the
         beginning is that of several.
         """
-        found = await self._all(KeyRow, select(api_keys).where(_names_key(which)))
+        found = await self._database.records(KeyRow, select(api_keys).where(_names_key(which)))
         if not found:
             raise NotFound("There is no such API key: it has been deleted, or is another server's")
         if len(found) > 1:
@@ -207,28 +193,26 @@ class Administration:
 
     async def revoke_key(self, key_id: KeyId, now: datetime) -> None:
         """The key stops working at once."""
-        async with self._database.write() as connection:
-            await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
-            await self._note(connection, now, "revoke-key", key_id)
+        query = delete(api_keys).where(api_keys.c.id == key_id)
+        await self._change(now, "revoke-key", key_id, query)
 
     async def revoke_keys(self, team_id: TeamId, now: datetime) -> int:
         """All keys of a team stop working at once; gives how many."""
-        async with self._database.write() as connection:
-            result = await connection.execute(delete(api_keys).where(api_keys.c.team_id == team_id))
-            await self._note(connection, now, "revoke-keys", team_id)
-        return result.rowcount
+        query = delete(api_keys).where(api_keys.c.team_id == team_id)
+        return await self._change(now, "revoke-keys", team_id, query)
 
     async def quota(self, team_id: TeamId) -> QuotaOverride:
         """What is different for this team; raises `BadQuota`."""
-        text = (await self._rows(select(teams.c.quota).where(teams.c.id == team_id)))[0].quota
+        text = (await self._database.rows(select(teams.c.quota).where(teams.c.id == team_id)))[
+            0
+        ].quota
         return QuotaOverride() if text is None else decode_override(text)
 
     async def set_quota(self, team_id: TeamId, quota: QuotaOverride, now: datetime) -> None:
         """Replace what is different for this team; what it has beyond its limits stays."""
         text = None if quota == QuotaOverride() else encode_override(quota)
-        async with self._database.write() as connection:
-            await connection.execute(update(teams).where(teams.c.id == team_id).values(quota=text))
-            await self._note(connection, now, "set-quota", f"{team_id} {text or 'as every team'}")
+        query = update(teams).where(teams.c.id == team_id).values(quota=text)
+        await self._change(now, "set-quota", f"{team_id} {text or 'as every team'}", query)
 
     async def drain(self, on: bool, now: datetime) -> None:
         """Let the server take nothing new and pause what runs, or stop doing so."""
@@ -240,20 +224,19 @@ class Administration:
             await self._note(connection, now, "drain" if on else "drain --off", "")
 
     async def draining_since(self) -> datetime | None:
-        rows = await self._rows(select(installation.c.draining_since))
-        return rows[0].draining_since if rows else None
+        return await Installation(self._database).draining_since()
 
     async def actions(self, limit: int) -> list[ActionRow]:
         """What operators did, newest first."""
         query = select(admin_actions).order_by(admin_actions.c.number.desc()).limit(limit)
-        return await self._all(ActionRow, query)
+        return await self._database.records(ActionRow, query)
 
-    async def _all(self, kind: type[Record], query: Select[*tuple[object, ...]]) -> list[Record]:
-        return [record(kind, row) for row in await self._rows(query)]
-
-    async def _rows(self, query: Select[*tuple[object, ...]]) -> list[Row[*tuple[object, ...]]]:
-        async with self._database.read() as connection:
-            return list(await connection.execute(query))
+    async def _change(self, now: datetime, action: str, subject: str, statement: UpdateBase) -> int:
+        """Change rows and note it; gives how many."""
+        async with self._database.write() as connection:
+            result = await connection.execute(statement)
+            await self._note(connection, now, action, subject)
+        return result.rowcount
 
     async def _note(
         self, connection: AsyncConnection, now: datetime, action: str, subject: str

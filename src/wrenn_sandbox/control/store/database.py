@@ -8,18 +8,21 @@ transaction can fail half-way because another one got the write lock first.
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
+from datetime import datetime
 from pathlib import Path
 
 from asyncpg import PostgresError
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, Row, Table, UpdateBase, event, make_url, or_, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from wrenn_sandbox.errors import HostFailure
+
+from .records import Query, Record, record
 
 UNUSABLE = (DBAPIError, PostgresError, OSError)
 """What is raised where a database cannot be reached, opened or trusted."""
@@ -128,6 +131,44 @@ class Database:
         """A connection for queries, each a transaction of its own."""
         async with self._reader.connect() as connection:
             yield connection
+
+    async def rows(self, query: Query) -> list[Row[*tuple[object, ...]]]:
+        """What one query finds."""
+        async with self.read() as connection:
+            return list(await connection.execute(query))
+
+    async def row(self, query: Query) -> Row[*tuple[object, ...]] | None:
+        """The row of a query that finds one at most."""
+        async with self.read() as connection:
+            return (await connection.execute(query)).one_or_none()
+
+    async def records(self, kind: type[Record], query: Query) -> list[Record]:
+        """The same as records of a `kind`."""
+        return [record(kind, row) for row in await self.rows(query)]
+
+    async def record(self, kind: type[Record], query: Query) -> Record | None:
+        """The same as a record of a `kind`."""
+        row = await self.row(query)
+        return None if row is None else record(kind, row)
+
+    async def change(self, statement: UpdateBase) -> int:
+        """Carry out one statement in a transaction of its own; returns how many rows it met."""
+        async with self.write() as connection:
+            return (await connection.execute(statement)).rowcount
+
+    async def move_forward(
+        self, table: Table, column: str, times: Iterable[tuple[str, datetime]]
+    ) -> None:
+        """Set a time in the rows of these ids, in each that has an earlier one or none.
+
+        Rows are locked in the order of their ids, so that two such calls wait for each other once.
+        """
+        time = table.c[column]
+        async with self.write() as connection:
+            for key, at in sorted(times):
+                earlier = or_(time.is_(None), time < at)
+                query = update(table).where(table.c.id == key, earlier).values({column: at})
+                await connection.execute(query)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:

@@ -3,20 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import EVENTS_KEPT
-from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.model.sandbox import Event, State
 from wrenn_sandbox.wire.messages import Egress
 
 from .database import Database
 from .tables import sandbox_events, sandboxes
 
-EVENT = "network"
+NETWORK: Final = "network"
 """What the history calls a change of a policy, which is none of the sandbox's state."""
+
+SILENT: Final = "not_responding"
+RESPONDING: Final = "responding"
+"""What the history calls the beginning and the end of a guest's silence; no state changes."""
+
+_REPEATED = frozenset({Event.PAUSE, Event.RESUME, Event.SNAPSHOT, NETWORK, SILENT, RESPONDING})
+"""What can happen to a sandbox again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +80,7 @@ class AllPolicies:
         query = select(sandboxes.c.network).where(
             sandboxes.c.id == sandbox_id, sandboxes.c.state == State.RUNNING
         )
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
+        row = await self._database.row(query)
         return None if row is None else row.network
 
     async def note(self, sandbox_id: SandboxId, change: PolicyChange) -> None:
@@ -85,13 +92,14 @@ class AllPolicies:
 async def _note(
     connection: AsyncConnection, sandbox_id: SandboxId, state: State, change: PolicyChange
 ) -> None:
-    await note_again(
+    await note(
         connection,
         sandbox_id,
-        EVENT,
+        NETWORK,
         change.actor,
         change.at,
-        state=state,
+        from_state=state,
+        to_state=state,
         reason=change.reason,
     )
 
@@ -107,7 +115,7 @@ async def note(
     to_state: State,
     reason: str | None = None,
 ) -> None:
-    """Add a row to the history of a sandbox."""
+    """Add a row to the history of a sandbox; old ones go when that can happen again and again."""
     await connection.execute(
         insert(sandbox_events).values(
             sandbox_id=sandbox_id,
@@ -119,27 +127,8 @@ async def note(
             at=at,
         )
     )
-
-
-async def note_again(
-    connection: AsyncConnection,
-    sandbox_id: SandboxId,
-    event: str,
-    actor: str,
-    at: datetime,
-    *,
-    state: State,
-    reason: str,
-) -> None:
-    """Add what changes no state and can happen again and again."""
-    await note(
-        connection, sandbox_id, event, actor, at, from_state=state, to_state=state, reason=reason
-    )
-    await forget_old_events(connection, sandbox_id)
-
-
-async def forget_old_events(connection: AsyncConnection, sandbox_id: SandboxId) -> None:
-    """To be called with each event that can happen again and again."""
+    if event not in _REPEATED:
+        return
     mine = sandbox_events.c.sandbox_id == sandbox_id
     oldest_kept = (
         select(sandbox_events.c.number)

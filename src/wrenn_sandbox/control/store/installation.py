@@ -21,8 +21,7 @@ class Installation:
         if known is not None:
             return known
         try:
-            async with self._database.write() as connection:
-                await connection.execute(insert(installation).values(number=1, id=candidate))
+            await self._database.change(insert(installation).values(number=1, id=candidate))
         except IntegrityError:
             known = await self._known()
             assert known is not None
@@ -31,10 +30,9 @@ class Installation:
 
     async def draining_since(self) -> datetime | None:
         """Since when the operator wants nothing to run; None when things may run."""
-        async with self._database.read() as connection:
-            return await connection.scalar(select(installation.c.draining_since))
+        row = await self._database.row(select(installation.c.draining_since))
+        return None if row is None else row.draining_since
 
     async def _known(self) -> InstallationId | None:
-        async with self._database.read() as connection:
-            found = await connection.scalar(select(installation.c.id))
-        return None if found is None else InstallationId(found)
+        row = await self._database.row(select(installation.c.id))
+        return None if row is None else InstallationId(row.id)

@@ -6,12 +6,13 @@ connection, so that it never holds more than one of those that all teams share.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Select, func, select, union, update
+import msgspec
+from sqlalchemy import Select, func, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import QuotaExceeded
@@ -22,10 +23,8 @@ from wrenn_sandbox.model.quota import (
     LEAVING,
     OverQuota,
     Quota,
-    QuotaOverride,
     Usage,
     decode_override,
-    encode_override,
 )
 from wrenn_sandbox.model.sandbox import State
 
@@ -95,26 +94,27 @@ async def _usage(connection: AsyncConnection, team_id: TeamId) -> Usage:
         )
         .group_by(sandboxes.c.state)
     )
-    existing, holding, leaving = [0, 0], [0, 0, 0], [0, 0, 0]
-    for row in await connection.execute(counted):
-        state, machines = State(row.state), (row.number, int(row.vcpus), int(row.memory_mb))
-        existing = [existing[0] + row.number, existing[1] + int(row.disk_bytes)]
-        if state is State.SNAPSHOTTING:
-            existing[1] += int(row.memory_mb) << 20
-        if state in HOLDING:
-            holding = [have + more for have, more in zip(holding, machines, strict=True)]
-        if state in LEAVING:
-            leaving = [have + more for have, more in zip(leaving, machines, strict=True)]
+    rows = [(State(row.state), row) for row in await connection.execute(counted)]
     rest = (await connection.execute(_snapshots_and_keys(team_id))).one()
-    return Usage(
-        running=holding[0],
-        vcpus=holding[1],
-        memory_mb=holding[2],
-        sandboxes=existing[0],
+
+    def total(states: Container[State], column: str) -> int:
+        return sum(int(getattr(row, column)) for state, row in rows if state in states)
+
+    def machines(states: Container[State]) -> Usage:
+        return Usage(
+            running=total(states, "number"),
+            vcpus=total(states, "vcpus"),
+            memory_mb=total(states, "memory_mb"),
+        )
+
+    stored_memory = total({State.SNAPSHOTTING}, "memory_mb") << 20
+    return msgspec.structs.replace(
+        machines(HOLDING),
+        sandboxes=total(EXISTING, "number"),
         snapshots=rest.snapshots,
-        disk_bytes=existing[1] + int(rest.bytes),
+        disk_bytes=total(EXISTING, "disk_bytes") + stored_memory + int(rest.bytes),
         api_keys=rest.keys,
-        leaving=Usage(running=leaving[0], vcpus=leaving[1], memory_mb=leaving[2]),
+        leaving=machines(LEAVING),
     )
 
 
@@ -138,7 +138,7 @@ def _snapshots_and_keys(team_id: TeamId) -> Select[tuple[int, int, int]]:
 
 
 class TeamQuota:
-    """What one team has and may have, and what is different for it."""
+    """What one team has and may have."""
 
     def __init__(self, database: Database, team_id: TeamId, quota: Quota) -> None:
         self._database = database
@@ -146,27 +146,10 @@ class TeamQuota:
         self._quota = quota
 
     async def limits(self) -> Quota:
-        """What holds for the team."""
-        return (await self.override()).over(self._quota)
+        """What holds for the team; raises `BadQuota`."""
+        async with self._database.read() as connection:
+            return _own(self._quota, await _override(connection, self._team_id, lock=False))
 
     async def usage(self) -> Usage:
         async with self._database.read() as connection:
             return await _usage(connection, self._team_id)
-
-    async def override(self) -> QuotaOverride:
-        """The team's own limits, none of them set where it has none; raises `BadQuota`."""
-        async with self._database.read() as connection:
-            text = await _override(connection, self._team_id, lock=False)
-        return QuotaOverride() if text is None else decode_override(text)
-
-    async def set_override(self, override: QuotaOverride) -> bool:
-        """Replace the team's own limits from the next check on; False: there is no such team.
-
-        What the team has beyond them stays.
-        """
-        text = None if override == QuotaOverride() else encode_override(override)
-        async with self._database.write() as connection:
-            result = await connection.execute(
-                update(teams).where(teams.c.id == self._team_id).values(quota=text)
-            )
-        return result.rowcount == 1

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import ClassVar, TypeVar
 
 import msgspec
-from sqlalchemy import Row, Select, Table, and_, or_
+from sqlalchemy import Executable, Row, Select, Table, and_, or_
 
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
 from wrenn_sandbox.model.sandbox import State, Status
@@ -16,6 +16,8 @@ from wrenn_sandbox.model.template import TemplateType
 from wrenn_sandbox.wire.messages import Egress
 
 Record = TypeVar("Record")
+
+Query = Executable
 
 
 def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
@@ -85,13 +87,13 @@ class Sandbox:
     memory_mb: int
     timeout_sec: int
     network: Egress
-    guest_ip: str | None
-    host_ip: str | None
-    reason: str | None
     created_at: datetime
-    started_at: datetime | None
-    last_active_at: datetime | None
     last_updated: datetime
+    guest_ip: str | None = None
+    host_ip: str | None = None
+    reason: str | None = None
+    started_at: datetime | None = None
+    last_active_at: datetime | None = None
     disk_bytes: int = 0
 
 

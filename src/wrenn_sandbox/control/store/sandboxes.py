@@ -22,14 +22,12 @@ from wrenn_sandbox.wire.messages import Placement
 
 from .accounts import has_somebody
 from .database import Database
-from .events import forget_old_events, note
+from .events import note
 from .quotas import QuotaTransaction
 from .records import Position, Sandbox, SandboxEvent, newest_first, record, values
 from .tables import sandbox_events, sandboxes
 
 _REASON_LENGTH = 1000
-_REPEATED = frozenset({Event.PAUSE, Event.RESUME, Event.SNAPSHOT})
-"""What can happen to a sandbox again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +96,6 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
             to_state=state,
             reason=None if change.reason is None else _storable(change.reason),
         )
-        if change.event in _REPEATED:
-            await forget_old_events(connection, sandbox_id)
         return record(Sandbox, changed)
     raise IllegalTransition(sandbox.state, change.event)
 
@@ -138,21 +134,17 @@ class TeamSandboxes:
 
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
         query = select(sandboxes).where(sandboxes.c.id == sandbox_id, self._mine)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else record(Sandbox, row)
+        return await self._database.record(Sandbox, query)
 
     async def state(self, sandbox_id: SandboxId) -> State | None:
         """The state alone: what the hot path needs."""
         query = select(sandboxes.c.state).where(sandboxes.c.id == sandbox_id, self._mine)
-        async with self._database.read() as connection:
-            state = (await connection.execute(query)).scalar_one_or_none()
-        return None if state is None else State(state)
+        row = await self._database.row(query)
+        return None if row is None else State(row.state)
 
     async def page(self, limit: int | None, position: Position | None) -> list[Sandbox]:
         query = newest_first(select(sandboxes).where(self._mine), sandboxes, limit, position)
-        async with self._database.read() as connection:
-            return [record(Sandbox, row) for row in await connection.execute(query)]
+        return await self._database.records(Sandbox, query)
 
     async def events(
         self, sandbox_id: SandboxId, limit: int | None, before: int | None
@@ -167,8 +159,7 @@ class TeamSandboxes:
         )
         if before is not None:
             query = query.where(sandbox_events.c.number < before)
-        async with self._database.read() as connection:
-            return [record(SandboxEvent, row) for row in await connection.execute(query)]
+        return await self._database.records(SandboxEvent, query)
 
 
 class AllSandboxes:
@@ -221,20 +212,13 @@ class AllSandboxes:
         )
 
     async def _all(self, *conditions: ColumnElement[bool]) -> list[Sandbox]:
-        async with self._database.read() as connection:
-            rows = await connection.execute(select(sandboxes).where(*conditions))
-            return [record(Sandbox, row) for row in rows]
+        return await self._database.records(Sandbox, select(sandboxes).where(*conditions))
 
     async def remove_starting(self, sandbox_id: SandboxId) -> bool:
         """Forget a sandbox for which nothing was started; false when it was deleted meanwhile."""
-        async with self._database.write() as connection:
-            result = await connection.execute(
-                delete(sandboxes).where(
-                    sandboxes.c.id == sandbox_id,
-                    sandboxes.c.state.in_(sources(Event.STARTED)),
-                )
-            )
-        return result.rowcount == 1
+        starting = sandboxes.c.state.in_(sources(Event.STARTED))
+        removed = delete(sandboxes).where(sandboxes.c.id == sandbox_id, starting)
+        return await self._database.change(removed) == 1
 
     async def remove_ended(self, before: datetime) -> int:
         """Remove stopped and failed sandboxes that changed last before `before`.
@@ -248,33 +232,15 @@ class AllSandboxes:
         )
         placed = select(sandboxes.c.id, place.label("place")).where(ended).subquery()
         too_many = select(placed.c.id).where(placed.c.place > ENDED_KEPT)
-        async with self._database.write() as connection:
-            result = await connection.execute(
-                delete(sandboxes).where(
-                    ended,
-                    or_(sandboxes.c.last_updated < before, sandboxes.c.id.in_(too_many)),
-                )
-            )
-        return result.rowcount
+        old = or_(sandboxes.c.last_updated < before, sandboxes.c.id.in_(too_many))
+        return await self._database.change(delete(sandboxes).where(ended, old))
 
     async def touch(self, active: Mapping[SandboxId, datetime]) -> None:
-        """Move `last_active_at` of these sandboxes forward.
-
-        Rows are locked in the order of their ids, so that two such notes wait for each other once.
-        """
-        async with self._database.write() as connection:
-            for sandbox_id, at in sorted(active.items()):
-                await connection.execute(
-                    update(sandboxes)
-                    .where(
-                        sandboxes.c.id == sandbox_id,
-                        or_(sandboxes.c.last_active_at.is_(None), sandboxes.c.last_active_at < at),
-                    )
-                    .values(last_active_at=at)
-                )
+        """Move `last_active_at` of these sandboxes forward."""
+        await self._database.move_forward(sandboxes, "last_active_at", active.items())
 
     async def note_disk(self, sizes: Mapping[SandboxId, int]) -> None:
-        """Write down what these sandboxes take on the host's disk, in bytes; rows as in `touch`."""
+        """Write down what these sandboxes take on disk, in bytes; rows in the order of ids."""
         async with self._database.write() as connection:
             for sandbox_id, size in sorted(sizes.items()):
                 await connection.execute(
@@ -283,5 +249,4 @@ class AllSandboxes:
 
     async def count_by_status(self) -> dict[str, int]:
         query = select(sandboxes.c.status, func.count().label("total")).group_by(sandboxes.c.status)
-        async with self._database.read() as connection:
-            return {row.status: row.total for row in await connection.execute(query)}
+        return {row.status: row.total for row in await self._database.rows(query)}

@@ -5,7 +5,6 @@ it: `responding`, or the step of the sandbox's life that took the guest away. No
 """
 
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,12 +13,8 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import State
 
 from .database import Database
-from .events import EVENT as NETWORK
-from .events import note_again
+from .events import NETWORK, RESPONDING, SILENT, note
 from .tables import sandbox_events, sandboxes
-
-BEGUN: Final = "not_responding"
-ENDED: Final = "responding"
 
 
 class Silences:
@@ -39,10 +34,9 @@ class Silences:
         query = (
             select(sandboxes.c.id, sandbox_events.c.at)
             .join_from(sandboxes, sandbox_events, sandbox_events.c.number == newest)
-            .where(sandboxes.c.state == State.RUNNING, sandbox_events.c.event == BEGUN)
+            .where(sandboxes.c.state == State.RUNNING, sandbox_events.c.event == SILENT)
         )
-        async with self._database.read() as connection:
-            return {SandboxId(row.id): row.at for row in await connection.execute(query)}
+        return {SandboxId(row.id): row.at for row in await self._database.rows(query)}
 
     async def begin(
         self, sandbox_id: SandboxId, reason: str, actor: str, since: datetime
@@ -56,14 +50,14 @@ class Silences:
                 return None
             known = await _silent_since(connection, sandbox_id)
             if known is None:
-                await _note(connection, sandbox_id, BEGUN, reason, actor, since)
+                await _note(connection, sandbox_id, SILENT, reason, actor, since)
             return known or since
 
     async def end(self, sandbox_id: SandboxId, reason: str, actor: str, at: datetime) -> None:
         """Note that the guest of a running sandbox responds, if it is known not to have done so."""
         async with self._database.write() as connection:
             if await _runs(connection, sandbox_id) and await _silent_since(connection, sandbox_id):
-                await _note(connection, sandbox_id, ENDED, reason, actor, at)
+                await _note(connection, sandbox_id, RESPONDING, reason, actor, at)
 
 
 async def _runs(connection: AsyncConnection, sandbox_id: SandboxId) -> bool:
@@ -81,7 +75,7 @@ async def _silent_since(connection: AsyncConnection, sandbox_id: SandboxId) -> d
         .limit(1)
     )
     row = (await connection.execute(query)).one_or_none()
-    return row.at if row is not None and row.event == BEGUN else None
+    return row.at if row is not None and row.event == SILENT else None
 
 
 async def _note(
@@ -95,6 +89,9 @@ async def _note(
     await connection.execute(
         update(sandboxes)
         .where(sandboxes.c.id == sandbox_id)
-        .values(reason=reason if event == BEGUN else None, last_updated=at)
+        .values(reason=reason if event == SILENT else None, last_updated=at)
     )
-    await note_again(connection, sandbox_id, event, actor, at, state=State.RUNNING, reason=reason)
+    runs = State.RUNNING
+    await note(
+        connection, sandbox_id, event, actor, at, from_state=runs, to_state=runs, reason=reason
+    )

@@ -15,7 +15,7 @@ from wrenn_sandbox.wire.messages import ImageInfo
 from . import sandboxes
 from .database import Database
 from .quotas import QuotaTransaction
-from .records import Sandbox, SnapshotIntent, TeamTemplate, record, values
+from .records import Sandbox, SnapshotIntent, TeamTemplate, values
 from .tables import discarded_images, snapshot_intents, templates
 
 
@@ -41,16 +41,13 @@ class TeamTemplates:
 
     async def all(self) -> list[TeamTemplate]:
         query = select(templates).where(templates.c.team_id == self._team_id)
-        async with self._database.read() as connection:
-            return [record(TeamTemplate, row) for row in await connection.execute(query)]
+        return await self._database.records(TeamTemplate, query)
 
     async def get(self, name: str) -> TeamTemplate | None:
         query = select(templates).where(
             templates.c.team_id == self._team_id, templates.c.name == name
         )
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else record(TeamTemplate, row)
+        return await self._database.record(TeamTemplate, query)
 
     async def remove(self, name: str, now: datetime) -> bool:
         """Give up a name and its image; false when there is none."""
@@ -133,17 +130,12 @@ class Snapshots:
         )
 
     async def intents(self) -> list[SnapshotIntent]:
-        async with self._database.read() as connection:
-            rows = await connection.execute(select(snapshot_intents))
-            return [record(SnapshotIntent, row) for row in rows]
+        return await self._database.records(SnapshotIntent, select(snapshot_intents))
 
     async def discarded(self) -> list[ImageId]:
         """The images to remove from the host."""
-        async with self._database.read() as connection:
-            return [
-                ImageId(image_id)
-                for image_id in await connection.scalars(select(discarded_images.c.image_id))
-            ]
+        rows = await self._database.rows(select(discarded_images.c.image_id))
+        return [ImageId(row.image_id) for row in rows]
 
     async def known_images(self) -> set[ImageId]:
         """Every image that a template, a snapshot under way or a note to remove it names."""
@@ -152,11 +144,8 @@ class Snapshots:
             select(snapshot_intents.c.image_id),
             select(discarded_images.c.image_id),
         )
-        async with self._database.read() as connection:
-            return {ImageId(image_id) for image_id in await connection.scalars(query)}
+        return {ImageId(row.image_id) for row in await self._database.rows(query)}
 
     async def forget_discarded(self, images: Sequence[ImageId]) -> None:
-        async with self._database.write() as connection:
-            await connection.execute(
-                delete(discarded_images).where(discarded_images.c.image_id.in_(images))
-            )
+        forgotten = delete(discarded_images).where(discarded_images.c.image_id.in_(images))
+        await self._database.change(forgotten)
