@@ -77,9 +77,8 @@ class NetworkPolicies:
         return policy
 
     async def _tell(self, sandbox_id: SandboxId, policy: Egress) -> None:
-        operation = new_operation_id()
         try:
-            await self._host.set_network(sandbox_id, operation, policy)
+            await self._host.set_network(sandbox_id, new_operation_id(), policy)
         except NotFound:
             # paused or gone meanwhile: a resume takes the policy from the store
             self._wakeups.reconciler.set()
@@ -90,13 +89,12 @@ class NetworkPolicies:
     async def apply_again(self, sandbox_id: SandboxId, actor: str) -> None:
         """Let the host of a running sandbox apply what the store says; nothing for any other."""
         async with self._in_order(sandbox_id):
-            policy = await self._store.policies.of_running(sandbox_id)
-            if policy is None:
+            sandbox = await self._store.all_sandboxes.get(sandbox_id)
+            if sandbox is None or sandbox.state is not State.RUNNING:
                 return
-            operation = new_operation_id()
-            await self._host.set_network(sandbox_id, operation, policy)
+            await self._host.set_network(sandbox_id, new_operation_id(), sandbox.network)
             reason = "the host applied another network policy"
-            change = PolicyChange(policy, actor, reason, self._clock())
+            change = PolicyChange(sandbox.network, actor, reason, self._clock())
             await self._store.policies.note(sandbox_id, change)
         _log.warning("corrected", sandbox_id=sandbox_id, reason=reason)
 

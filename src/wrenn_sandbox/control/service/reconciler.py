@@ -92,8 +92,9 @@ class Reconciler:
             for report in reports.values():
                 if report.sandbox_id not in touched | live.keys() and not report.busy:
                     await self._destroy_unwanted(report.sandbox_id)
+            making = {each.id for each in live.values() if each.state is State.SNAPSHOTTING}
             for sandbox_id, intent in intents.items():
-                if sandbox_id not in touched and not self._is_being_made(live.get(sandbox_id)):
+                if sandbox_id not in touched | making:
                     await self._store.snapshots.abandon(intent, None, self._clock())
         if left_alone:
             asyncio.get_running_loop().call_later(_SOON_SEC, self._wakeup.set)
@@ -116,10 +117,6 @@ class Reconciler:
         if changed:
             await self._store.all_sandboxes.note_disk(changed)
 
-    @staticmethod
-    def _is_being_made(sandbox: Sandbox | None) -> bool:
-        return sandbox is not None and sandbox.state is State.SNAPSHOTTING
-
     async def _check(
         self, sandbox: Sandbox, report: SandboxReport | None, intent: SnapshotIntent | None
     ) -> None:
@@ -129,19 +126,16 @@ class Reconciler:
             return
         correction = CORRECTIONS.get((sandbox.state, phase))
         if correction is None:
-            if sandbox.state is State.RUNNING and report is not None:
-                await self._check_network(sandbox, report)
+            wrong = report is not None and report.network != sandbox.network
+            if wrong and (sandbox.state, phase) == (State.RUNNING, Phase.RUNNING):
+                again = self._policies.apply_again(sandbox.id, _ACTOR)
+                await self._attempt(sandbox.id, self._operations.run(sandbox.id, again))
             return
         if sandbox.state is State.SNAPSHOTTING and intent is not None:
             work = self._settle_snapshot(intent, phase, correction)
         else:
             work = self._correct(sandbox, report, correction)
         await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
-
-    async def _check_network(self, sandbox: Sandbox, report: SandboxReport) -> None:
-        if report.phase is Phase.RUNNING and report.network != sandbox.network:
-            work = self._policies.apply_again(sandbox.id, _ACTOR)
-            await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
 
     async def _correct(
         self, sandbox: Sandbox, report: SandboxReport | None, correction: Correction

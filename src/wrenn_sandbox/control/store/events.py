@@ -75,14 +75,6 @@ class AllPolicies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def of_running(self, sandbox_id: SandboxId) -> Egress | None:
-        """The policy of a sandbox that runs; None of any other."""
-        query = select(sandboxes.c.network).where(
-            sandboxes.c.id == sandbox_id, sandboxes.c.state == State.RUNNING
-        )
-        row = await self._database.row(query)
-        return None if row is None else row.network
-
     async def note(self, sandbox_id: SandboxId, change: PolicyChange) -> None:
         """Add to the history of a running sandbox that its policy was set again."""
         async with self._database.write() as connection:

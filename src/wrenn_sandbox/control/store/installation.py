@@ -1,5 +1,6 @@
 """The identity of the database, made once and never changed, and whether to drain its server."""
 
+from contextlib import suppress
 from datetime import datetime
 
 from sqlalchemy import insert, select
@@ -17,22 +18,16 @@ class Installation:
 
     async def identity(self, candidate: InstallationId) -> InstallationId:
         """The identity; `candidate` becomes it where there is none yet."""
-        known = await self._known()
-        if known is not None:
-            return known
-        try:
-            await self._database.change(insert(installation).values(number=1, id=candidate))
-        except IntegrityError:
-            known = await self._known()
-            assert known is not None
-            return known
-        return candidate
+        query = select(installation.c.id)
+        known = await self._database.row(query)
+        if known is None:
+            with suppress(IntegrityError):
+                await self._database.change(insert(installation).values(number=1, id=candidate))
+            known = await self._database.row(query)
+        assert known is not None
+        return InstallationId(known.id)
 
     async def draining_since(self) -> datetime | None:
         """Since when the operator wants nothing to run; None when things may run."""
         row = await self._database.row(select(installation.c.draining_since))
         return None if row is None else row.draining_since
-
-    async def _known(self) -> InstallationId | None:
-        row = await self._database.row(select(installation.c.id))
-        return None if row is None else InstallationId(row.id)
