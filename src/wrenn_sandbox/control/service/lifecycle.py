@@ -6,6 +6,8 @@ nothing, and the step undoes its work.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from wrenn_sandbox.control.store.records import Sandbox
@@ -26,6 +28,7 @@ _WANTED: Final = {
     Event.PAUSE: "only a running sandbox can be paused",
     Event.RESUME: "only a paused sandbox can be resumed",
 }
+_CHANGED: Final = "it was changed meanwhile"
 _REBOOTING: Final = "to be rebooted: a resume without memory was asked for"
 _REBOOTED: Final = "rebooted: resumed without memory, as was asked for"
 
@@ -37,6 +40,17 @@ def reason_of(error: BaseException) -> str:
 
 def not_possible(state: State, wanted: str) -> InvalidState:
     return InvalidState(f"The sandbox is {state}; {wanted}")
+
+
+@contextmanager
+def refusals(wanted: str) -> Iterator[None]:
+    """Tell a caller what the store says of a change: raises `InvalidState` or `NotFound`."""
+    try:
+        yield
+    except IllegalTransition as error:
+        raise not_possible(error.state, wanted) from error
+    except Missing as error:
+        raise NotFound("There is no such sandbox") from error
 
 
 def require(sandbox: Sandbox, event: Event) -> None:
@@ -117,7 +131,9 @@ class Lifecycle:
         return started
 
     async def _pause(self, sandbox_id: SandboxId, actor: str, reason: str | None) -> Sandbox:
-        sandbox = await self._begin(sandbox_id, Event.PAUSE, actor, reason)
+        change = Change(Event.PAUSE, actor, self._clock(), reason)
+        with refusals(_WANTED[Event.PAUSE]):
+            sandbox = await self._store.apply(sandbox_id, change)
         try:
             if actor == "auto" and sandbox.team_id in self._activity.users_of(sandbox_id):
                 raise InvalidState("The sandbox is in use again")
@@ -128,11 +144,14 @@ class Lifecycle:
             raise
         latest = self._activity.latest(sandbox_id, sandbox.last_active_at)
         change = Change(Event.PAUSED, actor, self._clock(), active_at=latest)
-        return await self._end(sandbox_id, change)
+        with refusals(_CHANGED):
+            return await self._store.apply(sandbox_id, change)
 
     async def _resume(self, sandbox_id: SandboxId, actor: str, memory: bool) -> Sandbox:
         reason = None if memory else _REBOOTING
-        sandbox = await self._begin(sandbox_id, Event.RESUME, actor, reason)
+        change = Change(Event.RESUME, actor, self._clock(), reason)
+        with refusals(_WANTED[Event.RESUME]):
+            sandbox = await self._store.resume(sandbox_id, change)
         try:
             placement = await self._host.resume(
                 sandbox_id, new_operation_id(), sandbox.network, memory=memory
@@ -143,7 +162,8 @@ class Lifecycle:
             raise
         reason = None if memory else _REBOOTED
         change = Change(Event.RESUMED, actor, self._clock(), reason, placement)
-        resumed = await self._end(sandbox_id, change)
+        with refusals(_CHANGED):
+            resumed = await self._store.apply(sandbox_id, change)
         self._wakeups.autopause.set()
         return resumed
 
@@ -159,29 +179,6 @@ class Lifecycle:
         if await self._operations.wait_for_others(sandbox_id):
             await self._host.destroy(sandbox_id, new_operation_id())
         await self._record(sandbox_id, Event.DELETED, actor, None)
-
-    async def _begin(
-        self,
-        sandbox_id: SandboxId,
-        event: Event,
-        actor: str,
-        reason: str | None = None,
-    ) -> Sandbox:
-        try:
-            apply = self._store.resume if event is Event.RESUME else self._store.apply
-            return await apply(sandbox_id, Change(event, actor, self._clock(), reason=reason))
-        except IllegalTransition as error:
-            raise not_possible(error.state, _WANTED[event]) from error
-        except Missing as error:
-            raise NotFound("There is no such sandbox") from error
-
-    async def _end(self, sandbox_id: SandboxId, change: Change) -> Sandbox:
-        try:
-            return await self._store.apply(sandbox_id, change)
-        except IllegalTransition as error:
-            raise not_possible(error.state, "it was changed meanwhile") from error
-        except Missing as error:
-            raise NotFound("There is no such sandbox") from error
 
     async def _record(
         self, sandbox_id: SandboxId, event: Event, actor: str, reason: str | None

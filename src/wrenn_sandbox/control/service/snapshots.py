@@ -17,7 +17,7 @@ from wrenn_sandbox.model.template import TemplateType, is_template_name
 
 from .context import ControlContext
 from .images import DiscardedImages
-from .lifecycle import not_possible, reason_of
+from .lifecycle import reason_of, refusals
 from .sandboxes import sandbox_id_of
 from .templates import Listed, Templates
 
@@ -81,16 +81,10 @@ class SnapshotService:
         raise NotFound("There is no such template; the list of templates has their names")
 
     async def _create(self, intent: SnapshotIntent, *, overwrite: bool) -> TeamTemplate:
-        try:
+        with refusals("only a running sandbox can become a template"):
             await self._store.snapshots.begin(
                 intent, self._change(Event.SNAPSHOT, None), overwrite=overwrite
             )
-        except IllegalTransition as error:
-            raise not_possible(
-                error.state, "only a running sandbox can become a template"
-            ) from error
-        except Missing as error:
-            raise NotFound("There is no such sandbox") from error
         try:
             image = await self._host.snapshot(
                 intent.sandbox_id, intent.operation_id, intent.image_id
