@@ -339,7 +339,7 @@ async def test_a_client_that_does_not_read_is_turned_out_too(
             await peer.hear()
             peer.connection.transport.pause_reading()
             await admin.revoke_key((await admin.find_key(team.key)).id, utc_now())
-            await eventually(lambda: not server.plane.revocations.in_use, 15)
+            await eventually(lambda: not server.plane.revocations._open, 15)
             peer.connection.transport.abort()
 
 

@@ -33,11 +33,6 @@ class Revocations:
         self._store = store
         self._open: dict[Caller, set[asyncio.Event]] = {}
 
-    @property
-    def in_use(self) -> int:
-        """How many credentials have connections open."""
-        return len(self._open)
-
     @contextmanager
     def following(self, caller: Caller) -> Iterator[asyncio.Event]:
         """An event that is set when the caller's credential does not count any more."""

@@ -48,9 +48,6 @@ class MovingWindow:
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
         """Who was counted last stands last."""
 
-    def __len__(self) -> int:
-        return len(self._times)
-
     def hit(self, who: str) -> float | None:
         """Count once more; else, where the limit is reached, give the seconds until it is not."""
         now = self._now()
