@@ -86,7 +86,7 @@ def test_images_that_only_sandboxes_need_are_shared_out(paths: Paths, store: Ima
     whole = allocated(store.directory(nameless.image_id))
     assert sizes[1] == sizes[2] == whole // 2 >= 1 << 20
     assert sizes[4] == allocated(store.directory(old.image_id)) >= 1 << 20
-    store.remove_name("minimal")
+    paths.template("minimal").unlink()
     unnamed = measure(paths, store, holdings, variants=1)
     assert unnamed[holdings[3].sandbox_id] > 0, "nobody else needs its base either"
 

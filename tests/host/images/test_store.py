@@ -90,19 +90,13 @@ def test_unknown_names_and_ids(store: ImageStore) -> None:
         store.open(ImageId("../../etc"))
     with pytest.raises(InvalidRequest):
         store.resolve("../../etc/passwd")
-    with pytest.raises(NotFound):
-        store.point("minimal", ImageId("img-" + "a" * 20))
 
 
-def test_a_name_moves_and_goes(store: ImageStore) -> None:
+def test_a_name_moves_to_what_is_published_last(store: ImageStore) -> None:
     first, second = publish(store, b"one", "minimal"), publish(store, b"two", "minimal")
     assert store.resolve("minimal") == second
-    store.point("minimal", first.image_id)
+    assert publish(store, b"one", "minimal") == first
     assert [(each.name, each.manifest) for each in store.templates()] == [("minimal", first)]
-    store.remove_name("minimal")
-    assert store.templates() == []
-    with pytest.raises(NotFound):
-        store.remove_name("minimal")
 
 
 def test_collect_keeps_what_is_named_used_or_a_base(store: ImageStore) -> None:

@@ -3,12 +3,12 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from wrenn_sandbox.host.paths import sync_directory
 
-from .staging import discard, staging
+from .staging import discard, staging, sync_file
 
 _KEPT_PER_STEP = 3
 _KEPT_SECONDS = 3600.0
@@ -35,8 +35,9 @@ class StepCache:
             return target, True
         with staging(self._directory) as made:
             make(made)
-            for path in _files(made):
-                _sync(path)
+            for path in made.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    sync_file(path)
             try:
                 made.rename(target)
             except OSError:
@@ -53,15 +54,3 @@ class StepCache:
         for path in entries[_KEPT_PER_STEP:]:
             if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
                 discard(path)
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

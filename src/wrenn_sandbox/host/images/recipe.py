@@ -4,48 +4,49 @@ import hashlib
 import re
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from wrenn_sandbox.errors import InvalidRequest, NotFound
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-_SUITE = re.compile(r"[a-z][a-z0-9-]{0,30}")
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,80}")
-_MODULE = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
-_MAX_DISK_MB = 1024 * 1024
-_MIN_DISK_MB = 64
+
+Package = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9+.-]{1,80}\Z")]
+Module = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,60}\Z")]
+SomePackages = Annotated[tuple[Package, ...], Meta(min_length=1)]
 
 
 class MachineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a sandbox gets when its creator asks for nothing else; sizes in MiB."""
 
-    vcpus: int = 1
-    memory_mb: int = 512
-    disk_mb: int = 8192
+    vcpus: Annotated[int, Meta(ge=1, le=64)] = 1
+    memory_mb: Annotated[int, Meta(ge=64, le=1024 * 1024)] = 512
+    disk_mb: Annotated[int, Meta(ge=64, le=1024 * 1024)] = 8192
 
 
 class KernelRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The kernel's package, the modules of the first file system, the shell that loads them."""
 
-    package: str
-    modules: tuple[str, ...]
-    optional_modules: tuple[str, ...] = ()
-    busybox: str = "busybox-static"
+    package: Package
+    modules: Annotated[tuple[Module, ...], Meta(min_length=1)]
+    optional_modules: tuple[Module, ...] = ()
+    busybox: Package = "busybox-static"
 
 
 class RuntimeRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Packages that the agent's interpreter and its libraries are taken from."""
 
-    packages: tuple[str, ...]
+    packages: SomePackages
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole template."""
 
     name: str
-    suite: str
-    packages: tuple[str, ...]
+    suite: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
+    packages: SomePackages
     kernel: KernelRecipe
     runtime: RuntimeRecipe
     machine: MachineRecipe = MachineRecipe()
@@ -82,39 +83,5 @@ def parse(text: str) -> Recipe:
         recipe = msgspec.convert(tomllib.loads(text), Recipe)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidRequest(f"The recipe is not valid: {error}") from error
-    _check(recipe)
-    return recipe
-
-
-def _check(recipe: Recipe) -> None:
     check_name(recipe.name)
-    machine = recipe.machine
-    rules = (
-        (_SUITE.fullmatch(recipe.suite), "suite: not the name of a release"),
-        (recipe.packages, "packages: at least one is needed"),
-        (recipe.kernel.modules, "kernel.modules: at least one is needed"),
-        (recipe.runtime.packages, "runtime.packages: at least one is needed"),
-        (1 <= machine.vcpus <= 64, "machine.vcpus: 1 to 64"),
-        (64 <= machine.memory_mb <= 1024 * 1024, "machine.memory_mb: 64 to 1048576"),
-        (
-            _MIN_DISK_MB <= machine.disk_mb <= _MAX_DISK_MB,
-            f"machine.disk_mb: {_MIN_DISK_MB} to {_MAX_DISK_MB}",
-        ),
-    )
-    for holds, complaint in rules:
-        if not holds:
-            raise InvalidRequest(f"The recipe is not valid: {complaint}")
-    packages = (
-        *recipe.packages,
-        *recipe.runtime.packages,
-        recipe.kernel.package,
-        recipe.kernel.busybox,
-    )
-    _check_words("package", _PACKAGE, packages)
-    _check_words("module", _MODULE, (*recipe.kernel.modules, *recipe.kernel.optional_modules))
-
-
-def _check_words(kind: str, form: re.Pattern[str], words: tuple[str, ...]) -> None:
-    for word in words:
-        if not form.fullmatch(word):
-            raise InvalidRequest(f"The recipe is not valid: {word!r} is not a {kind} name")
+    return recipe

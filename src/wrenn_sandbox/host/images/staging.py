@@ -83,3 +83,9 @@ def take(source: Path, target: Path) -> None:
     source.rename(target)
     if os.geteuid() == 0:
         os.chown(target, 0, 0)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable; raises OSError."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

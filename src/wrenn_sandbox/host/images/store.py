@@ -25,7 +25,7 @@ from wrenn_sandbox.ids import ImageId, is_id
 from . import manifest as form
 from .manifest import Manifest
 from .recipe import check_name
-from .staging import discard, exclusive, staging, sweep
+from .staging import discard, exclusive, staging, sweep, sync_file
 
 
 class _Pointer(msgspec.Struct, frozen=True):
@@ -171,7 +171,7 @@ class ImageStore:
         write_durably(made / form.FILE_NAME, form.encode(manifest), mode=IMMUTABLE_FILE)
         for path in made.iterdir():
             path.chmod(IMMUTABLE_FILE)
-            _sync_file(path)
+            sync_file(path)
         made.chmod(PUBLIC_DIRECTORY)
         sync_directory(made)
         with exclusive(self._paths.images_lock):
@@ -181,23 +181,9 @@ class ImageStore:
                 sync_directory(self._paths.images)
                 published = manifest
             if name is not None:
-                self._point(name, manifest.image_id)
+                pointer = msgspec.json.encode(_Pointer(manifest.image_id))
+                write_durably(self._paths.template(check_name(name)), pointer, mode=IMMUTABLE_FILE)
         return published
-
-    def point(self, name: str, image_id: ImageId) -> None:
-        """Lets a template name stand for an image; raises NotFound or IncompatibleImage."""
-        with exclusive(self._paths.images_lock):
-            self.open(image_id)
-            self._point(name, image_id)
-
-    def remove_name(self, name: str) -> None:
-        """Forgets a template name; its image stays until `collect` finds it unused."""
-        with exclusive(self._paths.images_lock):
-            try:
-                self._paths.template(check_name(name)).unlink()
-            except FileNotFoundError:
-                raise NotFound(f"There is no template {name}") from None
-            sync_directory(self._paths.templates)
 
     def hold(self, image_id: ImageId) -> None:
         """Keep an image, made or yet to be, that the control plane gives a name."""
@@ -285,10 +271,6 @@ class ImageStore:
                 removed += 1
         return removed
 
-    def _point(self, name: str, image_id: ImageId) -> None:
-        pointer = msgspec.json.encode(_Pointer(image_id))
-        write_durably(self._paths.template(check_name(name)), pointer, mode=IMMUTABLE_FILE)
-
     def _existing(self, image_id: ImageId) -> Manifest | None:
         directory = self.directory(image_id)
         if not directory.exists():
@@ -300,10 +282,8 @@ class ImageStore:
             return None
 
     def _pointed_at(self) -> set[ImageId]:
-        pointed: set[ImageId] = set()
-        for path in self._paths.templates.glob("[!.]*.json"):
-            pointed.add(_read_pointer(path.stem, path.read_bytes()))
-        return pointed
+        paths = self._paths.templates.glob("[!.]*.json")
+        return {_read_pointer(path.stem, path.read_bytes()) for path in paths}
 
     def with_bases(self, images: set[ImageId]) -> set[ImageId]:
         """These images and all that they build on; raises IncompatibleImage."""
@@ -326,11 +306,3 @@ def _read_pointer(name: str, data: bytes) -> ImageId:
         return msgspec.json.decode(data, type=_Pointer).image_id
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IncompatibleImage(f"Template {name} is damaged", detail=str(error)) from error
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
