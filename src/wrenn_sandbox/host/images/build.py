@@ -7,7 +7,7 @@ same image id; an unchanged rebuild changes nothing.
 
 import errno
 import os
-import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from wrenn_sandbox.errors import HostFailure, NoSpace
-from wrenn_sandbox.host.paths import IMMUTABLE_FILE, GuestFiles, Paths, guest_files
+from wrenn_sandbox.host.paths import GuestFiles, Paths, guest_files
 
 from . import disk, initrd, manifest, modules, packages, runtime
 from .cache import StepCache
@@ -136,32 +136,30 @@ class _Build:
         with self._timed("root disk"):
             disk.add_files(archive, disk.GUEST_FILES)
             disk.make_disk(archive, self._recipe.machine.disk_mb, made / "disk")
-            _keep_only(made, "disk")
+            archive.unlink()
 
     def _kernel_inputs(self) -> tuple[str, ...]:
         return (*self._sources(), msgspec.json.encode(self._recipe.kernel).decode())
 
     def _make_kernel(self, made: Path) -> None:
         kernel = self._recipe.kernel
-        unpacked = made / "packages"
-        with self._timed("kernel"):
-            packages.unpack(
-                self._recipe.suite, [kernel.package, kernel.busybox], self._mirror, unpacked
-            )
-            initrd.extract(unpacked, kernel, made)
-            _keep_only(made, "kernel", "busybox", "modules", "lib")
+        with self._timed("kernel"), self._unpacked(made, kernel.package, kernel.busybox) as root:
+            initrd.extract(root, kernel, made)
 
     def _runtime_inputs(self) -> tuple[str, ...]:
         return (*self._sources(), *self._recipe.runtime.packages)
 
     def _make_runtime(self, made: Path) -> None:
-        unpacked = made / "packages"
-        with self._timed("interpreter"):
-            packages.unpack(
-                self._recipe.suite, self._recipe.runtime.packages, self._mirror, unpacked
-            )
-            runtime.make_base(unpacked, made)
-            _keep_only(made, "bin", "lib")
+        wanted = self._recipe.runtime.packages
+        with self._timed("interpreter"), self._unpacked(made, *wanted) as root:
+            runtime.make_base(root, made)
+
+    @contextmanager
+    def _unpacked(self, made: Path, *wanted: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=made) as work:
+            root = Path(work, "packages")
+            packages.unpack(self._recipe.suite, wanted, self._mirror, root)
+            yield root
 
     def _sources(self) -> tuple[str, ...]:
         return (_CACHE_FORMAT, self._recipe.suite, self._mirror or "")
@@ -181,19 +179,6 @@ class _Build:
     def _say(self, step: Step) -> None:
         with self._report_lock:
             self._report(step)
-
-
-def _keep_only(directory: Path, *names: str) -> None:
-    for path in directory.iterdir():
-        if path.name in names:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    for name in names:
-        if (directory / name).is_file():
-            (directory / name).chmod(IMMUTABLE_FILE)
 
 
 @contextmanager

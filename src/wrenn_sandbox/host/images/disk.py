@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import tarfile
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .tools import run
 
 _UUID = "8c3b7c3e-3b2f-4f6e-9d5c-5b6a3f0d9a11"
 _HASH_SEED = "2f1d7a52-0d0f-4a55-8a7e-6a3c3a1f5b77"
-_FIRST_FREE_INODE = 11
+_ROOT_INODE, _FIRST_FREE_INODE = 2, 11
 _SUPERBLOCK_OFFSET = 1024
 
 GUEST_FILES: Mapping[str, str] = {
@@ -41,27 +42,28 @@ def make_disk(archive: Path, size_mb: int, disk: Path) -> None:
     Owners and modes are the archive's, also without root (`fakeroot`). Device nodes are left out:
     the guest's kernel makes them.
     """
-    tree = disk.with_name(disk.name + ".tree")
-    tree.mkdir(mode=0o755)
-    state = disk.with_name(disk.name + ".owners")
-    pretend = [] if os.geteuid() == 0 else ["fakeroot", "-s", str(state)]
-    run(
-        [
-            *(*pretend, "tar", "-xpf", str(archive), "-C", str(tree), "--numeric-owner"),
-            *("--exclude=./dev/*", "--delay-directory-restore", "--xattrs", "--xattrs-include=*"),
-        ]
-    )
     with disk.open("xb") as file:
         file.truncate(size_mb * 1024 * 1024)
-    pretend = [] if os.geteuid() == 0 else ["fakeroot", "-i", str(state)]
     options = f"hash_seed={_HASH_SEED},lazy_itable_init=0,lazy_journal_init=0"
-    run(
-        [
-            *(*pretend, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-U", _UUID, "-m", "0"),
-            *("-E", options, "-d", str(tree), str(disk)),
-        ],
-        env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
-    )
+    with tempfile.TemporaryDirectory(dir=disk.parent) as work:
+        tree, owners = Path(work, "tree"), Path(work, "owners")
+        tree.mkdir(mode=0o755)
+        pretend = [] if os.geteuid() == 0 else ["fakeroot", "-s", str(owners)]
+        run(
+            [
+                *(*pretend, "tar", "-xpf", str(archive), "-C", str(tree), "--numeric-owner"),
+                *("--exclude=./dev/*", "--delay-directory-restore"),
+                *("--xattrs", "--xattrs-include=*"),
+            ]
+        )
+        pretend = [] if os.geteuid() == 0 else ["fakeroot", "-i", str(owners)]
+        run(
+            [
+                *(*pretend, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-U", _UUID),
+                *("-m", "0", "-E", options, "-d", str(tree), str(disk)),
+            ],
+            env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
+        )
     _set_times(disk)
 
 
@@ -70,11 +72,8 @@ def _set_times(disk: Path) -> None:
     inodes, free = _inode_counts(disk)
     commands = "".join(
         f"set_inode_field <{number}> {field} @{EPOCH}\n"
-        for number in range(_FIRST_FREE_INODE, inodes - free + 1)
+        for number in (_ROOT_INODE, *range(_FIRST_FREE_INODE, inodes - free + 1))
         for field in ("atime", "ctime")
-    )
-    commands = (
-        f"set_inode_field <2> atime @{EPOCH}\nset_inode_field <2> ctime @{EPOCH}\n" + commands
     )
     run(
         ["debugfs", "-w", "-f", "-", str(disk)],
