@@ -52,7 +52,7 @@ async def _stream(guest: Guest, *, whole: bool) -> list[bytes]:
     read = []
 
     async def follow() -> None:
-        async with guest.client.stream("/stream", b"{}") as messages:
+        async with guest.client.stream("stream", {}) as messages:
             async for message in messages:
                 read.append(message)
                 if not whole:

@@ -31,7 +31,7 @@ from wrenn_sandbox.wire.messages import (
 )
 
 from .client import GRACE_SEC
-from .connect_rpc import MALFORMED, Count, words
+from .connect_rpc import Count, decode, malformed, words
 from .processes import INPUT_PIECE, NOT_EXECUTABLE, NOT_FOUND, GuestProcesses
 
 _PROGRAM: Final = "archive"
@@ -161,15 +161,12 @@ async def _all(chunks: AsyncIterator[bytes]) -> bytes:
     async for chunk in chunks:
         data += chunk
         if len(data) > _REPORT:
-            raise _malformed("too long a report")
+            raise malformed("too long a report")
     return bytes(data)
 
 
 def _report(data: bytes) -> Unpacked:
-    try:
-        report = msgspec.json.decode(data, type=_Report)
-    except MALFORMED as error:
-        raise _malformed(str(error)) from error
+    report = decode(data, _Report)
     return Unpacked(
         entries=report.entries,
         size=report.size,
@@ -193,10 +190,6 @@ def _failure(code: int, said: bytes) -> WrennError:
     if kind is None or not message:  # what it says then is not meant for a caller
         return AgentError("The copy broke off in the sandbox", detail=f"{code}: {message}")
     return kind(message)
-
-
-def _malformed(detail: str) -> AgentError:
-    return AgentError("The sandbox sent a malformed answer", detail=detail)
 
 
 def _encoded(path: str) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.wire.messages import GuestMetrics
 
-from .connect_rpc import MALFORMED, Count, Percent, envelope, messages, refusal, unary_error
+from .connect_rpc import Count, Percent, decode, envelope, messages, refusal, unary_error
 from .connection import ANSWER_SEC, KEEPALIVE_SEC, SILENT, Connect, Connection, GuestGone
 
 GRACE_SEC: Final = 5.0
@@ -101,14 +101,9 @@ class GuestClient:
     async def metrics(self) -> GuestMetrics:
         """Use of resources inside the guest."""
         status, body = await self.call("GET", "/metrics")
-        try:
-            if status != 200:
-                raise AgentError("The sandbox gave no metrics", detail=f"status {status}")
-            return msgspec.convert(
-                msgspec.json.decode(body, type=_Metrics), GuestMetrics, from_attributes=True
-            )
-        except MALFORMED as error:
-            raise AgentError("The sandbox gave no metrics", detail=str(error)) from error
+        if status != 200:
+            raise AgentError("The sandbox gave no metrics", detail=f"status {status}")
+        return msgspec.convert(decode(body, _Metrics), GuestMetrics, from_attributes=True)
 
     def close(self) -> None:
         """Drop every connection: calls under way end with `GuestGone`."""
@@ -118,19 +113,21 @@ class GuestClient:
         self._idle.clear()
 
     @asynccontextmanager
-    async def stream(self, target: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The JSON messages that answer a streaming call with one JSON message."""
+    async def stream(
+        self, method: str, message: Mapping[str, object]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The JSON messages that answer a streaming call with one message."""
         async with self.connection() as connection:
             await connection.request(
                 "POST",
-                target,
+                f"/{method}",
                 {
                     "Content-Type": "application/connect+json",
                     "Connect-Protocol-Version": "1",
                     "Keepalive-Ping-Interval": str(KEEPALIVE_SEC),
                     **self.credentials(),
                 },
-                envelope(body),
+                envelope(msgspec.json.encode(message)),
                 seconds=ANSWER_SEC,
             )
             if connection.status != 200:

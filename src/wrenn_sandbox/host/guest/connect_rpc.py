@@ -9,7 +9,7 @@ import re
 import shlex
 import struct
 from collections.abc import AsyncIterator
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -29,8 +29,10 @@ _AT_ONCE: Final = 64
 """Messages that are taken one after the other before others have their turn."""
 _HEAD: Final = struct.Struct(">BI")
 _LAST: Final = 0x02
-MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON which was asked for."""
+
+T = TypeVar("T")
 
 
 class RpcError(AgentError):
@@ -51,14 +53,11 @@ _CODES: Final = {
     429: "resource_exhausted",
 }
 """What the statuses of plain routes mean, in Connect's words."""
+_NO_SPACE: Final = 507
+"""A status that says more than its code does."""
 
 
 class _Error(msgspec.Struct):
-    code: str = "unknown"
-    message: str = ""
-
-
-class _PlainError(msgspec.Struct):
     """RPC errors have a word for their code; those of plain routes repeat the status, or have
     the word too where the agent is an older one."""
 
@@ -88,16 +87,17 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         while len(buffer) - start >= _HEAD.size:
             flags, length = _HEAD.unpack_from(buffer, start)
             if length > ENVELOPE_LIMIT or flags not in (0, _LAST):
-                raise AgentError("The sandbox sent a malformed answer", detail="envelope head")
+                raise malformed("envelope head")
             end = start + _HEAD.size + length
             if len(buffer) < end:
                 break
             message = bytes(buffer[start + _HEAD.size : end])
             start = end
             if flags == _LAST:
-                _finish(message)
+                if (error := decode(message, _Last).error) is not None:
+                    raise _rpc_error(error)
                 async for _ in chunks:
-                    raise AgentError("The sandbox sent a malformed answer", detail="after end")
+                    raise malformed("after end")
                 return
             yield message
             count += 1
@@ -107,21 +107,29 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     raise AgentError("The sandbox ended its answer too early")
 
 
-def _finish(message: bytes) -> None:
+def decode(data: bytes, kind: type[T]) -> T:
+    """JSON that a guest has sent; raises `AgentError` where it is not of this kind."""
     try:
-        last = msgspec.json.decode(message, type=_Last)
-    except MALFORMED as error:
-        raise AgentError("The sandbox sent a malformed answer", detail=str(error)) from error
-    if last.error is not None:
-        raise RpcError(last.error.code[:64], words(last.error.message))
+        return msgspec.json.decode(data, type=kind)
+    except _MALFORMED as error:
+        raise malformed(str(error)) from error
+
+
+def malformed(detail: str) -> AgentError:
+    """What a guest's answer that cannot be right is to the caller."""
+    return AgentError("The sandbox sent a malformed answer", detail=detail)
 
 
 def unary_error(status: int, body: bytes) -> RpcError:
     """The error of a call, RPC or plain, that was answered with an HTTP status above 299."""
     try:
-        error = msgspec.json.decode(body, type=_PlainError)
-    except MALFORMED:
-        error = _PlainError(message=f"The sandbox answered with status {status}.")
+        error = msgspec.json.decode(body, type=_Error)
+    except _MALFORMED:
+        error = _Error(message=f"The sandbox answered with status {status}.")
+    return _rpc_error(error, status)
+
+
+def _rpc_error(error: _Error, status: int = 0) -> RpcError:
     code = error.code if isinstance(error.code, str) else _CODES.get(status, "unknown")
     return RpcError(code[:64], words(error.message))
 
@@ -142,7 +150,6 @@ def words(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in kept)
 
 
-_NO_SPACE_STATUS = 507
 _MEANING: dict[str, type[WrennError]] = {
     "not_found": NotInGuest,
     "invalid_argument": InvalidRequest,
@@ -171,6 +178,6 @@ def not_started(error: RpcError, command: Command) -> str:
 
 def refusal(error: RpcError, status: int = 0) -> WrennError:
     """The platform's error for one of the agent's, given the HTTP status of an unary call."""
-    if status == _NO_SPACE_STATUS:
+    if status == _NO_SPACE:
         return NoSpace(error.message)
     return _MEANING.get(error.rpc_code, AgentError)(error.message)

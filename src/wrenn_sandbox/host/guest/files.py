@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import quote
 
 import msgspec
@@ -13,10 +13,8 @@ from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.wire.messages import FileContent, FileEntry, FileType
 
 from .client import CALL_SEC, GuestClient
-from .connect_rpc import MALFORMED, Mode, refusal, unary_error
+from .connect_rpc import Mode, decode, malformed, refusal, unary_error
 from .connection import ANSWER_SEC, BODY_LIMIT
-
-Answer = TypeVar("Answer")
 
 _SERVICE = "filesystem.Filesystem/"
 _SIZE_DIGITS = 18
@@ -45,7 +43,7 @@ class _Entry(msgspec.Struct, rename="camel"):
 
     def plain(self) -> FileEntry:
         if not _is_name(self.name) or not _is_path(self.path, self.name):
-            raise AgentError("The sandbox sent a malformed answer", detail="name of a file")
+            raise malformed("name of a file")
         kind = FileType.DIRECTORY if self.type == "FILE_TYPE_DIRECTORY" else FileType.FILE
         return FileEntry(
             name=self.name,
@@ -115,7 +113,7 @@ class GuestFiles:
             if connection.status != 200:
                 raise refusal(unary_error(connection.status, body), connection.status)
         if user is not None or mode is not None:
-            for written in _decode(body, list[_Written]):
+            for written in decode(body, list[_Written]):
                 _require_heard(written, user, mode)
 
     async def list_directory(self, path: str, depth: int) -> list[FileEntry]:
@@ -138,7 +136,7 @@ class GuestFiles:
         if mode is not None:
             message["mode"] = f"{mode:04o}"
         answer = await self._client.rpc(_SERVICE + "MakeDir", message, seconds=CALL_SEC)
-        made = _decode(answer, _Made)
+        made = decode(answer, _Made)
         _require_heard(made, user, mode)
         return made.entry.plain()
 
@@ -169,7 +167,7 @@ def _require_heard(written: _Written, user: str | None, mode: int | None) -> Non
 
 
 def _listing(answer: bytes) -> list[FileEntry]:
-    entries = _decode(answer, _Entries).entries
+    entries = decode(answer, _Entries).entries
     if len(entries) > _ENTRIES:
         raise AgentError("The sandbox sent too long an answer")
     return [entry.plain() for entry in entries]
@@ -187,12 +185,5 @@ def _is_path(text: str, name: str) -> bool:
 
 def _size(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _SIZE_DIGITS):
-        raise AgentError("The sandbox sent a malformed answer", detail="size of a file")
+        raise malformed("size of a file")
     return int(text)
-
-
-def _decode(body: bytes, kind: type[Answer]) -> Answer:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except MALFORMED as error:
-        raise AgentError("The sandbox sent a malformed answer", detail=str(error)) from error

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from wrenn_sandbox.errors import AgentError, InvalidRequest, WrennError
+from wrenn_sandbox.errors import InvalidRequest, WrennError
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
@@ -23,7 +23,7 @@ from wrenn_sandbox.wire.messages import (
 )
 
 from .client import CALL_SEC, GRACE_SEC, GuestClient
-from .connect_rpc import MALFORMED, ExitCode, Pid, RpcError, not_started, refusal
+from .connect_rpc import ExitCode, Pid, RpcError, decode, malformed, not_started, refusal
 from .connection import ANSWER_SEC, SILENT, GuestGone
 
 INPUT_PIECE: Final = 256 * 1024
@@ -76,9 +76,6 @@ class _Process(msgspec.Struct):
 
 class _Processes(msgspec.Struct):
     processes: list[_Process] = []
-
-
-_DECODE: Final = msgspec.json.Decoder(_Message)
 
 
 class _Output:
@@ -176,9 +173,7 @@ class GuestProcesses:
             message["tag"] = tag
         if terminal is not None:
             message["pty"] = {"size": terminal}
-        async with self._client.stream(
-            "/" + _SERVICE + "Start", msgspec.json.encode(message)
-        ) as answer:
+        async with self._client.stream(_SERVICE + "Start", message) as answer:
             try:
                 stream = await _followed(answer)
             except RpcError as error:
@@ -189,15 +184,8 @@ class GuestProcesses:
             yield stream
 
     async def start_detached(self, command: Command, *, tag: str) -> int:
-        message = {
-            "process": _config(command),
-            "stdin": False,
-            "tag": tag,
-            "detached": True,
-        }
-        async with self._client.stream(
-            "/" + _SERVICE + "Start", msgspec.json.encode(message)
-        ) as answer:
+        message = {"process": _config(command), "stdin": False, "tag": tag, "detached": True}
+        async with self._client.stream(_SERVICE + "Start", message) as answer:
             try:
                 stream = await _followed(answer)
                 assert stream.pid is not None
@@ -211,8 +199,8 @@ class GuestProcesses:
     async def attach_process(
         self, process: ProcessRef, *, replay: bool
     ) -> AsyncIterator[ProcessStream]:
-        message = msgspec.json.encode({"process": _selector(process), "replay": replay})
-        async with self._client.stream("/" + _SERVICE + "Connect", message) as answer:
+        message = {"process": _selector(process), "replay": replay}
+        async with self._client.stream(_SERVICE + "Connect", message) as answer:
             try:
                 stream = await _followed(answer)
             except RpcError as error:
@@ -221,12 +209,9 @@ class GuestProcesses:
 
     async def processes(self) -> list[ProcessInfo]:
         answer = await self._client.rpc(_SERVICE + "List", {}, limit=_LIST_BYTES)
-        try:
-            found = msgspec.json.decode(answer, type=_Processes).processes
-        except MALFORMED as error:
-            raise _malformed(str(error)) from error
+        found = decode(answer, _Processes).processes
         if len(found) + sum(len(each.config.args) for each in found) > _LIST_WORDS:
-            raise _malformed("too many processes")
+            raise malformed("too many processes")
         return [
             ProcessInfo(
                 pid=each.pid,
@@ -274,23 +259,23 @@ async def _followed(answer: AsyncIterator[bytes]) -> ProcessStream:
     try:
         async with asyncio.timeout(ANSWER_SEC) as limit:
             async for message in answer:
-                start = _decode(message).start
+                start = decode(message, _Message).event.start
                 if start is not None:
                     return ProcessStream(start.pid, _events(answer))
     except TimeoutError as error:
         if not limit.expired():
             raise
         raise GuestGone(SILENT, detail="no start event") from error
-    raise _malformed("no start event")
+    raise malformed("no start event")
 
 
 async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
     ended = False
     try:
         async for message in answer:
-            event = _decode(message)
+            event = decode(message, _Message).event
             if ended and (event.data is not None or event.end is not None):
-                raise _malformed("something after the end")
+                raise malformed("something after the end")
             if event.data is not None:
                 for channel, data in (
                     (Channel.STDOUT, event.data.stdout),
@@ -306,20 +291,9 @@ async def _events(answer: AsyncIterator[bytes]) -> AsyncIterator[ProcessEvent]:
     except RpcError as error:
         raise refusal(error) from error
     if not ended:
-        raise _malformed("no end event")
+        raise malformed("no end event")
 
 
 async def _not_started(reason: str, code: int) -> AsyncIterator[ProcessEvent]:
     yield Output(Channel.STDERR, f"{reason}\n".encode())
     yield Ended(code)
-
-
-def _decode(message: bytes) -> _Event:
-    try:
-        return _DECODE.decode(message).event
-    except MALFORMED as error:
-        raise _malformed(str(error)) from error
-
-
-def _malformed(detail: str) -> AgentError:
-    return AgentError("The sandbox sent a malformed answer", detail=detail)
