@@ -155,6 +155,16 @@ def test_many_processes_dying_at_once(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "words"), [(1, "hangup"), (11, "segmentation fault"), (15, "terminated"), (31, "31")]
+)
+def test_signals_have_words_up_to_sigterm_and_numbers_beyond(
+    agent: Agent, number: int, words: str
+) -> None:
+    with agent.start("sh", "-c", f"ulimit -c 0; kill -{number} $$") as stream:
+        assert stream.collect().end["status"] == f"signal: {words}"
+
+
+@pytest.mark.parametrize(
     ("name", "number", "words"), [("SIGKILL", 9, "killed"), ("SIGTERM", 15, "terminated")]
 )
 def test_signal_goes_to_the_whole_group(agent: Agent, name: str, number: int, words: str) -> None:

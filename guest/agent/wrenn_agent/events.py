@@ -12,25 +12,6 @@ from .process import Process
 
 KEEPALIVE = b'{"event":{"keepalive":{}}}'
 
-_SIGNAL_WORDS: dict[int, str] = {
-    signal.SIGHUP: "hangup",
-    signal.SIGINT: "interrupt",
-    signal.SIGQUIT: "quit",
-    signal.SIGILL: "illegal instruction",
-    signal.SIGTRAP: "trace/breakpoint trap",
-    signal.SIGABRT: "aborted",
-    signal.SIGBUS: "bus error",
-    signal.SIGFPE: "floating point exception",
-    signal.SIGKILL: "killed",
-    signal.SIGUSR1: "user defined signal 1",
-    signal.SIGSEGV: "segmentation fault",
-    signal.SIGUSR2: "user defined signal 2",
-    signal.SIGPIPE: "broken pipe",
-    signal.SIGALRM: "alarm clock",
-    signal.SIGTERM: "terminated",
-}
-
-
 _ENDED_WELL = (
     b'{"event":{"end":{"exitCode":0,"exited":true,"status":"exit status 0","durationMs":%.3f}}}'
 )
@@ -54,7 +35,7 @@ def ended(process: Process) -> bytes:
     event: fields.Message
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        words = f"signal: {_SIGNAL_WORDS.get(number, str(number))}"
+        words = f"signal: {_words(number)}"
         event = {"exitCode": 128 + number, "exited": False, "status": words, "signal": number}
     else:
         code = os.WEXITSTATUS(status)
@@ -65,3 +46,9 @@ def ended(process: Process) -> bytes:
     event["error"] = words
     event["durationMs"] = round(process.duration * 1000, 3)
     return dump({"event": {"end": event}})
+
+
+def _words(number: int) -> str:
+    """What the signals up to SIGTERM are called; later ones keep their number."""
+    words = signal.strsignal(number) if number <= signal.SIGTERM else None
+    return words.lower() if words else str(number)
