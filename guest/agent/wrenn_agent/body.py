@@ -20,18 +20,19 @@ class Body:
         self._expects_continue = head.headers.get("expect", "").lower() == "100-continue"
         self.finished = not self._chunked and self._left == 0
 
-    async def piece(self) -> bytes:
+    async def piece(self, limit: int = PIECE_SIZE) -> bytes:
         """The next bytes as they come, empty at the end; raises when the client goes away."""
         if self._left == 0 and not self.finished:
             await self._next_chunk()
         if self.finished:
             return b""
+        size = min(self._left, limit)
         if self._connection.buffer:
-            piece = bytes(self._connection.buffer[: self._left])
-            del self._connection.buffer[: self._left]
+            piece = bytes(self._connection.buffer[:size])
+            del self._connection.buffer[:size]
         else:
             await self._continue()
-            piece = await self._connection.take(min(self._left, PIECE_SIZE))
+            piece = await self._connection.take(size)
             if not piece:
                 raise Disconnected
         self._left -= len(piece)
@@ -44,14 +45,11 @@ class Body:
         parts: list[bytes] = []
         missing = count
         while missing > 0:
-            piece = await self.piece()
+            piece = await self.piece(missing)
             if not piece:
                 if missing == count:
                     return None
                 raise InvalidArgument("message is cut off")
-            if len(piece) > missing:
-                self._unread(piece[missing:])
-                piece = piece[:missing]
             parts.append(piece)
             missing -= len(piece)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -85,21 +83,11 @@ class Body:
                     self.finished = True
         return self.finished
 
-    def _unread(self, rest: bytes) -> None:
-        self._connection.buffer[:0] = rest
-        self._left += len(rest)
-        self.finished = False
-
     async def _continue(self) -> None:
         """Tell a client that waits for it to send the body."""
         if self._expects_continue:
             self._expects_continue = False
             await self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    async def _more(self) -> None:
-        await self._continue()
-        if not await self._connection.receive():
-            raise Disconnected
 
     async def _next_chunk(self) -> None:
         line = await self._line()
@@ -123,7 +111,9 @@ class Body:
         while (end := buffer.find(b"\r\n")) < 0:
             if len(buffer) > _LINE_LIMIT:
                 raise InvalidArgument("malformed chunk")
-            await self._more()
+            await self._continue()
+            if not await self._connection.receive():
+                raise Disconnected
         line = bytes(buffer[:end])
         del buffer[: end + 2]
         return line

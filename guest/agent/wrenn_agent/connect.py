@@ -10,7 +10,6 @@ from .errors import (
     AgentError,
     DeadlineExceeded,
     Disconnected,
-    Internal,
     InvalidArgument,
     PayloadTooLarge,
     Unimplemented,
@@ -65,7 +64,7 @@ def stream(loop: Loop, handler: StreamHandler) -> Callable[[Exchange], Awaitable
             raise
         except Exception as unexpected:
             report(unexpected)
-            error = Internal("internal error of the guest agent")
+            error = AgentError("internal error of the guest agent")
         finally:
             call.cancel_timers()
         await call.finish(error)
@@ -136,7 +135,8 @@ class StreamCall:
             if self.exchange.answered:
                 await self.exchange.connection.send(frames)
             else:
-                await self._send_first(frames)
+                headers = (("Content-Type", _STREAM_TYPE),)
+                await self.exchange.send_head(200, headers, None, frames)
             self._last_sent = time.monotonic()
             self.keepalive_due = False
 
@@ -180,10 +180,6 @@ class StreamCall:
         for timer in (self._keepalive, self._deadline):
             if timer is not None:
                 timer.cancel()
-
-    async def _send_first(self, frames: bytes) -> None:
-        headers = (("Content-Type", _STREAM_TYPE),)
-        await self.exchange.send_head(200, headers, None, frames)
 
     def _put_frame(self, flags: int, payload: bytes) -> None:
         size = len(payload)

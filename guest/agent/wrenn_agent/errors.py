@@ -2,7 +2,7 @@
 
 AgentError
 ├── InvalidArgument, Unauthenticated, PermissionDenied, NotFound, AlreadyExists,
-│   FailedPrecondition, ResourceExhausted, DeadlineExceeded, Unimplemented, Internal
+│   FailedPrecondition, ResourceExhausted, DeadlineExceeded, Unimplemented
 └── refusals of the HTTP layer: MethodNotAllowed, RequestTimeout, PayloadTooLarge,
     UnsupportedMedia, RangeNotSatisfiable, HeadersTooLarge, NoSpace
 Disconnected: the peer has gone, nobody is left to be told.
@@ -15,7 +15,7 @@ import os
 
 
 class AgentError(Exception):
-    """A refusal or failure that is told to the caller."""
+    """A refusal or failure that is told to the caller; as it is where it has no better name."""
 
     code = "internal"
     status = 500
@@ -79,10 +79,6 @@ class Unimplemented(AgentError):
     """A method or encoding that this agent does not speak."""
 
     code, status = "unimplemented", 501
-
-
-class Internal(AgentError):
-    """Anything that has no better name."""
 
 
 class MethodNotAllowed(AgentError):
@@ -162,5 +158,5 @@ _BY_ERRNO: dict[int, type[AgentError]] = {
 
 def from_os_error(error: OSError, what: str) -> AgentError:
     """Translate `error` for the caller; `what` names the thing it happened to."""
-    kind = _BY_ERRNO.get(error.errno or 0, Internal)
+    kind = _BY_ERRNO.get(error.errno or 0, AgentError)
     return kind(f"{what}: {os.strerror(error.errno).lower() if error.errno else 'failed'}")

@@ -14,7 +14,6 @@ from .errors import (
     DeadlineExceeded,
     Disconnected,
     HeadersTooLarge,
-    Internal,
     MethodNotAllowed,
     NotFound,
 )
@@ -124,7 +123,7 @@ class Server:
             await self._reply_error(exchange, error)
         except Exception as unexpected:
             report(unexpected)
-            await self._reply_error(exchange, Internal("internal error of the guest agent"))
+            await self._reply_error(exchange, AgentError("internal error of the guest agent"))
         if exchange.reusable:
             return True
         if not connection.torn and not exchange.body.finished:
