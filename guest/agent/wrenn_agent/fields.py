@@ -10,6 +10,12 @@ import json
 
 from .errors import InvalidArgument
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 Message = dict[str, object]
 
 
@@ -24,14 +30,16 @@ def parse(data: bytes) -> Message:
     return value
 
 
-def text(message: Message, name: str, default: str = "") -> str:
-    """A string."""
+def _field(message: Message, name: str, kind: type[T], wanted: str) -> T | None:
     value = message.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{name} must be a string")
+    if value is not None and not isinstance(value, kind):
+        raise InvalidArgument(f"{name} must be {wanted}")
     return value
+
+
+def text(message: Message, name: str) -> str:
+    """A string."""
+    return _field(message, name, str, "a string") or ""
 
 
 def path(message: Message, name: str) -> str:
@@ -56,39 +64,27 @@ def number(message: Message, name: str, default: int = 0) -> int:
 
 def flag(message: Message, name: str, default: bool = False) -> bool:
     """A boolean."""
-    value = message.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise InvalidArgument(f"{name} must be true or false")
-    return value
+    value = _field(message, name, bool, "true or false")
+    return default if value is None else value
 
 
 def nested(message: Message, name: str) -> Message | None:
     """An object, None when absent."""
-    value = message.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise InvalidArgument(f"{name} must be an object")
-    return value
+    return _field(message, name, dict, "an object")
 
 
 def texts(message: Message, name: str) -> list[str]:
     """A list of strings."""
-    value = message.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    value = _field(message, name, list, "a list of strings") or []
+    if not all(isinstance(item, str) for item in value):
         raise InvalidArgument(f"{name} must be a list of strings")
     return value
 
 
 def text_map(message: Message, name: str) -> dict[str, str]:
     """An object whose values are strings."""
-    value = nested(message, name)
-    if value is None:
-        return {}
     result: dict[str, str] = {}
-    for key, item in value.items():
+    for key, item in (nested(message, name) or {}).items():
         if not isinstance(item, str):
             raise InvalidArgument(f"{name}.{key} must be a string")
         result[key] = item
@@ -97,11 +93,9 @@ def text_map(message: Message, name: str) -> dict[str, str]:
 
 def data(message: Message, name: str) -> bytes | None:
     """Bytes in base64 (standard or URL-safe alphabet, padding optional), None when absent."""
-    value = message.get(name)
+    value = _field(message, name, str, "base64 text")
     if value is None:
         return None
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{name} must be base64 text")
     standard = value.replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return binascii.a2b_base64(standard + "=" * (-len(standard) % 4), strict_mode=True)
