@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from binascii import hexlify
 from contextlib import suppress
 
 from . import fields
@@ -18,6 +19,7 @@ from .errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     ResourceExhausted,
     from_os_error,
 )
@@ -26,9 +28,10 @@ from .fields import Message
 from .files import as_asked, parse_mode
 from .loop import Loop
 from .users import ROOT, ActingAs, Names, User, Users
-from .watch import DESCRIBED, DirectoryWatch, Event, Watchers
+from .watch import DESCRIBED, DirectoryWatch, Event
 
 MAX_ENTRIES = 20_000
+MAX_WATCHERS = 256
 _ENTRIES_PER_BREATH = 200
 
 
@@ -39,7 +42,7 @@ class FilesystemService:
         self._loop = loop
         self._auth = auth
         self._users = users
-        self._watchers = Watchers(loop)
+        self._watchers: dict[str, DirectoryWatch] = {}
 
     async def stat(self, exchange: Exchange, message: Message) -> Message:
         """Describe one file."""
@@ -133,18 +136,29 @@ class FilesystemService:
 
     async def create_watcher(self, exchange: Exchange, message: Message) -> Message:
         """Collect what happens in a directory, to be fetched by `get_watcher_events`."""
-        return {"watcherId": self._watchers.add(lambda: self._open_watch(exchange, message))}
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise ResourceExhausted(f"more than {MAX_WATCHERS} watchers")
+        watch = self._open_watch(exchange, message)
+        watcher_id = "w" + hexlify(os.urandom(8)).decode()
+        self._watchers[watcher_id] = watch
+        return {"watcherId": watcher_id}
 
     async def get_watcher_events(self, _exchange: Exchange, message: Message) -> Message:
         """What has happened since the last call."""
-        watch = self._watchers.find(fields.text(message, "watcherId"))
+        watch = self._watchers[self._watcher_id(message)]
         events: list[object] = [*await self._shown(watch, watch.take())]
         return {"events": events}
 
     async def remove_watcher(self, _exchange: Exchange, message: Message) -> Message:
         """Stop a watcher."""
-        self._watchers.remove(fields.text(message, "watcherId"))
+        self._watchers.pop(self._watcher_id(message)).close()
         return {}
+
+    def _watcher_id(self, message: Message) -> str:
+        watcher_id = fields.text(message, "watcherId")
+        if watcher_id not in self._watchers:
+            raise NotFound(f"watcher {watcher_id!r} does not exist")
+        return watcher_id
 
     def _path(self, exchange: Exchange, message: Message, field: str) -> tuple[User, str]:
         user = self._auth.user_of(exchange)

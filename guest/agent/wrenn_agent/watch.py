@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import select
 import struct
-from binascii import hexlify
 from collections import deque
 
-from .errors import NotFound, ResourceExhausted
 from .loop import Loop, Notice
 from .syscalls import inotify_add_watch, inotify_init, inotify_rm_watch
 from .upload import CREATING_PREFIX, REPLACING_PREFIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .users import User
 
 Event = tuple[str, str]
@@ -24,7 +20,6 @@ Event = tuple[str, str]
 
 MAX_PENDING = 8192
 """Events kept for a slow reader; what comes on top stays with the kernel, and is dropped there."""
-MAX_WATCHERS = 256
 _READ_SIZE = 64 * 1024
 _HEADER = struct.Struct("iIII")
 
@@ -136,25 +131,17 @@ class DirectoryWatch:
             self._upload = (cookie, not name.startswith(CREATING_PREFIX))
             return
         if mask & _MOVED_TO and self._upload[0] == cookie:
-            self._put_upload(path, replaces=self._upload[1])
+            kinds = (WRITTEN,) if self._upload[1] else (CREATED, CHANGED, WRITTEN)
+            self._events.extend((path, kind) for kind in kinds)
             return
         for bit, kind in _NAMES.items():
             if mask & bit:
-                self._put(path or ".", kind)
+                self._events.append((path or ".", kind))
         if self._recursive and mask & _IS_DIRECTORY and name:
             if mask & _MOVED_FROM:
                 self._drop_below(path)
             elif mask & (_CREATE | _MOVED_TO):
                 self._follow(path, announce=bool(mask & _CREATE))
-
-    def _put(self, path: str, kind: str) -> None:
-        self._events.append((path, kind))
-
-    def _put_upload(self, path: str, replaces: bool) -> None:
-        if not replaces:
-            self._put(path, CREATED)
-            self._put(path, CHANGED)
-        self._put(path, WRITTEN)
 
     def _follow(self, path: str, announce: bool) -> None:
         try:
@@ -176,7 +163,7 @@ class DirectoryWatch:
                 for entry in entries:
                     below = os.path.join(folder, entry.name)
                     if announce:
-                        self._put(below, CREATED)
+                        self._events.append((below, CREATED))
                     if entry.is_dir(follow_symlinks=False):
                         self._add(below)
                         pending.append(below)
@@ -187,31 +174,3 @@ class DirectoryWatch:
             if folder == path or folder.startswith(inside):
                 inotify_rm_watch(self._fd, watch)
                 del self._folders[watch]
-
-
-class Watchers:
-    """Watches that are read by polling, by id."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._watches: dict[str, DirectoryWatch] = {}
-
-    def add(self, open_watch: Callable[[], DirectoryWatch]) -> str:
-        """Keep a new watch; returns its id."""
-        if len(self._watches) >= MAX_WATCHERS:
-            raise ResourceExhausted(f"more than {MAX_WATCHERS} watchers")
-        watch = open_watch()
-        watcher_id = "w" + hexlify(os.urandom(8)).decode()
-        self._watches[watcher_id] = watch
-        return watcher_id
-
-    def find(self, watcher_id: str) -> DirectoryWatch:
-        """The watch with this id; raises NotFound."""
-        if watcher_id not in self._watches:
-            raise NotFound(f"watcher {watcher_id!r} does not exist")
-        return self._watches[watcher_id]
-
-    def remove(self, watcher_id: str) -> None:
-        """Stop a watch; raises NotFound."""
-        self.find(watcher_id).close()
-        del self._watches[watcher_id]
