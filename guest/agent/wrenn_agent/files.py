@@ -24,7 +24,7 @@ from .users import ActingAs, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from .multipart import Source
 
@@ -34,7 +34,6 @@ SMALL = 64 * 1024
 _READ_BEFORE = 1024 * 1024
 """Bytes of such a file that are read before; one with more is sent without a length."""
 _METADATA_HEADER = "x-metadata-"
-_UNSATISFIABLE = -1
 
 
 class Files:
@@ -74,17 +73,32 @@ class Files:
 
         Files are made as root and given to `owner` or the acting user. `mode` is octal.
         """
-        into = self._target(exchange)
+        query = exchange.head.query
+        user = self._auth.user_of(exchange)
+        name, mode = query.get("owner", ""), parse_mode(query)
+        owner = self._auth.user(name) if name else user
+        metadata = _metadata(exchange)
+
+        async def receive(content: Source, path: str) -> str:
+            if path.endswith("/"):
+                raise InvalidArgument("path names a directory")
+            path = user.resolve(path)
+            with AtomicFile(self._loop, path, owner, mode) as file:
+                while piece := await content.piece():
+                    file.write(piece)
+                await file.commit(metadata)
+            return path
+
         source = _decoded(exchange)
-        path = exchange.head.query.get("path")
         media_type = exchange.head.media_type
         if media_type == "multipart/form-data":
-            written = await _receive_form(exchange, source, into, path)
+            reader = MultipartReader(source, exchange.headers.get("content-type", ""))
+            written = await _receive_form(reader, query.get("path"), receive)
         elif media_type == "application/octet-stream":
-            written = [await _receive_file(exchange, source, into, path or "")]
+            written = [await receive(source, query.get("path", ""))]
         else:
             raise UnsupportedMedia("send multipart/form-data or application/octet-stream")
-        await exchange.reply(200, _listing(written, into, _metadata(exchange)))
+        await exchange.reply(200, _listing(written, as_asked(name, mode), metadata))
 
     async def _send_unmeasured(
         self, exchange: Exchange, fd: int, path: str, content: bytes
@@ -98,27 +112,6 @@ class Files:
             await self._loop.breathe()
             content = _read(fd, path, SMALL)
         await exchange.send_chunk(b"")
-
-    def _target(self, exchange: Exchange) -> _Target:
-        user = self._auth.user_of(exchange)
-        name, mode = exchange.head.query.get("owner", ""), parse_mode(exchange.head.query)
-        owner = self._auth.user(name) if name else user
-        return _Target(self._loop, user, owner, mode, as_asked(name, mode))
-
-
-class _Target:
-    """Whose home relative paths start from, and what a file gets that is written."""
-
-    __slots__ = ("asked", "loop", "mode", "owner", "user")
-
-    def __init__(
-        self, loop: Loop, user: User, owner: User, mode: int | None, asked: dict[str, object]
-    ) -> None:
-        self.loop = loop
-        self.user = user
-        self.owner = owner
-        self.mode = mode
-        self.asked = asked
 
 
 def parse_mode(message: Mapping[str, object]) -> int | None:
@@ -140,9 +133,8 @@ def as_asked(owner: str, mode: int | None) -> dict[str, object]:
 
 
 async def _receive_form(
-    exchange: Exchange, source: Source, into: _Target, path: str | None
+    reader: MultipartReader, path: str | None, receive: Callable[[Source, str], Awaitable[str]]
 ) -> list[str]:
-    reader = MultipartReader(source, exchange.headers.get("content-type", ""))
     written: list[str] = []
     while (part := await reader.next_part()) is not None:
         if part.name != "file":
@@ -150,22 +142,10 @@ async def _receive_form(
         if path is not None and written:
             raise InvalidArgument("with `path` there must be exactly one part `file`")
         target = part.filename if path is None else path
-        written.append(await _receive_file(exchange, reader, into, target or ""))
+        written.append(await receive(reader, target or ""))
     if not written:
         raise InvalidArgument("the form has no part `file`")
     return written
-
-
-async def _receive_file(exchange: Exchange, source: Source, into: _Target, path: str) -> str:
-    if path.endswith("/"):
-        raise InvalidArgument("path names a directory")
-    path = into.user.resolve(path)
-    metadata = _metadata(exchange)
-    with AtomicFile(into.loop, path, into.owner, into.mode) as file:
-        while piece := await source.piece():
-            file.write(piece)
-        await file.commit(metadata)
-    return path
 
 
 def _decoded(exchange: Exchange) -> Source:
@@ -188,10 +168,9 @@ def _metadata(exchange: Exchange) -> dict[str, bytes]:
     return metadata
 
 
-def _listing(written: list[str], into: _Target, metadata: dict[str, bytes]) -> bytes:
+def _listing(written: list[str], asked: dict[str, object], metadata: dict[str, bytes]) -> bytes:
     kept = {name: value.decode("utf-8", "replace") for name, value in metadata.items()}
-    extra: dict[str, object] = {"metadata": kept} if kept else {}
-    extra |= into.asked
+    extra = {"metadata": kept, **asked} if kept else asked
     entries = [
         {"path": shown(path), "name": shown(os.path.basename(path)), "type": "file", **extra}
         for path in written
@@ -247,24 +226,24 @@ def _select_range(exchange: Exchange, size: int) -> tuple[int, int, int, Headers
     if selected is None:
         return 200, 0, size, ()
     start, count = selected
-    if start == _UNSATISFIABLE:
-        raise RangeNotSatisfiable(f"the file has {size} bytes")
     return 206, start, count, (("Content-Range", f"bytes {start}-{start + count - 1}/{size}"),)
 
 
 def parse_range(value: str, size: int) -> tuple[int, int] | None:
-    """First byte and number of bytes; None to ignore the header, (-1, 0) when outside the file."""
+    """First byte and number of bytes; None to ignore the header; raises RangeNotSatisfiable."""
     unit, _, text = value.partition("=")
     first, dash, last = text.strip().partition("-")
     if unit.strip().lower() != "bytes" or not dash or not (first + last).isdigit():
         return None  # other units, several ranges, nonsense: the whole file is a valid answer
     if not first:
-        count = min(int(last), size)
-        return (size - count, count) if count else (_UNSATISFIABLE, 0)
-    start, end = int(first), min(int(last), size - 1) if last else size - 1
-    if last and int(last) < start:
+        start, end = max(size - int(last), 0), size - 1
+    elif last and int(last) < int(first):
         return None
-    return (start, end - start + 1) if start < size else (_UNSATISFIABLE, 0)
+    else:
+        start, end = int(first), min(int(last), size - 1) if last else size - 1
+    if start >= size:
+        raise RangeNotSatisfiable(f"the file has {size} bytes")
+    return start, end - start + 1
 
 
 def _http_date(seconds: float) -> str:
