@@ -44,13 +44,22 @@ _TRIES = 3
 class CommandGroup:
     """The control group of one command; its files stay open, since it is used again and again."""
 
-    __slots__ = ("events", "max_processes", "name", "procs")
+    __slots__ = ("_groups", "events", "max_processes", "name", "procs")
 
-    def __init__(self, name: str, procs: int, events: int) -> None:
+    def __init__(self, groups: CommandGroups, name: str, procs: int, events: int) -> None:
+        self._groups = groups
         self.name = name
         self.procs = procs
         self.events = events
         self.max_processes = 0
+
+    def kill(self) -> None:
+        """Send SIGKILL to everything in it, whatever that has become since; raises OSError."""
+        _write(self._groups.root, f"{_COMMANDS}/{self.name}/cgroup.kill", b"1")
+
+    def release(self) -> None:
+        """Its command has ended; what that left running in it goes on."""
+        self._groups.used.append(self)
 
     def close(self) -> None:
         """Close its files."""
@@ -61,19 +70,19 @@ class CommandGroup:
 class CommandGroups:
     """Groups for commands, made when needed and used again once they are empty.
 
-    To start a command the agent itself goes into the command's group for a moment (`enter`,
-    `leave`): a process is born where its parent is, so it cannot outrun its limits.
+    As a context the agent itself is in an empty group, and in its namespace, to start a command: a
+    process is born where its parent is, so it cannot outrun its limits.
     """
 
     def __init__(self, root: int, own_namespace: int, namespace: int) -> None:
         """`root` is a descriptor of the hierarchy's root, the namespaces are its and commands'."""
-        self._root = root
+        self.root = root
         self._own_namespace = own_namespace
         self._namespace = namespace
         self._home = self._open(f"{_AGENT}/cgroup.procs", os.O_WRONLY)
         self._freezer = self._open(f"{_COMMANDS}/cgroup.freeze", os.O_RDWR)
         self._count = 0
-        self._used: deque[CommandGroup] = deque()
+        self.used: deque[CommandGroup] = deque()
         """Groups whose commands have ended; something may go on running in them."""
         self._wanted = (0, 0)
         self._max_processes = 0
@@ -108,9 +117,10 @@ class CommandGroups:
         """Bound all commands together: number of processes, and bytes of memory they leave free."""
         if (processes, reserved) == self._wanted:
             return
-        memory = max(_total_memory() - reserved, reserved)
-        _write_if_there(self._root, f"{_COMMANDS}/pids.max", b"%d" % processes)
-        _write_if_there(self._root, f"{_COMMANDS}/memory.max", b"%d" % memory)
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = max(total - reserved, reserved)
+        _write_if_there(self.root, f"{_COMMANDS}/pids.max", b"%d" % processes)
+        _write_if_there(self.root, f"{_COMMANDS}/memory.max", b"%d" % memory)
         self._max_processes = processes - processes // _LEFT_TO_OTHERS
         self._wanted = (processes, reserved)
 
@@ -123,8 +133,8 @@ class CommandGroups:
         }
         return {name: number for name, number in found.items() if number is not None}
 
-    def enter(self) -> CommandGroup:
-        """Go into an empty group and into its namespace; raises ResourceExhausted, at home then."""
+    def __enter__(self) -> CommandGroup:
+        """Go into an empty group; raises ResourceExhausted, at home then."""
         for _ in range(_TRIES):
             group = self._take()
             try:
@@ -133,15 +143,15 @@ class CommandGroups:
                 enter_cgroup_namespace(self._namespace)
             except OSError as error:
                 failure = error
-                self.leave()
+                self.__exit__()
                 group.close()  # divided or made unusable by what ran in it: never taken again
             else:
                 return group
         raise ResourceExhausted("no control group can be used for the command") from failure
 
     def _take(self) -> CommandGroup:
-        for _ in range(min(_LOOKED_AT, len(self._used))):
-            group = self._used.popleft()
+        for _ in range(min(_LOOKED_AT, len(self.used))):
+            group = self.used.popleft()
             try:
                 events = os.pread(group.events, 4096, 0)
             except OSError:
@@ -149,7 +159,7 @@ class CommandGroups:
                 continue
             if b"populated 0" in events and b"frozen 0" in events:
                 return self._bounded(group)
-            self._used.append(group)
+            self.used.append(group)
         try:
             return self._bounded(self._new())
         except OSError as error:
@@ -158,20 +168,16 @@ class CommandGroups:
     def _new(self) -> CommandGroup:
         self._count += 1
         name = f"command-{self._count}"
-        _make_directory(f"{_COMMANDS}/{name}", self._root)
+        _make_directory(f"{_COMMANDS}/{name}", self.root)
         procs = self._open(f"{_COMMANDS}/{name}/cgroup.procs", os.O_WRONLY)
         try:
             events = self._open(f"{_COMMANDS}/{name}/cgroup.events", os.O_RDONLY)
         except OSError:
             os.close(procs)
             raise
-        return CommandGroup(name, procs, events)
+        return CommandGroup(self, name, procs, events)
 
-    def give_back(self, group: CommandGroup) -> None:
-        """The command of this group has ended."""
-        self._used.append(group)
-
-    def leave(self) -> None:
+    def __exit__(self, *_exc: object) -> None:
         """Go home; the next start tries again where that fails."""
         try:
             enter_cgroup_namespace(self._own_namespace)
@@ -179,14 +185,10 @@ class CommandGroups:
         except OSError as error:
             report(error)
 
-    def kill(self, group: CommandGroup) -> None:
-        """Send SIGKILL to everything in a group, whatever it has become since; raises OSError."""
-        _write(self._root, f"{_COMMANDS}/{group.name}/cgroup.kill", b"1")
-
     def _bounded(self, group: CommandGroup) -> CommandGroup:
         if group.max_processes != self._max_processes:
             path = f"{_COMMANDS}/{group.name}/pids.max"
-            _write_if_there(self._root, path, b"%d" % self._max_processes)
+            _write_if_there(self.root, path, b"%d" % self._max_processes)
             group.max_processes = self._max_processes
         return group
 
@@ -197,20 +199,13 @@ class CommandGroups:
 
     def _number(self, path: str) -> int | None:
         try:
-            value = self._read(path).strip()
+            value = _read(self.root, path).strip()
         except OSError:
             return None
         return int(value) if value.isdigit() else None
 
-    def _read(self, path: str) -> bytes:
-        fd = self._open(path, os.O_RDONLY)
-        try:
-            return os.read(fd, 4096)
-        finally:
-            os.close(fd)
-
     def _open(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, dir_fd=self._root)
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=self.root)
 
 
 def _make_directory(path: str, root: int) -> None:
@@ -221,17 +216,20 @@ def _make_directory(path: str, root: int) -> None:
 
 
 def _enable_controllers(root: int, group: str, only: tuple[str, ...] | None = None) -> None:
-    fd = os.open(f"{group}/cgroup.controllers", os.O_RDONLY, dir_fd=root)
-    try:
-        offered = os.read(fd, 4096).decode().split()
-    finally:
-        os.close(fd)
-    for name in offered:
+    for name in _read(root, f"{group}/cgroup.controllers").decode().split():
         if only is None or name in only:
             try:
                 _write(root, f"{group}/cgroup.subtree_control", f"+{name}".encode())
             except OSError as error:
                 report(error)
+
+
+def _read(root: int, path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY, dir_fd=root)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def _write(root: int, path: str, value: bytes) -> None:
@@ -249,7 +247,3 @@ def _write_if_there(root: int, path: str, value: bytes) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             report(error)
-
-
-def _total_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -69,7 +69,7 @@ class Processes:
         killed = False
         if number == signal.SIGKILL and process.group is not None:
             with contextlib.suppress(OSError):  # root in the guest can remove groups
-                self._spawner.kill(process.group)
+                process.group.kill()
                 killed = True
         try:
             process.signal_group(number)  # it may have moved to another control group
@@ -109,7 +109,8 @@ class Processes:
 
     def _on_end(self, process: Process) -> None:
         del self._running[process.pid]
-        self._spawner.release(process.group)
+        if process.group is not None:
+            process.group.release()
         self._unheard[process.pid] = process
         oldest = next(iter(self._unheard.values()))
         if len(self._unheard) > _KEPT_ENDED or oldest.ended_before(_KEPT_SECONDS):

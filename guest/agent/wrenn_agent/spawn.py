@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import termios
+from contextlib import nullcontext
 
 from .errors import (
     AgentError,
@@ -85,20 +86,6 @@ class Spawned:
         """File descriptor to channel."""
 
 
-class InGroup:
-    """Context in which what is started is born in an empty group, where there are any groups."""
-
-    def __init__(self, groups: CommandGroups | None) -> None:
-        self._groups = groups
-
-    def __enter__(self) -> CommandGroup | None:
-        return None if self._groups is None else self._groups.enter()
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._groups is not None:
-            self._groups.leave()
-
-
 class Spawner:
     """Starts commands; `guard_memory`: they get an OOM score of their own (needs privileges).
 
@@ -127,7 +114,7 @@ class Spawner:
         kept: list[int] = []  # closed on failure: the agent's ends
         group: CommandGroup | None = None
         try:
-            with InGroup(self._groups) as group, ActingAs(command.user):
+            with self._groups or nullcontext() as group, ActingAs(command.user):
                 actions, input_fd, outputs = (
                     self._pipes(command, opened, kept)
                     if command.size is None
@@ -137,7 +124,8 @@ class Spawner:
         except (OSError, AgentError) as error:
             for fd in kept:
                 os.close(fd)
-            self.release(group)
+            if group is not None:
+                group.release()
             if isinstance(error, OSError):
                 raise from_os_error(error, "cannot start process") from error
             raise
@@ -145,16 +133,6 @@ class Spawner:
             for fd in opened:
                 os.close(fd)
         return Spawned(pid, group, input_fd, outputs)
-
-    def kill(self, group: CommandGroup) -> None:
-        """Send SIGKILL to everything in a command's group; raises OSError."""
-        if self._groups is not None:
-            self._groups.kill(group)
-
-    def release(self, group: CommandGroup | None) -> None:
-        """A command has ended; what it left running in its group goes on."""
-        if self._groups is not None and group is not None:
-            self._groups.give_back(group)
 
     def _pipes(
         self, command: Command, opened: list[int], kept: list[int]
