@@ -150,7 +150,7 @@ async def test_forms_in_pieces_of_any_size(contents: list[bytes], size: int) -> 
     reader = MultipartReader(Pieces(body + b"--b--\r\n", size), "multipart/form-data; boundary=b")
     seen: list[bytes] = []
     while (part := await reader.next_part()) is not None:
-        assert part.name == "n"
+        assert part == ("n", None)
         content = b""
         while piece := await reader.piece():
             content += piece

@@ -36,26 +36,16 @@ DEFAULT_PORT = 49983
 _OPEN_FILES = 8192
 
 
-class Options:
-    """The command line; `home` is root's home directory, None for that of /etc/passwd."""
-
-    def __init__(self, vm: bool, host: str, port: int, home: str | None) -> None:
-        self.vm = vm
-        self.host = host
-        self.port = port
-        self.home = home
-
-
 def main(arguments: list[str]) -> int:
     """Run the agent until it is told to stop (in a VM: for ever); returns the exit status."""
-    options = parse_options(arguments)
+    vm, host, port, home = parse_options(arguments)
     _open_standard_files()
     os.umask(0o022)
     os.chdir("/")
     loop = Loop()
     machine: Machine | None = None
     groups: CommandGroups | None = None
-    if options.vm:
+    if vm:
         from . import boot
         from . import machine as machine_module
 
@@ -64,10 +54,10 @@ def main(arguments: list[str]) -> int:
     else:
         become_subreaper()
         _raise_open_files()
-    processes = Processes(loop, Spawner(guard_memory=options.vm, groups=groups))
-    _handle_signals(loop, processes, stoppable=not options.vm)
-    server = _build_server(loop, processes, options, machine, groups)
-    port = server.listen(options.host, options.port)
+    processes = Processes(loop, Spawner(guard_memory=vm, groups=groups))
+    _handle_signals(loop, processes, stoppable=not vm)
+    server = _build_server(loop, processes, home, machine, groups)
+    port = server.listen(host, port)
     gc.collect()
     gc.freeze()  # what exists now lives for ever: never walk through it again
     os.write(1, json.dumps({"port": port}).encode() + b"\n")
@@ -76,8 +66,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parse_options(arguments: list[str]) -> Options:
-    """`[--vm] [--host ADDRESS] [--port N] [--home DIR]`; exits with a message on anything else."""
+def parse_options(arguments: list[str]) -> tuple[bool, str, int, str | None]:
+    """`[--vm] [--host ADDRESS] [--port N] [--home DIR]`; exits with a message on anything else.
+
+    `home` is root's home directory, None for that of /etc/passwd.
+    """
     values = {"--host": "", "--port": str(DEFAULT_PORT), "--home": ""}
     vm = False
     rest = iter(arguments)
@@ -95,17 +88,17 @@ def parse_options(arguments: list[str]) -> Options:
         sys.exit("--vm takes over the whole machine: only its first process may do so")
     host = values["--host"] or ("0.0.0.0" if vm else "127.0.0.1")
     home = os.path.abspath(values["--home"]) if values["--home"] else None
-    return Options(vm, host, int(values["--port"]), home)
+    return vm, host, int(values["--port"]), home
 
 
 def _build_server(
     loop: Loop,
     processes: Processes,
-    options: Options,
+    home: str | None,
     machine: Machine | None,
     groups: CommandGroups | None,
 ) -> Server:
-    users = Users(options.home)
+    users = Users(home)
     auth = Auth(users)
     environment = Environment()
     life = Life(auth, environment, Metrics(groups), machine)
@@ -167,11 +160,8 @@ def _handle_signals(loop: Loop, processes: Processes, stoppable: bool) -> None:
     loop.register(ours.fileno(), select.EPOLLIN, on_signals)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ignore)
-
-
-def _ignore(_number: int, _frame: object) -> None:
-    """The wake-up descriptor has carried the signal already."""
+        # not ignored, which would send nothing; the wake-up descriptor has carried it already
+        signal.signal(number, lambda _number, _frame: None)
 
 
 def _open_standard_files() -> None:

@@ -137,11 +137,12 @@ async def _receive_form(
 ) -> list[str]:
     written: list[str] = []
     while (part := await reader.next_part()) is not None:
-        if part.name != "file":
+        name, filename = part
+        if name != "file":
             continue
         if path is not None and written:
             raise InvalidArgument("with `path` there must be exactly one part `file`")
-        target = part.filename if path is None else path
+        target = filename if path is None else path
         written.append(await receive(reader, target or ""))
     if not written:
         raise InvalidArgument("the form has no part `file`")

@@ -22,16 +22,6 @@ _BROWSER_ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n", "%0d": "\r", "%0a": "\
 """What HTML forms escape in names; a percent sign itself is not escaped there."""
 
 
-class Part:
-    """The head of a part; names are text with surrogates for bytes that are no UTF-8."""
-
-    __slots__ = ("filename", "name")
-
-    def __init__(self, name: str, filename: str | None) -> None:
-        self.name = name
-        self.filename = filename
-
-
 class MultipartReader:
     """Call `next_part()`, then `piece()` until it is empty, and so on until there is no part."""
 
@@ -42,10 +32,14 @@ class MultipartReader:
         self._source = source
         self._delimiter = b"\r\n--" + boundary.encode("utf-8", "surrogateescape")
         self._buffer = bytearray(b"\r\n")
+        self._skip = 0
         self._in_part = True  # what comes before the first delimiter is skipped like a part
 
-    async def next_part(self) -> Part | None:
-        """Skip to the next part; None after the last."""
+    async def next_part(self) -> tuple[str, str | None] | None:
+        """Skip to the next part; its name and that of its file, None after the last.
+
+        Names have surrogates for bytes that are no UTF-8.
+        """
         while await self.piece():
             pass
         while len(self._buffer) < 2:
@@ -63,7 +57,12 @@ class MultipartReader:
         self._buffer[:0] = b"\r\n"  # lets the delimiter of an empty part be found
         self._skip = 2
         self._in_part = True
-        return _parse_part(lines)
+        for line in lines:
+            header, _, value = line.partition(":")
+            if header.strip().lower() == "content-disposition":
+                parameters = parse_parameters(value)[1]
+                return parameters.get("name", ""), _filename(parameters)
+        return "", None
 
     async def piece(self) -> bytes:
         """The next bytes of the part, empty at its end."""
@@ -84,8 +83,6 @@ class MultipartReader:
             if not complete:
                 await self._more()
         return b""
-
-    _skip = 0
 
     async def _more(self) -> None:
         data = await self._source.piece()
@@ -119,15 +116,6 @@ def _quoted(text: str) -> tuple[str, str]:
         content.append(text[position])
         position += 1
     return "".join(content), text[position + 1 :].lstrip(" \t;")
-
-
-def _parse_part(lines: list[str]) -> Part:
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-disposition":
-            parameters = parse_parameters(value)[1]
-            return Part(parameters.get("name", ""), _filename(parameters))
-    return Part("", None)
 
 
 def _filename(parameters: dict[str, str]) -> str | None:
