@@ -80,11 +80,15 @@ class _Build:
         self._cache = StepCache(paths.cache)
 
     def run(self, store: ImageStore) -> Manifest:
+        recipe = self._recipe
+        files = msgspec.json.encode(disk.GUEST_FILES, order="sorted").decode()
+        steps = (
+            ("disk", (*recipe.packages, str(recipe.machine.disk_mb), files), self._make_disk),
+            ("kernel", (msgspec.json.encode(recipe.kernel).decode(),), self._make_kernel),
+            ("runtime", recipe.runtime.packages, self._make_runtime),
+        )
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            root = pool.submit(self._cached, "disk", self._disk_inputs(), self._make_disk)
-            kernel = pool.submit(self._cached, "kernel", self._kernel_inputs(), self._make_kernel)
-            base = pool.submit(self._cached, "runtime", self._runtime_inputs(), self._make_runtime)
-            parts = root.result(), kernel.result(), base.result()
+            parts = list(pool.map(lambda step: self._cached(*step), steps))
         with store.staging() as made:
             return self._assemble(store, made, *parts)
 
@@ -122,12 +126,7 @@ class _Build:
             disk_mb=machine.disk_mb,
         )
 
-    # Cached steps: each has its inputs, and a function that fills an empty directory.
-
-    def _disk_inputs(self) -> tuple[str, ...]:
-        recipe = self._recipe
-        extra = msgspec.json.encode(disk.GUEST_FILES, order="sorted").decode()
-        return (*self._sources(), *recipe.packages, str(recipe.machine.disk_mb), extra)
+    # Cached steps: each fills an empty directory.
 
     def _make_disk(self, made: Path) -> None:
         archive = made / "root.tar"
@@ -138,16 +137,10 @@ class _Build:
             disk.make_disk(archive, self._recipe.machine.disk_mb, made / "disk")
             archive.unlink()
 
-    def _kernel_inputs(self) -> tuple[str, ...]:
-        return (*self._sources(), msgspec.json.encode(self._recipe.kernel).decode())
-
     def _make_kernel(self, made: Path) -> None:
         kernel = self._recipe.kernel
         with self._timed("kernel"), self._unpacked(made, kernel.package, kernel.busybox) as root:
             initrd.extract(root, kernel, made)
-
-    def _runtime_inputs(self) -> tuple[str, ...]:
-        return (*self._sources(), *self._recipe.runtime.packages)
 
     def _make_runtime(self, made: Path) -> None:
         wanted = self._recipe.runtime.packages
@@ -161,11 +154,9 @@ class _Build:
             packages.unpack(self._recipe.suite, wanted, self._mirror, root)
             yield root
 
-    def _sources(self) -> tuple[str, ...]:
-        return (_CACHE_FORMAT, self._recipe.suite, self._mirror or "")
-
     def _cached(self, step: str, inputs: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-        path, cached = self._cache.get(step, inputs, make)
+        sources = (_CACHE_FORMAT, self._recipe.suite, self._mirror or "")
+        path, cached = self._cache.get(step, (*sources, *inputs), make)
         if cached:
             self._say(Step(step, 0.0, cached=True))
         return path
