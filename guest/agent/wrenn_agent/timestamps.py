@@ -9,7 +9,8 @@ from .errors import InvalidArgument
 SECOND = 1_000_000_000
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: file systems hold more, RFC 3339 does not."""
-_DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
+_FIRST_DAY = 719_468
+"""Days from 1 March of the year 0 to 1970."""
 
 
 def format_time(nanoseconds: int) -> str:
@@ -50,11 +51,10 @@ def _parse_text(text: str) -> int:
 
 
 def _days_since_1970(year: int, month: int, day: int) -> int:
-    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    before = year - 1
-    leaps = before // 4 - before // 100 + before // 400 - 477
-    in_year = _DAYS_BEFORE_MONTH[month - 1] + day - 1 + (leap and month > 2)
-    return (year - 1970) * 365 + leaps + in_year
+    """With years that begin in March: a leap day is the last of its year."""
+    year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
+    leaps = year // 4 - year // 100 + year // 400
+    return year * 365 + leaps + (153 * month + 2) // 5 + day - 1 - _FIRST_DAY
 
 
 def _offset(zone: str) -> int:
