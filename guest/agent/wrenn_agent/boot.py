@@ -26,7 +26,7 @@ def set_up() -> CommandGroups | None:
 
     Returns the control groups of commands; None where they cannot be made.
     """
-    for step in (_raise_open_files, raise_limits, _offer_modules, _stay_responsive):
+    for step in (_raise_open_files, raise_limits, offer_modules, _stay_responsive):
         try:
             step()
         except (OSError, ValueError) as error:
@@ -40,10 +40,6 @@ def set_up() -> CommandGroups | None:
 
 def _raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-
-
-def _offer_modules() -> None:
-    offer_modules(_RUNTIME)
 
 
 def _stay_responsive() -> None:
@@ -103,22 +99,21 @@ def sysctls(memory_mb: int) -> dict[str, str]:
     }
 
 
-def offer_modules(runtime: str) -> None:
+def offer_modules() -> None:
     """Let this kernel's modules be found, whatever the root holds.
 
     The root gets a directory of links to the runtime's modules, so that `depmod` and packages can
     add to it; a root with a tree of its own keeps that. What the kernel wants by itself is
     loaded by a program of the runtime's. Devices whose drivers are modules get their nodes.
     """
-    trees = os.path.join(runtime, "modules")
     release = os.uname().release
-    if not os.path.isdir(os.path.join(trees, release)):
+    tree = os.path.join(_RUNTIME, "modules", release)
+    if not os.path.isdir(tree):
         return  # the runtime of an older template
-    tree = os.path.join(trees, release)
     with open(os.path.join(tree, "modules.devname"), encoding="ascii") as file:
         for name, mode, device in device_nodes(file.read()):
             _make_node(os.path.join("/dev", name), mode, device)
-    _set("kernel/modprobe", os.path.join(runtime, "bin/modprobe"))
+    _set("kernel/modprobe", os.path.join(_RUNTIME, "bin/modprobe"))
     link_tree(tree, os.path.join(_MODULES, release))
 
 

@@ -205,7 +205,7 @@ class Process:
 
     def _stop_lingering(self) -> None:
         for fd in list(self._channels):
-            left = _readable_bytes(fd)
+            (left,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
             if left:
                 self._leftover[fd] = left
             else:
@@ -236,8 +236,3 @@ class Process:
             self._input_free.notify()
             self._on_end(self)
             self.output.changed.notify()
-
-
-def _readable_bytes(fd: int) -> int:
-    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0]
-    return count

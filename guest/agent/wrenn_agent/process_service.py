@@ -18,10 +18,6 @@ from .process import Process
 from .processes import Processes
 from .spawn import Command, own_program
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .users import User
-
 _FLUSH_BYTES = 256 * 1024
 KILL_SECONDS = 2.0
 """How long the answer to SIGKILL waits for the end: a process can be in the kernel, or stopped on
@@ -157,7 +153,8 @@ class ProcessService:
         if not name and not own:
             raise InvalidArgument("process.cmd is empty")
         begin = own_program(own) if own else [name]
-        user = self._acting_user(exchange, config)
+        account = fields.text(config, "user")
+        user = self._auth.user(account) if account else self._auth.user_of(exchange)
         size = _terminal_size(message)
         argv = [*begin, *fields.texts(config, "args")]
         given = fields.text_map(config, "envs")
@@ -166,10 +163,6 @@ class ProcessService:
         cwd = self._environment.directory(user, fields.text(config, "cwd"))
         stdin = fields.flag(message, "stdin", default=True)
         return Command(argv, envs, given, cwd, user, stdin, size)
-
-    def _acting_user(self, exchange: Exchange, config: Message) -> User:
-        name = fields.text(config, "user")
-        return self._auth.user(name) if name else self._auth.user_of(exchange)
 
     def _select(self, message: Message, ended_too: bool = False) -> Process:
         selector = fields.nested(message, "process")

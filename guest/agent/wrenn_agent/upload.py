@@ -101,8 +101,9 @@ class AtomicFile:
 
     def _open_spool(self, replaces: bool) -> int:
         """A file beside the target, or in memory where the file system takes none there."""
-        folder = os.path.dirname(self._target)
-        temporary = os.path.join(folder, _temporary_name(replaces))
+        prefix = REPLACING_PREFIX if replaces else CREATING_PREFIX
+        name = prefix + hexlify(os.urandom(8)).decode()
+        temporary = os.path.join(os.path.dirname(self._target), name)
         try:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -205,11 +206,6 @@ class AtomicFile:
         if isinstance(error, FileExistsError | NotADirectoryError):
             return InvalidArgument(f"{self._path}: a parent is not a directory")
         return from_os_error(error, self._path)
-
-
-def _temporary_name(replaces: bool) -> str:
-    prefix = REPLACING_PREFIX if replaces else CREATING_PREFIX
-    return prefix + hexlify(os.urandom(8)).decode()
 
 
 def _write_all(fd: int, data: bytes) -> None:
