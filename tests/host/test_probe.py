@@ -102,12 +102,26 @@ async def test_a_guest_that_hangs_is_ended(
         "import os, pathlib, signal\n"
         f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('ready', flush=True)\n"
         "while True: signal.pause()\n"
     )
     monkeypatch.setattr(probe, "GUEST_PROGRAM", program)
     monkeypatch.setattr(probe, "DEADLINE_SEC", 0.5)
     assert not (await probe_kvm(device=device)).usable
     assert not Path("/proc", pid_file.read_text()).exists()  # noqa: ASYNC240
+
+
+async def test_a_slow_start_of_the_program_is_not_held_against_kvm(
+    tmp_path: Path, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import time; time.sleep(1); print('ready', flush=True)\n"
+        """print('{"instructions": 100000, "seconds": 0.0001}')\n"""
+    )
+    monkeypatch.setattr(probe, "GUEST_PROGRAM", program)
+    monkeypatch.setattr(probe, "DEADLINE_SEC", 0.5)
+    assert (await probe_kvm(device=device)).usable
 
 
 async def test_a_guest_program_that_fails_is_no_usable_kvm(

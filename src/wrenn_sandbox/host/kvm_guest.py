@@ -1,8 +1,9 @@
-"""Runs a tiny KVM guest and prints how long it took: `python kvm_guest.py`, a JSON line.
+"""Runs a tiny KVM guest and prints how long it took: `python kvm_guest.py`, two lines.
 
 A program of its own, because a KVM that is broken may hang in the kernel: whoever starts it sets
-a deadline and kills it. The guest counts a register down in real mode and halts. Answers
-`{"instructions": N, "seconds": S}` or `{"error": TEXT}`. Numbers are from linux/kvm.h, x86-64.
+a deadline and kills it. The guest counts a register down in real mode and halts. Writes `ready`
+before it touches KVM, then as JSON `{"instructions": N, "seconds": S}` or `{"error": TEXT}`.
+Numbers are from linux/kvm.h, x86-64.
 """
 
 import ctypes
@@ -77,6 +78,7 @@ def _set_tss(vm: int) -> None:
 
 
 def main() -> None:
+    print("ready", flush=True)
     try:
         print(json.dumps({"instructions": INSTRUCTIONS, "seconds": run()}))
     except OSError as error:
