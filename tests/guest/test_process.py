@@ -155,7 +155,7 @@ def test_many_processes_dying_at_once(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(1, "hangup"), (11, "segmentation fault"), (15, "terminated"), (31, "31")]
+    ("number", "words"), [(9, "killed"), (11, "segmentation fault"), (15, "terminated"), (31, "31")]
 )
 def test_signals_have_words_up_to_sigterm_and_numbers_beyond(
     agent: Agent, number: int, words: str
