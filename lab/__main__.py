@@ -1,0 +1,77 @@
+"""`./dev lab COMMAND`: run something on a whole host with KVM, cgroup v2 and systemd.
+
+The host is an emulated machine: what takes a second elsewhere takes ten to fifteen there. It sees
+this checkout, without its changes coming back, and no network. All it wrote is gone afterwards.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from wrenn_sandbox.settings import Settings
+
+from .host import Host, LabError, started
+from .image import MOUNT, image_of
+from .releases import RELEASES
+
+_DEFAULT: Final = "debian12"
+_DATA_DIR: Final = "/var/lib/wrenn"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev lab", description=__doc__)
+    parser.add_argument("--packages", required=True, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run a command: ./dev lab run -- wrenn doctor")
+    test = commands.add_parser("test", help="run tests there, by default all of tests/vm")
+    shell = commands.add_parser("shell", help="an interactive shell")
+    for each in (run, test, shell):
+        each.add_argument("--release", choices=RELEASES, default=_DEFAULT)
+    run.add_argument("argv", nargs="+", metavar="CMD")
+    test.add_argument("argv", nargs="*", metavar="PYTEST", default=["tests/vm"])
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    store = Settings().data_dir / "lab"
+    try:
+        image = image_of(RELEASES[options.release], options.packages.split(), store, _say)
+        with started(image, store / "run", _say) as host:
+            return _COMMANDS[options.command](host, options)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(host: Host, options: argparse.Namespace) -> int:
+    return host.run(shlex.join(options.argv))
+
+
+def _shell(host: Host, _: argparse.Namespace) -> int:
+    return host.shell()
+
+
+def _test(host: Host, options: argparse.Namespace) -> int:
+    """The tests of the checkout, with the template's parts that this machine has made."""
+    cache = Settings().data_dir / "cache"
+    if cache.is_dir():
+        _say("template")
+        host.put(cache, f"{_DATA_DIR}/cache")
+    pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-ra", *options.argv]
+    return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(pytest)}")
+
+
+def _say(step: str) -> None:
+    print(f"lab: {time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
+
+
+_COMMANDS: Final[dict[str, Callable[[Host, argparse.Namespace], int]]] = {
+    "run": _run,
+    "shell": _shell,
+    "test": _test,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,365 @@
+"""One host: a QEMU whose emulated processor can virtualise, and a shell in it by SSH.
+
+`-smp 1`: with two processors QEMU's emulation hung once in a patched jump of the kernel. Memory
+lies in a file. A host that has booted is kept: its memory file and disk become what the next ones
+start from, each with private changes, so that a second start needs no boot.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from .image import CHECKOUT, MOUNT, Image, locked
+
+MEMORY_MB: Final = 6144
+CHECKOUT_BYTES: Final = 256 << 20
+"""Of the disk with the checkout: a kept host knows its size, so it is always the same."""
+BOOT_SEC: Final = 240.0
+SAVE_SEC: Final = 120.0
+_QEMU: Final = "qemu-system-x86_64"
+_KERNEL_ARGS: Final = (
+    "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 "
+    "tsc=reliable clocksource=tsc no5lvl mitigations=off"
+)
+_MOUNT_CHECKOUT: Final = f"""
+set -e
+date -s @{{now}} >/dev/null
+mkdir -p /run/checkout {MOUNT}
+mount -o ro /dev/disk/by-id/virtio-checkout /run/checkout
+mkdir -p /run/changes /run/work
+mount -t overlay -o lowerdir=/run/checkout,upperdir=/run/changes,workdir=/run/work wrenn {MOUNT}
+"""
+
+
+class LabError(Exception):
+    """The lab cannot go on; the text is for whoever runs it."""
+
+
+class Host:
+    """A running host. Not safe to use from several threads."""
+
+    def __init__(
+        self,
+        image: Image,
+        directory: Path,
+        process: "subprocess.Popen[bytes]",
+        port: int,
+        lock: int,
+    ) -> None:
+        self._image = image
+        self._directory = directory
+        self._process = process
+        self._port = port
+        self._lock = lock
+        """A descriptor whose lock says that the directory is in use."""
+
+    def run(self, script: str) -> int:
+        """Run a shell script as root with this process's output streams; its exit status."""
+        argv = [*self._ssh(), "--", script]
+        return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode
+
+    def shell(self) -> int:
+        """An interactive shell on this terminal."""
+        return subprocess.run([*self._ssh(), "-t"], check=False).returncode
+
+    def put(self, source: Path, target: str) -> None:
+        """Copy a directory into the host; holes in its files stay holes."""
+        pack = ["tar", "-C", str(source), "--sparse", "-cf", "-", "."]
+        unpack = f"mkdir -p {target} && tar -C {target} -xf -"
+        with subprocess.Popen(pack, stdout=subprocess.PIPE) as packed:
+            subprocess.run([*self._ssh(), "--", unpack], stdin=packed.stdout, check=True)
+
+    def _options(self) -> list[str]:
+        return [
+            *("-F", "none", "-i", str(self._image.key), "-o", "BatchMode=yes"),
+            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=60"),
+            *("-o", "ControlMaster=auto", "-o", f"ControlPath={self._directory}/ssh"),
+            *("-o", "ControlPersist=yes"),
+        ]
+
+    def _ssh(self) -> list[str]:
+        return ["ssh", *self._options(), "-p", str(self._port), "root@127.0.0.1"]
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it runs scripts. Raises `LabError` with its console's end when it does not."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._process.poll() is None:
+            answer = subprocess.run(
+                [*self._ssh(), "true"], capture_output=True, timeout=60, check=False
+            )
+            if answer.returncode == 0:
+                return
+            time.sleep(0.2)
+        console = (self._directory / "console").read_text(errors="replace")
+        raise LabError(f"the host did not start; its console ended with:\n{console[-2000:]}")
+
+    def disconnect(self) -> None:
+        """Close the connection that `run` keeps."""
+        subprocess.run([*self._ssh(), "-O", "exit"], capture_output=True, check=False)
+
+    def keep(self) -> None:
+        """End it and keep its memory and disk as what the image's next hosts start from."""
+        self.run("sync; echo 3 > /proc/sys/vm/drop_caches")
+        self.disconnect()
+        with _Monitor(self._directory / "qmp") as monitor:
+            monitor.call("stop")
+            monitor.migrate(f"exec:cat > {self._directory}/state")
+            monitor.call("quit")
+        self._process.wait(30)
+        for name in ("ssh", "qmp", "checkout"):
+            (self._directory / name).unlink(missing_ok=True)
+        self._directory.rename(_kept(self._image))
+
+    def end(self) -> None:
+        """End it at once: what it wrote is not wanted."""
+        self.disconnect()
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._lock)
+
+
+@contextlib.contextmanager
+def started(image: Image, scratch: Path, say: Callable[[str], None]) -> Iterator[Host]:
+    """A host with this checkout in it: from the kept one, or booted, which keeps it."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    _sweep(scratch)
+    kept = _kept(image)
+    with locked(image.directory):
+        if not kept.exists():
+            say("first boot")
+            _boot(image, scratch, say)
+    say("start")
+    host = _start(image, scratch, kept)
+    try:
+        host.wait(BOOT_SEC)
+        if host.run(_MOUNT_CHECKOUT.format(now=int(time.time()))) != 0:
+            raise LabError("the host cannot mount the checkout")
+        say("started")
+        yield host
+    finally:
+        host.end()
+
+
+def _kept(image: Image) -> Path:
+    """Where a host of this QEMU and this code is kept after its boot."""
+    version = subprocess.run([_QEMU, "--version"], check=True, capture_output=True).stdout
+    digest = hashlib.sha256(version + Path(__file__).read_bytes()).hexdigest()
+    return image.directory / f"booted-{digest[:16]}"
+
+
+def _boot(image: Image, scratch: Path, say: Callable[[str], None]) -> None:
+    """Boot a host and keep it; a second try, since an emulated boot can hang."""
+    for old in image.directory.glob("booted-*"):
+        shutil.rmtree(old)
+    for last in (False, True):
+        host = _start(image, scratch, kept=None)
+        try:
+            host.wait(BOOT_SEC)
+            host.run("systemctl is-system-running --wait >/dev/null")
+            host.keep()
+        except LabError as error:
+            if last:
+                raise
+            say(f"{error}\nsecond try")
+        else:
+            return
+        finally:
+            host.end()
+
+
+def _start(image: Image, scratch: Path, kept: Path | None) -> Host:
+    directory = Path(tempfile.mkdtemp(prefix="host-", dir=scratch))
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    base, form = (kept / "disk", "qcow2") if kept else (image.disk, "raw")
+    _make_overlay(directory / "disk", base, form)
+    if kept:
+        _pack_checkout(directory / "checkout")
+    else:
+        (directory / "checkout").touch()
+    os.truncate(directory / "checkout", CHECKOUT_BYTES)
+    memory = (kept or directory) / "memory"
+    share = "off" if kept else "on"
+    port = _free_port()
+    options = [
+        ("-M", "q35,memory-backend=ram0"),
+        ("-accel", "tcg,thread=multi,tb-size=512"),
+        ("-cpu", "max"),
+        ("-smp", "1"),
+        ("-m", str(MEMORY_MB)),
+        ("-display", "none"),
+        (
+            "-object",
+            f"memory-backend-file,id=ram0,size={MEMORY_MB}M,mem-path={memory},share={share}",
+        ),
+        ("-kernel", str(image.kernel)),
+        ("-initrd", str(image.initrd)),
+        ("-append", _KERNEL_ARGS),
+        ("-serial", f"file:{directory}/console"),
+        ("-drive", f"file={directory}/disk,format=qcow2,if=none,id=root,cache=unsafe"),
+        ("-device", "virtio-blk-pci,drive=root"),
+        ("-drive", f"file={directory}/checkout,format=raw,if=none,id=checkout,readonly=on"),
+        ("-device", "virtio-blk-pci,drive=checkout,serial=checkout"),
+        ("-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:22"),
+        ("-device", "virtio-net-pci,netdev=net0,romfile="),
+        ("-device", "virtio-rng-pci"),
+        ("-qmp", f"unix:{directory}/qmp,server=on,wait=off"),
+        *((("-incoming", "defer"),) if kept else ()),
+    ]
+    # It ends with the lab, also where that is killed.
+    argv = ["setpriv", "--pdeathsig", "KILL", _QEMU, "-nodefaults"]
+    with (directory / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*argv, *chain.from_iterable(options)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    host = Host(image, directory, process, port, lock)
+    if kept:
+        try:
+            with _Monitor(directory / "qmp") as monitor:
+                monitor.restore(f"exec:cat {kept}/state")
+        except BaseException:
+            host.end()
+            raise
+    return host
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what labs that were killed left."""
+    for directory in scratch.glob("host-*"):
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
+
+
+def _make_overlay(path: Path, base: Path, form: str) -> None:
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", form, str(path)]
+    subprocess.run(argv, check=True)
+
+
+def _pack_checkout(path: Path) -> None:
+    """The files of the checkout that belong to it, as they are now."""
+    names = subprocess.run(
+        [
+            "git",
+            "-C",
+            str(CHECKOUT),
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+    with tempfile.TemporaryDirectory(dir=path.parent) as tree:
+        tar = ["tar", "-C", str(CHECKOUT), "--null", "--ignore-failed-read", "-T", "-", "-cf", "-"]
+        packed = subprocess.run(tar, input=names, check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "-C", tree, "-xf", "-"], input=packed, check=True)
+        squash = [
+            "mksquashfs",
+            tree,
+            str(path),
+            "-quiet",
+            "-no-progress",
+            "-comp",
+            "lz4",
+            "-all-root",
+        ]
+        subprocess.run(squash, check=True, stdout=subprocess.DEVNULL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Monitor:
+    """QEMU's control socket."""
+
+    def __init__(self, path: Path) -> None:
+        deadline = time.monotonic() + 20
+        self._socket = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        self._file = self._socket.makefile("rwb")
+        self._file.readline()
+        self.call("qmp_capabilities")
+
+    def __enter__(self) -> "_Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def call(self, command: str, **arguments: object) -> object:
+        self._file.write(json.dumps({"execute": command, "arguments": arguments}).encode())
+        self._file.flush()
+        while True:
+            line = self._file.readline()
+            if not line:
+                raise LabError(f"QEMU ended during {command}")
+            reply = json.loads(line)
+            if "error" in reply:
+                raise LabError(f"QEMU refused {command}: {reply['error']['desc']}")
+            if "return" in reply:
+                return reply["return"]
+
+    def migrate(self, uri: str) -> None:
+        self._shared_memory_stays()
+        self.call("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        self.call("migrate", uri=uri)
+        self._finish()
+
+    def restore(self, uri: str) -> None:
+        self._shared_memory_stays()
+        self.call("migrate-incoming", uri=uri)
+        self._finish()
+        self.call("cont")
+
+    def _shared_memory_stays(self) -> None:
+        state = [{"capability": "x-ignore-shared", "state": True}]
+        self.call("migrate-set-capabilities", capabilities=state)
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + SAVE_SEC
+        while time.monotonic() < deadline:
+            answer = self.call("query-migrate")
+            assert isinstance(answer, dict)
+            if answer.get("status") == "completed":
+                return
+            if answer.get("status") == "failed":
+                raise LabError(
+                    f"QEMU could not move the host's state: {answer.get('error-desc', '')}"
+                )
+            time.sleep(0.02)
+        raise LabError("QEMU did not move the host's state in time")
