@@ -113,6 +113,27 @@ def test_a_key_that_others_may_read(tmp_path: Path, pair: Pair) -> None:
         assert len(lines) == count, oct(mode)
 
 
+async def test_a_key_that_vanishes_while_it_is_read_ends_nothing(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key"
+    shutil.copy(pair.key, key)
+    certificate = _certificate(Pair(pair.cert, key))
+    old, contents = certificate.context, certificate._contents
+
+    def vanishing() -> list[bytes]:
+        seen = contents()
+        key.unlink()
+        return seen
+
+    monkeypatch.setattr(certificate, "_contents", vanishing)
+    watching = asyncio.create_task(certificate.watch())
+    certificate.renew()
+    await eventually(lambda: certificate.reads == 1)
+    watching.cancel()
+    assert certificate.context is old
+
+
 def _trusting(*pairs: Pair) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for pair in pairs:

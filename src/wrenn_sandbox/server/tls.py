@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import ssl
 from pathlib import Path
 from typing import Final, Self
@@ -66,17 +67,18 @@ class Certificate:
             if contents == self._seen:
                 return
             self.context = self._load()
-        except InvalidRequest as error:
+        except (InvalidRequest, OSError) as error:
             _log.error("the certificate stays the old one", reason=str(error))
             return
         self._seen = contents
         _log.info("certificate read")
 
     def _contents(self) -> list[bytes]:
+        """A digest of each file."""
         contents = []
         for name, path in (("WRENN_TLS_CERT", self._cert), ("WRENN_TLS_KEY", self._key)):
             try:
-                contents.append(path.read_bytes())
+                contents.append(hashlib.sha256(path.read_bytes()).digest())
             except OSError as error:
                 raise InvalidRequest(f"{name}: {path}: {error.strerror}") from None
         return contents
