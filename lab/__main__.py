@@ -7,6 +7,7 @@ this checkout, without its changes coming back, and no network. All it wrote is 
 import argparse
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def main() -> int:
             return _COMMANDS[options.command](host, options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"lab: {error.cmd[0]} failed, status {error.returncode}", file=sys.stderr)
         return 1
 
 

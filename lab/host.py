@@ -96,11 +96,10 @@ class Host:
         """Wait until it runs scripts. Raises `LabError` with its console's end when it does not."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
-            answer = subprocess.run(
-                [*self._ssh(), "true"], capture_output=True, timeout=60, check=False
-            )
-            if answer.returncode == 0:
-                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                argv = [*self._ssh(), "true"]
+                if subprocess.run(argv, capture_output=True, timeout=60).returncode == 0:
+                    return
             time.sleep(0.2)
         console = (self._directory / "console").read_text(errors="replace")
         raise LabError(f"the host did not start; its console ended with:\n{console[-2000:]}")
@@ -135,7 +134,8 @@ class Host:
 def started(image: Image, scratch: Path, say: Callable[[str], None]) -> Iterator[Host]:
     """A host with this checkout in it: from the kept one, or booted, which keeps it."""
     scratch.mkdir(parents=True, exist_ok=True)
-    _sweep(scratch)
+    with locked(scratch):
+        _sweep(scratch)
     kept = _kept(image)
     with locked(image.directory):
         if not kept.exists():
@@ -181,9 +181,10 @@ def _boot(image: Image, scratch: Path, say: Callable[[str], None]) -> None:
 
 
 def _start(image: Image, scratch: Path, kept: Path | None) -> Host:
-    directory = Path(tempfile.mkdtemp(prefix="host-", dir=scratch))
-    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(scratch):
+        directory = Path(tempfile.mkdtemp(prefix="host-", dir=scratch))
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     base, form = (kept / "disk", "qcow2") if kept else (image.disk, "raw")
     _make_overlay(directory / "disk", base, form)
     if kept:
@@ -240,9 +241,12 @@ def _start(image: Image, scratch: Path, kept: Path | None) -> Host:
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what labs that were killed left."""
+    """Remove what labs that were killed left: nobody holds the locks of those directories."""
     for directory in scratch.glob("host-*"):
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
