@@ -146,7 +146,7 @@ def _unpack(release: Release, packages: Sequence[str], root: Path, work: Path) -
             "--quiet",
             "--variant=extract",
             f"--include={release.keyring}",
-            "sid",
+            "trixie",
             keys,
         )
         options.append(f"--keyring={keys}/usr/share/keyrings")

@@ -13,7 +13,7 @@ class Release:
     kernel: str
     components: str = "main"
     keyring: str | None = None
-    """The package of the newest Debian that holds the keys, where they are not Debian's."""
+    """The package of Debian 13 that holds the keys, where they are not Debian's."""
 
 
 RELEASES: Final = {
