@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
@@ -51,11 +53,11 @@ class FakeDriver(Driver):
             await asyncio.to_thread(_sparse, record, spec.memory_mb << 20)
         if spec.disks and (archive := spec.disks[-1].with_name(form.VMSTATE)).exists():
             await asyncio.to_thread(_unpack, archive, _home(spec))
-        return await asyncio.to_thread(self._spawn, spec)
+        return await self._start(spec)
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
-        return await asyncio.to_thread(self._spawn, spec)
+        return await self._start(spec)
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         self._handles[process].signal(signal.SIGSTOP)
@@ -102,6 +104,19 @@ class FakeDriver(Driver):
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
+
+    async def _start(self, spec: MachineSpec) -> Process:
+        """The agent's process; one that a thread still starts when this is cancelled is ended."""
+        starting = asyncio.create_task(asyncio.to_thread(self._spawn, spec))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with suppress(OSError):
+                await shielded(self._ended(starting))
+            raise
+
+    async def _ended(self, starting: "asyncio.Task[Process]") -> None:
+        await self.kill(await starting)
 
     def _spawn(self, spec: MachineSpec) -> Process:
         home = _home(spec)
