@@ -14,7 +14,7 @@ _DOCUMENTS = [
 ]
 _DESIGN = [_ROOT / "ARCHITECTURE.md", *sorted((_ROOT / "docs/design").glob("*.md"))]
 _SHORT = [_ROOT / "README.md", _ROOT / "docs/security.md", *_DESIGN]
-_SOURCES = [_ROOT / name for name in ("src", "guest", "tests", "bench", "docs")]
+_SOURCES = [_ROOT / name for name in ("src", "guest", "tests", "bench", "lab", "docs")]
 _MOST_WORDS = 30
 _MOST_COLUMNS = 100
 
@@ -151,7 +151,7 @@ def test_links_of_a_document_lead_to_a_file_and_a_heading(document: Path) -> Non
 
 @pytest.mark.parametrize("document", _DESIGN, ids=lambda path: path.name)
 def test_modules_and_folders_named_by_a_document_exist(document: Path) -> None:
-    tree = [f"/{each.relative_to(_ROOT)}" for part in _SOURCES for each in part.rglob("*")]
+    tree = [f"/{each.relative_to(_ROOT)}" for part in _SOURCES for each in (part, *part.rglob("*"))]
     named = re.findall(r"`([\w/]+(?:\.py|/))`", document.read_text())
     assert named
     assert [
