@@ -151,6 +151,8 @@ def _unpack(release: Release, packages: Sequence[str], root: Path, work: Path) -
         )
         options.append(f"--keyring={keys}/usr/share/keyrings")
     _run(
+        # What a package's scripts leave running or mounted ends with the namespaces.
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
         f"--components={release.components}",
         "--include=" + ",".join(sorted({release.kernel, *_PACKAGES, *packages})),
