@@ -99,7 +99,8 @@ def create_app(
     app.state.plane = plane
     app.state.parsing_turns = ParseTurns()
     for router in _ROUTERS:
-        app.include_router(router)
+        # include_router would analyze each of these routes again for every application
+        app.router.routes.extend(router.routes)
     app.include_router(metrics_router(plane.metrics, plane.store, settings.metrics_token))
     add_docs(app, settings.public_url or _LOCAL_URL)
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
