@@ -16,7 +16,7 @@ from support.vm.rig import Api, Rig, Sandbox
 from wrenn_sandbox.host.network.addressing import data_dir_tag, netns_prefix, veth_prefix
 from wrenn_sandbox.host.slot import Slot
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.serial]  # it attacks every address of this machine
 
 _ATTACK = (Path(__file__).parents[1] / "support" / "vm" / "attack.py").read_text()
 _PORT = 7007
