@@ -33,19 +33,25 @@ def device(tmp_path: Path) -> Path:
     return path
 
 
-FAST = GuestRun(instructions=100_002, seconds=0.000_060)
-SLOW = GuestRun(instructions=100_002, seconds=0.055)
+FAST = GuestRun(instructions=100_002, real_seconds=0.000_060, user_seconds=0.000_060)
+SLOW = GuestRun(instructions=100_002, real_seconds=0.055, user_seconds=0.055)
+
+
+def seconds(real: float, user: float) -> GuestRun:
+    return GuestRun(instructions=100_002, real_seconds=real, user_seconds=user)
 
 
 @pytest.mark.parametrize(
     ("result", "usable", "reason"),
     [
-        (FAST, True, "1,666.7 instructions per microsecond"),
-        (GuestRun(instructions=100_002, seconds=0.0), True, "instructions per microsecond"),
-        (GuestRun(instructions=100_002, seconds=0.001_9), True, "52.6"),
-        (GuestRun(instructions=100_002, seconds=0.002_1), True, "47.6"),
-        (GuestRun(instructions=100_002, seconds=0.010_6), False, "9.4"),
-        (SLOW, False, "1.8 instructions per microsecond, too slow"),
+        (FAST, True, "1,666.7 instructions per microsecond in real mode"),
+        (FAST, True, "1,666.7 as a 64-bit program"),
+        (seconds(0.0, 0.0), True, "instructions per microsecond"),
+        (seconds(0.001_9, 0.001_9), True, "52.6"),
+        (seconds(0.002_1, 0.002_1), True, "47.6"),
+        (seconds(0.010_6, 0.000_1), False, "9.4"),
+        (seconds(0.000_1, 0.010_6), False, "9.4 as a 64-bit program, too slow"),
+        (SLOW, False, "1.8 as a 64-bit program, too slow"),
         (GuestRun(error="[Errno 13] Permission denied"), False, "Permission denied"),
         (TimeoutError(), False, "did not end within 2 s"),
     ],
@@ -118,7 +124,7 @@ async def test_a_slow_start_of_the_program_is_not_held_against_kvm(
     program = tmp_path / "slow.py"
     program.write_text(
         "import time; time.sleep(1); print('ready', flush=True)\n"
-        """print('{"instructions": 100000, "seconds": 0.0001}')\n"""
+        """print('{"instructions": 100000, "real_seconds": 0.0001, "user_seconds": 0.0001}')\n"""
     )
     monkeypatch.setattr(probe, "GUEST_PROGRAM", program)
     monkeypatch.setattr(probe, "DEADLINE_SEC", 0.5)
