@@ -23,8 +23,8 @@ from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import MachineSpec
-from wrenn_sandbox.host.vmm.qemu.command import Memory, Variant, command
-from wrenn_sandbox.host.vmm.qemu.driver import BINARY
+from wrenn_sandbox.host.vmm.qemu.command import Memory, command
+from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
 from wrenn_sandbox.host.vmm.qemu.monitor import short_path
 from wrenn_sandbox.ids import new_machine_id
 
@@ -80,6 +80,8 @@ class Bare:
     def __init__(
         self, context: HostContext, spec: MachineSpec, source: LaunchSource, tap: int | None
     ) -> None:
+        assert isinstance(context.driver, QemuDriver)
+        self._variant = context.driver._variant
         self._context = context
         self._spec = spec
         self._origin = source
@@ -130,7 +132,7 @@ class Bare:
         self._listener.listen(1)
         self._passed = [self._listener.fileno(), self._vmstate]
         self._argv = command(
-            _variant(self._origin),
+            self._variant,
             self._spec,
             self._memory(),
             depth(self._spec.files.overlay),
@@ -189,11 +191,3 @@ class Bare:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-
-
-def _variant(source: LaunchSource) -> Variant:
-    """The product's QEMU, as the image says it was."""
-    binary, machine = shutil.which(BINARY), source.image.machine
-    assert binary is not None
-    assert machine is not None
-    return Variant(binary, machine.accelerator, machine.firmware or None, machine.tsc_khz or None)

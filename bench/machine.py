@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from wrenn_sandbox.host.vmm.qemu.driver import BINARY
+from wrenn_sandbox.host.vmm.qemu.command import BINARY
 
 
 def describe() -> str:

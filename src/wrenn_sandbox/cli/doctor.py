@@ -8,10 +8,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 import typer
 
-from wrenn_sandbox.host.facts import QEMU, MachineFacts, machine_facts
+from wrenn_sandbox.host.facts import MachineFacts, machine_facts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
-from wrenn_sandbox.host.vmm.qemu.command import READ_ONLY_BASE_SINCE
+from wrenn_sandbox.host.vmm.qemu.command import BINARY, READ_ONLY_BASE_SINCE
+from wrenn_sandbox.host.vmm.qemu.kvm import tried
 from wrenn_sandbox.settings import HostSettings
 
 Status = Literal["ok", "warn", "missing"]
@@ -48,7 +49,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
             "qemu",
             facts.qemu_path is not None and bool(facts.qemu_version),
             f"{facts.qemu_path} {facts.qemu_version}",
-            f"no working {QEMU}",
+            f"no working {BINARY}",
             "install the package qemu-system-x86",
             "missing",
         ),
@@ -102,8 +103,10 @@ def command(
 
 async def _verdict(settings: HostSettings) -> KvmVerdict:
     if os.access(settings.data_dir, os.W_OK):
-        return await kvm_verdict(Paths(settings.data_dir).probe_verdict)
-    return await probe_kvm()
+        probed = await kvm_verdict(Paths(settings.data_dir).probe_verdict)
+    else:
+        probed = await probe_kvm()
+    return await asyncio.to_thread(tried, probed, BINARY)
 
 
 def _line(name: str, good: bool, yes: str, no: str, advice: str, bad: Status = "warn") -> Line:

@@ -16,6 +16,8 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
 from wrenn_sandbox.host.vmm.qemu import QemuDriver
+from wrenn_sandbox.host.vmm.qemu.command import BINARY
+from wrenn_sandbox.host.vmm.qemu.kvm import kvm_cpu, tried
 from wrenn_sandbox.settings import HostSettings
 
 from .paths import Paths
@@ -55,12 +57,15 @@ async def _fake(start: Start) -> Driver:
 
 
 async def _qemu(start: Start) -> Driver:
-    accelerator = start.settings.accelerator
+    accelerator, cpu = start.settings.accelerator, "max"
     if accelerator == "auto":
-        verdict = await kvm_verdict(start.paths.probe_verdict)
+        probed = await kvm_verdict(start.paths.probe_verdict)
+        verdict = await asyncio.to_thread(tried, probed, BINARY)
         _log.info("accelerator", kvm=verdict.usable, reason=verdict.reason)
-        accelerator = "kvm" if verdict.usable else "tcg"
-    driver = await QemuDriver.create(accelerator, start.namespaces, start.paths.data_dir)
+        accelerator, cpu = ("kvm", verdict.cpu) if verdict.usable else ("tcg", cpu)
+    elif accelerator == "kvm":
+        cpu = await asyncio.to_thread(kvm_cpu, BINARY)
+    driver = await QemuDriver.create(accelerator, cpu, start.namespaces, start.paths.data_dir)
     start.undo.push_async_callback(driver.close)
     return driver
 

@@ -16,12 +16,12 @@ from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
 from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, version_of
+from wrenn_sandbox.host.vmm.qemu.command import BINARY
 
 from .admission import measure
 from .privileged import cgroups
 from .probe import cpu_model
 
-QEMU = "qemu-system-x86_64"
 TOOLS = (
     "ip",
     "nft",
@@ -72,7 +72,7 @@ def machine_facts(data_dir: Path) -> MachineFacts:
     """Find everything out; changes nothing that stays. Takes some tens of milliseconds."""
     free = measure(_existing(data_dir))
     hierarchy = cgroups.hierarchy()
-    qemu = _tool(QEMU)
+    qemu = _tool(BINARY)
     return MachineFacts(
         root=os.geteuid() == 0,
         kernel=os.uname().release,

@@ -40,3 +40,10 @@ def test_a_guest_without_a_network_of_its_own_is_told_so() -> None:
     user_mode = replace(SPEC, slot=replace(SPEC.slot, netns=None, tap=None))
     assert "wrenn.network=none" in kernel_command_line("kvm", user_mode)
     assert "wrenn.network=none" not in kernel_command_line("kvm")
+
+
+@pytest.mark.parametrize("cpu", ["host", "host,-arch-capabilities"])
+def test_guests_have_the_cpu_that_the_driver_was_made_with(cpu: str) -> None:
+    variant = Variant("qemu", "kvm", firmware=None, cpu=cpu)
+    argv = command(variant, SPEC, None, 0, qmp_fd=3, tap_fd=4, restore=True)
+    assert argv[argv.index("-cpu") + 1] == cpu

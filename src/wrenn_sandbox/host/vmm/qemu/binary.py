@@ -41,8 +41,11 @@ def has_seccomp(binary: str) -> bool:
     return done.returncode == 0
 
 
-def host_cpu() -> str:
-    """The name of this machine's processor."""
-    text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match.group(1) if match else "unknown"
+def cpu_model(option: str) -> str:
+    """What guests with this CPU option see: of `host`, the name of this machine's processor."""
+    name, *features = option.split(",")
+    if name == "host":
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        name = match.group(1) if match else "unknown"
+    return ",".join((name, *features))

@@ -14,6 +14,12 @@ SECCOMP: Final = (
     "-sandbox",
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 )
+BINARY: Final = "qemu-system-x86_64"
+MACHINE: Final = "microvm,acpi=on,x-option-roms=off,isa-serial=on,suppress-vmdesc=on"
+KVM_CPUS: Final = ("host", "host,-arch-capabilities", "Nehalem")
+"""What guests get under KVM: the first with which QEMU starts. Some hosts' KVM refuses registers
+that it offers (seen: `failed to set MSR 0x10a`); the last one is what most software wants at
+least."""
 TRANSLATION_CACHE_MB: Final = 128
 READ_ONLY_BASE_SINCE: Final = (8, 2)
 """The version that can open the file of a private mapping for reading only."""
@@ -40,10 +46,7 @@ class Variant:
     """Rate of the guest's time-stamp counter, where the guest could not find it out."""
     seccomp: bool = True
     """The binary can give up system calls that it does not need."""
-
-    @property
-    def cpu(self) -> str:
-        return "host" if self.accelerator == "kvm" else "max"
+    cpu: str = "max"
 
 
 def command(
@@ -68,7 +71,7 @@ def command(
     argv = [
         variant.binary,
         "-M",
-        "microvm,acpi=on,x-option-roms=off,isa-serial=on,suppress-vmdesc=on,memory-backend=ram0",
+        f"{MACHINE},memory-backend=ram0",
         "-accel",
         accelerator,
         "-cpu",

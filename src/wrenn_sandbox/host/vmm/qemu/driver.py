@@ -28,8 +28,8 @@ from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.probe import KVM_DEVICE
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
 
-from .binary import has_seccomp, host_cpu, version_of
-from .command import READ_ONLY_BASE_SINCE, Memory, Variant, command
+from .binary import cpu_model, has_seccomp, version_of
+from .command import BINARY, READ_ONLY_BASE_SINCE, Memory, Variant, command
 from .launch import launch
 from .monitor import Monitor, listen
 from .process import (
@@ -50,7 +50,6 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-BINARY: Final = "qemu-system-x86_64"
 _ENDED: Final = frozenset({"shutdown", "guest-panicked", "internal-error"})
 _DISK_FULL: Final = "io-error"
 """A write found no space on the host; it is done again when the machine goes on."""
@@ -77,12 +76,15 @@ class QemuDriver(Driver):
         self._confinement = confinement
         self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
-        self._cpu_model = host_cpu() if variant.cpu == "host" else variant.cpu
+        self._cpu_model = cpu_model(variant.cpu)
 
     @classmethod
-    async def create(cls, accelerator: str, namespaces: NamespaceThread, data_dir: Path) -> Self:
+    async def create(
+        cls, accelerator: str, cpu: str, namespaces: NamespaceThread, data_dir: Path
+    ) -> Self:
         """A driver for the QEMU on this machine; raises `HostFailure` where there is none.
 
+        `cpu` is QEMU's option, which must fit the accelerator.
         Protections that the machine cannot give are named in one line of the log.
         """
         binary = shutil.which(BINARY)
@@ -97,7 +99,7 @@ class QemuDriver(Driver):
         lacks = confined.lacks if seccomp else (*confined.lacks, "QEMU's seccomp filter")
         if lacks:
             _log.warning("VMs are less protected; see `wrenn doctor`", without=list(lacks))
-        variant = Variant(binary, accelerator, firmware, tsc_khz, seccomp)
+        variant = Variant(binary, accelerator, firmware, tsc_khz, seccomp, cpu)
         return cls(variant, version, namespaces, confined)
 
     @property

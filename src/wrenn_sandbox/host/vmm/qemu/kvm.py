@@ -1,0 +1,65 @@
+"""Whether this machine's QEMU starts under its KVM, and with which processor."""
+
+import subprocess
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.probe import KvmVerdict
+
+from .command import KVM_CPUS, MACHINE
+
+_TRIAL_SEC: Final = 30.0
+
+
+def kvm_cpu(binary: str) -> str:
+    """The first of `KVM_CPUS` with which QEMU starts a VM; blocks.
+
+    Raises `HostFailure` with what QEMU said to the first one where it starts with none.
+    """
+    refusals = []
+    for cpu in KVM_CPUS:
+        refusal = _refusal(binary, cpu)
+        if refusal is None:
+            return cpu
+        refusals.append(refusal)
+    raise HostFailure("QEMU does not start under KVM", detail=refusals[0])
+
+
+def tried(verdict: KvmVerdict, binary: str) -> KvmVerdict:
+    """The verdict on KVM, once QEMU has started under it too; blocks."""
+    if not verdict.usable:
+        return verdict
+    try:
+        cpu = kvm_cpu(binary)
+    except HostFailure as error:
+        return KvmVerdict(False, f"{verdict.reason}, but QEMU does not start: {error.detail}")
+    return msgspec.structs.replace(
+        verdict, cpu=cpu, reason=f"{verdict.reason}; QEMU starts with -cpu {cpu}"
+    )
+
+
+def _refusal(binary: str, cpu: str) -> str | None:
+    """The last that QEMU says where it does not start, None where it does.
+
+    KVM takes a processor's registers when the VM is made: what it refuses shows without a guest.
+    """
+    argv = [binary, "-M", MACHINE, "-accel", "kvm", "-cpu", cpu, "-m", "16", "-S"]
+    options = ["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "stdio"]
+    try:
+        done = subprocess.run(
+            [*argv, *options],
+            input="quit\n",
+            capture_output=True,
+            check=False,
+            timeout=_TRIAL_SEC,
+            text=True,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines()
+    return said[-1] if said else f"status {done.returncode}"
