@@ -204,6 +204,23 @@ def test_a_build_and_its_repetitions(paths: Paths, guest: GuestFiles, fetched: l
     assert store.disk(first).stat().st_ino == store.disk(changed).stat().st_ino
 
 
+def test_new_code_for_the_kernel_takes_it_from_its_package_again(
+    paths: Paths,
+    guest: GuestFiles,
+    fetched: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ImageStore(paths)
+    build_template(RECIPE, store, paths, progress=lambda _: None, guest=guest)
+    changed = tmp_path / "initrd.py"
+    changed.write_text(Path(initrd.__file__).read_text() + "# another form\n")
+    monkeypatch.setattr(initrd, "__file__", str(changed))
+    steps: list[Step] = []
+    build_template(RECIPE, store, paths, progress=steps.append, guest=guest)
+    assert {step.name for step in steps if step.cached} == {"disk", "runtime"}
+
+
 def test_the_runtime_brings_all_modules_of_the_kernel(
     paths: Paths, guest: GuestFiles, fetched: list[str]
 ) -> None:

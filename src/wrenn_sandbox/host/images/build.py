@@ -6,6 +6,7 @@ same image id; an unchanged rebuild changes nothing.
 """
 
 import errno
+import hashlib
 import os
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 
@@ -30,6 +32,8 @@ from .store import ImageStore
 
 _CACHE_FORMAT = "2"
 _PARALLEL = 3
+_KERNEL_MODULES = (initrd, modules)
+"""What the kernel's step keeps is in a form of theirs."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,11 @@ class _Build:
         files = msgspec.json.encode(disk.GUEST_FILES, order="sorted").decode()
         steps = (
             ("disk", (*recipe.packages, str(recipe.machine.disk_mb), files), self._make_disk),
-            ("kernel", (msgspec.json.encode(recipe.kernel).decode(),), self._make_kernel),
+            (
+                "kernel",
+                (msgspec.json.encode(recipe.kernel).decode(), *map(_source, _KERNEL_MODULES)),
+                self._make_kernel,
+            ),
             ("runtime", recipe.runtime.packages, self._make_runtime),
         )
         with ThreadPoolExecutor(_PARALLEL) as pool:
@@ -170,6 +178,12 @@ class _Build:
     def _say(self, step: Step) -> None:
         with self._report_lock:
             self._report(step)
+
+
+def _source(module: ModuleType) -> str:
+    """A digest of a module's code."""
+    assert module.__file__ is not None
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 
 @contextmanager
