@@ -5,6 +5,7 @@ Sides that are compared are measured turn by turn in one run, so that a busy mac
 
 import argparse
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,6 +19,7 @@ from wrenn_sandbox.settings import Settings
 from . import disk, files, interactive, memory, overhead, pause, start, steps
 from .machine import describe
 from .report import Report, save
+from .rig import TEMPLATE
 
 RESULTS: Final = Path(__file__).parent / "results"
 Figure = Callable[[Settings, argparse.Namespace], Coroutine[None, None, Report]]
@@ -48,6 +50,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.figures) - FIGURES.keys():
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    _build_template()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     settings = Settings()
     machine = describe()
@@ -58,6 +61,11 @@ def main() -> int:
         print(f"{report.text()}\n  samples: {save(options.results, name, report, machine)}")
         ok = ok and all(check.ok for check in report.checks)
     return 0 if ok else 1
+
+
+def _build_template() -> None:
+    argv = [sys.executable, "-m", "wrenn_sandbox", "template", "build", TEMPLATE]
+    subprocess.run(argv, check=True)
 
 
 if __name__ == "__main__":

@@ -69,3 +69,17 @@ def test_templates_are_built_where_the_server_looks(checkout: Path, tmp_path: Pa
     )
     said, place = done.stdout.splitlines()
     assert (said.split()[1:], place) == (["template", "build", "developer"], data_dir)
+
+
+def test_benchmarks_say_how_they_are_called_without_a_template(checkout: Path) -> None:
+    python = checkout / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [checkout / "dev", "bench", "--help"],
+        env={**os.environ, "WRENN_DATA_DIR": str(checkout / "data")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "-m bench --help\n"
