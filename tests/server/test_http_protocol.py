@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from support.api_server import eventually
-from support.listening import edge
+from support.listening import edge, listening
 from wrenn_sandbox.server import http_protocol, http_server, turns, websocket_protocol
 from wrenn_sandbox.server.http_protocol import HEADERS_LIMIT, PIPELINE_LIMIT
 from wrenn_sandbox.server.http_server import HttpServer
@@ -125,7 +125,7 @@ _HARMLESS = (
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server looks at its connections ten times as often as in life."""
-    monkeypatch.setattr(http_server, "_TICKS_PER_CHECK", 1)
+    monkeypatch.setattr(http_server, "_CHECK_SECONDS", 0.1)
     monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 0.3)
 
 
@@ -670,3 +670,11 @@ async def test_pings_of_a_client_that_reads_no_pongs(monkeypatch: pytest.MonkeyP
             await peer.send(_frame(9, b"a" * 125) * 500)
         waiting = connection.transport.get_write_buffer_size()
         assert waiting < 1024 * 1024
+
+
+async def test_a_server_that_is_told_to_stop_does_not_wait_for_its_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_server, "_CHECK_SECONDS", 3600)
+    async with asyncio.timeout(30), listening(App()) as port:
+        assert port

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import jwt
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from websockets.exceptions import InvalidStatus
 
 from support.api_server import PASSWORD, FakeClock, Server, Team, eventually, make_settings, serve
@@ -18,10 +18,11 @@ from support.rows import count_rows
 from support.sockets import Peer, talking
 from wrenn_sandbox.control.api.streams import session
 from wrenn_sandbox.control.clock import utc_now
+from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.service import callers, draining, evacuation
 from wrenn_sandbox.control.store.administration import Administration, administration
 from wrenn_sandbox.control.store.database import Database
-from wrenn_sandbox.control.store.records import Account
+from wrenn_sandbox.control.store.records import Account, Query
 from wrenn_sandbox.errors import Conflict, EmailTaken, HostFailure, InvalidRequest, NotFound
 from wrenn_sandbox.ids import SandboxId, TeamId, UserId, new_team_id, new_user_id
 from wrenn_sandbox.model.quota import QuotaOverride
@@ -563,3 +564,34 @@ async def test_a_database_that_is_not_a_servers(
     with pytest.raises(Conflict, match="0001"):
         async with administration(settings.sql_url, "tester"):
             pass
+
+
+@pytest.mark.parametrize("database_url", [None])
+async def test_a_server_asks_a_database_that_does_not_change_for_nothing(
+    faulty: Server, admin: Administration, monkeypatch: pytest.MonkeyPatch, database_url: None
+) -> None:
+    asked: list[str] = []
+    row, rows = Database.row, Database.rows
+
+    async def noted_row(database: Database, query: Query) -> Row[*tuple[object, ...]] | None:
+        asked.append(str(query))
+        return await row(database, query)
+
+    async def noted_rows(database: Database, query: Query) -> list[Row[*tuple[object, ...]]]:
+        asked.append(str(query))
+        return await rows(database, query)
+
+    monkeypatch.setattr(Database, "row", noted_row)
+    monkeypatch.setattr(Database, "rows", noted_rows)
+    own = draining.Draining(faulty.plane.store, Metrics())
+    for _ in range(3):
+        await own.refresh()
+        await faulty.plane.evacuation.sweep()
+    assert [each for each in asked if "draining_since" in each]
+    asked.clear()
+    await own.refresh()
+    await faulty.plane.evacuation.sweep()
+    assert [each for each in asked if "draining_since" in each or "memberships" in each] == []
+    await admin.drain(True, utc_now())
+    await own.refresh()
+    assert own.since is not None

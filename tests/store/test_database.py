@@ -164,3 +164,22 @@ async def test_reasons_that_a_database_cannot_keep_are_cleaned(
     sandbox = (await user.client.get(f"/v1/sandboxes/{id}")).json()
     assert sandbox["reason"].startswith("guest said ?xxx")
     assert len(sandbox["reason"]) == 1000
+
+
+@pytest.mark.parametrize("database_url", [None])
+async def test_a_database_has_another_version_after_each_change(
+    settings: Settings, database_url: None
+) -> None:
+    ours, another = Store(settings.sql_url), Store(settings.sql_url)
+    await ours.open()
+    await another.open()
+    seen = {first := await ours.version()}
+    await ours.all_sandboxes.count_by_status()
+    assert await ours.version() == first
+    for store in (ours, another):
+        now = datetime.now(UTC)
+        assert await store.spent_states.spend(f"a state of {id(store)}", now, now)
+        seen.add(await ours.version())
+    assert len(seen) == 3
+    await ours.close()
+    await another.close()

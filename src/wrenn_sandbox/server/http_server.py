@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 import structlog
@@ -22,8 +22,7 @@ from .websocket_protocol import MESSAGE_LIMIT, PING_SECONDS, WebSocketProtocol
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 0.5
-_TICKS_PER_CHECK: Final = 10
-"""A tick is a tenth of a second."""
+_CHECK_SECONDS: Final = 1.0
 
 
 class HttpServer(uvicorn.Server):
@@ -47,6 +46,7 @@ class HttpServer(uvicorn.Server):
         on_ready: Callable[[str], None],
         ping_seconds: float = PING_SECONDS,
     ) -> None:
+        self._exit = asyncio.Event()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -77,6 +77,18 @@ class HttpServer(uvicorn.Server):
         )
 
     @property
+    def should_exit(self) -> bool:
+        """To be set in the server's own thread; it stops at once then."""
+        return self._exit.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._exit.set()
+        else:
+            self._exit.clear()
+
+    @property
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
@@ -97,17 +109,19 @@ class HttpServer(uvicorn.Server):
             if self._certificate is not None:
                 helpers.append(tasks.create_task(self._certificate.watch()))
             self._on_ready(self.url)
-            await super().main_loop()
+            while not await self.on_tick(0):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_CHECK_SECONDS):
+                        await self._exit.wait()
             self._socket.close()
             for helper in helpers:
                 helper.cancel()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % _TICKS_PER_CHECK == 0:
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, HttpProtocol | WebSocketProtocol):
-                    _check(connection, now)
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, HttpProtocol | WebSocketProtocol):
+                _check(connection, now)
         return await super().on_tick(counter)
 
     @contextmanager

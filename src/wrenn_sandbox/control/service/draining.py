@@ -22,8 +22,9 @@ class Draining:
     """What the database said a second ago at most, as long as `run` runs."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
-        self._installation = store.installation
+        self._store = store
         self._metrics = metrics
+        self._version: int | None = None
         self.since: datetime | None = None
 
     def refuse(self) -> None:
@@ -34,8 +35,12 @@ class Draining:
             )
 
     async def refresh(self) -> None:
-        """Read what the operator wants."""
-        since = await self._installation.draining_since()
+        """Read what the operator wants, unless nothing has changed since the last time."""
+        version = await self._store.version()
+        if version is not None and version == self._version:
+            return
+        since = await self._store.installation.draining_since()
+        self._version = version
         if (since is None) is not (self.since is None):
             _log.warning("draining" if since is not None else "not draining any more")
         self.since = since

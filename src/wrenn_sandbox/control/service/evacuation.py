@@ -33,12 +33,14 @@ class Evacuation:
     """Each pause gets `timeout` seconds for each GiB begun of its sandbox's memory."""
 
     def __init__(self, context: ControlContext, lifecycle: Lifecycle, draining: Draining) -> None:
-        self._store = context.store.all_sandboxes
+        self._store = context.store
         self._lifecycle = lifecycle
         self._draining = draining
         self._timeout = context.settings.stop_pause_timeout_sec
         self._clock = context.clock
         self._not_before: dict[SandboxId, datetime] = {}
+        self._nobodys_until: int | None = None
+        """The version of the database up to which no team was without users."""
 
     async def run(self) -> None:
         await every(_INTERVAL, self.sweep, complaint="evacuation failed")
@@ -47,10 +49,15 @@ class Evacuation:
         """Pause what may not run now, save for what failed within the last minute."""
         now = self._clock()
         self._not_before = {each: due for each, due in self._not_before.items() if due > now}
-        nobodys = await self._store.running_without_somebody()
-        await self._pause_all(nobodys, NOBODY)
+        version = await self._store.version()
+        if version is None or version != self._nobodys_until:
+            nobodys = await self._store.all_sandboxes.running_without_somebody()
+            self._nobodys_until = None if nobodys else version
+            await self._pause_all(nobodys, NOBODY)
         if self._draining.since is not None:
-            await self._pause_all(await self._store.in_states([State.RUNNING]), DRAINED)
+            await self._pause_all(
+                await self._store.all_sandboxes.in_states([State.RUNNING]), DRAINED
+            )
 
     async def _pause_all(self, sandboxes: list[Sandbox], reason: str) -> None:
         for sandbox in sandboxes:

@@ -69,5 +69,9 @@ class Store:
         except UNUSABLE as error:
             raise unusable(error) from error
 
+    async def version(self) -> int | None:
+        """See `Database.version`."""
+        return await self._database.version()
+
     async def close(self) -> None:
         await self._database.close()

@@ -113,6 +113,7 @@ class Database:
             )
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = asyncio.Lock()
+        self._observer: sqlite3.Connection | None = None
 
     @property
     def exists(self) -> bool:
@@ -125,6 +126,21 @@ class Database:
             directory = self._file.parent
             await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
             await asyncio.to_thread(_make_wal, self._file)
+
+    async def version(self) -> int | None:
+        """A number that is another one after each change of an SQLite database, whoever made it.
+
+        None where there is no such number: a change must be looked for then.
+        """
+        return None if self._file is None else await asyncio.to_thread(self._data_version)
+
+    def _data_version(self) -> int:
+        """What other connections than this one, which changes nothing, have committed; blocks."""
+        if self._observer is None:
+            assert self._file is not None
+            self._observer = sqlite3.connect(self._file, check_same_thread=False)
+        (number,) = self._observer.execute("PRAGMA data_version").fetchone()
+        return int(number)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -181,5 +197,8 @@ class Database:
                 yield connection
 
     async def close(self) -> None:
+        if self._observer is not None:
+            await asyncio.to_thread(self._observer.close)
+            self._observer = None
         await self._reader.dispose()
         await self._writer.dispose()
