@@ -3,6 +3,8 @@
 import hypothesis
 import pytest
 
+from wrenn_sandbox.patience import slowness
+
 pytest_plugins = ["support.servers"]
 
 # Runs as root would leave examples in the checkout that nobody else may change.
@@ -15,6 +17,12 @@ _SLOW = {"contract", "host_agent", "security", "system"}
 """Folders whose tests start whole hosts, or try a great many inputs."""
 _OF_THE_MACHINE = {"network", "privileged"}
 """Folders whose tests make and compare namespaces, tables and groups of the whole machine."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A test may take longer on a slow machine."""
+    config.option.timeout *= slowness()
 
 
 @pytest.hookimpl(tryfirst=True)

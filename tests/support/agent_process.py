@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
+from wrenn_sandbox.patience import patience
+
 MAIN = Path(__file__).parents[2] / "guest" / "agent" / "main.py"
 Json = dict[str, object]
 END_OF_STREAM = 0x02
-PATIENCE = 20.0
+PATIENCE = patience(20.0)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from wrenn_sandbox.control.clock import utc_now
 from wrenn_sandbox.control.wiring import ControlPlane
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.ids import OperationId, new_operation_id
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.host import Host
 
@@ -131,7 +132,7 @@ class Server:
 
 async def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait for something that nothing tells of."""
-    for _ in range(round(seconds / 0.01)):
+    for _ in range(round(patience(seconds) / 0.01)):
         if holds():
             return
         await asyncio.sleep(0.01)

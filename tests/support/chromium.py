@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 import httpx2
 from websockets.sync.client import ClientConnection, connect
 
+from wrenn_sandbox.patience import patience
+
 PROGRAM: Final = shutil.which("chromium") or shutil.which("google-chrome")
 _READY: Final = "DevTools listening on "
-_PATIENCE_SEC: Final = 30.0
+_PATIENCE_SEC: Final = patience(30.0)
 
 
 class Page:

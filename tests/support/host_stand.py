@@ -9,6 +9,7 @@ from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.paused import PausedSandbox
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import CreateSandbox, Egress
 
@@ -49,11 +50,11 @@ class Stand:
         await self.host.pause(self.id, new_operation_id())
 
     async def resume(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             await self.host.resume(self.id, new_operation_id(), Egress())
 
     async def settled(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             await self.host._housekeeper.settled()
 
     def write(self, *commands: str) -> None:

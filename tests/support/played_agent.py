@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.guest.processes import GuestProcesses
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Command
 
 _MB = 1 << 20
@@ -63,7 +64,7 @@ async def guest(play: Play) -> AsyncIterator[GuestClient]:
 
 async def exec_in(client: GuestClient, timeout: float = 5.0) -> None:
     """Run a command; whatever the guest does, there is an end to it."""
-    async with asyncio.timeout(timeout + 15):
+    async with asyncio.timeout(timeout + patience(15)):
         await GuestProcesses(client).exec(_COMMAND, timeout=timeout, output_limit=4 * _MB)
 
 

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE = 20.0
+from wrenn_sandbox.patience import patience
+
+PATIENCE = patience(20.0)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

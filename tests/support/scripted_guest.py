@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.patience import patience
 
 HEALTHY = b"HTTP/1.1 204 No Content\r\n\r\n"
 
@@ -56,7 +57,7 @@ class Guest:
 async def a_guest() -> AsyncIterator[Guest]:
     guest = Guest()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             yield guest
     finally:
         guest.close()

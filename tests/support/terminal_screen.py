@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-_PATIENCE_SEC = 20.0
+from wrenn_sandbox.patience import patience
+
+_PATIENCE_SEC = patience(20.0)
 
 
 class Screen:

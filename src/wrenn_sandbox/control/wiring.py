@@ -35,6 +35,7 @@ from wrenn_sandbox.control.service.templates import Templates
 from wrenn_sandbox.control.service.tokens import Tokens, load_or_make_secret
 from wrenn_sandbox.ids import new_installation_id
 from wrenn_sandbox.model.sandbox import Status
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
@@ -118,12 +119,12 @@ class ControlPlane:
                 try:
                     yield services
                 finally:
-                    await self.operations.close(self._settings.shutdown_grace_sec)
+                    await self.operations.close(patience(self._settings.shutdown_grace_sec))
                     for task in tasks:
                         task.cancel()
             if self._settings.on_stop == "pause":
                 await self.pause_at_stop.run()
-                await self.operations.close(self._settings.shutdown_grace_sec)
+                await self.operations.close(patience(self._settings.shutdown_grace_sec))
             await self.activity.save()
         finally:
             await self.store.close()

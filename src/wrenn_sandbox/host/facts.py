@@ -17,6 +17,7 @@ from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
 from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, version_of
 from wrenn_sandbox.host.vmm.qemu.command import BINARY
+from wrenn_sandbox.patience import patience
 
 from .admission import measure
 from .privileged import cgroups
@@ -115,7 +116,7 @@ def _output(argv: list[str], text: str = "") -> str | None:
             argv,
             input=text,
             capture_output=True,
-            timeout=10,
+            timeout=patience(10),
             env=ENVIRONMENT,
             check=False,
             text=True,

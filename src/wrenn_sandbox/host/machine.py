@@ -25,6 +25,7 @@ from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Egress, Phase, Placement
 
 from . import failpoints, journal
@@ -234,7 +235,7 @@ class Machine:
     async def _set_clock(self, client: GuestClient) -> None:
         """Tell the guest the time again, now that an answer takes no longer than it should."""
         try:
-            async with asyncio.timeout(self._context.settings.boot_timeout_sec):
+            async with asyncio.timeout(patience(self._context.settings.boot_timeout_sec)):
                 await client.set_clock(self._token or "", self._context.clock().isoformat())
         except (TimeoutError, WrennError) as error:
             _log.warning("the guest's clock may be late", detail=str(error))
@@ -267,7 +268,7 @@ class Machine:
         token = self._context.random(TOKEN_BYTES).hex()
         client = self._new_client(self._token)
         try:
-            async with asyncio.timeout(self._context.settings.boot_timeout_sec):
+            async with asyncio.timeout(patience(self._context.settings.boot_timeout_sec)):
                 if self._spec.memory is None:
                     await _until_healthy(client)
                 self.note(token=token)
@@ -396,7 +397,7 @@ def _machine_id_of(hostname: str) -> str:
 async def _until_healthy(client: GuestClient) -> None:
     while True:
         try:
-            async with asyncio.timeout(BOOT_ATTEMPT_SEC):
+            async with asyncio.timeout(patience(BOOT_ATTEMPT_SEC)):
                 return await client.health()
         except (TimeoutError, AgentError):
             await asyncio.sleep(RETRY_SEC)

@@ -15,6 +15,7 @@ import structlog
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.ids import ImageId
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Command
 
 from .context import HostContext
@@ -147,7 +148,7 @@ class Pool:
             machine = await Machine.restore(self._context, source_of(self._context, image))
             undo.push_async_callback(machine.release)
             await machine.initialize_guest(_NAME)
-            await machine.guest.exec(_WARM_UP, timeout=_WARM_UP_SEC, output_limit=0)
+            await machine.guest.exec(_WARM_UP, timeout=patience(_WARM_UP_SEC), output_limit=0)
             undo.pop_all()
         self._keep(machine)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from wrenn_sandbox.patience import patience
+
 from .paths import write_durably
 
 KVM_DEVICE = Path("/dev/kvm")
@@ -89,9 +91,9 @@ async def run_guest() -> GuestRun:
     )
     try:
         assert child.stdout is not None
-        async with asyncio.timeout(START_SEC):
+        async with asyncio.timeout(patience(START_SEC)):
             await child.stdout.readline()
-        async with asyncio.timeout(DEADLINE_SEC):
+        async with asyncio.timeout(patience(DEADLINE_SEC)):
             output, _ = await child.communicate()
     finally:
         if child.returncode is None:
@@ -110,7 +112,7 @@ async def probe_kvm(run: RunGuest = run_guest, device: Path = KVM_DEVICE) -> Kvm
     try:
         result = await run()
     except TimeoutError:
-        return KvmVerdict(False, f"a tiny guest did not end within {DEADLINE_SEC:g} s")
+        return KvmVerdict(False, f"a tiny guest did not end within {patience(DEADLINE_SEC):g} s")
     if result.error:
         return KvmVerdict(False, f"a tiny guest did not run: {result.error}")
     measured = (

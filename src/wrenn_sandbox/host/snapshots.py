@@ -9,6 +9,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from wrenn_sandbox.host.images.store import disk_beside
 from wrenn_sandbox.ids import ImageId
+from wrenn_sandbox.patience import patience
 
 from . import failpoints
 from .context import HostContext
@@ -83,7 +84,9 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 def _run(argv: list[str]) -> None:
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=_CONVERT_SEC, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, timeout=patience(_CONVERT_SEC), check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise HostFailure("The image could not be made in time", detail=str(error)) from error
     if done.returncode != 0:

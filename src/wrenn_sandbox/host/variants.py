@@ -17,6 +17,7 @@ from wrenn_sandbox.host.images.staging import take
 from wrenn_sandbox.host.images.store import disk_beside
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.model.template import Size
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Command
 
 from . import admission
@@ -148,7 +149,7 @@ class Variants:
             return
         for command in _WARM_UP:
             try:
-                await machine.guest.exec(command, timeout=_WARM_UP_SEC, output_limit=4096)
+                await machine.guest.exec(command, timeout=patience(_WARM_UP_SEC), output_limit=4096)
             except WrennError as error:
                 raise HostFailure(
                     "The template could not be prepared", detail=f"{command.cmd}: {error}"

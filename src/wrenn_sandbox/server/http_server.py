@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from wrenn_sandbox.control.api.forwarded import TrustedProxies
 from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import EdgeSettings
 
 from .connections import Connections
@@ -63,7 +64,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=settings.keep_alive_sec,  # type: ignore[arg-type]
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_sec)),
+                timeout_graceful_shutdown=max(1, round(patience(settings.shutdown_grace_sec))),
             )
         )
         self._socket = listener

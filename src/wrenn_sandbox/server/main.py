@@ -15,6 +15,7 @@ from wrenn_sandbox.control.app import create_app
 from wrenn_sandbox.control.wiring import ControlPlane
 from wrenn_sandbox.errors import Conflict, InvalidRequest
 from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.patience import slowness
 from wrenn_sandbox.settings import Settings
 
 from .http_server import HttpServer
@@ -35,6 +36,8 @@ async def run(settings: Settings) -> None:
     """
     async with contextlib.AsyncExitStack() as stack:
         stopper = _Stopper()
+        if slowness() > 1:
+            _log.info("this machine is slow, and limits in time are longer", factor=slowness())
         certificate = Certificate.of(settings)
         if certificate is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.renew)

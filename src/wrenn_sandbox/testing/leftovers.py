@@ -19,6 +19,7 @@ from typing import Final
 from wrenn_sandbox.host.backends import BACKENDS
 from wrenn_sandbox.host.network.addressing import data_dir_tag, forget_tags, noted_tags
 from wrenn_sandbox.host.privileged import cgroups
+from wrenn_sandbox.patience import slowness
 
 _MACHINE: Final = re.compile("|".join(each.command for each in BACKENDS.values()))
 _SETTLE_SEC = 10.0
@@ -153,12 +154,13 @@ def settled(
     places: Sequence[Path] = (),
     patience: float = _SETTLE_SEC,
 ) -> set[str]:
-    """What is there beyond `baseline` once the kernel has had `patience` seconds to let go.
+    """What is there beyond `baseline` once the kernel has had `patience` seconds to let go,
+    more on a slow machine.
 
     With `places` only what belongs to data directories there. Links of a removed namespace
     disappear a moment after it.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + patience * slowness()
     while (
         found := (_of(places) if places else leftovers(data_dir)) - baseline
     ) and time.monotonic() < deadline:

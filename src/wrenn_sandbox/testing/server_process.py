@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.patience import patience
 
 from .leftovers import leftovers, machines
 
@@ -70,7 +71,8 @@ class ServerProcess:
     def start(self, timeout: float = 60.0) -> None:
         """Start it and wait until it says where it answers.
 
-        `HostFailure` with the end of the log as its detail when it does not within `timeout`.
+        `HostFailure` with the end of the log as its detail when it does not within `timeout`
+        seconds, more of them on a slow machine.
         """
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -115,7 +117,7 @@ class ServerProcess:
     def _first_line(process: subprocess.Popen[str], timeout: float) -> str:
         """The first line on its standard output, or nothing when it ends or takes too long."""
         assert process.stdout is not None
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patience(timeout)
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(max(0.0, deadline - time.monotonic())):
@@ -128,7 +130,7 @@ class ServerProcess:
             return 0
         process.send_signal(number)
         try:
-            return process.wait(timeout)
+            return process.wait(patience(timeout))
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()

@@ -20,6 +20,7 @@ from support.network.pools import WatchedPool, run
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import attach_tap, open_tap
 from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_MAC, TAP_MAC, Slot
+from wrenn_sandbox.patience import patience
 
 VNET_HEADER = bytes(10)
 ETH_P_ALL = 3
@@ -188,7 +189,7 @@ class PlayedGuest:
         """Destinations of the IP packets that leave the slot, to the first one to `last`."""
         loop = asyncio.get_running_loop()
         seen: list[str] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             while last not in seen:
                 seen += _destination(*await loop.sock_recvfrom(self._wire, 2048))
         return seen

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.network.rules import Limits
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import HostSettings
 
 NETWORK = IPv4Network("10.231.0.0/16")
@@ -62,7 +63,7 @@ class WatchedPool(SlotPool):
 
     async def filled(self) -> None:
         """Wait until it is full and nothing is left to remove."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patience(60)):
             while self._doomed or len(self._idle) < self._settings.slot_pool_size:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 

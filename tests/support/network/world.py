@@ -13,6 +13,7 @@ from support.network.pools import PoolFactory, WatchedPool
 from wrenn_sandbox.host.network.rules import Limits
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.patience import patience
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class World:
         with await self.listener(address, port) as listener:
             client = await self.namespaces.run(self.guest.netns, socket.socket)
             client.setblocking(False)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patience(10)):
                 await loop.sock_connect(client, (address, port))
                 server, _ = await loop.sock_accept(listener)
         return client, server
@@ -84,5 +85,5 @@ async def a_world(
 
 
 async def receive(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         return await asyncio.get_running_loop().sock_recvfrom(sock, 4096)

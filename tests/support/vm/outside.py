@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.patience import patience
 
 _ALL = 3
 _IPV4 = 0x0800
@@ -124,7 +125,7 @@ def _until_carried(outside: Outside) -> None:
     """The link drops packets for a moment: ask each address until it has heard one."""
     for address in (*outside.servers, *outside.private):
         with outside.udp(address, 7) as server, _udp("0.0.0.0", 0) as asker:
-            server.settimeout(0.02)
+            server.settimeout(patience(0.02))
             for _ in range(500):
                 asker.sendto(b"there?", (address, 7))
                 with contextlib.suppress(TimeoutError):
@@ -151,14 +152,14 @@ def sent_within(sock: socket.socket, seconds: float) -> bytes:
 
 def _udp(address: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.settimeout(10)
+    sock.settimeout(patience(10))
     sock.bind((address, port))
     return sock
 
 
 def _listener(address: str, port: int) -> socket.socket:
     sock = socket.create_server((address, port))
-    sock.settimeout(10)
+    sock.settimeout(patience(10))
     return sock
 
 

@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 
 from wrenn_sandbox.host.journal import Record, records
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.testing.data_dir import working_directory
 from wrenn_sandbox.testing.leftovers import machines, settled
 from wrenn_sandbox.testing.server_process import ServerProcess
@@ -68,7 +69,7 @@ class Api:
     created: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.http = httpx2.Client(timeout=180)
+        self.http = httpx2.Client(timeout=patience(180))
         account = {"email": f"vm{next(_numbers)}@example.com", "password": "correct horse"}
         token = self.request("POST", "/v1/auth/signup", account).json()["token"]
         headers = {"Authorization": f"Bearer {token}"}
@@ -230,8 +231,11 @@ class Rig:
 
 
 def eventually(condition: Callable[[], bool], within: float) -> bool:
-    """Whether the condition becomes true in time; for what another process does."""
-    deadline = time.monotonic() + within
+    """Whether the condition becomes true in time; for what another process does.
+
+    `within` is in seconds, on a machine of usual speed.
+    """
+    deadline = time.monotonic() + patience(within)
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -18,6 +18,7 @@ from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
 from wrenn_sandbox.ids import new_machine_id
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.testing.data_dir import working_directory
 from wrenn_sandbox.testing.leftovers import settled
@@ -85,10 +86,10 @@ class Stand:
 
 async def answered(client: GuestClient) -> None:
     """Wait for the guest agent."""
-    async with asyncio.timeout(_BOOT_SEC):
+    async with asyncio.timeout(patience(_BOOT_SEC)):
         while True:
             try:
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(patience(1)):
                     return await client.health()
             except (AgentError, TimeoutError):
                 await asyncio.sleep(0.02)

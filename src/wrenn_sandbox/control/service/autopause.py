@@ -16,6 +16,7 @@ from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.patience import patience
 
 from .activity import Activity
 from .context import ControlContext
@@ -120,7 +121,7 @@ class AutoPause:
     async def _is_working(self, sandbox_id: SandboxId) -> bool:
         """Whether a command runs; a guest that does not say has none."""
         try:
-            async with asyncio.timeout(_COMMANDS_SECONDS):
+            async with asyncio.timeout(patience(_COMMANDS_SECONDS)):
                 return bool(await self._host.guest(sandbox_id).processes())
         except (WrennError, TimeoutError):
             return False

@@ -15,6 +15,7 @@ from wrenn_sandbox.aio import every, shielded
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.errors import AgentError, NotFound, NotResponding, WrennError
 from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.patience import patience
 
 from .context import ControlContext
 
@@ -28,7 +29,7 @@ class GuestHealth:
     """`check_sec` is how long a guest may take to say that it is there."""
 
     def __init__(self, context: ControlContext, metrics: Metrics) -> None:
-        self.check_sec = context.settings.guest_check_sec
+        self.check_sec = patience(context.settings.guest_check_sec)
         self._store = context.store.silences
         self._host = context.host
         self._metrics = metrics

@@ -9,6 +9,7 @@ from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.patience import patience
 
 from .context import ControlContext
 from .lifecycle import SHUTDOWN, Lifecycle
@@ -25,7 +26,7 @@ async def pause_in_time(
 
     False where it keeps running; the log says why.
     """
-    limit = per_gib * -(-sandbox.memory_mb // _MB_PER_GIB)
+    limit = patience(per_gib) * -(-sandbox.memory_mb // _MB_PER_GIB)
     try:
         async with asyncio.timeout(limit):
             await lifecycle.pause(sandbox.id, actor, reason)

@@ -19,6 +19,7 @@ from wrenn_sandbox.errors import (
     NotInGuest,
     WrennError,
 )
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
@@ -145,7 +146,7 @@ class _Run:
     async def end(self) -> None:
         """Let it clean up; it does so by itself when nothing moves any more."""
         with contextlib.suppress(WrennError, TimeoutError):
-            async with asyncio.timeout(GRACE_SEC):
+            async with asyncio.timeout(patience(GRACE_SEC)):
                 process = ProcessRef(pid=self._stream.pid)
                 await self._processes.signal_process(process, ProcessSignal.TERM)
 

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import GuestMetrics
 
 from .connect_rpc import Count, Percent, decode, envelope, messages, refusal, unary_error
@@ -153,7 +154,7 @@ class GuestClient:
             headers["Content-Type"] = "application/json"
         try:
             async with (
-                asyncio.timeout(ANSWER_SEC if seconds is None else seconds) as time_limit,
+                asyncio.timeout(patience(ANSWER_SEC if seconds is None else seconds)) as time_limit,
                 self.connection() as connection,
             ):
                 await connection.request(method, target, headers, body)

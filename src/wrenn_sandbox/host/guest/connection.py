@@ -17,6 +17,7 @@ import httptools
 
 from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import AgentError
+from wrenn_sandbox.patience import patience
 
 Connect = Callable[[], Awaitable[socket.socket]]
 """Opens a connected, non-blocking socket to the agent; raises OSError."""
@@ -234,7 +235,7 @@ class Connection(asyncio.Protocol):
         if self._headers_done:
             self._parser = httptools.HttpResponseParser(self)
             loop = asyncio.get_running_loop()
-            self._watch = loop.call_later(TAKEN_SEC, self._require_taken)
+            self._watch = loop.call_later(patience(TAKEN_SEC), self._require_taken)
         self._chunks.clear()
         self._small.clear()
         self._buffered = 0
@@ -275,7 +276,7 @@ class Connection(asyncio.Protocol):
     @contextlib.asynccontextmanager
     async def _unless_silent(self, seconds: float | None) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with asyncio.timeout(None if seconds is None else patience(seconds)) as limit:
                 yield
         except TimeoutError as error:
             if not limit.expired():

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from wrenn_sandbox.errors import InvalidRequest, WrennError
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import (
     Channel,
     Command,
@@ -110,7 +111,7 @@ class GuestProcesses:
         def overdue() -> None:
             nonlocal timed_out
             timed_out = True
-            limit.reschedule(loop.time() + (0.0 if pid else GRACE_SEC))
+            limit.reschedule(loop.time() + (0.0 if pid else patience(GRACE_SEC)))
 
         timer = loop.call_later(timeout, overdue)
         try:
@@ -148,7 +149,7 @@ class GuestProcesses:
     async def _kill(self, pid: int) -> bool:
         """Whether the guest has answered that it did."""
         try:
-            async with asyncio.timeout(GRACE_SEC):
+            async with asyncio.timeout(patience(GRACE_SEC)):
                 await self.signal_process(ProcessRef(pid=pid), ProcessSignal.KILL)
         except (TimeoutError, WrennError):
             return False
@@ -257,7 +258,7 @@ def _selector(process: ProcessRef) -> dict[str, object]:
 
 async def _followed(answer: AsyncIterator[bytes]) -> ProcessStream:
     try:
-        async with asyncio.timeout(ANSWER_SEC) as limit:
+        async with asyncio.timeout(patience(ANSWER_SEC)) as limit:
             async for message in answer:
                 start = decode(message, _Message).event.start
                 if start is not None:

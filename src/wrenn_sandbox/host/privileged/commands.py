@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.patience import patience
 
 TIMEOUT_SEC = 30.0
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
@@ -36,7 +37,7 @@ def _run(argv: Sequence[str], text: str, what: str) -> bytes:
             argv,
             input=text.encode(),
             capture_output=True,
-            timeout=TIMEOUT_SEC,
+            timeout=patience(TIMEOUT_SEC),
             env=ENVIRONMENT,
             check=False,
         )

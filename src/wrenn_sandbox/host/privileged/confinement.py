@@ -13,6 +13,7 @@ from typing import Final
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.network.addressing import note_tag
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.patience import patience
 
 from . import cgroups
 from .cgroups import CONTROLLERS, Groups
@@ -90,7 +91,7 @@ def _tried(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = ()) -
     try:
         with apart(inside) as child:
             try:
-                status = child.wait(_TRIAL_SEC)
+                status = child.wait(patience(_TRIAL_SEC))
             except subprocess.TimeoutExpired as error:
                 child.kill()
                 raise HostFailure("A program does not end there", detail=str(error)) from error

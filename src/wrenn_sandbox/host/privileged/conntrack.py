@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final
 
+from wrenn_sandbox.patience import patience
+
 # linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nfnetlink_conntrack.h
 _NETLINK_NETFILTER: Final = 12
 _CONNECTIONS: Final = 1 << 8
@@ -36,7 +38,7 @@ def forget_connections(source: IPv4Address) -> int:
     """
     count = 0
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-        netlink.settimeout(_TIMEOUT_SEC)
+        netlink.settimeout(patience(_TIMEOUT_SEC))
         for connection in list(_connections(netlink, source)):
             netlink.send(_message(_DELETE, _REQUEST, _attribute(_TUPLE_ORIG | _NESTED, connection)))
             count += 1

@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 from wrenn_sandbox.host.slot import AGENT_PORT, Slot
+from wrenn_sandbox.patience import patience
 
 from .netns import NamespaceThread
 
@@ -34,7 +35,7 @@ async def connect_guest(namespaces: NamespaceThread, slot: Slot) -> socket.socke
     address = (slot.guest_ip, AGENT_PORT) if port is None else (LOOPBACK, port)
     connection = await guest_socket(namespaces, slot)
     try:
-        async with asyncio.timeout(_CONNECT_SEC):
+        async with asyncio.timeout(patience(_CONNECT_SEC)):
             await asyncio.get_running_loop().sock_connect(connection, address)
     except BaseException:
         connection.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.patience import patience
 
 from .command import SECCOMP
 
@@ -15,7 +16,9 @@ _VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
 def version_of(binary: str) -> tuple[int, int, int]:
     """Major, minor and micro version of a QEMU binary; raises `HostFailure`. Blocks."""
     try:
-        output = subprocess.run([binary, "--version"], capture_output=True, check=True, timeout=10)
+        output = subprocess.run(
+            [binary, "--version"], capture_output=True, check=True, timeout=patience(10)
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise HostFailure("QEMU does not run here", detail=str(error)) from error
     match = _VERSION.search(output.stdout)
@@ -34,7 +37,7 @@ def has_seccomp(binary: str) -> bool:
             input=b"quit\n",
             capture_output=True,
             check=False,
-            timeout=10,
+            timeout=patience(10),
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -14,6 +14,7 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.patience import patience
 
 from .command import CONSOLE, CONSOLE_BYTES
 from .qmp import ANSWER_SEC, Event, QmpError, Session
@@ -106,7 +107,7 @@ class Monitor:
         with self._session.listening("RESUME", "SHUTDOWN") as heard:
             await self._execute("migrate-incoming", {"uri": f"fd:{vmstate_fd}"})
             try:
-                async with asyncio.timeout(ANSWER_SEC):
+                async with asyncio.timeout(patience(ANSWER_SEC)):
                     event = await heard
             except (TimeoutError, QmpError) as error:
                 raise HostFailure(_NO_ANSWER, detail=f"after loading: {error}") from error

@@ -12,6 +12,8 @@ from typing import Final, Self, TypeVar, cast
 
 import msgspec
 
+from wrenn_sandbox.patience import patience
+
 Result = TypeVar("Result")
 
 LINE_LIMIT: Final = 256 * 1024
@@ -73,7 +75,7 @@ class Session(asyncio.Protocol):
     async def open(cls, path: str, seconds: float) -> Self:
         """Connect and negotiate within so many seconds; raises `QmpError`."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(patience(seconds)):
                 loop = asyncio.get_running_loop()
                 _, session = await loop.create_unix_connection(cls, path)
                 try:
@@ -115,7 +117,7 @@ class Session(asyncio.Protocol):
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(patience(seconds)):
                 self._transport.write(msgspec.json.encode(message) + b"\n")
                 return await answer
         except TimeoutError as error:
