@@ -54,6 +54,10 @@ class WrennError(Exception):
         self.detail = detail
         self.retry_after = retry_after
 
+    def add_detail(self, more: str | None) -> None:
+        """Say more in the detail, after what it says already."""
+        self.detail = "\n".join(each for each in (self.detail, more) if each) or None
+
     def extra(self) -> Mapping[str, str]:
         """Additional keys of the public error object."""
         return {}

@@ -168,15 +168,16 @@ _NO_MONITORS: dict[str, Play] = {
 
 @pytest.mark.parametrize("name", _NO_MONITORS)
 async def test_what_is_no_monitor(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(monitor_module, "_CONNECT_SEC", 0.5)
     before, tasks = _resident(), len(asyncio.all_tasks())
     open_before = len(os.listdir("/proc/self/fd"))
     lag = Lag()
     async with played(tmp_path / "s", _NO_MONITORS[name]) as path:
         began = time.monotonic()
         with pytest.raises(HostFailure) as caught:
-            await Monitor.connect(path, 0.5)
+            await Monitor.connect(path)
         assert time.monotonic() - began < 10
         assert str(tmp_path) not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) <= open_before
@@ -351,8 +352,10 @@ async def test_a_load_after_which_nothing_is_heard(tmp_path: Path) -> None:
     async with played(tmp_path / "s", answers(play)) as path:
         monitor = await Monitor.connect(path)
         async with asyncio.timeout(5):
-            with pytest.raises(HostFailure):
+            with pytest.raises(HostFailure) as caught:
                 await monitor.load(3)
+        assert caught.value.detail is not None
+        assert caught.value.detail.endswith("s after loading")
         await monitor.close()
 
 
@@ -363,6 +366,7 @@ async def test_garbled_talk_of_a_vmm_is_refused(
     """Pieces of real messages, mutated, in pieces of any size."""
     choose = random.Random(seed)
     monkeypatch.setattr(monitor_module, "_STATUS_SEC", 0.05)
+    monkeypatch.setattr(monitor_module, "_CONNECT_SEC", 0.05)
     words = [
         _GREETING,
         _READY,
@@ -388,7 +392,7 @@ async def test_garbled_talk_of_a_vmm_is_refused(
         async with played(tmp_path / f"s{number}", ends) as path:
             with suppress(HostFailure):
                 async with asyncio.timeout(5):
-                    monitor = await Monitor.connect(path, 0.05)
+                    monitor = await Monitor.connect(path)
                     for call in (monitor.status, monitor.console):
                         with suppress(HostFailure):
                             await call()

@@ -258,24 +258,26 @@ class Machine:
         try:
             async with first_of(work, asyncio.shield(self._watcher)) as (task, _):
                 if not task.done():
-                    raise HostFailure("The sandbox ended while it started")
+                    raise HostFailure("The sandbox ended while it started", detail=self.ended)
                 return task.result()
         except WrennError as error:
-            error.detail = await self._diagnosis(error)
+            error.add_detail(await self._context.driver.diagnosis(self.process))
             raise
 
     async def _initialize_guest(self, hostname: str) -> GuestClient:
         token = self._context.random(TOKEN_BYTES).hex()
         client = self._new_client(self._token)
+        limit = patience(self._context.settings.boot_timeout_sec)
         try:
-            async with asyncio.timeout(patience(self._context.settings.boot_timeout_sec)):
+            async with asyncio.timeout(limit):
                 if self._spec.memory is None:
                     await _until_healthy(client)
                 self.note(token=token)
                 await self._initialise(client, hostname, token)
         except TimeoutError as error:
             client.close()
-            raise HostFailure("The sandbox did not answer in time") from error
+            late = f"no answer of the guest agent within {limit:g} s"
+            raise HostFailure("The sandbox did not answer in time", detail=late) from error
         except BaseException:
             client.close()
             raise
@@ -358,10 +360,6 @@ class Machine:
 
     def _forget(self) -> None:
         shutil.rmtree(self._spec.files.directory, ignore_errors=True)
-
-    async def _diagnosis(self, error: WrennError) -> str:
-        found = await self._context.driver.diagnosis(self.process)
-        return "\n".join(part for part in (error.detail, found) if part)
 
     def _watch(self) -> None:
         name = f"watch {self._record.machine_id}"

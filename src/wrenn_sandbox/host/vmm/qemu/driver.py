@@ -143,9 +143,7 @@ class QemuDriver(Driver):
             await unless_ended(running, running.monitor.load(vmstate))
         except BaseException as error:
             if isinstance(error, HostFailure):
-                error.detail = "\n".join(
-                    each for each in (error.detail, await self.diagnosis(process)) if each
-                )
+                error.add_detail(await self.diagnosis(process))
             await asyncio.shield(self.kill(process))
             raise
         return process
@@ -336,7 +334,7 @@ class QemuDriver(Driver):
             await asyncio.shield(handle.kill())
             handle.close()
             if isinstance(error, HostFailure):
-                error.detail = await asyncio.to_thread(tails, spec.files)
+                error.add_detail(await asyncio.to_thread(tails, spec.files))
             raise
         return Running(handle, monitor, spec.files, spec.memory, spec.private_memory)
 

@@ -84,11 +84,11 @@ class Monitor:
         self._session = session
 
     @classmethod
-    async def connect(cls, path: Path, timeout: float = _CONNECT_SEC) -> Self:
+    async def connect(cls, path: Path) -> Self:
         """Open a session; QEMU answers as soon as its main loop runs."""
         try:
             with short_path(path) as name:
-                return cls(await Session.open(name, timeout))
+                return cls(await Session.open(name, _CONNECT_SEC))
         except QmpError as error:
             raise HostFailure("The machine did not start", detail=f"QMP: {error}") from error
 
@@ -109,7 +109,10 @@ class Monitor:
             try:
                 async with asyncio.timeout(patience(ANSWER_SEC)):
                     event = await heard
-            except (TimeoutError, QmpError) as error:
+            except TimeoutError as error:
+                late = f"it does not run {patience(ANSWER_SEC):g} s after loading"
+                raise HostFailure(_NO_ANSWER, detail=late) from error
+            except QmpError as error:
                 raise HostFailure(_NO_ANSWER, detail=f"after loading: {error}") from error
         if event.name != "RESUME":
             raise HostFailure("The stored machine did not start", detail=event.name)

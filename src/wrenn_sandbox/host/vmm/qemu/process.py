@@ -13,6 +13,7 @@ from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.patience import patience
 
 from .monitor import Monitor
 
@@ -23,6 +24,8 @@ STATE_LIMIT: Final = 16 * 1024 * 1024
 LOG_LIMIT: Final = 1024 * 1024
 """Bytes of a monitor's own log; a guest can make it complain as often as it likes."""
 _TAIL_BYTES: Final = 2000
+_END_SEC: Final = 0.1
+"""How long after its connection the end of a process is seen at the latest."""
 _REPLACED: Final = "QEMU was replaced on this host; its operator has to restart the server"
 
 
@@ -46,28 +49,32 @@ class Running:
 async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, int]) -> Monitor:
     """The monitor of a process that was just started.
 
-    Raises `HostFailure` when it ends first or is a QEMU of another version: what is stored names
-    the one that it needs.
+    Raises `HostFailure` when it ends first, does not answer in time or is a QEMU of another
+    version: what is stored names the one that it needs.
     """
-    async with first_of(Monitor.connect(path), handle.wait()) as (connecting, _):
-        if not connecting.done():
-            raise HostFailure("The machine did not start")
-        monitor = connecting.result()
-        try:
-            if monitor.version != version:
-                raise HostFailure(_REPLACED)
-        except BaseException:
-            await monitor.close()
-            raise
-        return monitor
+    monitor = await _or_end(handle, Monitor.connect(path), "The machine did not start")
+    try:
+        if monitor.version != version:
+            raise HostFailure(_REPLACED)
+    except BaseException:
+        await monitor.close()
+        raise
+    return monitor
 
 
 async def unless_ended(running: Running, work: Coroutine[None, None, T]) -> T:
     """The result of a call to the monitor; raises `HostFailure` when the process ends first."""
-    async with first_of(work, running.handle.wait()) as (task, _):
-        if not task.done():
-            detail = await asyncio.to_thread(tails, running.files)
-            raise HostFailure("The machine ended unexpectedly", detail=detail)
+    return await _or_end(running.handle, work, "The machine ended unexpectedly")
+
+
+async def _or_end(handle: ProcessHandle, work: Coroutine[None, None, T], message: str) -> T:
+    """The result of a call to the monitor; a `HostFailure` with this message if QEMU ends."""
+    async with first_of(work, handle.wait()) as (task, ended):
+        if not task.done() or isinstance(task.exception(), HostFailure):
+            await asyncio.wait([ended], timeout=patience(_END_SEC))
+            if ended.done():
+                status = "" if ended.result() is None else f" with status {ended.result()}"
+                raise HostFailure(message, detail=f"QEMU ended{status}")
         return task.result()
 
 

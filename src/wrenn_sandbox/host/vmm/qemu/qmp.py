@@ -86,7 +86,7 @@ class Session(asyncio.Protocol):
                     raise
                 return session
         except TimeoutError as error:
-            raise QmpError("no answer") from error
+            raise QmpError(f"no greeting within {patience(seconds):g} s") from error
         except OSError as error:
             raise QmpError(f"connect: {error}") from error
 
@@ -121,9 +121,10 @@ class Session(asyncio.Protocol):
                 self._transport.write(msgspec.json.encode(message) + b"\n")
                 return await answer
         except TimeoutError as error:
+            silence = f"no answer to {command} within {patience(seconds):g} s"
             if not patient or self._transport.get_write_buffer_size():
-                self._fail(f"no answer to {command}")
-            raise QmpError(f"no answer to {command}") from error
+                self._fail(silence)
+            raise QmpError(silence) from error
         finally:
             self._answers.pop(number, None)
 
