@@ -28,6 +28,7 @@ from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.confinement import confinement
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.host.vmm.qemu.launch import launch
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -169,7 +170,7 @@ async def run(scene: Scene, wanted: dict[str, object], memory: int, output: Path
             process = await launch(
                 confined, scene.spec, argv, readable=scene.besides, pass_fds=[memory], output=file
             )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience(30)):
             return await process.wait()
     finally:
         confined.close()

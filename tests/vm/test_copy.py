@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.vm.rig import Api, Rig, Sandbox
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.testing.leftovers import machines
 
 pytestmark = pytest.mark.vm
@@ -25,7 +26,7 @@ def _wrenn(api: Api, directory: Path, *arguments: str) -> tuple[int, str]:
         cwd=directory,
         capture_output=True,
         check=False,
-        timeout=240,
+        timeout=patience(240),
     )
     return done.returncode, done.stderr.decode()
 
@@ -115,7 +116,7 @@ def test_a_machine_that_stands_still(rig: Rig, api: Api, tmp_path: Path) -> None
         code, said = _wrenn(api, tmp_path, "cp", sys.executable, f"{sandbox.id}:")
         assert (code, "respond" in said) == (1, True), said
         assert api.request("GET", f"/v1/sandboxes/{sandbox.id}/metrics").status_code == 502
-        assert time.monotonic() - began < 90
+        assert time.monotonic() - began < patience(90)
     finally:
         os.kill(monitor, signal.SIGCONT)
     assert api.output(sandbox.id, "echo again") == "again"

@@ -23,6 +23,7 @@ from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import own_memory
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process, Snapshot
 from wrenn_sandbox.ids import new_machine_id
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Command
 
 _END_SEC = 60.0
@@ -71,7 +72,7 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
         assert own_memory(process.pid) > 0
         ended = await _waiting(stand.driver, process)
         await stand.driver.kill(process)
-        assert await asyncio.wait_for(ended, 5)
+        assert await asyncio.wait_for(ended, patience(5))
         assert not _exists(process)
         await stand.driver.kill(process)
         with pytest.raises(OSError):
@@ -81,7 +82,7 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
 async def test_a_machine_that_dies_by_itself(stand: Stand) -> None:
     async with stand.machine() as (_, process, _client):
         os.kill(process.pid, 9)
-        assert "9" in await asyncio.wait_for(stand.driver.wait(process), 5)
+        assert "9" in await asyncio.wait_for(stand.driver.wait(process), patience(5))
         assert isinstance(await stand.driver.diagnosis(process), str)
         assert not await stand.driver.stopped(process)
 
@@ -98,7 +99,7 @@ async def test_another_driver_object_adopts_it(stand: Stand) -> None:
             await client.health()
             ended = await _waiting(other.driver, process)
             await other.driver.kill(process)
-            assert await asyncio.wait_for(ended, 5)
+            assert await asyncio.wait_for(ended, patience(5))
             assert not await other.driver.adopt(process, spec)
         finally:
             await other.close()
@@ -123,7 +124,7 @@ async def test_the_console_of_a_guest_that_panics_is_kept(stand: Stand) -> None:
         os.chown(garbage, spec.slot.uid, spec.slot.uid)
         process = await stand.driver.boot(dataclasses.replace(spec, initrd=garbage))
         try:
-            reason = await asyncio.wait_for(stand.driver.wait(process), _END_SEC)
+            reason = await asyncio.wait_for(stand.driver.wait(process), patience(_END_SEC))
             assert reason
             assert "panic" in (await stand.driver.diagnosis(process)).lower()
         finally:

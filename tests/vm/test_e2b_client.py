@@ -38,10 +38,11 @@ from support.vm.forward import forwarding
 from support.vm.stand import standing
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.slot import AGENT_PORT
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
-_PATIENCE_SEC = 20.0
+_PATIENCE_SEC = patience(20.0)
 _SIZE = PtySize(rows=24, cols=80)
 _CONTENT = bytes(range(256)) * 4096
 """1 MiB that is no text."""

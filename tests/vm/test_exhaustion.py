@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from support.vm.rig import Api, NewRig, Sandbox
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -256,7 +257,7 @@ def test_next_command_is_answered_during_and_after(api: Api, attack: Attack) -> 
 def _assert_answers(api: Api, sandbox: Sandbox) -> None:
     began = time.monotonic()
     assert api.exec(sandbox.id, "echo", "here").stdout == "here\n"
-    assert time.monotonic() - began < _ANSWER_SEC
+    assert time.monotonic() - began < patience(_ANSWER_SEC)
 
 
 def test_timeout_ends_all_that_the_command_started(api: Api, sandbox: Sandbox) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from support.vm.rig import Api, NewRig, Rig, eventually, rig_of
 from wrenn_sandbox.host import failpoints
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -221,7 +222,7 @@ def test_a_machine_that_dies_while_it_is_paused(new_rig: NewRig) -> None:
                 time.sleep(0.0005)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(machine, signal.SIGKILL)
-            answer = pause.result(timeout=30)
+            answer = pause.result(timeout=patience(30))
         if answer.status_code == 200:
             assert api.get(sandbox).status == "paused"
             api.resume(sandbox)

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from support.vm.rig import Api, NewRig, Rig, error_of, eventually, is_alive
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -44,7 +45,7 @@ def test_delete_ends_a_command_that_runs(api: Api) -> None:
         running = pool.submit(api.exec_raw, sandbox, "sleep", "300", timeout_sec=300)
         assert eventually(lambda: api.exec(sandbox, "pgrep", "-x", "sleep").exit_code == 0, 20)
         api.delete(sandbox)
-        answer = running.result(timeout=10)
+        answer = running.result(timeout=patience(10))
     assert answer.status_code in (404, 409, 502)
     assert error_of(answer).message
 
@@ -65,7 +66,7 @@ def test_a_machine_that_dies_is_noticed_at_once(rig: Rig, api: Api) -> None:
 
 
 def test_a_guest_that_never_answers(new_rig: NewRig) -> None:
-    rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="0.02")
+    rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="0.000001")
     answer = api.request("POST", "/v1/sandboxes", {})
     assert answer.status_code == 502
     assert error_of(answer).code == "agent_error"
@@ -115,7 +116,7 @@ def test_the_server_dies_while_it_creates(new_rig: NewRig) -> None:
         assert eventually(lambda: bool(rig.machines()), within=20)
         rig.server.kill()
         with pytest.raises(httpx2.TransportError):
-            create.result(timeout=10)
+            create.result(timeout=patience(10))
     rig.server.start()
     assert eventually(lambda: "pending" not in _statuses(api).values(), within=10)
     [status] = _statuses(api).values()

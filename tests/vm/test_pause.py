@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from support.vm.rig import Api, NewRig, Rig, error_of, eventually, is_alive
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -212,13 +213,13 @@ def test_what_a_monitor_may_write_to(rig: Rig, api: Api) -> None:
 def test_a_command_that_runs_when_its_sandbox_is_paused(api: Api) -> None:
     """Its caller is told; the command itself goes on after the resume."""
     sandbox = api.create().id
-    steps = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $i > /tmp/step; sleep 0.5; done"
+    steps = f"for i in 1 2 3; do echo $i > /tmp/step; sleep {patience(2)}; done"
     script = f"{steps}; echo end > /tmp/step"
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(api.exec_raw, sandbox, "sh", "-c", script)
         assert eventually(lambda: api.exec(sandbox, "test", "-e", "/tmp/step").exit_code == 0, 20)
         api.pause(sandbox)
-        answer = running.result(timeout=10)
+        answer = running.result(timeout=patience(10))
     assert answer.status_code in (404, 409, 502)
     assert error_of(answer).message
     api.resume(sandbox)
@@ -228,11 +229,12 @@ def test_a_command_that_runs_when_its_sandbox_is_paused(api: Api) -> None:
 
 def test_a_client_that_leaves_does_not_stop_a_pause(api: Api) -> None:
     sandbox = api.create().id
+    leaves = httpx2.Timeout(None, read=0.02)
     with pytest.raises(httpx2.TimeoutException):
-        api.http.post(f"{api.server.url}/v1/sandboxes/{sandbox}/pause", timeout=0.02)
+        api.http.post(f"{api.server.url}/v1/sandboxes/{sandbox}/pause", timeout=leaves)
     assert eventually(lambda: api.get(sandbox).status == "paused", within=20)
     with pytest.raises(httpx2.TimeoutException):
-        api.http.post(f"{api.server.url}/v1/sandboxes/{sandbox}/resume", timeout=0.02)
+        api.http.post(f"{api.server.url}/v1/sandboxes/{sandbox}/resume", timeout=leaves)
     assert eventually(lambda: api.get(sandbox).status == "running", within=20)
     assert api.output(sandbox, "echo here") == "here"
     api.delete(sandbox)
@@ -292,21 +294,21 @@ def test_one_of_two_operations_on_a_vm_wins(
 
 
 def test_a_resume_that_fails_leaves_the_sandbox_paused(new_rig: NewRig) -> None:
-    """The guest cannot be reached for its first eight seconds after each resume."""
-    rig, api = new_rig(WRENN_BOOT_TIMEOUT_SEC="2")
+    """The guest cannot be reached for its first seconds after each resume."""
+    rig, api = new_rig()
     sandbox = api.create().id
     api.output(sandbox, "echo before > /root/state; sync")
     mute = (
-        "ip rule add pref 10 blackhole; echo muted >> /root/state; sync; "
-        "sleep 8; ip rule del pref 10; sleep 300"
+        "sleep 1; ip rule add pref 10 blackhole; echo muted >> /root/state; sync; "
+        f"sleep {patience(10)}; ip rule del pref 10; sleep 9999"
     )
-    with pytest.raises(httpx2.TimeoutException):
-        api.http.post(
-            f"{api.server.url}/v1/sandboxes/{sandbox}/exec",
-            json={"cmd": "setsid", "args": ["sh", "-c", mute], "timeout_sec": 600},
-            timeout=2,
-        )
+    started = api.exec_raw(sandbox, "setsid", "sh", "-c", mute, background=True)
+    assert started.status_code == 202, started.text
+    time.sleep(3)
     api.pause(sandbox)
+    rig.server.stop()
+    rig.server.set(WRENN_BOOT_TIMEOUT_SEC="0.2")
+    rig.server.start()
     stored = rig.stored_of(sandbox)
     for _ in range(2):
         answer = api.request("POST", f"/v1/sandboxes/{sandbox}/resume")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.vm.rig import Rig
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -25,7 +26,7 @@ def test_the_session_works_when_pasted(rig: Rig) -> None:
         env={**os.environ, "WRENN_URL": rig.server.url},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

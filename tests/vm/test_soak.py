@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.vm.rig import Api, NewRig, Rig, eventually
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.testing.leftovers import leftovers
 
 pytestmark = pytest.mark.vm
@@ -104,7 +105,7 @@ def _settled(rig: Rig, slots: int) -> _Use:
     return _Use.of(rig)
 
 
-@pytest.mark.timeout(max(300, 10 * _ROUNDS))
+@pytest.mark.timeout(patience(max(300, 10 * _ROUNDS)))
 def test_rounds_leave_nothing(new_rig: NewRig) -> None:
     slots = 2
     rig, api = new_rig(

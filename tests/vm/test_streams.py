@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from support.vm.rig import Api, Sandbox
+from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
@@ -30,7 +31,7 @@ class Peer:
         self.connection.send(json.dumps(message))
 
     def hear(self) -> Frame:
-        return cast("Frame", json.loads(self.connection.recv(timeout=30)))
+        return cast("Frame", json.loads(self.connection.recv(timeout=patience(30))))
 
     def rest(self) -> Iterator[Frame]:
         """All frames up to the close."""
@@ -43,7 +44,7 @@ class Peer:
     def until(self, text: str) -> None:
         """Read until the output holds `text`; terminals send pings for ever, so not for ever."""
         heard = ""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while text not in heard:
             frame = self.hear()
             assert frame["type"] not in ("exit", "error"), (frame, heard)
