@@ -2,9 +2,10 @@
 
 Every setting is a field here and is documented in `docs/settings.md` (a test compares the two):
 the server's in groups that make up `Settings`, those of commands that call a server in
-`ClientSettings`. What needs one group takes that one, so a process carries only what it uses.
-Names are `WRENN_` and the field in capitals, except those that the contract or custom fixes
-(`DATABASE_URL`, `CP_PUBLIC_URL`, `OAUTH_*`).
+`ClientSettings`, what systemd tells a service in `ServiceSettings`. What needs one group takes
+that one, so a process carries only what it uses. Names are `WRENN_` and the field in capitals,
+except those that the contract, systemd or custom fixes (`DATABASE_URL`, `CP_PUBLIC_URL`,
+`OAUTH_*`).
 """
 
 import os
@@ -338,6 +339,17 @@ class HostSettings(CommonSettings):
 
 class Settings(ControlSettings, HostSettings):
     """All settings of `wrenn serve`, frozen once read: both sides in one process."""
+
+
+class ServiceSettings(BaseSettings):
+    """What systemd tells a service that it has started, frozen once read (systemd.exec(5))."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    notify_socket: str | None = Field(default=None, validation_alias=_named("notify_socket"))
+    watchdog_usec: int = Field(default=0, ge=0, validation_alias=_named("watchdog_usec"))
+    watchdog_pid: int | None = Field(default=None, validation_alias=_named("watchdog_pid"))
+    journal_stream: str | None = Field(default=None, validation_alias=_named("journal_stream"))
 
 
 class ClientSettings(BaseSettings):

@@ -3,8 +3,11 @@
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import structlog
@@ -14,15 +17,21 @@ from wrenn_sandbox.settings import Settings
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
+def configured() -> Iterator[None]:
+    """What a test configures is undone."""
     handlers, level = logging.root.handlers[:], logging.root.level
-    stream = io.StringIO()
-    logs.configure(Settings(log_level="info", log_format="json"), stream)
-    yield stream
+    yield
     logging.captureWarnings(False)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def stream(configured: None) -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(Settings(log_level="info", log_format="json"), stream)
+    return stream
 
 
 def _lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -76,16 +85,33 @@ def test_warnings_are_logged(stream: io.StringIO) -> None:
     assert "DeprecationWarning" in str(line["event"])
 
 
-def test_a_terminal_reads_text() -> None:
-    handlers, level = logging.root.handlers[:], logging.root.level
+def test_a_terminal_reads_text(configured: None) -> None:
     stream = io.StringIO()
-    try:
-        logs.configure(Settings(log_format="console"), stream)
-        structlog.get_logger("ours").info("hello", sandbox="sb-1")
-    finally:
-        logging.captureWarnings(False)
-        logging.root.handlers[:] = handlers
-        logging.root.setLevel(level)
-        structlog.reset_defaults()
+    logs.configure(Settings(log_format="console"), stream)
+    structlog.get_logger("ours").info("hello", sandbox="sb-1")
     assert "hello" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
+
+
+def _logged_to_a_file(path: Path, log_format: Literal["auto", "json"]) -> list[str]:
+    with path.open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        journal = f"{status.st_dev}:{status.st_ino}"
+        logs.configure(Settings(log_format=log_format), stream, journal)
+        structlog.get_logger("ours").info("hello")
+        logging.getLogger("library").error("trouble")
+        stream.seek(0)
+        return stream.read().splitlines()
+
+
+def test_a_journal_gets_priorities_and_no_times(configured: None, tmp_path: Path) -> None:
+    lines = _logged_to_a_file(tmp_path / "log", "auto")
+    assert [line[:3] for line in lines] == ["<6>", "<3>"]
+    ours, library = (json.loads(line[3:]) for line in lines)
+    assert ours == {"event": "hello", "level": "info", "logger": "ours"}
+    assert "timestamp" not in library
+
+
+def test_a_format_that_was_chosen_holds_in_a_journal(configured: None, tmp_path: Path) -> None:
+    lines = _logged_to_a_file(tmp_path / "log", "json")
+    assert all("timestamp" in json.loads(line) for line in lines)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from wrenn_sandbox.settings import ClientSettings, HostSettings, Settings
+from wrenn_sandbox.settings import ClientSettings, HostSettings, ServiceSettings, Settings
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -24,7 +24,7 @@ def test_every_setting_is_documented_and_nothing_else() -> None:
     documented = re.findall(r"^\| `([A-Z_]+)` \|", _DOCUMENT.read_text(), re.MULTILINE)
     settings = [
         _variable(name, field)
-        for model in (Settings, ClientSettings)
+        for model in (Settings, ClientSettings, ServiceSettings)
         for name, field in model.model_fields.items()
     ]
     assert sorted(documented) == sorted(settings)

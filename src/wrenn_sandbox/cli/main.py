@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import account, copy, demo, doctor, process, serve, template
+from . import account, copy, demo, doctor, process, serve, template, unit
 from .admin import app as admin
 from .advice import told
 from .output import printable
@@ -52,6 +52,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(process.app, name="process")
 app.command("cp")(copy.command)
 app.command("serve")(serve.command)
+app.command("unit")(unit.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 app.add_typer(template.app, name="template")

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import faulthandler
 from typing import Annotated
 
 import typer
 import uvloop
 
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import ServiceSettings, Settings
 
 
 def command(
@@ -23,6 +24,7 @@ def command(
     """Serve the API until interrupted. Machines keep running (or are paused: WRENN_ON_STOP)."""
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     settings = Settings(**given)  # type: ignore[arg-type]
+    service = ServiceSettings()
     # Half a second of imports that no other command needs.
     from wrenn_sandbox import logs
     from wrenn_sandbox.server.main import check_address, run
@@ -32,7 +34,8 @@ def command(
 
         check_address(settings)
         host_templates.build(build, None, None)
-    logs.configure(settings)
+    faulthandler.enable()
+    logs.configure(settings, journal_stream=service.journal_stream)
 
     with contextlib.suppress(asyncio.CancelledError):
-        uvloop.run(run(settings))
+        uvloop.run(run(settings, service))

@@ -16,9 +16,10 @@ from wrenn_sandbox.control.wiring import ControlPlane
 from wrenn_sandbox.errors import Conflict, InvalidRequest
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.patience import slowness
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import ServiceSettings, Settings
 
 from .http_server import HttpServer
+from .service import Service
 from .tls import Certificate
 
 _log = structlog.get_logger(__name__)
@@ -27,15 +28,18 @@ _FILES_OF_HOST = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, service_settings: ServiceSettings) -> None:
     """Start everything, serve until SIGINT or SIGTERM, stop everything.
 
     `Conflict`: the port or the data directory is in use, or the data directory's sandboxes belong
     to another database. A second signal does not wait for requests that are still under way nor
-    for sandboxes that are to be paused, a third one kills.
+    for sandboxes that are to be paused, a third one kills. systemd is told what it asks for.
     """
+    service = Service(service_settings)
     async with contextlib.AsyncExitStack() as stack:
-        stopper = _Stopper()
+        stopper = _Stopper(service)
+        watchdog = asyncio.create_task(service.keep_alive())
+        stack.callback(watchdog.cancel)
         if slowness() > 1:
             _log.info("this machine is slow, and limits in time are longer", factor=slowness())
         certificate = Certificate.of(settings)
@@ -52,19 +56,21 @@ async def run(settings: Settings) -> None:
         plane: ControlPlane = app.state.plane
         stopper.on_hurry = plane.pause_at_stop.skip
         await stack.enter_async_context(app.router.lifespan_context(app))
-        stopper.server = HttpServer(app, settings, listener, certificate, on_ready=_say_ready)
+
+        def say_ready(url: str) -> None:
+            print(f"Wrenn is ready at {url}", flush=True)
+            service.ready()
+
+        stopper.server = HttpServer(app, settings, listener, certificate, on_ready=say_ready)
         await stopper.server.serve()
     _log.info("stopped")
-
-
-def _say_ready(url: str) -> None:
-    print(f"Wrenn is ready at {url}", flush=True)
 
 
 class _Stopper:
     """From now on the first signal stops gracefully, the second quickly."""
 
-    def __init__(self) -> None:
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._task = asyncio.current_task()
         self._signals = 0
         self.server: HttpServer | None = None
@@ -74,6 +80,7 @@ class _Stopper:
 
     def _handle(self, number: signal.Signals) -> None:
         self._signals += 1
+        self._service.stopping()
         _log.info("stopping", signal=number.name, quickly=self._signals > 1)
         if self._signals > 1:
             for each in _SIGNALS:
