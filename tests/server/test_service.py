@@ -57,6 +57,16 @@ def test_systemd_learns_that_a_server_is_ready_alive_and_stopping(
         assert server.stop() == 0
 
 
+@pytest.mark.slow
+def test_an_aborted_server_logs_where_it_was(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "data", tmp_path / "log", {"WRENN_DRIVER": "fake"})
+    with server:
+        os.kill(server.pid, signal.SIGABRT)
+        assert server.stop() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in (log := server.log.read_text())
+    assert "cli/serve.py" in log
+
+
 async def test_the_watchdog_of_another_process_is_left_alone(
     systemd: socket.socket, tmp_path: Path
 ) -> None:
