@@ -15,12 +15,22 @@ from typing import Final
 
 from wrenn_sandbox.settings import Settings
 
-from .host import Host, LabError, started
+from .host import Host, LabError, started_together
 from .image import MOUNT, image_of
 from .releases import RELEASES
 
 _DEFAULT: Final = "debian12"
 _DATA_DIR: Final = "/var/lib/wrenn"
+_CHOSEN: Final = (
+    "tests/vm/test_service.py",
+    "tests/vm/test_pools.py",
+    "tests/vm/test_pause.py::test_memory_and_files_survive_ten_cycles",
+    "tests/vm/test_snapshots.py::test_a_template_of_a_running_sandbox",
+    "tests/vm/test_network.py::test_a_policy_opens_and_closes_a_running_sandbox",
+    "tests/vm/test_machine.py::test_the_machine_runs_as_nobody_of_the_host",
+)
+"""What `./dev test` runs on a host each time: few tests, of all that differs there. Together they
+boot a VM cold (for the template), restore one, take one from the pool, pause, snapshot, adopt."""
 
 
 def main() -> int:
@@ -29,17 +39,20 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a command: ./dev lab run -- wrenn doctor")
     test = commands.add_parser("test", help="run tests there, by default all of tests/vm")
+    test.add_argument("--chosen", action="store_true", help="run what ./dev test runs there")
     shell = commands.add_parser("shell", help="an interactive shell")
     for each in (run, test, shell):
         each.add_argument("--release", choices=RELEASES, default=_DEFAULT)
+    run.add_argument("--hosts", type=int, default=1, help="host1, host2...: it runs on host1")
     run.add_argument("argv", nargs="+", metavar="CMD")
-    test.add_argument("argv", nargs="*", metavar="PYTEST", default=["tests/vm"])
+    test.add_argument("argv", nargs="*", metavar="PYTEST")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     store = Settings().data_dir / "lab"
     try:
         image = image_of(RELEASES[options.release], options.packages.split(), store, _say)
-        with started(image, store / "run", _say) as host:
+        count: int = options.hosts if options.command == "run" else 1
+        with started_together(image, store / "run", _say, count) as [host, *_]:
             return _COMMANDS[options.command](host, options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
@@ -63,7 +76,8 @@ def _test(host: Host, options: argparse.Namespace) -> int:
     if cache.is_dir():
         _say("template")
         host.put(cache, f"{_DATA_DIR}/cache")
-    pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-ra", *options.argv]
+    tests = [*(_CHOSEN if options.chosen else ()), *options.argv] or ["tests/vm"]
+    pytest = ["python3", "-u", "-m", "pytest", "-p", "no:cacheprovider", *tests]
     return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(pytest)}")
 
 

@@ -27,6 +27,13 @@ CHECKOUT_BYTES: Final = 256 << 20
 """Of the disk with the checkout: a kept host knows its size, so it is always the same."""
 BOOT_SEC: Final = 240.0
 SAVE_SEC: Final = 120.0
+ANSWER_SEC: Final = 60.0
+"""After which a host that says nothing over SSH counts as hung."""
+NETWORK: Final = "10.77.0"
+"""Of hosts that are started together: the first one is .1, by name `host1`."""
+_SSH_FAILED: Final = 255
+_ALONE: Final = "hubport,hubid=1"
+"""The network of a host that has none: a kept host has the device, whatever is behind it."""
 _QEMU: Final = "qemu-system-x86_64"
 _KERNEL_ARGS: Final = (
     "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 "
@@ -39,6 +46,13 @@ mkdir -p /run/checkout {MOUNT}
 mount -o ro /dev/disk/by-id/virtio-checkout /run/checkout
 mkdir -p /run/changes /run/work
 mount -t overlay -o lowerdir=/run/checkout,upperdir=/run/changes,workdir=/run/work wrenn {MOUNT}
+"""
+_JOIN: Final = f"""
+set -e
+hostname host{{number}}
+for each in $(seq {{count}}); do echo "{NETWORK}.$each host$each" >> /etc/hosts; done
+ip link set eth1 address 52:54:00:77:00:$(printf %02x {{number}}) up
+ip address add {NETWORK}.{{number}}/24 dev eth1
 """
 
 
@@ -65,9 +79,15 @@ class Host:
         """A descriptor whose lock says that the directory is in use."""
 
     def run(self, script: str) -> int:
-        """Run a shell script as root with this process's output streams; its exit status."""
+        """Run a shell script as root with this process's output streams; its exit status.
+
+        Raises `LabError` where the host hangs or ends meanwhile.
+        """
         argv = [*self._ssh(), "--", script]
-        return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode
+        status = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode
+        if status == _SSH_FAILED and not self._answers():
+            raise self._lost("the host ended or hung")
+        return status
 
     def shell(self) -> int:
         """An interactive shell on this terminal."""
@@ -96,13 +116,34 @@ class Host:
         """Wait until it runs scripts. Raises `LabError` with its console's end when it does not."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                argv = [*self._ssh(), "true"]
-                if subprocess.run(argv, capture_output=True, timeout=60).returncode == 0:
-                    return
+            if self._answers():
+                return
             time.sleep(0.2)
-        console = (self._directory / "console").read_text(errors="replace")
-        raise LabError(f"the host did not start; its console ended with:\n{console[-2000:]}")
+        raise self._lost("the host did not start")
+
+    def _answers(self) -> bool:
+        argv = [*self._ssh(), "true"]
+        try:
+            done = subprocess.run(argv, capture_output=True, check=False, timeout=ANSWER_SEC)
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    def _lost(self, what: str) -> LabError:
+        """An error for a host that is lost, once what tells why is kept where hosts are."""
+        kept = self._directory.parent / "lost"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        for name in ("console", "qemu.log"):
+            shutil.copyfile(self._directory / name, kept / name)
+        if self._process.poll() is None:
+            try:
+                with _Monitor(self._directory / "qmp") as monitor:
+                    (kept / "registers").write_text(monitor.registers())
+            except (LabError, OSError) as error:
+                what += f", and QEMU does not answer ({error})"
+        end = (kept / "console").read_text(errors="replace")[-2000:]
+        return LabError(f"{what}; see {kept}; its console ended with:\n{end}")
 
     def disconnect(self) -> None:
         """Close the connection that `run` keeps."""
@@ -131,7 +172,9 @@ class Host:
 
 
 @contextlib.contextmanager
-def started(image: Image, scratch: Path, say: Callable[[str], None]) -> Iterator[Host]:
+def started(
+    image: Image, scratch: Path, say: Callable[[str], None], network: str = _ALONE
+) -> Iterator[Host]:
     """A host with this checkout in it: from the kept one, or booted, which keeps it."""
     scratch.mkdir(parents=True, exist_ok=True)
     with locked(scratch):
@@ -142,15 +185,55 @@ def started(image: Image, scratch: Path, say: Callable[[str], None]) -> Iterator
             say("first boot")
             _boot(image, scratch, say)
     say("start")
-    host = _start(image, scratch, kept)
+    host = _answering(image, scratch, kept, say, network)
     try:
-        host.wait(BOOT_SEC)
         if host.run(_MOUNT_CHECKOUT.format(now=int(time.time()))) != 0:
             raise LabError("the host cannot mount the checkout")
         say("started")
         yield host
     finally:
         host.end()
+
+
+@contextlib.contextmanager
+def started_together(
+    image: Image, scratch: Path, say: Callable[[str], None], count: int
+) -> Iterator[list[Host]]:
+    """Hosts on a network of their own, by the names `host1`, `host2` and so on.
+
+    It is a multicast group on the loopback interface, which carries Ethernet frames.
+    """
+    if count == 1:
+        with started(image, scratch, say) as host:
+            yield [host]
+        return
+    network = f"socket,mcast=239.77.0.1:{_free_port()},localaddr=127.0.0.1"
+    with contextlib.ExitStack() as stack:
+        hosts = []
+        for number in range(1, count + 1):
+            host = stack.enter_context(started(image, scratch, say, network))
+            if host.run(_JOIN.format(number=number, count=count)) != 0:
+                raise LabError("the host cannot join the network")
+            hosts.append(host)
+        yield hosts
+
+
+def _answering(
+    image: Image, scratch: Path, kept: Path | None, say: Callable[[str], None], network: str
+) -> Host:
+    """A host that runs scripts; a second try, since an emulated one can hang."""
+    for last in (False, True):
+        host = _start(image, scratch, kept, network)
+        try:
+            host.wait(BOOT_SEC)
+        except BaseException as error:
+            host.end()
+            if last or not isinstance(error, LabError):
+                raise
+            say(f"{error}\nsecond try")
+        else:
+            break
+    return host
 
 
 def _kept(image: Image) -> Path:
@@ -161,26 +244,18 @@ def _kept(image: Image) -> Path:
 
 
 def _boot(image: Image, scratch: Path, say: Callable[[str], None]) -> None:
-    """Boot a host and keep it; a second try, since an emulated boot can hang."""
+    """Boot a host and keep it."""
     for old in image.directory.glob("booted-*"):
         shutil.rmtree(old)
-    for last in (False, True):
-        host = _start(image, scratch, kept=None)
-        try:
-            host.wait(BOOT_SEC)
-            host.run("systemctl is-system-running --wait >/dev/null")
-            host.keep()
-        except LabError as error:
-            if last:
-                raise
-            say(f"{error}\nsecond try")
-        else:
-            return
-        finally:
-            host.end()
+    host = _answering(image, scratch, None, say, _ALONE)
+    try:
+        host.run("systemctl is-system-running --wait >/dev/null")
+        host.keep()
+    finally:
+        host.end()
 
 
-def _start(image: Image, scratch: Path, kept: Path | None) -> Host:
+def _start(image: Image, scratch: Path, kept: Path | None, network: str) -> Host:
     with locked(scratch):
         directory = Path(tempfile.mkdtemp(prefix="host-", dir=scratch))
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -216,6 +291,8 @@ def _start(image: Image, scratch: Path, kept: Path | None) -> Host:
         ("-device", "virtio-blk-pci,drive=checkout,serial=checkout"),
         ("-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:22"),
         ("-device", "virtio-net-pci,netdev=net0,romfile="),
+        ("-netdev", f"{network},id=net1"),
+        ("-device", "virtio-net-pci,netdev=net1,romfile="),
         ("-device", "virtio-rng-pci"),
         ("-qmp", f"unix:{directory}/qmp,server=on,wait=off"),
         *((("-incoming", "defer"),) if kept else ()),
@@ -307,6 +384,7 @@ class _Monitor:
     def __init__(self, path: Path) -> None:
         deadline = time.monotonic() + 20
         self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(SAVE_SEC)
         while True:
             try:
                 self._socket.connect(str(path))
@@ -326,7 +404,8 @@ class _Monitor:
         self._socket.close()
 
     def call(self, command: str, **arguments: object) -> object:
-        self._file.write(json.dumps({"execute": command, "arguments": arguments}).encode())
+        request = {"execute": command, "arguments": arguments}
+        self._file.write(json.dumps(request).encode() + b"\n")
         self._file.flush()
         while True:
             line = self._file.readline()
@@ -337,6 +416,14 @@ class _Monitor:
                 raise LabError(f"QEMU refused {command}: {reply['error']['desc']}")
             if "return" in reply:
                 return reply["return"]
+
+    def registers(self) -> str:
+        """Those of the processor, twice with a second in between: does it go on?"""
+        taken = []
+        for pause in (0, 1):
+            time.sleep(pause)
+            taken.append(self.call("human-monitor-command", **{"command-line": "info registers"}))
+        return "\n".join(map(str, taken))
 
     def migrate(self, uri: str) -> None:
         self._shared_memory_stays()

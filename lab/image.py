@@ -27,7 +27,7 @@ DISK_BYTES: Final = 24 << 30
 
 _PACKAGES: Final = (
     *("systemd-sysv", "udev", "dbus", "kmod", "initramfs-tools", "lz4"),
-    *("openssh-server", "procps", "less", "xfsprogs"),
+    *("openssh-server", "procps", "less", "xfsprogs", "iputils-ping"),
 )
 _SITE: Final = "/opt/wrenn/site"
 _FILES: Final = {
@@ -35,7 +35,7 @@ _FILES: Final = {
     "etc/hosts": "127.0.0.1 localhost lab\n",
     "etc/fstab": "",
     "etc/systemd/network/10-lab.network": (
-        "[Match]\nName=en* eth*\n\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
+        "[Match]\nName=eth0\n\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
         "LinkLocalAddressing=no\nIPv6AcceptRA=no\n"
     ),
     "etc/modules-load.d/lab.conf": "kvm-amd\ntun\nloop\nnf_tables\n",
