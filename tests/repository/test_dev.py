@@ -83,3 +83,51 @@ def test_benchmarks_say_how_they_are_called_without_a_template(checkout: Path) -
         check=True,
     )
     assert done.stdout == "-m bench --help\n"
+
+
+_PYTHON = """\
+#!/bin/sh
+echo "$@" >> "$CALLS"
+case "$*" in *"-m lab"*"run -- true") exit "$LAB_STATUS";; esac
+"""
+
+
+def _tested(checkout: Path, *options: str, lab_status: int = 0) -> tuple[int, str, list[str]]:
+    """`./dev test` with a Python that does nothing: its status, its output, and what ran."""
+    programs, calls = checkout / ".venv/bin", checkout / "calls"
+    for name in ("python", "ruff", "mypy", "lint-imports"):
+        (programs / name).write_text(_PYTHON)
+        (programs / name).chmod(0o755)
+    (checkout / ".ci").mkdir()
+    (checkout / ".ci/run").touch()
+    done = subprocess.run(
+        [checkout / "dev", "test", *options],
+        env={
+            **os.environ,
+            "WRENN_DATA_DIR": str(checkout / "data"),
+            "TMPDIR": str(checkout),
+            "CALLS": str(calls),
+            "LAB_STATUS": str(lab_status),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ran = [line for line in calls.read_text().splitlines() if " -m lab " in f" {line} "]
+    return done.returncode, done.stdout + done.stderr, [line.split()[-1] for line in ran]
+
+
+def test_all_tests_end_in_the_lab(checkout: Path) -> None:
+    status, _, ran = _tested(checkout)
+    assert (status, ran) == (0, ["true", "--chosen"])
+
+
+def test_tests_can_leave_the_lab_out(checkout: Path) -> None:
+    status, _, ran = _tested(checkout, "--no-lab")
+    assert (status, ran) == (0, [])
+
+
+def test_a_lab_without_a_host_fails_the_tests(checkout: Path) -> None:
+    status, said, ran = _tested(checkout, lab_status=1)
+    assert (status, ran) == (1, ["true"])
+    assert "the lab has no host" in said
