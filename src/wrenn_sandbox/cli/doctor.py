@@ -194,7 +194,7 @@ def _tools(facts: MachineFacts) -> Line:
     absent = sorted(name for name, path in facts.tools.items() if path is None)
     if not absent:
         return Line("tools", "ok", ", ".join(facts.tools))
-    needed: Status = "missing" if "prlimit" in absent or "setpriv" in absent else "warn"
+    needed: Status = "missing" if "prlimit" in absent else "warn"
     return Line(
         "tools",
         needed,

@@ -27,7 +27,6 @@ TOOLS = (
     "ip",
     "nft",
     "tc",
-    "setpriv",
     "prlimit",
     "mmdebstrap",
     "mke2fs",

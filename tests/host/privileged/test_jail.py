@@ -231,6 +231,7 @@ def traces() -> tuple[object, ...]:
 
 
 async def test_nothing_stays_behind(jail: Jail, tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o711)
     before = traces()
     for _ in range(3):
         await output_of(jail, View(tmp_path), "true", directory=tmp_path)

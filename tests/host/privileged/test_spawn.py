@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.privileged.identity import Identity
+from wrenn_sandbox.host.privileged.jail import apart
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.privileged.spawn import Identity, kvm_groups, spawn_in_slot, start
+from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot, start
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.slot import Slot
 
@@ -52,9 +54,12 @@ asyncio.run(main())
 
 RICH = """
 import sys
-from wrenn_sandbox.host.privileged.spawn import Identity, start
+from wrenn_sandbox.host.privileged.identity import Identity
+from wrenn_sandbox.host.privileged.jail import apart
+from wrenn_sandbox.host.privileged.spawn import start
 
-start(["cat", "/proc/self/status"], identity=Identity(760_123), output=sys.stdout.fileno()).wait()
+argv, output = ["cat", "/proc/self/status"], sys.stdout.fileno()
+apart(lambda: start(argv, identity=Identity(760_123), output=output)).wait()
 """
 
 
@@ -72,7 +77,8 @@ def output_of(argv: list[str], directory: Path) -> str:
     log = directory / "log"
     with log.open("wb") as file:
         identity = Identity(SLOT.uid, groups=(761_000,))
-        status = start(argv, identity=identity, output=file, cwd=directory).wait()
+        child = apart(lambda: start(argv, identity=identity, output=file, cwd=directory))
+        status = child.wait()
     text = log.read_text()
     assert status == 0, text
     return text
@@ -167,7 +173,22 @@ async def test_only_passed_descriptors_arrive(namespaces: NamespaceThread) -> No
 
 
 def test_a_program_that_is_missing() -> None:
-    assert start(["/no/such/program"], identity=Identity(SLOT.uid)).wait() == 127
+    child = apart(lambda: start(["/no/such/program"], identity=Identity(SLOT.uid)))
+    assert child.wait() == 127
+
+
+def test_the_server_stays_who_it_is(directory: Path) -> None:
+    own = Path("/proc/self/status")
+    before = status_of(own.read_text())
+    output_of(["true"], directory)
+    after = status_of(own.read_text())
+    for name in ("Uid", "Gid", "Groups", "NoNewPrivs", "CapInh", "CapPrm", "CapEff", "CapBnd"):
+        assert after[name] == before[name], name
+
+
+def test_a_user_that_a_thread_was_cannot_trace_the_server(directory: Path) -> None:
+    script = "cat /proc/$PPID/environ /proc/$PPID/maps >/dev/null 2>&1; echo $?"
+    assert output_of(["bash", "-c", script], directory) == "1\n"
 
 
 async def test_a_directory_that_is_missing(namespaces: NamespaceThread) -> None:

@@ -17,8 +17,9 @@ from wrenn_sandbox.patience import patience
 
 from . import cgroups
 from .cgroups import CONTROLLERS, Groups
+from .identity import Identity
 from .jail import Jail, View, apart
-from .spawn import Identity, start
+from .spawn import start
 
 _NOBODY: Final = Identity(65_534)
 _TRIAL_SEC: Final = 10.0

@@ -7,7 +7,6 @@ import errno
 import os
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Final
@@ -16,6 +15,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import Slot
 
 from .commands import ENVIRONMENT
+from .identity import Identity, become
 from .jail import Jail, View, apart
 from .limits import Limits
 from .netns import enter_netns
@@ -27,30 +27,6 @@ Output = int | IO[bytes]
 _OOM_SCORE: Final = 500
 """Added to the server's own: when memory is short, the kernel ends machines before the server."""
 _HIGHEST_OOM_SCORE: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The user a process runs as: uid and gid are the same number, plus groups such as kvm's."""
-
-    uid: int
-    groups: tuple[int, ...] = ()
-
-
-def drop_privileges(identity: Identity) -> list[str]:
-    """The argv prefix that takes user, groups, capabilities and the way back to them away."""
-    groups = ",".join(map(str, identity.groups))
-    return [
-        "setpriv",
-        f"--reuid={identity.uid}",
-        f"--regid={identity.uid}",
-        f"--groups={groups}" if groups else "--clear-groups",
-        "--no-new-privs",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-        "--ambient-caps=-all",
-        "--",
-    ]
 
 
 def kvm_groups(device: Path = Path("/dev/kvm")) -> tuple[int, ...]:
@@ -99,13 +75,13 @@ async def spawn_in_slot(
             if jail is not None:
                 jail.enter(view or View())
             leave_session_keyring()
-        child = starting()
-        if group is not None:
-            _put_into(group, child)
-        return child
+        return starting()
 
     def outside() -> ProcessHandle:
-        handle = ProcessHandle.of_child(apart(inside))
+        child = apart(inside)
+        if group is not None:
+            _put_into(group, child)
+        handle = ProcessHandle.of_child(child)
         _offer_to_oom_killer(handle.pid)
         return handle
 
@@ -131,15 +107,16 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """Start a process from the calling thread, and so in its namespaces.
 
-    As root it runs as `identity` without any capability; otherwise as the user of this server.
+    As root it runs as `identity` without any capability, and so does the calling thread from then
+    on: call it in a thread that ends (`apart`). Otherwise it runs as the user of this server.
     `output` takes its standard output and error. It gets a minimal environment, never the server's
     own. Raises `HostFailure` when it cannot be started; that the program itself is missing shows in
     its exit status 127.
     """
     prefix = (limits or Limits()).argv()
-    if os.geteuid() == 0:
-        prefix += drop_privileges(identity)
     with _refusals("started"):
+        if os.geteuid() == 0:
+            become(identity)
         return subprocess.Popen(
             [*prefix, *argv],
             stdin=subprocess.DEVNULL,
@@ -163,7 +140,7 @@ def _refusals(what: str) -> Iterator[None]:
 
 
 def _put_into(group: int, child: "subprocess.Popen[bytes]") -> None:
-    """Before it runs anything but the programs that take its privileges away."""
+    """A moment after its start: what a guest brings has not been loaded yet."""
     with _refusals("bounded"):
         try:
             os.write(group, str(child.pid).encode())
