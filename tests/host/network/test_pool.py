@@ -12,8 +12,10 @@ from ipaddress import IPv4Network
 import pytest
 from structlog.testing import capture_logs
 
+from support.api_server import eventually
 from support.network.pools import PoolFactory, Remains, remains, run
 from wrenn_sandbox.errors import HostFailure, NoCapacity
+from wrenn_sandbox.host.network import pool as filling
 from wrenn_sandbox.host.network.addressing import data_dir_tag, noted_tags
 from wrenn_sandbox.host.privileged import commands
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
@@ -105,6 +107,21 @@ async def test_a_released_slot_is_made_anew(make_pool: PoolFactory) -> None:
         again = await pool.acquire()
         assert {other.index, again.index} == {slot.index, slot.index + 1}
         assert inode(again) != before
+
+
+async def test_whoever_took_a_slot_has_the_processors_before_the_pool(
+    make_pool: PoolFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "GIVE_WAY_SEC", 3600)
+    monkeypatch.setattr(filling, "GIVE_WAY_LIMIT_SEC", 3600)
+    pool = make_pool(size=2)
+    await pool.start()
+    await pool.filled()
+    pool.release(await pool.acquire())
+    await eventually(lambda: not pool._doomed)
+    assert len(pool._idle) == 1
+    await pool.acquire()
+    await pool.filled()
 
 
 async def test_a_number_rests_before_it_is_used_again(make_pool: PoolFactory) -> None:

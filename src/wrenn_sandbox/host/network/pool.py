@@ -6,6 +6,7 @@ rests for the cool-down before it is used again.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence, Set
@@ -38,6 +39,10 @@ BATCH = 4
 REMOVAL_BATCH = 8
 RETRY_SEC = 1.0
 MAX_RETRY_SEC = 60.0
+GIVE_WAY_SEC = 1.0
+GIVE_WAY_LIMIT_SEC = 5.0
+"""How long the pool waits after its last slot was taken before it makes another, and at most since
+the first one: who took it has a VM to start, and wants the processors."""
 _CLOSED = "The network pool is closed"
 
 _log = structlog.get_logger(__name__)
@@ -68,6 +73,8 @@ class SlotPool:
         self._doomed: set[int] = set()
         self._resting: dict[int, float] = {}
         self._waiting: deque[asyncio.Future[Slot]] = deque()
+        self._first_taken = self._last_taken = -math.inf
+        """When slots were taken since the pool was full."""
 
     async def start(self, keep: Mapping[int, NetworkPolicy] = NOTHING) -> None:
         """Reclaim what a dead process of the same data directory left, except the slots `keep`.
@@ -115,6 +122,10 @@ class SlotPool:
         if self._worker is None or self._closing:
             raise HostFailure(_CLOSED)
         if self._idle:
+            now = time.monotonic()
+            if len(self._idle) >= self._settings.slot_pool_size:
+                self._first_taken = now
+            self._last_taken = now
             self._wake.set()
             return self._taken_from_idle()
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
@@ -210,6 +221,9 @@ class SlotPool:
                 await self._remove(builder)
             elif wanted:
                 raise NoCapacity("This machine has no network address left for another sandbox")
+            elif missing > 0 and self._idle and (pause := self._gives_way()) > 0:
+                asyncio.get_running_loop().call_later(pause, self._wake.set)
+                return False
             elif missing > 0:
                 await self._make(plan, builder, min(missing, BATCH))
             else:
@@ -223,6 +237,11 @@ class SlotPool:
                 self._retry_sec = min(2 * self._retry_sec, MAX_RETRY_SEC)
                 return False
         return True
+
+    def _gives_way(self) -> float:
+        """Seconds to wait before slots are made that nobody waits for."""
+        until = min(self._last_taken + GIVE_WAY_SEC, self._first_taken + GIVE_WAY_LIMIT_SEC)
+        return until - time.monotonic()
 
     async def _make(self, plan: AddressPlan, builder: SlotBuilder, count: int) -> None:
         indices = self._choose(plan, count)
