@@ -3,6 +3,7 @@
 No other user, no namespace, no journal, no guest agent; blocking calls on one socket.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,9 +14,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.context import HostContext
 from wrenn_sandbox.host.disk.qcow2.reader import depth
+from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.launch_source import LaunchSource, spec_of
 from wrenn_sandbox.host.memory import diff
@@ -31,6 +34,7 @@ from wrenn_sandbox.ids import new_machine_id
 from .rig import guest_memory
 
 _NO_LIMIT = 1 << 40
+_RETRY_SEC = 0.01
 
 
 class Qmp:
@@ -171,6 +175,16 @@ class Bare:
             diff.inject(mapping, self._origin.snapshot.diff)
         self.qmp.call("migrate-incoming", {"uri": f"fd:{self._vmstate}"})
         self.qmp.wait_for('"RESUME"')
+
+    async def answered(self) -> None:
+        """Wait until the guest's agent says that it is well."""
+        connect = self._context.connect
+        with contextlib.closing(GuestClient(lambda: connect(self._spec.slot), None)) as client:
+            while True:
+                try:
+                    return await client.health()
+                except AgentError:
+                    await asyncio.sleep(_RETRY_SEC)
 
     def migrate(self, target: Path) -> None:
         """QEMU's own way: stop, write all memory and devices to a file, sync it; blocks."""

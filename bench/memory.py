@@ -30,7 +30,7 @@ async def measure(settings: Settings) -> Report:
                 while len(sandboxes) < count:
                     sandboxes.append(await rig.create())
                 await asyncio.sleep(_IDLE_SEC)
-                shares = [_pss_mb(rig.machine(each).process.pid) for each in sandboxes]
+                shares = [pss_mb(rig.machine(each).process.pid) for each in sandboxes]
                 totals[count] = sum(shares)
                 report.add(f"PSS of each of {count}", shares, "MB")
             own = [rig.own_bytes(each) / _MB for each in sandboxes]
@@ -42,7 +42,8 @@ async def measure(settings: Settings) -> Report:
     return report
 
 
-def _pss_mb(pid: int) -> float:
+def pss_mb(pid: int) -> float:
+    """The proportional share of all memory that a process maps, in MiB."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
     assert found is not None

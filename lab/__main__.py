@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from wrenn_sandbox.host.images.store import ImageStore
+from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.settings import Settings
 
 from .host import Host, LabError, started_together
@@ -21,6 +23,8 @@ from .releases import RELEASES
 
 _DEFAULT: Final = "debian12"
 _DATA_DIR: Final = "/var/lib/wrenn"
+_TEMPLATE: Final = "minimal"
+_FIGURES: Final = ("kvm", "--rounds", "5")
 _CHOSEN: Final = (
     "tests/vm/test_service.py",
     "tests/vm/test_pools.py",
@@ -40,12 +44,14 @@ def main() -> int:
     run = commands.add_parser("run", help="run a command: ./dev lab run -- wrenn doctor")
     test = commands.add_parser("test", help="run tests there, by default all of tests/vm")
     test.add_argument("--chosen", action="store_true", help="run what ./dev test runs there")
+    bench = commands.add_parser("bench", help="measure there (./dev bench --lab)")
     shell = commands.add_parser("shell", help="an interactive shell")
-    for each in (run, test, shell):
+    for each in (run, test, bench, shell):
         each.add_argument("--release", choices=RELEASES, default=_DEFAULT)
     run.add_argument("--hosts", type=int, default=1, help="host1, host2...: it runs on host1")
     run.add_argument("argv", nargs="+", metavar="CMD")
     test.add_argument("argv", nargs="*", metavar="PYTEST")
+    bench.add_argument("argv", nargs=argparse.REMAINDER, metavar="FIGURE")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     store = Settings().data_dir / "lab"
@@ -81,6 +87,19 @@ def _test(host: Host, options: argparse.Namespace) -> int:
     return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(pytest)}")
 
 
+def _bench(host: Host, options: argparse.Namespace) -> int:
+    """The figure of that name, or others, of the template that is built on this machine."""
+    _say("template")
+    build = [sys.executable, "-m", "wrenn_sandbox", "template", "build", _TEMPLATE]
+    subprocess.run(build, check=True)
+    paths = Paths(Settings().data_dir)
+    image = ImageStore(paths).resolve(_TEMPLATE)
+    host.put(paths.templates, f"{_DATA_DIR}/{paths.templates.name}")
+    host.put(paths.images / image.image_id, f"{_DATA_DIR}/images/{image.image_id}")
+    bench = ["python3", "-u", "-m", "bench", "--as-built", *(options.argv or _FIGURES)]
+    return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(bench)}")
+
+
 def _say(step: str) -> None:
     print(f"lab: {time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
 
@@ -89,6 +108,7 @@ _COMMANDS: Final[dict[str, Callable[[Host, argparse.Namespace], int]]] = {
     "run": _run,
     "shell": _shell,
     "test": _test,
+    "bench": _bench,
 }
 
 if __name__ == "__main__":

@@ -71,6 +71,21 @@ def test_templates_are_built_where_the_server_looks(checkout: Path, tmp_path: Pa
     assert (said.split()[1:], place) == (["template", "build", "developer"], data_dir)
 
 
+def test_benchmarks_under_kvm_are_the_labs(checkout: Path) -> None:
+    python = checkout / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [checkout / "dev", "bench", "--lab", "start", "--rounds", "3"],
+        env={**os.environ, "WRENN_DATA_DIR": str(checkout / "data")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("-m lab --packages ")
+    assert done.stdout.endswith(" bench start --rounds 3\n")
+
+
 def test_benchmarks_say_how_they_are_called_without_a_template(checkout: Path) -> None:
     python = checkout / ".venv/bin/python"
     python.write_text('#!/bin/sh\necho "$@"\n')
