@@ -1,43 +1,60 @@
 """Whether this machine's QEMU starts under its KVM, and with which processor."""
 
+import os
 import subprocess
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.probe import KvmVerdict
+from wrenn_sandbox.host.privileged.spawn import kvm_groups
+from wrenn_sandbox.host.probe import KVM_DEVICE, KvmVerdict
 
 from .command import KVM_CPUS, MACHINE
 
 _TRIAL_SEC: Final = 30.0
+_REFUSED: Final = "QEMU does not start under KVM"
 
 
-def kvm_cpu(binary: str) -> str:
+def kvm_cpu(binary: str, device: Path = KVM_DEVICE) -> str:
     """The first of `KVM_CPUS` with which QEMU starts a VM; blocks.
 
-    Raises `HostFailure` with what QEMU said to the first one where it starts with none.
+    Raises `HostFailure` with what QEMU said to the first one where it starts with none, and where
+    the users that VMMs run as may not open the device.
     """
+    if not _is_for_vmms(device):
+        raise HostFailure(_REFUSED, detail=f"root alone may open {device}; let a group open it")
     refusals = []
     for cpu in KVM_CPUS:
         refusal = _refusal(binary, cpu)
         if refusal is None:
             return cpu
         refusals.append(refusal)
-    raise HostFailure("QEMU does not start under KVM", detail=refusals[0])
+    raise HostFailure(_REFUSED, detail=refusals[0])
 
 
-def tried(verdict: KvmVerdict, binary: str) -> KvmVerdict:
+def tried(verdict: KvmVerdict, binary: str, device: Path = KVM_DEVICE) -> KvmVerdict:
     """The verdict on KVM, once QEMU has started under it too; blocks."""
     if not verdict.usable:
         return verdict
     try:
-        cpu = kvm_cpu(binary)
+        cpu = kvm_cpu(binary, device)
     except HostFailure as error:
         return KvmVerdict(False, f"{verdict.reason}, but QEMU does not start: {error.detail}")
     return msgspec.structs.replace(
         verdict, cpu=cpu, reason=f"{verdict.reason}; QEMU starts with -cpu {cpu}"
     )
+
+
+def _is_for_vmms(device: Path) -> bool:
+    """Root's VMMs run as other users; those of another server as the one that ran the probe.
+
+    What is not there QEMU refuses in its own words.
+    """
+    if os.geteuid() != 0 or not device.exists():
+        return True
+    return bool(kvm_groups(device)) or device.stat().st_mode & 0o006 == 0o006
 
 
 def _refusal(binary: str, cpu: str) -> str | None:
