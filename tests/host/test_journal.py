@@ -68,11 +68,11 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_old_one(
     path = tmp_path / "journal.json"
     journal.write(path, record)
     script = (
-        "import resource, sys\n"
+        "import msgspec, resource, sys\n"
         "from pathlib import Path\n"
         "from wrenn_sandbox.host import journal\n"
         "path = Path(sys.argv[1])\n"
-        "record = journal.read(path)\n"
+        "record = msgspec.structs.replace(journal.read(path), token='t' * 5000)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "journal.write(path, record)\n"
     )
@@ -80,6 +80,29 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_old_one(
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert "File too large" in done.stderr
     assert journal.read(path) == record
+
+
+@pytest.mark.root
+def test_a_record_that_changes_needs_no_room_on_a_full_disk(tmp_path: Path, record: Record) -> None:
+    script = (
+        "import msgspec, sys\n"
+        "from pathlib import Path\n"
+        "from wrenn_sandbox.host import journal\n"
+        "record = msgspec.json.decode(sys.argv[2], type=journal.Record)\n"
+        "path = Path(sys.argv[1], 'journal.json')\n"
+        "journal.write(path, msgspec.structs.replace(record, token='', process=None))\n"
+        "try:\n"
+        "    path.with_name('filling').write_bytes(bytes(1 << 20))\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+        "journal.write(path, record)\n"
+        "print(journal.read(path) == record)\n"
+    )
+    small = 'mount -t tmpfs -o size=16k tmpfs "$1" && exec "$2" -c "$3" "$1" "$4"'
+    encoded = msgspec.json.encode(record).decode()
+    argv = ["unshare", "--mount", "sh", "-ec", small, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run([*argv, script, encoded], capture_output=True, text=True, check=True)
+    assert done.stdout == "No space left on device\nTrue\n"
 
 
 @pytest.mark.parametrize(
@@ -133,3 +156,21 @@ def test_a_monitor_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
         other.communicate()
     assert found == [one.pid]
     assert journal.processes_of(directory) == []
+
+
+def test_a_record_is_written_over_the_one_before_where_it_fits(
+    tmp_path: Path, record: Record
+) -> None:
+    path = tmp_path / "journal.json"
+    journal.write(path, record)
+    file = path.stat().st_ino
+    short = msgspec.structs.replace(record, token="", process=None)
+    for each in (short, record):
+        journal.write(path, each)
+        assert journal.read(path) == each
+        assert path.stat().st_ino == file
+    long = msgspec.structs.replace(record, token="t" * 5000)
+    for each in (long, short):
+        journal.write(path, each)
+        assert journal.read(path) == each
+    assert os.listdir(tmp_path) == ["journal.json"]
