@@ -3,7 +3,10 @@
 One sandbox lives through all of it: what systemd does with the server, it does not do with VMs.
 """
 
+import contextlib
+import http.client
 import json
+import math
 import os
 import signal
 import socket
@@ -13,29 +16,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import httpx2
 import pytest
 
 from support.vm.rig import Api, Rig, Sandbox, eventually, is_alive
 from wrenn_sandbox.host.network.addressing import data_dir_tag
 from wrenn_sandbox.host.privileged.cgroups import CONTROLLERS, hierarchy
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.testing.data_dir import working_directory
 from wrenn_sandbox.testing.leftovers import settled
 from wrenn_sandbox.testing.server_process import ServerProcess
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not Path("/run/systemd/system").is_dir(), reason="this host was not booted with systemd"
     ),
 ]
 
 _UNITS: Final = Path("/run/systemd/system")
-_NAME: Final = "wrenn-test.service"
-_WATCHDOG_SEC: Final = 20
-_RESTART_SEC: Final = 400.0
-"""For a restart by systemd on a slow host, until it answers again."""
+_NAME: Final = f"wrenn-test-{os.getpid()}.service"
+_WATCHDOG_SEC: Final = math.ceil(patience(4))
+_RESTART_SEC: Final = 60.0
+"""For a start by systemd, until it answers."""
 _OVERRIDES: Final = """\
 [Service]
 Environment=WRENN_DATA_DIR={data_dir} WRENN_PORT={port} WRENN_HOT_POOL_SIZE=0
@@ -66,10 +68,10 @@ class Unit(ServerProcess):
         return _run("systemctl", "show", "--value", f"--property={name}", _NAME).strip()
 
     def start(self, timeout: float = _RESTART_SEC) -> None:
-        subprocess.run(["systemctl", "start", _NAME], check=True, timeout=timeout)
+        subprocess.run(["systemctl", "start", _NAME], check=True, timeout=patience(timeout))
 
     def stop(self, timeout: float = _RESTART_SEC) -> int:
-        subprocess.run(["systemctl", "stop", _NAME], check=True, timeout=timeout)
+        subprocess.run(["systemctl", "stop", _NAME], check=True, timeout=patience(timeout))
         return int(self.property("ExecMainStatus"))
 
     def journal(self) -> list[dict[str, str]]:
@@ -82,10 +84,14 @@ class Unit(ServerProcess):
         return "\n".join(str(each["MESSAGE"]) for each in self.journal()[-20:])
 
     def answers(self) -> bool:
-        try:
-            return httpx2.get(f"{self.url}/health", timeout=30).status_code == 200
-        except httpx2.TransportError:
-            return False
+        """Whether it serves; costs no process and little time, which a slow host has not got."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=30)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/health")
+                return connection.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                return False
 
 
 def _free_port() -> int:
@@ -155,14 +161,7 @@ def work(rig: Rig, api: Api, sandbox: Sandbox) -> Work:
 
 def _is_restarted(unit: Unit, before: int) -> bool:
     """Whether systemd brings the unit back with another process."""
-    return eventually(
-        lambda: (
-            unit.property("ActiveState") == "active"
-            and unit.pid not in (0, before)
-            and unit.answers()
-        ),
-        within=_RESTART_SEC,
-    )
+    return eventually(lambda: unit.answers() and unit.pid != before, within=_RESTART_SEC)
 
 
 def test_a_started_unit_answers(unit: Unit) -> None:
