@@ -59,10 +59,12 @@ def test_systemd_learns_that_a_server_is_ready_alive_and_stopping(
 
 @pytest.mark.slow
 def test_an_aborted_server_logs_where_it_was(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "data", tmp_path / "log", {"WRENN_DRIVER": "fake"})
+    settings = {"WRENN_DRIVER": "fake", "WRENN_HOT_POOL_SIZE": "0"}
+    server = ServerProcess(tmp_path / "data", tmp_path / "log", settings)
     with server:
         os.kill(server.pid, signal.SIGABRT)
         assert server.stop() == -signal.SIGABRT
+    server.purge()
     assert "Fatal Python error: Aborted" in (log := server.log.read_text())
     assert "cli/serve.py" in log
 
