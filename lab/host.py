@@ -23,8 +23,8 @@ from typing import Final
 from .image import CHECKOUT, MOUNT, Image, locked
 
 MEMORY_MB: Final = 6144
-CHECKOUT_BYTES: Final = 256 << 20
-"""Of the disk with the checkout: a kept host knows its size, so it is always the same."""
+DISK_BYTES: Final = 2 << 30
+"""Of the disks with the checkout and with what is put: a kept host knows the size."""
 BOOT_SEC: Final = 240.0
 SAVE_SEC: Final = 120.0
 ANSWER_SEC: Final = 60.0
@@ -32,6 +32,7 @@ ANSWER_SEC: Final = 60.0
 NETWORK: Final = "10.77.0"
 """Of hosts that are started together: the first one is .1, by name `host1`."""
 _SSH_FAILED: Final = 255
+_DISKS: Final = ("checkout", "put")
 _ALONE: Final = "hubport,hubid=1"
 """The network of a host that has none: a kept host has the device, whatever is behind it."""
 _QEMU: Final = "qemu-system-x86_64"
@@ -48,6 +49,14 @@ mkdir -p /run/checkout {MOUNT}
 mount -o ro /dev/disk/by-id/virtio-checkout /run/checkout
 mkdir -p /run/changes /run/work
 mount -t overlay -o lowerdir=/run/checkout,upperdir=/run/changes,workdir=/run/work wrenn {MOUNT}
+"""
+_PUT: Final = """
+set -e
+blockdev --flushbufs /dev/disk/by-id/virtio-put
+mkdir -p /run/put {target}
+mount -o ro -t squashfs /dev/disk/by-id/virtio-put /run/put
+cp -a --sparse=always /run/put/. {target}/
+umount /run/put
 """
 _JOIN: Final = f"""
 set -e
@@ -96,11 +105,10 @@ class Host:
         return subprocess.run([*self._ssh(), "-t"], check=False).returncode
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a directory into the host; holes in its files stay holes."""
-        pack = ["tar", "-C", str(source), "--sparse", "-cf", "-", "."]
-        unpack = f"mkdir -p {target} && tar -C {target} -xf -"
-        with subprocess.Popen(pack, stdout=subprocess.PIPE) as packed:
-            subprocess.run([*self._ssh(), "--", unpack], stdin=packed.stdout, check=True)
+        """Copy a directory into the host, by a disk; holes in its files stay holes."""
+        _squash(source, self._directory / "put")
+        if self.run(_PUT.format(target=target)) != 0:
+            raise LabError(f"the host cannot copy {source.name}")
 
     def _options(self) -> list[str]:
         return [
@@ -160,7 +168,7 @@ class Host:
             monitor.migrate(f"exec:cat > {self._directory}/state")
             monitor.call("quit")
         self._process.wait(30)
-        for name in ("ssh", "qmp", "checkout"):
+        for name in ("ssh", "qmp", *_DISKS):
             (self._directory / name).unlink(missing_ok=True)
         self._directory.rename(_kept(self._image))
 
@@ -264,11 +272,11 @@ def _start(image: Image, scratch: Path, kept: Path | None, network: str) -> Host
         fcntl.flock(lock, fcntl.LOCK_EX)
     base, form = (kept / "disk", "qcow2") if kept else (image.disk, "raw")
     _make_overlay(directory / "disk", base, form)
+    for name in _DISKS:
+        with (directory / name).open("xb") as disk:
+            disk.truncate(DISK_BYTES)
     if kept:
         _pack_checkout(directory / "checkout")
-    else:
-        (directory / "checkout").touch()
-    os.truncate(directory / "checkout", CHECKOUT_BYTES)
     memory = (kept or directory) / "memory"
     share = "off" if kept else "on"
     port = _free_port()
@@ -289,8 +297,13 @@ def _start(image: Image, scratch: Path, kept: Path | None, network: str) -> Host
         ("-serial", f"file:{directory}/console"),
         ("-drive", f"file={directory}/disk,format=qcow2,if=none,id=root,cache=unsafe"),
         ("-device", "virtio-blk-pci,drive=root"),
-        ("-drive", f"file={directory}/checkout,format=raw,if=none,id=checkout,readonly=on"),
-        ("-device", "virtio-blk-pci,drive=checkout,serial=checkout"),
+        *chain.from_iterable(
+            (
+                ("-drive", f"file={directory}/{name},format=raw,if=none,id={name},readonly=on"),
+                ("-device", f"virtio-blk-pci,drive={name},serial={name}"),
+            )
+            for name in _DISKS
+        ),
         ("-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:22"),
         ("-device", "virtio-net-pci,netdev=net0,romfile="),
         ("-netdev", f"{network},id=net1"),
@@ -360,17 +373,14 @@ def _pack_checkout(path: Path) -> None:
         tar = ["tar", "-C", str(CHECKOUT), "--null", "--ignore-failed-read", "-T", "-", "-cf", "-"]
         packed = subprocess.run(tar, input=names, check=True, stdout=subprocess.PIPE).stdout
         subprocess.run(["tar", "-C", tree, "-xf", "-"], input=packed, check=True)
-        squash = [
-            "mksquashfs",
-            tree,
-            str(path),
-            "-quiet",
-            "-no-progress",
-            "-comp",
-            "lz4",
-            "-all-root",
-        ]
-        subprocess.run(squash, check=True, stdout=subprocess.DEVNULL)
+        _squash(Path(tree), path)
+
+
+def _squash(source: Path, disk: Path) -> None:
+    """Write a directory's files to the beginning of a disk."""
+    argv = ["mksquashfs", str(source), str(disk), "-noappend", "-quiet", "-no-progress"]
+    subprocess.run([*argv, "-comp", "lz4", "-all-root"], check=True, stdout=subprocess.DEVNULL)
+    os.truncate(disk, DISK_BYTES)
 
 
 def _free_port() -> int:
