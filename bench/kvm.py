@@ -45,8 +45,9 @@ async def measure(settings: Settings, rounds: int) -> Report:
     counts: dict[str, list[float]] = {}
     async with AsyncExitStack() as stack:
         rigs = []
-        for hot in (0, 1):
-            data_dir = stack.enter_context(working_directory(settings.data_dir, "bench"))
+        data_dir = settings.data_dir
+        for hot in (0, 1):  # the second has the snapshot that the first has made
+            data_dir = stack.enter_context(working_directory(data_dir, "bench"))
             changes = {"data_dir": data_dir, "hot_pool_size": hot}
             copy = settings.model_copy(update=changes)
             rigs.append(await stack.enter_async_context(Rig.open(copy)))
