@@ -66,7 +66,7 @@ async def test_a_machine_from_its_start_to_its_end(stand: Stand) -> None:
     assert capabilities.name == stand.settings.driver
     async with stand.machine() as (spec, process, client):
         result = await RunningGuest(client).exec(
-            Command(cmd="echo", args=("hello",)), timeout=30, output_limit=1024
+            Command(cmd="echo", args=("hello",)), timeout=patience(30), output_limit=1024
         )
         assert result.stdout == b"hello\n"
         assert own_memory(process.pid) > 0
@@ -136,7 +136,7 @@ _PATTERN = "0123456789abcdef"
 
 async def _run(client: GuestClient, script: str) -> str:
     result = await RunningGuest(client).exec(
-        Command(cmd="sh", args=("-c", script)), timeout=60, output_limit=1 << 16
+        Command(cmd="sh", args=("-c", script)), timeout=patience(60), output_limit=1 << 16
     )
     assert result.exit_code == 0, result
     return result.stdout.decode()

@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 
 from wrenn_sandbox.host.journal import Record, records
+from wrenn_sandbox.model.limits import EXEC_TIMEOUT_DEFAULT, EXEC_TIMEOUT_MAX
 from wrenn_sandbox.patience import patience
 from wrenn_sandbox.testing.data_dir import working_directory
 from wrenn_sandbox.testing.leftovers import machines, settled
@@ -102,8 +103,17 @@ class Api:
         body = {"cmd": cmd, "args": list(args), **fields}
         return self.request("POST", f"/v1/sandboxes/{sandbox}/exec", body)
 
-    def exec(self, sandbox: str, cmd: str, *args: str, **fields: object) -> Result:
-        answer = self.exec_raw(sandbox, cmd, *args, **fields)
+    def exec(
+        self,
+        sandbox: str,
+        cmd: str,
+        *args: str,
+        timeout_sec: int = EXEC_TIMEOUT_DEFAULT,
+        **fields: object,
+    ) -> Result:
+        """What became of a command that ends in time, of which there is more on a slow host."""
+        limit = min(round(patience(timeout_sec)), EXEC_TIMEOUT_MAX)
+        answer = self.exec_raw(sandbox, cmd, *args, timeout_sec=limit, **fields)
         assert answer.status_code == 200, answer.text
         return msgspec.json.decode(answer.content, type=Result)
 
