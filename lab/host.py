@@ -54,8 +54,8 @@ _PUT: Final = """
 set -e
 blockdev --flushbufs /dev/disk/by-id/virtio-put
 mkdir -p /run/put {target}
-mount -o ro -t squashfs /dev/disk/by-id/virtio-put /run/put
-cp -a --sparse=always /run/put/. {target}/
+mount -o ro /dev/disk/by-id/virtio-put /run/put
+cp -a /run/put/. {target}/
 umount /run/put
 """
 _JOIN: Final = f"""
@@ -106,7 +106,7 @@ class Host:
 
     def put(self, source: Path, target: str) -> None:
         """Copy a directory into the host, by a disk; holes in its files stay holes."""
-        _squash(source, self._directory / "put")
+        _fill(self._directory / "put", source)
         if self.run(_PUT.format(target=target)) != 0:
             raise LabError(f"the host cannot copy {source.name}")
 
@@ -372,15 +372,16 @@ def _pack_checkout(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as tree:
         tar = ["tar", "-C", str(CHECKOUT), "--null", "--ignore-failed-read", "-T", "-", "-cf", "-"]
         packed = subprocess.run(tar, input=names, check=True, stdout=subprocess.PIPE).stdout
-        subprocess.run(["tar", "-C", tree, "-xf", "-"], input=packed, check=True)
-        _squash(Path(tree), path)
+        subprocess.run(["tar", "-C", tree, "--no-same-owner", "-xf", "-"], input=packed, check=True)
+        _fill(path, Path(tree))
 
 
-def _squash(source: Path, disk: Path) -> None:
-    """Write a directory's files to the beginning of a disk."""
-    argv = ["mksquashfs", str(source), str(disk), "-noappend", "-quiet", "-no-progress"]
-    subprocess.run([*argv, "-comp", "lz4", "-all-root"], check=True, stdout=subprocess.DEVNULL)
-    os.truncate(disk, DISK_BYTES)
+def _fill(disk: Path, source: Path) -> None:
+    """Make a file system on a disk, of a directory's files; what is a hole in them stays one."""
+    options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"]
+    subprocess.run(["mke2fs", *options, "-d", str(source), str(disk)], check=True)
+    remove = ["debugfs", "-w", "-R", "rmdir lost+found", str(disk)]
+    subprocess.run(remove, check=True, capture_output=True)
 
 
 def _free_port() -> int:
