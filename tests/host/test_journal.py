@@ -174,3 +174,18 @@ def test_a_record_is_written_over_the_one_before_where_it_fits(
         journal.write(path, each)
         assert journal.read(path) == each
     assert os.listdir(tmp_path) == ["journal.json"]
+
+
+@pytest.mark.parametrize("longer", [True, False])
+def test_a_record_longer_than_a_page_is_not_written_over(
+    tmp_path: Path, record: Record, longer: bool
+) -> None:
+    """The kernel writes page by page, and the server may be killed in between."""
+    path = tmp_path / "journal.json"
+    long = msgspec.structs.replace(record, token="t" * 5000)
+    journal.write(path, long)
+    with path.open("rb") as before:
+        changed = msgspec.structs.replace(record, token="u" * (4999 if longer else 10))
+        journal.write(path, changed)
+        assert msgspec.json.decode(before.read(), type=Record) == long
+    assert journal.read(path) == changed

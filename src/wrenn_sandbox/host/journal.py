@@ -22,7 +22,8 @@ from .slot import Slot
 _log = structlog.get_logger(__name__)
 FORMAT: Final = 2
 _ROOM: Final = 4096
-"""Bytes that a record has for growing; spaces behind JSON mean nothing."""
+"""Bytes that a record has for growing, the smallest page of memory that there is: the kernel writes
+pages one by one, and a server can end between two. Spaces behind JSON mean nothing."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,15 +56,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def write(path: Path, record: Record) -> None:
     """Replace the record; raises OSError.
 
-    Where it fits it is written over the one before, in one piece that no end of the server divides.
-    A new file in its place would have some file systems write to the disk first: milliseconds, and
-    three times in the start of a VM.
+    Where both fit into one page it is written over the one before, in one piece that no end of the
+    server divides. A new file in its place would have some file systems write to the disk first:
+    milliseconds, and three times in the start of a VM.
     """
     data = msgspec.json.encode(record).ljust(_ROOM)
     with contextlib.suppress(FileNotFoundError), open(path, "r+b", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if len(data) <= size:
-            file.write(data.ljust(size))
+        fits = len(data) == os.fstat(file.fileno()).st_size == _ROOM
+        if fits and file.write(data) == _ROOM:
             return
     staged = path.with_suffix(".new")
     fd = os.open(staged, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)

@@ -43,9 +43,9 @@ class Service:
         if self._address is None:
             return
         name = self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(_TELL_SEC)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(_TELL_SEC)
                 sender.sendto(state.encode(), "\0" + name[1:] if name.startswith("@") else name)
-            except OSError as error:
-                _log.warning("systemd was not told", state=state, reason=str(error))
+        except OSError as error:
+            _log.warning("systemd was not told", state=state, reason=str(error))

@@ -78,4 +78,5 @@ def test_stored_sandboxes_tell_each_cpu_option_from_the_others() -> None:
     models = {cpu_model(option) for option in KVM_CPUS}
     assert len(models) == len(KVM_CPUS)
     assert cpu_model("host,-arch-capabilities") == f"{cpu_model('host')},-arch-capabilities"
+    assert cpu_model("Nehalem") == f"Nehalem on {cpu_model('host')}"
     assert cpu_model("max") == "max"

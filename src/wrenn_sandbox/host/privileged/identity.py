@@ -14,6 +14,9 @@ from typing import Final
 _SETGROUPS, _SETRESGID, _SETRESUID, _CAPGET, _CAPSET = {
     "x86_64": (116, 119, 117, 125, 126),
 }.get(os.uname().machine, (159, 149, 147, 90, 91))
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
+_TRACEABLE: Final = 1
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
@@ -50,6 +53,8 @@ def become(identity: Identity) -> None:
     _check(_libc.syscall(_SETGROUPS, len(groups), groups), "setgroups")
     _check(_libc.syscall(_SETRESGID, *[identity.uid] * 3), "setresgid")
     _check(_libc.syscall(_SETRESUID, *[identity.uid] * 3), "setresuid")
+    if _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == _TRACEABLE:  # where fs.suid_dumpable is 1
+        _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 

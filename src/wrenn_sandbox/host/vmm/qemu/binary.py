@@ -45,10 +45,15 @@ def has_seccomp(binary: str) -> bool:
 
 
 def cpu_model(option: str) -> str:
-    """What guests with this CPU option see: of `host`, the name of this machine's processor."""
+    """What guests with this CPU option see.
+
+    Under KVM that depends on this machine's processor, also where the option names another one:
+    the vendor is this one's, and what this one has not got is missing.
+    """
     name, *features = option.split(",")
-    if name == "host":
+    if name != "max":
         text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
         match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        name = match.group(1) if match else "unknown"
+        here = match.group(1) if match else "unknown"
+        name = here if name == "host" else f"{name} on {here}"
     return ",".join((name, *features))

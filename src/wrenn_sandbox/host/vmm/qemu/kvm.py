@@ -10,6 +10,7 @@ import msgspec
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.privileged.spawn import kvm_groups
 from wrenn_sandbox.host.probe import KVM_DEVICE, KvmVerdict
+from wrenn_sandbox.patience import patience
 
 from .command import KVM_CPUS, MACHINE
 
@@ -70,7 +71,7 @@ def _refusal(binary: str, cpu: str) -> str | None:
             input="quit\n",
             capture_output=True,
             check=False,
-            timeout=_TRIAL_SEC,
+            timeout=patience(_TRIAL_SEC),
             text=True,
             errors="replace",
         )
