@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from wrenn_sandbox.cli import doctor
 from wrenn_sandbox.cli.doctor import Line, examine, healthy
+from wrenn_sandbox.cli.main import app
 from wrenn_sandbox.host.facts import MachineFacts
 from wrenn_sandbox.host.probe import KvmVerdict
 from wrenn_sandbox.settings import Settings
@@ -130,37 +130,39 @@ def test_taps_that_are_asked_for_must_be_possible(name: str) -> None:
     assert line(name, facts, network="tap").status == "missing"
 
 
+def _doctor(*options: str) -> Result:
+    return CliRunner().invoke(app, ["doctor", *options])
+
+
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> typer.Typer:
+def data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WRENN_DATA_DIR", str(tmp_path))
-    found = typer.Typer()
-    found.command()(doctor.command)
-    return found
 
 
-def test_the_command_prints_a_line_for_each(app: typer.Typer) -> None:
-    result = CliRunner().invoke(app)
+@pytest.mark.usefixtures("data_dir")
+def test_the_command_prints_a_line_for_each() -> None:
+    result = _doctor()
     assert result.exit_code == 0, result.output
     words = [text.split()[0] for text in result.output.splitlines()]
     assert set(words) <= {"ok", "warn", "->"}
     assert words.count("->") == words.count("warn")
 
 
-def test_the_command_speaks_json(app: typer.Typer) -> None:
-    result = CliRunner().invoke(app, ["--json"])
+@pytest.mark.usefixtures("data_dir")
+def test_the_command_speaks_json() -> None:
+    result = _doctor("--json")
     assert result.exit_code == 0
     lines = msgspec.json.decode(result.output, type=list[Line])
     assert set(msgspec.json.decode(result.output)[0]) == {"name", "status", "detail", "advice"}
     assert len(lines) >= 12
 
 
-def test_the_command_fails_where_sandboxes_cannot_run(
-    app: typer.Typer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("data_dir")
+def test_the_command_fails_where_sandboxes_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def facts(_: Path) -> MachineFacts:
         return replace(GOOD, qemu_path=None)
 
     monkeypatch.setattr(doctor, "machine_facts", facts)
-    result = CliRunner().invoke(app)
+    result = _doctor()
     assert result.exit_code == 1
     assert "install the package qemu-system-x86" in result.output

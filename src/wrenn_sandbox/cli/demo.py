@@ -36,7 +36,7 @@ _IDENTITY = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname"
 _EXEC_TIMEOUT_SEC = 120
 
 
-def command() -> None:
+def run() -> None:
     """Build, start a server, run a program in a machine, clean up; every step with its time."""
     report = _Report(time.monotonic)
     settings = Settings()

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import typer
@@ -84,10 +84,8 @@ def healthy(lines: Sequence[Line]) -> bool:
     return all(line.status != "missing" for line in lines)
 
 
-def command(
-    json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
-) -> None:
-    """Say what this machine can do; exit code 1 when sandboxes cannot run on it."""
+def report(json: bool) -> bool:
+    """Print what this machine can do, and return whether sandboxes can run on it."""
     settings = HostSettings()
     verdict = asyncio.run(_verdict(settings))
     lines = examine(machine_facts(settings.data_dir), verdict, settings)
@@ -98,7 +96,7 @@ def command(
             typer.echo(f"{line.status:8}{line.name:15}{line.detail}")
             if line.advice:
                 typer.echo(f"{'':23}-> {line.advice}")
-    raise typer.Exit(0 if healthy(lines) else 1)
+    return healthy(lines)
 
 
 async def _verdict(settings: HostSettings) -> KvmVerdict:

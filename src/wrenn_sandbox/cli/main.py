@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import account, copy, demo, doctor, process, serve, template, unit
+from . import account, copy, process, serve, template, unit
 from .admin import app as admin
 from .advice import told
 from .output import printable
@@ -53,8 +53,27 @@ app.add_typer(process.app, name="process")
 app.command("cp")(copy.command)
 app.command("serve")(serve.command)
 app.command("unit")(unit.command)
-app.command("demo")(demo.command)
-app.command("doctor")(doctor.command)
+
+
+# These two import the host's modules, which takes as long as all that other commands need.
+@app.command("demo")
+def _demo() -> None:
+    """Build, start a server, run a program in a machine, clean up; every step with its time."""
+    from . import demo
+
+    demo.run()
+
+
+@app.command("doctor")
+def _doctor(
+    json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
+) -> None:
+    """Say what this machine can do; exit code 1 when sandboxes cannot run on it."""
+    from . import doctor
+
+    raise typer.Exit(0 if doctor.report(json) else 1)
+
+
 app.add_typer(template.app, name="template")
 app.add_typer(admin.app, name="admin")
 
