@@ -91,7 +91,7 @@ def test_binary_output_arrives_as_it_is(api: Api, sandbox: Sandbox) -> None:
 
 
 def test_output_beyond_the_limit(api: Api, sandbox: Sandbox) -> None:
-    script = f"head -c {50 * _MIB} /dev/zero | tr '\\0' x; echo short >&2; exit 3"
+    script = f"head -c {12 * _MIB} /dev/zero | tr '\\0' x; echo short >&2; exit 3"
     result = api.exec(sandbox.id, "sh", "-c", script, timeout_sec=300)
     assert result.truncated
     assert len(result.stdout) == 10 * _MIB

@@ -17,8 +17,8 @@ _CLOCK_SEC = 0.1
 _KEEPER = """
 import hashlib, os, socketserver
 
-data = os.urandom(64 << 20)
-scratch = bytearray(16 << 20)
+data = os.urandom(16 << 20)
+scratch = bytearray(4 << 20)
 
 def answer(command):
     if command == "digest":
@@ -117,7 +117,7 @@ def test_memory_and_files_survive_ten_cycles(rig: Rig, api: Api) -> None:
         assert api.resume(sandbox).status == "running"
         assert _clock_error(api, sandbox) < _CLOCK_SEC
         assert _ask(api, sandbox, "look") == (
-            f"0 {16 << 20} of {16 << 20}" if filled else f"{16 << 20} 0 of {16 << 20}"
+            f"0 {4 << 20} of {4 << 20}" if filled else f"{4 << 20} 0 of {4 << 20}"
         )
         assert _ask(api, sandbox, "digest") == digest
         assert api.output(sandbox, "sha256sum /tmp/file /root/file") == files

@@ -45,6 +45,10 @@ def _events(api: Api, sandbox: str) -> list[tuple[str, str]]:
     return [(each["event"], each.get("reason", "")) for each in reversed(found)]
 
 
+def _is_deaf(api: Api, sandbox: str) -> bool:
+    return api.request("GET", f"/v1/sandboxes/{sandbox}/metrics").status_code == 502
+
+
 def _gauge(rig: Rig, api: Api) -> float:
     text = api.request("GET", "/metrics").text
     [line] = [each for each in text.splitlines() if each.startswith("wrenn_sandboxes_not_resp")]
@@ -56,7 +60,7 @@ def test_a_deaf_guest_gives_its_files_back(new_rig: NewRig) -> None:
     sandbox = _prepared(api, vcpus=2, memory_mb=256)
     boot = api.output(sandbox, "cat /proc/sys/kernel/random/boot_id")
     api.output(sandbox, _DEAF)
-    time.sleep(2)
+    assert eventually(lambda: _is_deaf(api, sandbox), within=20)
     for method, path, body in (
         ("GET", "metrics", None),
         ("POST", "exec", {"cmd": "true"}),
@@ -112,8 +116,7 @@ def test_a_guest_in_a_vm_that_responds_again_is_noticed(api: Api) -> None:
         " ip route add default via 169.254.0.22; ip neigh replace 169.254.0.22 lladdr"
         " 02:00:00:00:00:02 dev eth0' >/dev/null 2>&1 </dev/null &",
     )
-    time.sleep(1)
-    assert api.request("GET", f"/v1/sandboxes/{sandbox}/metrics").status_code == 502
+    assert eventually(lambda: _is_deaf(api, sandbox), within=20)
     assert eventually(lambda: _events(api, sandbox)[-1][0] == "responding", within=60)
     assert _events(api, sandbox)[-2][0] == "not_responding"
     assert api.output(sandbox, "echo here") == "here"

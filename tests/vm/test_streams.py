@@ -110,7 +110,7 @@ def test_a_lost_connection_ends_the_command(api: Api, sandbox: Sandbox) -> None:
 
 
 def test_much_output_of_a_vm_arrives_in_order(api: Api, sandbox: Sandbox) -> None:
-    count = 3_500_000
+    count = 1_000_000
     wanted = hashlib.sha256()
     for start in range(1, count + 1, 100_000):
         wanted.update("".join(f"{n}\n" for n in range(start, start + 100_000)).encode())
@@ -126,7 +126,7 @@ def test_much_output_of_a_vm_arrives_in_order(api: Api, sandbox: Sandbox) -> Non
             last = frame
     print(f"{size / (1 << 20) / (time.monotonic() - begin):.0f} MiB/s of output")
     assert last == {"type": "exit", "exit_code": 0}
-    assert size > 25_000_000
+    assert size > 6_000_000
     assert given.digest() == wanted.digest()
 
 
