@@ -32,16 +32,16 @@ class Victim:
     rig: Rig
     api: Api
     images: set[str]
+    fault: Path
+    """The file that says where the server dies."""
 
     def dies(self, point: str, method: str, path: str, body: object = None) -> None:
         """Ask for something of a server that does not survive it, then start another one."""
-        self.rig.server.stop()
-        self.rig.server.set(WRENN_FAULT_POINT=point)
-        self.rig.server.start()
+        self.fault.write_text(point)
         with pytest.raises(httpx2.TransportError):
             self.api.request(method, path, body)
         self.rig.server.kill()
-        self.rig.server.set(WRENN_FAULT_POINT="")
+        self.fault.unlink()
         self.rig.server.start()
 
     def sandboxes(self) -> dict[str, str]:
@@ -82,12 +82,14 @@ class Victim:
 
 
 @pytest.fixture(scope="module")
-def victim(images: Path) -> Iterator[Victim]:
-    with rig_of(images, {"WRENN_RECONCILE_INTERVAL_SEC": "60"}) as rig:
+def victim(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    fault = tmp_path_factory.mktemp("fault") / "point"
+    overrides = {"WRENN_RECONCILE_INTERVAL_SEC": "60", "WRENN_FAULT_POINT": str(fault)}
+    with rig_of(images, overrides) as rig:
         api = Api(rig.server)
         api.delete(api.create().id)
         names = {each.name for each in (rig.data_dir / "images").iterdir()}
-        yield Victim(rig, api, names)
+        yield Victim(rig, api, names, fault)
         api.close()
 
 

@@ -1,11 +1,13 @@
 """Points at which a test can have the server die, to see what the next start makes of it.
 
 With the setting `fault_point` the server kills itself, as `kill -9` would, when it comes to the
-point of that name; without it the points do nothing.
+point of that name; without it the points do nothing. An absolute path names a file instead, which
+holds the point's name from the moment at which a test writes it.
 """
 
 import os
 import signal
+from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import InvalidRequest
@@ -67,19 +69,33 @@ POINTS: Final = frozenset(
     {*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *STOP, *DESTROY}
 )
 
-_armed = ""
+_armed: str | Path = ""
 
 
 def arm(point: str) -> None:
-    """Die at this point; at none when it is empty. Raises `InvalidRequest` for an unknown one."""
+    """Die at this point, or at the one in the file of this path; at none when it is empty.
+
+    Raises `InvalidRequest` for an unknown one.
+    """
     global _armed
-    if point and point not in POINTS:
-        raise InvalidRequest(f"WRENN_FAULT_POINT: there is no point {point}")
-    _armed = point
+    _armed = Path(point) if point.startswith("/") else _known(point)
 
 
 def reach(point: str) -> None:
-    """Say that the work has come to this point."""
+    """Say that the work has come to this point. Raises as `arm` does when a file names another."""
     assert point in POINTS
-    if point == _armed:
+    if point == (_written(_armed) if isinstance(_armed, Path) else _armed):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _written(file: Path) -> str:
+    try:
+        return _known(file.read_text())
+    except FileNotFoundError:
+        return ""
+
+
+def _known(point: str) -> str:
+    if point and point not in POINTS:
+        raise InvalidRequest(f"WRENN_FAULT_POINT: there is no point {point}")
+    return point
