@@ -78,10 +78,8 @@ def _shell(host: Host, _: argparse.Namespace) -> int:
 
 def _test(host: Host, options: argparse.Namespace) -> int:
     """The tests of the checkout, with the template's parts that this machine has made."""
-    cache = Settings().data_dir / "cache"
-    if cache.is_dir():
-        _say("template")
-        host.put(cache, f"{_DATA_DIR}/cache")
+    _build_template()
+    host.put(Paths(Settings().data_dir).cache, f"{_DATA_DIR}/cache")
     tests = [*(_CHOSEN if options.chosen else ()), *options.argv] or ["tests/vm"]
     pytest = ["python3", "-u", "-m", "pytest", "-p", "no:cacheprovider", *tests]
     return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(pytest)}")
@@ -89,15 +87,20 @@ def _test(host: Host, options: argparse.Namespace) -> int:
 
 def _bench(host: Host, options: argparse.Namespace) -> int:
     """The figure of that name, or others, of the template that is built on this machine."""
-    _say("template")
-    build = [sys.executable, "-m", "wrenn_sandbox", "template", "build", _TEMPLATE]
-    subprocess.run(build, check=True)
+    _build_template()
     paths = Paths(Settings().data_dir)
     image = ImageStore(paths).resolve(_TEMPLATE)
     host.put(paths.templates, f"{_DATA_DIR}/{paths.templates.name}")
     host.put(paths.images / image.image_id, f"{_DATA_DIR}/images/{image.image_id}")
     bench = ["python3", "-u", "-m", "bench", "--as-built", *(options.argv or _FIGURES)]
     return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(bench)}")
+
+
+def _build_template() -> None:
+    """On this machine: its packages come from the network, which the host has not."""
+    _say("template")
+    build = [sys.executable, "-m", "wrenn_sandbox", "template", "build", _TEMPLATE]
+    subprocess.run(build, check=True)
 
 
 def _say(step: str) -> None:
