@@ -43,7 +43,6 @@ _FILES: Final = {
     "etc/tmpfiles.d/tmp.conf": "",
     "etc/ssh/sshd_config.d/lab.conf": "UseDNS no\nPermitRootLogin prohibit-password\n",
     "etc/sysctl.d/lab.conf": "kernel.panic = -1\n",
-    "etc/environment": "PYTHONDONTWRITEBYTECODE=1\n",
     "usr/lib/python3/dist-packages/lab.pth": f"{_SITE}\n{MOUNT}/src\n",
     "usr/local/bin/wrenn": '#!/bin/sh\nexec /usr/bin/python3 -m wrenn_sandbox "$@"\n',
     "etc/initramfs-tools/conf.d/lab": "MODULES=list\nCOMPRESS=lz4\n",

@@ -15,8 +15,8 @@ from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
-from wrenn_sandbox.host.vmm.qemu import QemuDriver
 from wrenn_sandbox.host.vmm.qemu.command import BINARY
+from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
 from wrenn_sandbox.host.vmm.qemu.kvm import kvm_cpu, tried
 from wrenn_sandbox.settings import HostSettings
 

@@ -1,5 +1,1 @@
 """The QEMU driver: stock QEMU, `microvm` machine, KVM where it works, else TCG."""
-
-from .driver import QemuDriver
-
-__all__ = ["QemuDriver"]
