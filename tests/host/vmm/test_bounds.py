@@ -3,31 +3,13 @@
 import subprocess
 from pathlib import Path
 
+from support.machine_specs import machine_spec
 from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import overlay
-from wrenn_sandbox.host.paths import MachineFiles
-from wrenn_sandbox.host.slot import Slot
-from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.host.vmm.qemu.launch import limits
 
 DISK_MB = 256
 CLUSTER = 64 * 1024
-SLOT = Slot(index=1, netns=None, host_ip="127.0.0.1", uid=720_001, tap=None, host_port=1)
-
-
-def spec_in(directory: Path) -> MachineSpec:
-    file = directory / "file"
-    return MachineSpec(
-        files=MachineFiles(directory),
-        slot=SLOT,
-        vcpus=1,
-        memory_mb=128,
-        kernel=file,
-        initrd=file,
-        kernel_args="",
-        runtime=file,
-        disk_mb=DISK_MB,
-    )
 
 
 def test_a_layer_with_holes_stays_below_the_limit_of_its_length(tmp_path: Path) -> None:
@@ -49,7 +31,7 @@ def test_a_layer_with_holes_stays_below_the_limit_of_its_length(tmp_path: Path) 
         capture_output=True,
     )
     status = layer.stat()
-    bound = limits(spec_in(tmp_path), own_user=True).file_size
+    bound = limits(machine_spec(tmp_path, base, DISK_MB), own_user=True).file_size
     assert bound is not None
     assert size + (100 << 20) < status.st_size < bound
     assert status.st_blocks * 512 < size + (8 << 20)

@@ -15,13 +15,13 @@ from typing import IO, cast
 import pytest
 
 from support.host_context import make_context
+from support.machine_specs import machine_spec
 from wrenn_sandbox import patience as patience_module
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import overlay
 from wrenn_sandbox.host.launch_source import source_of
 from wrenn_sandbox.host.machine import Machine
-from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -34,7 +34,6 @@ from wrenn_sandbox.host.vmm.qemu.command import Variant
 from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
 
-SLOT = Slot(index=1, netns=None, host_ip="127.0.0.1", uid=720_001, tap=None, host_port=1)
 LIMIT_SEC = 0.2
 
 
@@ -43,19 +42,9 @@ def spec(tmp_path: Path) -> MachineSpec:
     base, directory = tmp_path / "base", tmp_path / "machine"
     directory.mkdir()
     base.write_bytes(bytes(1 << 20))
-    files = MachineFiles(directory)
-    overlay.create(files.overlay, below=Disk(base, raw=True), size=1 << 20)
-    return MachineSpec(
-        files=files,
-        slot=SLOT,
-        vcpus=1,
-        memory_mb=128,
-        kernel=base,
-        initrd=base,
-        kernel_args="",
-        runtime=base,
-        disk_mb=1,
-    )
+    spec = machine_spec(directory, base)
+    overlay.create(spec.files.overlay, below=Disk(base, raw=True), size=1 << 20)
+    return spec
 
 
 @pytest.fixture

@@ -5,21 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host.paths import MachineFiles
+from support.machine_specs import machine_spec
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.host.vmm.qemu.command import Variant, command
 
-SPEC = MachineSpec(
-    files=MachineFiles(Path("/run/vm")),
+SPEC = replace(
+    machine_spec(Path("/run/vm"), Path("/file")),
     slot=Slot(index=1, netns="ns", host_ip="10.0.0.1", uid=70000),
-    vcpus=1,
-    memory_mb=512,
-    kernel=Path("/kernel"),
-    initrd=Path("/initrd"),
     kernel_args="quiet",
-    runtime=Path("/runtime"),
-    disk_mb=1024,
 )
 
 
