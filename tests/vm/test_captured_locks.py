@@ -27,12 +27,13 @@ signal.pause()
 async def captured(rig: Rig, sandbox: str, output: Path) -> ProcessHandle:
     """A program in the place of a sandbox's monitor, which locks all that it may read."""
     spec, _ = spec_of(rig, sandbox)
-    files = [spec.kernel, spec.initrd, spec.runtime, *spec.disks]
+    kernel = [spec.kernel, spec.initrd]
+    files = [*kernel, spec.runtime, *spec.disks]
     confined = confinement(rig.data_dir, [_PYTHON, "--version"])
     try:
         with output.open("wb") as file:
             argv = [_PYTHON, "-I", "-c", _LOCK, *map(str, files)]
-            return await launch(confined, spec, argv, output=file)
+            return await launch(confined, spec, argv, readable=kernel, output=file)
     finally:
         confined.close()
 

@@ -133,8 +133,15 @@ def test_the_process_gets_no_environment_of_the_server(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WRENN_SECRET", "secret")
-    minimal = "PATH=/usr/sbin:/usr/bin:/sbin:/bin\nLC_ALL=C.UTF-8\n"
+    minimal = "PATH=/usr/sbin:/usr/bin:/sbin:/bin\nLC_ALL=C.UTF-8\nMALLOC_ARENA_MAX=1\n"
     assert output_of(["env"], directory) == minimal
+
+
+def test_what_a_server_without_huge_pages_starts_has_none() -> None:
+    given_up = "from wrenn_sandbox.host.privileged.spawn import give_up_huge_pages as give_up\n"
+    argv = [sys.executable, "-c", f"{given_up}give_up()\n{RICH}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert status_of(done.stdout)["THP_enabled"] == ["0"]
 
 
 def test_the_process_leads_a_session_in_its_directory(directory: Path) -> None:

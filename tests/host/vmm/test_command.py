@@ -41,3 +41,10 @@ def test_guests_have_the_cpu_that_the_driver_was_made_with(cpu: str) -> None:
     variant = Variant("qemu", "kvm", firmware=None, cpu=cpu)
     argv = command(variant, SPEC, None, 0, qmp_fd=3, tap_fd=4, restore=True)
     assert argv[argv.index("-cpu") + 1] == cpu
+
+
+def test_a_restored_machine_does_not_load_what_it_would_boot_from() -> None:
+    """QEMU would hold kernel and initial file system in its own memory."""
+    variant = Variant("qemu", "tcg", firmware=None)
+    argv = command(variant, SPEC, None, 0, qmp_fd=3, tap_fd=4, restore=True)
+    assert not {"-kernel", "-initrd", "-append"} & set(argv)

@@ -24,6 +24,9 @@ from .process import PROC, ProcessHandle
 Output = int | IO[bytes]
 """A descriptor, an open file, or `subprocess.DEVNULL`."""
 
+_ENVIRONMENT: Final = {**ENVIRONMENT, "MALLOC_ARENA_MAX": "1"}
+"""With one heap for all threads: several take megabytes, and a VMM's threads seldom allocate."""
+_PR_SET_THP_DISABLE: Final = 41
 _OOM_SCORE: Final = 500
 """Added to the server's own: when memory is short, the kernel ends machines before the server."""
 _HIGHEST_OOM_SCORE: Final = 1000
@@ -123,10 +126,19 @@ def start(
             stdout=output,
             stderr=output,
             cwd=cwd,
-            env=ENVIRONMENT,
+            env=_ENVIRONMENT,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
+
+
+def give_up_huge_pages() -> None:
+    """Keep the kernel from giving huge pages to this process, and to those that it starts.
+
+    A VMM under KVM has no large tables of its own; what guests have in files is not concerned. A
+    kernel that refuses changes nothing. (Manual page PR_SET_THP_DISABLE(2const).)
+    """
+    _libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 @contextlib.contextmanager

@@ -89,12 +89,7 @@ def command(
         "-action",
         "reboot=shutdown,shutdown=pause,panic=pause",
         *(SECCOMP if variant.seccomp else ()),
-        "-kernel",
-        str(spec.kernel),
-        "-initrd",
-        str(spec.initrd),
-        "-append",
-        _kernel_args(variant, spec),
+        *(() if restore else _kernel(variant, spec)),
         "-chardev",
         f"ringbuf,id={CONSOLE},size={CONSOLE_BYTES}",
         "-serial",
@@ -124,11 +119,21 @@ def command(
     ]
     if variant.firmware is not None:
         argv += ["-bios", variant.firmware]
+    argv += ["-global", "migration.send-configuration=off"]
     if restore:
-        argv += ["-global", "migration.send-configuration=off", "-incoming", "defer"]
-    else:
-        argv += ["-global", "migration.send-configuration=off"]
+        argv += ["-incoming", "defer"]
     return argv
+
+
+def _kernel(variant: Variant, spec: MachineSpec) -> list[str]:
+    """What a machine boots from; QEMU copies it all into its own memory, for the firmware to read.
+
+    A restored guest never reads it: where it would reboot, its machine ends.
+    """
+    return [
+        *("-kernel", str(spec.kernel), "-initrd", str(spec.initrd)),
+        *("-append", _kernel_args(variant, spec)),
+    ]
 
 
 def _kernel_args(variant: Variant, spec: MachineSpec) -> str:

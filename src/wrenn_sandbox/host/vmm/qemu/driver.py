@@ -23,7 +23,7 @@ from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
-from wrenn_sandbox.host.privileged.spawn import kvm_groups
+from wrenn_sandbox.host.privileged.spawn import give_up_huge_pages, kvm_groups
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.probe import KVM_DEVICE
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
@@ -94,7 +94,10 @@ class QemuDriver(Driver):
         firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
         tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
         seccomp = await asyncio.to_thread(has_seccomp, binary)
-        devices = (KVM_DEVICE,) if accelerator == "kvm" else ()
+        devices: tuple[Path, ...] = ()
+        if accelerator == "kvm":
+            devices = (KVM_DEVICE,)
+            give_up_huge_pages()
         confined = await asyncio.to_thread(confinement, data_dir, (binary, "--version"), devices)
         lacks = confined.lacks if seccomp else (*confined.lacks, "QEMU's seccomp filter")
         if lacks:
@@ -119,7 +122,7 @@ class QemuDriver(Driver):
         if record is not None:
             await asyncio.to_thread(_make_own, record, spec, spec.memory_mb << 20)
             memory = Memory(str(record), shared=True, read_only_file=False)
-        running = await self._spawn(spec, memory, [], restore=False)
+        running = await self._spawn(spec, memory, [], [spec.kernel, spec.initrd], restore=False)
         failpoints.reach("machine.spawned")
         return self._register(running)
 

@@ -31,10 +31,10 @@ async def launch(
 ) -> ProcessHandle:
     """Start `argv` as this machine's process.
 
-    It sees the machine's directory, the files that its kernel and disk consist of, and those that
-    are `readable` besides. Raises OSError and `HostFailure`; nothing runs then.
+    It sees the machine's directory, the files that its disks consist of, and those that are
+    `readable` besides. Raises OSError and `HostFailure`; nothing runs then.
     """
-    files = [spec.kernel, spec.initrd, spec.runtime, *spec.disks, *readable]
+    files = [spec.runtime, *spec.disks, *readable]
     async with AsyncExitStack() as stack:
         group: int | None = None
         if confinement.groups is not None:
