@@ -51,6 +51,9 @@ kept = group.exists()
 (run / group.name).rmdir()
 groups.sweep()
 swept = not group.exists()
+Groups.make(root, "wrenn-test", run, controllers).close()  # as another program does
+gone = not (root / "wrenn-test").exists()
+groups.sweep()
 groups.open("vm-two", Bounds(1 << 30, 2, 9))
 bounds = [(group.with_name("vm-two") / name).read_text().strip()
           for name in ("memory.max", "cpu.max", "pids.max")]
@@ -58,7 +61,7 @@ groups.remove("vm-two")
 groups.close()
 left = (root / "wrenn-test").exists()
 print(json.dumps(dict(controllers=controllers, hog=hog[0], modest=modest[0], threads=int(many[1]),
-                      throttled=int(throttled["nr_throttled"]), kept=kept, swept=swept,
+                      throttled=int(throttled["nr_throttled"]), kept=kept, swept=swept, gone=gone,
                       bounds=bounds, left=left)))
 """
 
@@ -71,6 +74,7 @@ class _Found(msgspec.Struct):
     throttled: int
     kept: bool
     swept: bool
+    gone: bool
     bounds: list[str]
     left: bool
 
@@ -86,5 +90,6 @@ def test_groups_bound_what_is_in_them_and_go_when_it_ends(api: Api, sandbox: San
     assert found.throttled > 0
     assert found.kept
     assert found.swept
+    assert found.gone
     assert found.bounds == [str(1 << 30), "200000 100000", "9"]
     assert not found.left

@@ -77,15 +77,18 @@ class Groups:
         self._directory = directory
         self._run = run
 
+    def _prepare(self) -> None:
+        self._directory.mkdir(exist_ok=True)
+        for group in (self._directory.parent, self._directory):
+            for missing in set(self.controllers) - set(_words(group / _CHILDREN)):
+                (group / _CHILDREN).write_text(f"+{missing}")
+
     @classmethod
     def make(cls, root: Path, name: str, run: Path, controllers: tuple[str, ...]) -> Self:
         """Raises OSError where that is not allowed after all."""
-        directory = root / name
-        directory.mkdir(exist_ok=True)
-        for group in (root, directory):
-            for missing in set(controllers) - set(_words(group / _CHILDREN)):
-                (group / _CHILDREN).write_text(f"+{missing}")
-        return cls(directory, run, controllers)
+        groups = cls(root / name, run, controllers)
+        groups._prepare()
+        return groups
 
     def open(self, machine: str, bounds: Bounds) -> int:
         """Make a machine's group; a process whose id is written to the descriptor is in it.
@@ -93,7 +96,11 @@ class Groups:
         Raises OSError.
         """
         group = self._directory / machine
-        group.mkdir(exist_ok=True)
+        try:
+            group.mkdir(exist_ok=True)
+        except FileNotFoundError:  # another program of this data directory has closed its own
+            self._prepare()
+            group.mkdir(exist_ok=True)
         for controller in self.controllers:
             for name, value in bounds.files(controller).items():
                 if name != "memory.swap.max" or (group / name).exists():
@@ -107,9 +114,10 @@ class Groups:
 
     def sweep(self) -> None:
         """Remove the groups of machines that are no more."""
-        for group in self._directory.iterdir():
-            if group.is_dir() and not (self._run / group.name).exists():
-                self.remove(group.name)
+        with contextlib.suppress(FileNotFoundError):
+            for group in self._directory.iterdir():
+                if group.is_dir() and not (self._run / group.name).exists():
+                    self.remove(group.name)
 
     def close(self) -> None:
         """Remove what holds the groups, unless machines run on in there."""

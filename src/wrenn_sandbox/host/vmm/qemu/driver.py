@@ -20,6 +20,7 @@ from wrenn_sandbox.host.disk.qcow2.reader import depth
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
+from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -213,9 +214,7 @@ class QemuDriver(Driver):
             await end(running)
             if running.private_memory and running.memory is not None:
                 await asyncio.to_thread(self._sealed.forget, running.memory)
-            if self._confinement.groups is not None:
-                machine = running.files.directory.name
-                await asyncio.to_thread(self._confinement.groups.remove, machine)
+            await self._remove_group(running.files)
             return
         try:
             handle = ProcessHandle.adopt(process.pid, process.start_time)
@@ -293,6 +292,10 @@ class QemuDriver(Driver):
             shorten_log(each.files.vmm_log)
         self._sealed.trim(idle, {each.memory for each in running if each.memory is not None})
 
+    async def _remove_group(self, files: MachineFiles) -> None:
+        if self._confinement.groups is not None:
+            await asyncio.to_thread(self._confinement.groups.remove, files.directory.name)
+
     def _register(self, running: Running) -> Process:
         process = Process(running.handle.pid, running.handle.start_time)
         self._running[process] = running
@@ -336,6 +339,7 @@ class QemuDriver(Driver):
         except BaseException as error:
             await asyncio.shield(handle.kill())
             handle.close()
+            await self._remove_group(spec.files)
             if isinstance(error, HostFailure):
                 error.add_detail(await asyncio.to_thread(tails, spec.files))
             raise
