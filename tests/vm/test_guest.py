@@ -13,7 +13,7 @@ _LOOK_UP = """
 import socket, time
 began = time.monotonic()
 assert socket.gethostbyname(socket.gethostname()) == "127.0.1.1"
-print(socket.getfqdn(), time.monotonic() - began < 2)
+print(socket.getfqdn(), time.monotonic() - began < 8)
 """
 _STAMPS = "stat -c '%i %Y' /etc/hosts /etc/hostname /etc/machine-id; cat /etc/machine-id"
 _ATTRIBUTES = """
@@ -52,7 +52,8 @@ def _require_names(api: Api, sandbox: str) -> None:
 
 def test_emulated_programs_are_loaded_at_fixed_addresses(api: Api) -> None:
     sandbox = api.create().id
-    emulated = "QEMU TCG" in api.output(sandbox, "cat /proc/cpuinfo")
+    clocks = api.output(sandbox, "cat /sys/devices/system/clocksource/*/available_clocksource")
+    emulated = "kvm-clock" not in clocks
     maps = {api.output(sandbox, "grep -m1 libc /proc/self/maps") for _ in range(3)}
     assert (len(maps) == 1) == emulated
 
