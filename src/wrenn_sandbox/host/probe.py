@@ -25,7 +25,7 @@ DEADLINE_SEC = 2.0
 # runs 50 to 180, and then a guest under KVM is still faster than under TCG. Nested page tables in
 # software run two.
 MIN_INSTRUCTIONS_PER_USEC = 10.0
-_PROBE = 2
+_PROBE = 3
 """Changes with what is measured, so that verdicts of before do not count."""
 
 
