@@ -229,6 +229,7 @@ def test_a_command_that_runs_when_its_sandbox_is_paused(api: Api) -> None:
 
 def test_a_client_that_leaves_does_not_stop_a_pause(api: Api) -> None:
     sandbox = api.create().id
+    api.output(sandbox, "head -c 64M /dev/urandom > /dev/shm/much")  # both take a while then
     leaves = httpx2.Timeout(None, read=0.02)
     with pytest.raises(httpx2.TimeoutException):
         api.http.post(f"{api.server.url}/v1/sandboxes/{sandbox}/pause", timeout=leaves)
