@@ -90,6 +90,16 @@ class MachineFiles:
     def vmm_log(self) -> Path:
         return self.directory / "vmm.log"
 
+    @property
+    def pages_socket(self) -> Path:
+        """Where the VMM hands its memory to the page server."""
+        return self.directory / "pages.sock"
+
+    @property
+    def page_server(self) -> Path:
+        """Which process the page server is."""
+        return self.directory / "page-server.json"
+
 
 @dataclass(frozen=True)
 class Paths:

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.host.backends import BACKENDS
+from wrenn_sandbox.host.memory import page_server
 from wrenn_sandbox.host.network.addressing import data_dir_tag, forget_tags, noted_tags
 from wrenn_sandbox.host.privileged import cgroups
 from wrenn_sandbox.patience import slowness
 
 _MACHINE: Final = re.compile("|".join(each.command for each in BACKENDS.values()))
+_PAGE_SERVER: Final = re.compile(re.escape(" ".join(page_server.COMMAND)) + " /proc/self/fd/")
 _SETTLE_SEC = 10.0
 _POLL_SEC = 0.25
 
 
-def _processes() -> Iterator[str]:
+def _processes(wanted: "re.Pattern[str]") -> Iterator[str]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
@@ -36,7 +38,7 @@ def _processes() -> Iterator[str]:
             )
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if _MACHINE.match(arguments):
+        if wanted.match(arguments):
             yield f"process {entry.name} {arguments}"
 
 
@@ -84,7 +86,7 @@ def _groups() -> Iterator[str]:
 def machines(data_dir: Path) -> set[int]:
     """Process ids of the machines of this directory's server."""
     mark = f"{data_dir.resolve()}/"
-    return {int(each.split()[1]) for each in _processes() if mark in each}
+    return {int(each.split()[1]) for each in _processes(_MACHINE) if mark in each}
 
 
 def leftovers(data_dir: Path | None = None) -> set[str]:
@@ -93,7 +95,8 @@ def leftovers(data_dir: Path | None = None) -> set[str]:
     With `data_dir` only those of that directory's server.
     """
     found = {
-        *_processes(),
+        *_processes(_MACHINE),
+        *_processes(_PAGE_SERVER),
         *_namespaces(),
         *_links(),
         *_tables(),

@@ -1,9 +1,7 @@
 """The stored form of a machine's own pages: `memory.idx` and `memory.diff`.
 
-`memory.diff` is the pages one after the other. `memory.idx` says where they belong: the magic
-`WRMI`, a version, the page size and the size of the guest's memory (all little-endian 32 bit,
-sizes in pages but for the page size itself), the count of runs, then for each run the number of
-its first page and its length, both 32 bit.
+`memory.diff` is the pages one after the other. `memory.idx` says where they belong: runs of pages
+in the form of `encode_runs`, with the magic `WRMI`.
 """
 
 import array
@@ -11,8 +9,6 @@ import errno
 import hashlib
 import mmap
 import os
-import struct
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +17,17 @@ from typing import Final
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host.images.manifest import FileDigest
 
+from .fault_handler import (
+    INDEX_MAGIC,
+    INDEX_VERSION,
+    UnknownFormat,
+    decode_runs,
+    encode_runs,
+    index_limit,
+)
 from .pages import PAGE, Mapping, Run, own_pages, read, split, write
 from .sparse import go_on
 
-_HEAD: Final = struct.Struct("<4sIIII")
-_MAGIC: Final = b"WRMI"
-_VERSION: Final = 1
 _BATCH_PAGES: Final = 1024
 INDEX: Final = "memory.idx"
 PAGES: Final = "memory.diff"
@@ -36,33 +37,19 @@ _DAMAGED: Final = "The stored memory of the sandbox is damaged"
 def encode_index(runs: Sequence[Run], pages: int) -> bytes:
     """The bytes of `memory.idx` for a guest of that many pages."""
     numbers = array.array("I", [n for run in runs for n in (run.first, run.count)])
-    if sys.byteorder != "little":
-        numbers.byteswap()
-    return _HEAD.pack(_MAGIC, _VERSION, PAGE, pages, len(runs)) + numbers.tobytes()
+    return encode_runs(INDEX_MAGIC, INDEX_VERSION, numbers, pages)
 
 
 def decode_index(data: bytes, pages: int) -> list[Run]:
     """The runs of an index, checked against the size of the guest; raises `IncompatibleImage`."""
-    if len(data) < _HEAD.size:
-        raise IncompatibleImage(_DAMAGED, detail="index too short")
-    magic, version, page, stored_pages, count = _HEAD.unpack_from(data)
-    if magic != _MAGIC or version != _VERSION or page != PAGE:
-        raise IncompatibleImage(
-            "The stored memory of the sandbox has an unknown format",
-            detail=f"magic {magic!r} version {version} page {page}",
-        )
-    if stored_pages != pages or len(data) != _HEAD.size + 8 * count:
-        raise IncompatibleImage(_DAMAGED, detail="index does not fit the guest")
-    numbers = array.array("I", data[_HEAD.size :])
-    if sys.byteorder != "little":
-        numbers.byteswap()
-    runs = [Run(numbers[i], numbers[i + 1]) for i in range(0, len(numbers), 2)]
-    end = 0
-    for run in runs:
-        if run.first < end or run.count == 0 or run.first + run.count > pages:
-            raise IncompatibleImage(_DAMAGED, detail=f"run {run} out of place")
-        end = run.first + run.count
-    return runs
+    try:
+        numbers = decode_runs(data, INDEX_MAGIC, INDEX_VERSION, pages)
+    except UnknownFormat as error:
+        unknown = "The stored memory of the sandbox has an unknown format"
+        raise IncompatibleImage(unknown, detail=str(error)) from error
+    except ValueError as error:
+        raise IncompatibleImage(_DAMAGED, detail=str(error)) from error
+    return list(map(Run, numbers[::2], numbers[1::2]))
 
 
 def capture(mapping: Mapping, directory: Path) -> dict[str, FileDigest]:
@@ -151,7 +138,7 @@ def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> No
 
 def _read_index(directory: Path, pages: int) -> list[Run]:
     with (directory / INDEX).open("rb") as file:
-        return decode_index(file.read(_HEAD.size + 8 * pages + 1), pages)
+        return decode_index(file.read(index_limit(pages) + 1), pages)
 
 
 def _require_fit(fd: int, runs: Sequence[Run]) -> None:

@@ -75,6 +75,10 @@ class ProcessHandle:
         """Whether it runs; a zombie does not."""
         return not _has_ended(self._pidfd, 0)
 
+    def duplicate(self) -> int:
+        """A pidfd of the process, for one that may watch it but has no right to it."""
+        return os.dup(self._pidfd)
+
     def signal(self, number: signal.Signals) -> None:
         """Signal the process; one that has ended is no error."""
         with suppress(ProcessLookupError):
