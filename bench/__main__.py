@@ -16,7 +16,7 @@ import uvloop
 
 from wrenn_sandbox.settings import Settings
 
-from . import disk, files, interactive, kvm, memory, overhead, pause, start, steps
+from . import disk, faults, files, interactive, kvm, memory, overhead, pause, start, steps
 from .machine import describe
 from .report import Report, save
 from .rig import TEMPLATE
@@ -27,6 +27,7 @@ Figure = Callable[[Settings, argparse.Namespace], Coroutine[None, None, Report]]
 FIGURES: Final[dict[str, Figure]] = {
     "start": lambda settings, options: start.measure(settings, options.rounds, options.cold),
     "pause": lambda settings, options: pause.measure(settings, options.rounds, options.cycles),
+    "faults": lambda settings, options: faults.measure(settings, options.faults, options.copies),
     "memory": lambda settings, _: memory.measure(settings),
     "interactive": lambda settings, _: interactive.measure(settings),
     "exec": lambda settings, options: overhead.measure(settings, options.commands),
@@ -48,13 +49,16 @@ def main() -> int:
     parser.add_argument("--cold", type=int, default=5, help="cold boots")
     parser.add_argument("--cycles", type=int, default=5, help="sandboxes paused ten times")
     parser.add_argument("--commands", type=int, default=50, help="commands of the exec figure")
-    parser.add_argument("--copies", type=int, default=3, help="of the files and disk figures")
+    parser.add_argument(
+        "--copies", type=int, default=3, help="of the faults, files and disk figures"
+    )
+    parser.add_argument("--faults", type=int, default=10_000, help="single ones of each side")
     parser.add_argument("--as-built", action="store_true", help="do not build the template first")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if unknown := set(options.figures) - FIGURES.keys():
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
-    if not options.as_built:
+    if not options.as_built and set(options.figures) != {"faults"}:
         _build_template()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     settings = Settings()

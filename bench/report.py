@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Series:
-    """What was measured again and again in one run; `unit` is ms, bytes or MB (MiB)."""
+    """What was measured again and again in one run; `unit` says of what; MB is MiB."""
 
     name: str
     unit: str
