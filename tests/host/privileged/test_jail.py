@@ -21,6 +21,7 @@ from wrenn_sandbox.host.slot import Slot
 
 SLOT = Slot(index=40_001, netns=None, host_ip="127.0.0.1", uid=760_124, tap=None, host_port=40_001)
 TRIAL = ("true",)
+USERFAULT = Path("/dev/userfaultfd")
 MAPPING = f"""
 import mmap, signal, sys
 with open(sys.argv[1], "rb") as file:
@@ -211,6 +212,26 @@ async def test_devices_are_those_that_are_asked_for(tmp_path: Path) -> None:
     finally:
         jail.close()
     assert text.split() == ["full", "null", "urandom", "zero", "3"]
+
+
+@pytest.mark.skipif(not USERFAULT.is_char_device(), reason=f"there is no {USERFAULT}")
+async def test_a_device_of_root_can_be_opened_to_all(tmp_path: Path) -> None:
+    """A userfaultfd that also answers the kernel's own faults, as KVM makes them."""
+    jail = Jail.make(tmp_path, devices=[Path("/dev/full")], opened=[USERFAULT])
+    script = """
+import fcntl, os
+uffd = fcntl.ioctl(os.open("/dev/userfaultfd", os.O_RDWR), 0xAA00, os.O_CLOEXEC)
+print(os.getuid(), os.readlink(f"/proc/self/fd/{uffd}"), *sorted(os.listdir("/dev")))
+print(os.path.exists("/nodes"))
+"""
+    try:
+        text = await output_of(
+            jail, View(), "/usr/bin/python3", "-I", "-c", script, directory=tmp_path
+        )
+    finally:
+        jail.close()
+    names = "full null urandom userfaultfd zero"
+    assert text.splitlines() == [f"{SLOT.uid} anon_inode:[userfaultfd] {names}", "False"]
 
 
 async def test_a_file_that_is_missing(jail: Jail, tmp_path: Path) -> None:

@@ -42,17 +42,23 @@ class Confinement:
             self.groups.close()
 
 
-def confinement(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = ()) -> Confinement:
+def confinement(
+    data_dir: Path,
+    trial: Sequence[str],
+    devices: Sequence[Path] = (),
+    opened: Sequence[Path] = (),
+) -> Confinement:
     """All that this machine can do for `data_dir`, which exists. Blocks.
 
     `trial` is a command that must succeed in the jail, such as the monitor saying its version.
+    `devices` and `opened` are for `Jail.make`.
     """
     if os.geteuid() != 0:
         return Confinement(lacks=("users of their own, jail and control groups: needs root",))
     lacks = []
     jail: Jail | None = None
     try:
-        jail = _tried(data_dir, trial, devices)
+        jail = _tried(data_dir, trial, devices, opened)
     except (OSError, HostFailure) as error:
         lacks.append(f"jail: {_reason(error)}")
     groups: Groups | None = None
@@ -81,9 +87,14 @@ def jail_obstacle(trial: Sequence[str]) -> str:
     return ""
 
 
-def _tried(data_dir: Path, trial: Sequence[str], devices: Sequence[Path] = ()) -> Jail:
+def _tried(
+    data_dir: Path,
+    trial: Sequence[str],
+    devices: Sequence[Path] = (),
+    opened: Sequence[Path] = (),
+) -> Jail:
     """A jail in which the trial succeeds; raises OSError and `HostFailure`."""
-    jail = Jail.make(data_dir, devices)
+    jail = Jail.make(data_dir, devices, opened)
 
     def inside() -> "subprocess.Popen[bytes]":
         jail.enter(View())

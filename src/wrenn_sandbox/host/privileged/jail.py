@@ -14,6 +14,7 @@ the namespace: from there the kernel lets nobody make user namespaces.
 
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ _SYSTEM_NAMES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Links into `/usr`, or directories of their own where the two were never merged."""
 _LOADER_CACHE: Final = Path("/etc/ld.so.cache")
 _ROOT: Final = Path("/jail")
+_NODES: Final = Path("/nodes")
 _HOST_NAME: Final = "machine"
 
 
@@ -54,12 +56,15 @@ class Jail:
         self._namespace = namespace
 
     @classmethod
-    def make(cls, data_dir: Path, devices: Sequence[Path] = ()) -> Self:
+    def make(
+        cls, data_dir: Path, devices: Sequence[Path] = (), opened: Sequence[Path] = ()
+    ) -> Self:
         """Raises OSError where this machine does not allow it, such as in most containers. Blocks.
 
-        `devices` are there besides the usual ones.
+        `devices` are there besides the usual ones. So are those `opened` to every process there,
+        such as `/dev/userfaultfd`, whoever may open them elsewhere.
         """
-        namespace = apart(lambda: _build(data_dir, (*DEVICES, *devices)))
+        namespace = apart(lambda: _build(data_dir, (*DEVICES, *devices), opened))
         return cls(data_dir, namespace)
 
     def close(self) -> None:
@@ -117,30 +122,48 @@ def apart(work: Callable[[], T]) -> T:
     return result[0]
 
 
-def _build(data_dir: Path, devices: Sequence[Path]) -> int:
+def _build(data_dir: Path, devices: Sequence[Path], opened: Sequence[Path]) -> int:
     """A descriptor of a mount namespace with all that is the same for every process."""
     with ExitStack() as stack:
         thread = os.open("/proc/thread-self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, thread)
         found = _system(stack)
         found += [(path, _cloned(stack, path, NO_SUID | NO_EXEC)) for path in devices]
+        numbers = [(path, os.stat(path).st_rdev) for path in opened]
         mounts.unshare(mounts.NEW_MOUNTS)
         os.umask(0o022)
         mounts.seclude()
         mounts.mount_tmpfs(_SYSTEM, DATA_ONLY)
         mounts.pivot_root(_SYSTEM)
         _ROOT.mkdir()
+        found += _nodes(stack, numbers)
+        files = (*devices, *opened, _LOADER_CACHE)
         for path, mount in found:
             place = _inside(path)
             if isinstance(mount, str):
                 place.symlink_to(mount)
                 continue
-            _make_place(place, directory=path not in devices and path != _LOADER_CACHE)
+            _make_place(place, directory=path not in files)
             mounts.attach(mount, place)
         _inside(Path("/proc")).mkdir()
         _inside(data_dir).mkdir(parents=True, exist_ok=True)
         mounts.restrict("/", READ_ONLY | DATA_ONLY)
         return os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=thread)
+
+
+def _nodes(stack: ExitStack, numbers: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    """Mounts of nodes for these devices, made in the new root, that everybody may open."""
+    if not numbers:
+        return []
+    _NODES.mkdir()
+    mounts.mount_tmpfs(_NODES, NO_SUID | NO_EXEC)
+    found = []
+    for path, number in numbers:
+        node = _NODES / path.name
+        os.mknod(node, stat.S_IFCHR, number)
+        node.chmod(0o666)
+        found.append((path, _cloned(stack, node, NO_SUID | NO_EXEC)))
+    return found
 
 
 def _system(stack: ExitStack) -> list[tuple[Path, int | str]]:
