@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,24 @@ async def test_a_view_shows_its_files_under_their_names(jail: Jail, tmp_path: Pa
     assert set(text.splitlines()) == {str(shared), str(own / "log")}
     text = await output_of(jail, view, "cat", str(shared), directory=tmp_path)
     assert text == "shared"
+
+
+async def test_programs_run_where_they_are_and_cannot_be_changed(
+    jail: Jail, tmp_path: Path
+) -> None:
+    programs, other = tmp_path / "engines" / "one", tmp_path / "engines" / "two"
+    for each in (programs, other):
+        each.mkdir(parents=True)
+        shutil.copy2("/bin/ls", each / "program")
+    (programs / "program").chmod(0o777)
+    view = View(programs=programs)
+    text = await output_of(
+        jail, view, str(programs / "program"), str(programs.parent), directory=tmp_path
+    )
+    assert text == "one\n"
+    script = f"! echo >> {programs}/program && ! touch {programs}/new"
+    text = await output_of(jail, view, "sh", "-c", script, directory=tmp_path)
+    assert text.count("Read-only file system") == 2
 
 
 async def test_every_mount_inside_is_harmless(jail: Jail, tmp_path: Path) -> None:

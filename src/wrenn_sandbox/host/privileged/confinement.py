@@ -47,18 +47,19 @@ def confinement(
     trial: Sequence[str],
     devices: Sequence[Path] = (),
     opened: Sequence[Path] = (),
+    programs: Path | None = None,
 ) -> Confinement:
     """All that this machine can do for `data_dir`, which exists. Blocks.
 
-    `trial` is a command that must succeed in the jail, such as the monitor saying its version.
-    `devices` and `opened` are for `Jail.make`.
+    `trial` is a command that must succeed in the jail, such as the monitor saying its version; it
+    may be in the directory `programs`. `devices` and `opened` are for `Jail.make`.
     """
     if os.geteuid() != 0:
         return Confinement(lacks=("users of their own, jail and control groups: needs root",))
     lacks = []
     jail: Jail | None = None
     try:
-        jail = _tried(data_dir, trial, devices, opened)
+        jail = _tried(data_dir, trial, devices, opened, View(programs=programs))
     except (OSError, HostFailure) as error:
         lacks.append(f"jail: {_reason(error)}")
     groups: Groups | None = None
@@ -92,12 +93,13 @@ def _tried(
     trial: Sequence[str],
     devices: Sequence[Path] = (),
     opened: Sequence[Path] = (),
+    view: View | None = None,
 ) -> Jail:
     """A jail in which the trial succeeds; raises OSError and `HostFailure`."""
     jail = Jail.make(data_dir, devices, opened)
 
     def inside() -> "subprocess.Popen[bytes]":
-        jail.enter(View())
+        jail.enter(view or View())
         return start(trial, identity=_NOBODY)
 
     try:

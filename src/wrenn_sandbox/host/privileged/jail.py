@@ -4,7 +4,8 @@
     /etc/ld.so.cache
     /dev                   null, zero, urandom and what the accelerator needs
     /proc                  the process itself; no other one, nothing about the host
-    DATA_DIR/...           the files of a `View` under their own names, read-only but one directory
+    DATA_DIR/...           the files of a `View` under their own names, read-only but one directory,
+                           and a directory of programs
 
 It is made once for each server, as a mount namespace that a descriptor keeps alive, so that
 nothing stays of a server that is killed. A process gets a copy of it in which its own view is
@@ -32,6 +33,7 @@ _SYSTEM: Final = Path("/usr")
 _SYSTEM_NAMES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Links into `/usr`, or directories of their own where the two were never merged."""
 _LOADER_CACHE: Final = Path("/etc/ld.so.cache")
+_PROGRAMS: Final = READ_ONLY | NO_SUID | NO_DEVICES
 _ROOT: Final = Path("/jail")
 _NODES: Final = Path("/nodes")
 _HOST_NAME: Final = "machine"
@@ -41,11 +43,13 @@ _HOST_NAME: Final = "machine"
 class View:
     """What a process sees of the data directory: what it may read, and a directory that is its own.
 
-    In that directory it may do what its user may; there is none in a view without files.
+    In that directory it may do what its user may; there is none in a view without files. What is
+    in the directory `programs` it may read and run.
     """
 
     own: Path | None = None
     readable: tuple[Path, ...] = ()
+    programs: Path | None = None
 
 
 class Jail:
@@ -85,6 +89,8 @@ class Jail:
                 for path in dict.fromkeys(view.readable)
                 if view.own is None or not path.is_relative_to(view.own)
             ]
+            if view.programs is not None:
+                found.append((view.programs, _cloned(stack, view.programs, _PROGRAMS)))
             mounts.unshare(mounts.NEW_FS)
             mounts.enter(self._namespace, mounts.NEW_MOUNTS)
             mounts.unshare(mounts.NEW_MOUNTS | mounts.NEW_PIDS | mounts.NEW_IPC | mounts.NEW_UTS)
@@ -94,7 +100,7 @@ class Jail:
             os.chdir("/")
             mounts.mount_tmpfs(self._data_dir, DATA_ONLY)
             for path, mount in found:
-                _make_place(path, directory=path == view.own)
+                _make_place(path, directory=path in (view.own, view.programs))
                 mounts.attach(mount, path)
             mounts.restrict(self._data_dir, READ_ONLY | DATA_ONLY)
             mounts.mount_proc("/proc")
@@ -168,13 +174,12 @@ def _nodes(stack: ExitStack, numbers: Sequence[tuple[Path, int]]) -> list[tuple[
 
 def _system(stack: ExitStack) -> list[tuple[Path, int | str]]:
     """Mounts of the host's programs and libraries; the text of a link where there is a link."""
-    flags = READ_ONLY | NO_SUID | NO_DEVICES
-    found: list[tuple[Path, int | str]] = [(_SYSTEM, _cloned(stack, _SYSTEM, flags, tree=True))]
+    found: list[tuple[Path, int | str]] = [(_SYSTEM, _cloned(stack, _SYSTEM, _PROGRAMS, tree=True))]
     for path in (Path("/") / name for name in _SYSTEM_NAMES):
         if path.is_symlink():
             found.append((path, os.readlink(path)))
         elif path.is_dir():
-            found.append((path, _cloned(stack, path, flags, tree=True)))
+            found.append((path, _cloned(stack, path, _PROGRAMS, tree=True)))
     if _LOADER_CACHE.is_file():
         found.append((_LOADER_CACHE, _cloned(stack, _LOADER_CACHE, READ_ONLY | DATA_ONLY)))
     return found

@@ -6,9 +6,10 @@ import ctypes
 import errno
 import os
 import subprocess
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Final
 
 from wrenn_sandbox.errors import HostFailure
@@ -27,6 +28,8 @@ Output = int | IO[bytes]
 _ENVIRONMENT: Final = {**ENVIRONMENT, "MALLOC_ARENA_MAX": "1"}
 """With one heap for all threads: several take megabytes, and a VMM's threads seldom allocate."""
 _PR_SET_THP_DISABLE: Final = 41
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
 _OOM_SCORE: Final = 500
 """Added to the server's own: when memory is short, the kernel ends machines before the server."""
 _HIGHEST_OOM_SCORE: Final = 1000
@@ -53,6 +56,7 @@ async def spawn_in_slot(
     output: Output = subprocess.DEVNULL,
     cwd: Path | None = None,
     groups: tuple[int, ...] = (),
+    environment: Mapping[str, str] = NOTHING,
 ) -> ProcessHandle:
     """Start a VMM in the slot's namespace as the slot's user; see `start`.
 
@@ -69,6 +73,7 @@ async def spawn_in_slot(
         pass_fds=pass_fds,
         output=output,
         cwd=cwd,
+        environment=environment,
     )
 
     def inside() -> "subprocess.Popen[bytes]":
@@ -107,14 +112,15 @@ def start(
     pass_fds: Collection[int] = (),
     output: Output = subprocess.DEVNULL,
     cwd: Path | None = None,
+    environment: Mapping[str, str] = NOTHING,
 ) -> "subprocess.Popen[bytes]":
     """Start a process from the calling thread, and so in its namespaces.
 
     As root it runs as `identity` without any capability, and so does the calling thread from then
     on: call it in a thread that ends (`apart`). Otherwise it runs as the user of this server.
-    `output` takes its standard output and error. It gets a minimal environment, never the server's
-    own. Raises `HostFailure` when it cannot be started; that the program itself is missing shows in
-    its exit status 127.
+    `output` takes its standard output and error. It gets a minimal environment and `environment`,
+    never the server's own. Raises `HostFailure` when it cannot be started; that the program itself
+    is missing shows in its exit status 127.
     """
     prefix = (limits or Limits()).argv()
     with _refusals("started"):
@@ -126,7 +132,7 @@ def start(
             stdout=output,
             stderr=output,
             cwd=cwd,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, **environment},
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
