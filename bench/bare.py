@@ -23,6 +23,7 @@ from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.launch_source import LaunchSource, spec_of
 from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.memory.base_image import SealedMemories
+from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import MachineSpec
@@ -85,7 +86,7 @@ class Bare:
         self, context: HostContext, spec: MachineSpec, source: LaunchSource, tap: int | None
     ) -> None:
         assert isinstance(context.driver, QemuDriver)
-        self._variant = context.driver._variant
+        self._variant = context.driver._qemu.variant
         self._context = context
         self._spec = spec
         self._origin = source
@@ -161,7 +162,11 @@ class Bare:
 
     def start(self) -> None:
         """From nothing to an answer of the monitor; blocks."""
-        self._process = subprocess.Popen(self._argv, pass_fds=self._passed)
+        self._process = subprocess.Popen(
+            self._argv,
+            pass_fds=self._passed,
+            env={**ENVIRONMENT, **self._variant.program.environment},
+        )
         self._undo.callback(_kill, self._process)
         self.qmp = Qmp(self._spec.files.control_socket)
         self._undo.callback(self.qmp.close)

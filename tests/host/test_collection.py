@@ -8,6 +8,7 @@ import pytest
 
 from support.images import publish
 from wrenn_sandbox.host.collection import ImageCollection
+from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId
@@ -18,7 +19,7 @@ class Stand:
         self.paths = paths
         self.store = ImageStore(paths)
         self.needed: Collection[ImageId] | None = ()
-        self.collection = ImageCollection(self.store, lambda: self.needed)
+        self.collection = ImageCollection(self.store, lambda: self.needed, EngineStore(paths))
 
 
 @pytest.fixture

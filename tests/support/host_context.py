@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wrenn_sandbox.host.context import HostContext
+from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.paths import Paths
@@ -23,6 +24,7 @@ def make_context(data_dir: Path) -> HostContext:
         settings=settings,
         paths=paths,
         store=ImageStore(paths),
+        engines=EngineStore(paths),
         driver=FakeDriver(),
         slots=UserModeSlots(settings.vmm_uid_base),
         network="user",

@@ -281,7 +281,11 @@ def require_confined(rig: Rig, sandbox: str) -> None:
     own = {each for each in found if each.is_relative_to(spec.files.directory)}
     assert spec.files.overlay in own
     memory = {spec.memory} & found
-    assert found - own - memory == {spec.runtime, *spec.disks, *layers}
+    engine = {
+        each for each in (rig.data_dir / "engines" / spec.engine).rglob("*") if not each.is_dir()
+    }
+    assert spec.engine
+    assert found - own - memory == {spec.runtime, *spec.disks, *layers} | engine
     writable = opened_for_writing(process)
     assert identity(spec.files.overlay) in writable
     assert not writable & {identity(each) for each in found - own}

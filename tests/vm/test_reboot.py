@@ -187,12 +187,13 @@ def test_one_that_another_engine_has_stored(new_rig: NewRig) -> None:
     rig.server.stop()
     [path] = rig.stored_of(sandbox)
     manifest = json.loads(path.read_bytes())
-    manifest["machine"] |= {"vmm_version": "6.0.0", "cpu_model": "another", "accelerator": "kvm"}
+    machine = {"engine": "0" * 64, "vmm_version": "6.0.0", "cpu_model": "another"}
+    manifest["machine"] |= machine | {"accelerator": "kvm"}
     path.write_text(json.dumps(manifest))
     rig.server.start()
     answer = _resume(api, sandbox)
     assert (answer.status_code, error_of(answer).code) == (502, "agent_error")
-    assert "version of the machine monitor (6.0.0" in error_of(answer).message
+    assert "engine that has stored it (qemu 6.0.0" in error_of(answer).message
     assert _WAY_OUT in error_of(answer).message
     _reboot(api, sandbox)
     api.delete(sandbox)

@@ -251,16 +251,18 @@ def test_machines_that_do_not_fit(new_rig: NewRig) -> None:
     sandbox, directory = _paused(rig, api)
     path = directory / "manifest.json"
     good = path.read_bytes()
-    for field, value, said in (
-        ("vmm_version", "1.2.3", "version of the machine monitor (1.2.3"),
-        ("cpu_model", "486", "CPU model (486"),
-        ("accelerator", "abacus", "accelerator (abacus"),
-        ("", "", "damaged"),
-    ):
+    changes: list[tuple[dict[str, str], str]] = [
+        ({"engine": "0" * 64}, "engine that has stored it"),
+        ({"engine": "", "vmm_version": "1.2.3"}, "version of the machine monitor (1.2.3"),
+        ({"cpu_model": "486"}, "CPU model (486"),
+        ({"accelerator": "abacus"}, "accelerator (abacus"),
+        ({}, "damaged"),
+    ]
+    for change, said in changes:
         rig.server.stop()
         manifest = json.loads(good)
-        manifest["machine"][field] = value
-        path.write_bytes(json.dumps(manifest).encode() if field else good[: len(good) // 2])
+        manifest["machine"] |= change
+        path.write_bytes(json.dumps(manifest).encode() if change else good[: len(good) // 2])
         rig.server.start()
         assert said in _refused(rig, api, sandbox)
     rig.server.stop()

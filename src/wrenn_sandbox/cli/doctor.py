@@ -229,7 +229,7 @@ def _confinement(facts: MachineFacts, settings: HostSettings) -> list[Line]:
             "monitors see the files that every user may read, and all processes"
             f" ({facts.jail_obstacle})",
             "run the server as root, on Linux 5.12 or later, outside of a container or in one that"
-            " may mount (CAP_SYS_ADMIN, no AppArmor profile that denies it), with QEMU below /usr",
+            " may mount (CAP_SYS_ADMIN, no AppArmor profile that denies it)",
         ),
         _line(
             "seccomp",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import account, copy, process, serve, template, unit
+from . import account, copy, engine, process, serve, template, unit
 from .admin import app as admin
 from .advice import told
 from .output import printable
@@ -75,6 +75,7 @@ def _doctor(
 
 
 app.add_typer(template.app, name="template")
+app.add_typer(engine.app, name="engine")
 app.add_typer(admin.app, name="admin")
 
 

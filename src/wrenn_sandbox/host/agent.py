@@ -41,10 +41,10 @@ from wrenn_sandbox.wire.messages import (
     SandboxReport,
 )
 
-from . import admission, disk_use, failpoints, paused, recovery
+from . import admission, compatibility, disk_use, failpoints, paused, recovery
 from .admission import Admission
 from .backends import Backends
-from .collection import ImageCollection
+from .collection import EngineNeeds, ImageCollection
 from .context import HostContext
 from .guest import RunningGuest
 from .housekeeping import Housekeeper
@@ -98,6 +98,7 @@ class HostAgent:
             settings=settings,
             paths=paths,
             store=self._store,
+            engines=equipment.engines,
             driver=equipment.driver,
             slots=equipment.slots,
             network=equipment.network,
@@ -114,7 +115,12 @@ class HostAgent:
         )
         self._admission = Admission(settings, self._running_mb, self._pool.shrink)
         self._collection = ImageCollection(
-            self._store, self._needed_images, variants=settings.max_variants
+            self._store,
+            self._needed_images,
+            equipment.engines,
+            self._needed_engines,
+            engine=equipment.driver.capabilities.engine,
+            variants=settings.max_variants,
         )
         self._housekeeper = Housekeeper(self._context, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
@@ -303,11 +309,14 @@ class HostAgent:
     async def _resume(
         self, sandbox: Sandbox, operation_id: OperationId, policy: NetworkPolicy, memory: bool
     ) -> Placement:
-        if not memory:
+        reason = ""
+        if memory and (stored := sandbox.stored) is not None and not stored.stopped:
+            reason = await asyncio.to_thread(compatibility.retired, self._context, stored)
+        if reason or not memory:
             await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))
             image_id = new_image_id(self._context.random)
             async with self._collection.sparing(image_id):
-                await sandbox.reboot(image_id)
+                await sandbox.reboot(image_id, reason)
         return await sandbox.resume(operation_id, policy)
 
     async def set_network(
@@ -440,6 +449,14 @@ class HostAgent:
         if any(sandbox.is_damaged for sandbox in self._sandboxes.values()):
             return None
         return {each for sandbox in self._sandboxes.values() for each in sandbox.image_ids}
+
+    def _needed_engines(self) -> EngineNeeds:
+        sandboxes = self._sandboxes.values()
+        return EngineNeeds(
+            running={each for sandbox in sandboxes for each in sandbox.engines},
+            stored=[each.stored.machine for each in sandboxes if each.stored is not None],
+            images={each for box in sandboxes if box.stored is None for each in box.image_ids},
+        )
 
     def _bury_early(self) -> None:
         early, self._early = self._early or [], None

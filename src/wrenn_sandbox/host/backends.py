@@ -8,6 +8,7 @@ from typing import Final, Self
 
 import structlog
 
+from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.network.choice import choose_network
 from wrenn_sandbox.host.network.pool import SlotPool
@@ -33,6 +34,7 @@ class Start:
 
     settings: HostSettings
     paths: Paths
+    engines: EngineStore
     namespaces: NamespaceThread
     undo: AsyncExitStack
 
@@ -65,13 +67,13 @@ async def _qemu(start: Start) -> Driver:
         accelerator, cpu = ("kvm", verdict.cpu) if verdict.usable else ("tcg", cpu)
     elif accelerator == "kvm":
         cpu = await asyncio.to_thread(kvm_cpu, BINARY)
-    driver = await QemuDriver.create(accelerator, cpu, start.namespaces, start.paths.data_dir)
+    driver = await QemuDriver.create(accelerator, cpu, start.namespaces, start.paths, start.engines)
     start.undo.push_async_callback(driver.close)
     return driver
 
 
 BACKENDS: Final[Mapping[str, Backend]] = {
-    "qemu": Backend(_qemu, r"\S*qemu-system"),
+    "qemu": Backend(_qemu, r"\S*qemu-system|\S*/engines/[0-9a-f]{64}/loader"),
     "fake": Backend(_fake, r"\S+ -I -S \S*/agent/main\.py --port", user_network=True),
 }
 """By the names that the setting `driver` takes besides `auto`, which is the first of them."""
@@ -82,6 +84,7 @@ class Backends:
     """Driver, network slots (not yet started) and the way into them."""
 
     driver: Driver
+    engines: EngineStore
     slots: SlotSource
     namespaces: NamespaceThread
     network: str
@@ -96,11 +99,13 @@ class Backends:
             namespaces = NamespaceThread("wrenn-netns")
             undo.callback(namespaces.close)
             network = "user" if backend.user_network else choose_network(settings)
-            driver = await backend.create(Start(settings, paths, namespaces, undo))
+            engines = EngineStore(paths)
+            await asyncio.to_thread(engines.sweep)
+            driver = await backend.create(Start(settings, paths, engines, namespaces, undo))
             slots: SlotSource = (
                 SlotPool(settings) if network == "tap" else UserModeSlots(settings.vmm_uid_base)
             )
-            return cls(driver, slots, namespaces, network, undo.pop_all())
+            return cls(driver, engines, slots, namespaces, network, undo.pop_all())
 
     async def close(self) -> None:
         """Let go of machines and threads."""

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from wrenn_sandbox.errors import IncompatibleImage, NoCapacity
 from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 
 from . import paused
 from .context import HostContext
 from .disk_use import Layers
+from .engines import retirement
 from .paused import PausedSandbox
 
 _UNTIDY: Final = "The sandbox's disk layers are being merged; try again in a moment"
@@ -36,6 +39,7 @@ def profile(
         kernel_sha256=kernel_sha256,
         firmware=driver.firmware,
         tsc_khz=driver.tsc_khz,
+        engine=driver.engine,
     )
 
 
@@ -45,17 +49,34 @@ def started_as(image: Manifest) -> HardwareProfile:
     return image.machine
 
 
-def require_image(context: HostContext, image: Manifest) -> None:
-    """Raise `IncompatibleImage` unless a new sandbox can start from the image's snapshot."""
+def require_image(context: HostContext, image: Manifest) -> str:
+    """Raise `IncompatibleImage` unless a new sandbox can start from the image's snapshot.
+
+    Returns the digest of the engine that it is started with.
+    """
     if image.machine is None or image.private:
         raise IncompatibleImage("This image has no snapshot to start from")
-    require(image.machine, hardware(context, image.vcpus, image.memory_mb, image))
+    here = hardware(context, image.vcpus, image.memory_mb, image)
+    return require(context, image.machine, here)
 
 
-def require_stored(context: HostContext, manifest: PausedSandbox, image: Manifest) -> None:
-    """Raise `IncompatibleImage` unless the stored machine is as this host would make it."""
+def require_stored(context: HostContext, manifest: PausedSandbox, image: Manifest) -> str:
+    """Raise `IncompatibleImage` unless the stored machine is as this host would make it.
+
+    Returns the digest of the engine that it goes on with.
+    """
     machine = manifest.machine
-    require(machine, hardware(context, machine.vcpus, machine.memory_mb, image))
+    here = hardware(context, machine.vcpus, machine.memory_mb, image)
+    return require(context, machine, here)
+
+
+def retired(context: HostContext, manifest: PausedSandbox) -> str:
+    """Why a stored machine cannot go on for good: its engine is retired. Else empty. Blocks."""
+    try:
+        engine = context.engines.of(manifest.machine)
+    except IncompatibleImage:
+        return ""
+    return "" if engine is None or engine.retired_at is None else retirement(engine)
 
 
 def require_bounded(context: HostContext, layers: Layers) -> None:
@@ -107,10 +128,32 @@ def differences(stored: HardwareProfile, here: HardwareProfile) -> list[str]:
     return found
 
 
-def require(stored: HardwareProfile, here: HardwareProfile) -> None:
-    """Raise `IncompatibleImage` that names the differences, if there are any."""
+def require(context: HostContext, stored: HardwareProfile, here: HardwareProfile) -> str:
+    """Raise `IncompatibleImage` that names the differences, if there are any.
+
+    Returns the digest of the kept engine that continues the machine. With it comes the version;
+    without it the one that is installed must be of the same, and the digest is empty.
+    """
+    digest = _engine(context, stored)
+    if digest:
+        here = msgspec.structs.replace(
+            here, vmm_version=stored.vmm_version, firmware=stored.firmware
+        )
     found = differences(stored, here)
     if found:
         raise IncompatibleImage(
             "The stored machine does not fit this host; another " + ", ".join(found)
         )
+    return digest
+
+
+def _engine(context: HostContext, stored: HardwareProfile) -> str:
+    engine = context.engines.of(stored)
+    if engine is None:
+        if stored.engine:
+            name = f"{stored.vmm} {stored.vmm_version}, {stored.engine[:12]}"
+            raise IncompatibleImage(f"The engine that has stored it ({name}) is not on this host")
+        return ""
+    if engine.retired_at is not None:
+        raise IncompatibleImage(retirement(engine))
+    return engine.digest

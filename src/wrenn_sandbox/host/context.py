@@ -7,6 +7,7 @@ from datetime import datetime
 
 from wrenn_sandbox.settings import HostSettings
 
+from .engines import EngineStore
 from .images.store import ImageStore
 from .paths import Paths
 from .slot import Slot, SlotSource
@@ -20,6 +21,7 @@ class HostContext:
     settings: HostSettings
     paths: Paths
     store: ImageStore
+    engines: EngineStore
     driver: Driver
     slots: SlotSource
     network: str

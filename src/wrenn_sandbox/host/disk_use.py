@@ -39,19 +39,25 @@ class Holding:
 
 async def measured(context: HostContext, holdings: Sequence[Holding]) -> dict[SandboxId, int]:
     """Bytes of each sandbox; nothing where that cannot be told just now."""
-    variants = context.settings.max_variants
+    variants, engine = context.settings.max_variants, context.driver.capabilities.engine or None
     try:
-        return await asyncio.to_thread(measure, context.paths, context.store, holdings, variants)
+        return await asyncio.to_thread(
+            measure, context.paths, context.store, holdings, variants, engine
+        )
     except (OSError, IncompatibleImage) as error:
         _log.warning("disk use not measured", detail=str(error))
         return {}
 
 
 def measure(
-    paths: Paths, store: ImageStore, holdings: Sequence[Holding], variants: int
+    paths: Paths,
+    store: ImageStore,
+    holdings: Sequence[Holding],
+    variants: int,
+    engine: str | None = None,
 ) -> dict[SandboxId, int]:
     """Bytes of each sandbox; a file that goes meanwhile counts nothing. Blocks."""
-    kept = store.kept(variants)
+    kept = store.kept(variants, engine)
     needed = {each.sandbox_id: _own_images(store, each, kept) for each in holdings}
     users = Counter(image for images in needed.values() for image in images)
     sizes = {image: allocated(paths.image(image)) // count for image, count in users.items()}

@@ -16,7 +16,7 @@ from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
 from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, version_of
-from wrenn_sandbox.host.vmm.qemu.command import BINARY
+from wrenn_sandbox.host.vmm.qemu.command import BINARY, Program
 from wrenn_sandbox.patience import patience
 
 from .admission import measure
@@ -88,11 +88,11 @@ def machine_facts(data_dir: Path) -> MachineFacts:
         bandwidth_limits=_succeeds([*_APART, "tc", "-batch", "-"], shape_of("lo", 1) + "\n"),
         cgroup_v2=hierarchy is not None,
         cgroup_controllers=cgroups.usable(hierarchy),
-        jail_obstacle=jail_obstacle((str(qemu or "true"), "--version")),
+        jail_obstacle=jail_obstacle(("true",)),
         sealed_memory=_sealed_memory(),
         qemu_path=qemu,
         qemu_version=_qemu_version(qemu),
-        qemu_seccomp=qemu is not None and has_seccomp(str(qemu)),
+        qemu_seccomp=qemu is not None and has_seccomp(Program((str(qemu),))),
         tools={name: _tool(name) for name in TOOLS},
         forwarding=_forwarding(),
         forward_dropped=_forward_dropped(),
@@ -153,7 +153,7 @@ def _sealed_memory() -> bool:
 
 def _qemu_version(binary: Path | None) -> str:
     with suppress(HostFailure):
-        return "" if binary is None else ".".join(map(str, version_of(str(binary))))
+        return "" if binary is None else ".".join(map(str, version_of(Program((str(binary),)))))
     return ""
 
 

@@ -64,9 +64,15 @@ MERGE: Final = ("merge.published", "pause.manifest", "pause.renamed", "merge.swi
 COLLAPSE: Final = ("collapse.made", "collapse.replaced", "collapse.noted", "collapse.done")
 STOP: Final = ("pause.manifest", "pause.renamed", "stop.committed")
 """The guest stops by itself: nobody asks for that."""
+ENGINE: Final = ("engine.copied", "engine.sealed", "engine.published", "engine.noted")
+"""The engine of the host is kept while the server starts."""
+RETIRE: Final = ("engine.retired",)
 DESTROY: Final = ("destroy.released", "destroy.done")
 POINTS: Final = frozenset(
-    {*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *STOP, *DESTROY}
+    {
+        *(*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *STOP),
+        *(*ENGINE, *RETIRE, *DESTROY),
+    }
 )
 
 _armed: str | Path = ""

@@ -29,9 +29,11 @@ pages one by one, and a server can end between two. Spaces behind JSON mean noth
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One machine as the journal knows it; memory in MiB.
 
-    `image_id` is the image that it was restored or booted from. Without `sandbox_id` it waits in
-    a pool. `generation` counts how often its sandbox has been stored, and `layers` names the
-    generations whose disks its own disk builds on. `network` holds while it runs as a sandbox.
+    `image_id` is the image that it was restored or booted from, `engine` the digest of what it runs
+    on. `rebooted` says why it does not continue what was stored, though its owner asked for that.
+    Without `sandbox_id` it waits in a pool. `generation` counts how often its sandbox has been
+    stored, and `layers` names the generations whose disks its own disk builds on. `network` holds
+    while it runs as a sandbox.
     """
 
     format: int = FORMAT
@@ -50,6 +52,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     layers: tuple[int, ...] = ()
     network: Egress = Egress()
+    engine: str = ""
+    rebooted: str = ""
     started_at: datetime | None = None
 
 

@@ -21,7 +21,8 @@ class LaunchSource:
 
     `disk` is what the machine's disk layer builds on, `stored_disks` what that
     builds on besides the disks of images; `token` is what the guest's agent expects, if anything;
-    memory is in MiB.
+    memory is in MiB. `engine` is the digest of what continues the snapshot, empty for the driver's
+    own.
     """
 
     image: Manifest
@@ -33,10 +34,13 @@ class LaunchSource:
     token: str | None = None
     generation: int = 0
     layers: tuple[int, ...] = ()
+    engine: str = ""
+    rebooted: str = ""
+    """Why a snapshot of a machine that was booted is continued, where nobody asked for that."""
 
 
-def source_of(context: HostContext, image: Manifest) -> LaunchSource:
-    """What a machine that continues an image's own snapshot starts from."""
+def source_of(context: HostContext, image: Manifest, engine: str = "") -> LaunchSource:
+    """What a machine that continues an image's own snapshot starts from, and with which engine."""
     return LaunchSource(
         image=image,
         vcpus=image.vcpus,
@@ -44,6 +48,7 @@ def source_of(context: HostContext, image: Manifest) -> LaunchSource:
         disk=context.store.below(image),
         snapshot=Snapshot(context.store.vmstate(image)),
         token=image.token or None,
+        engine=engine,
     )
 
 
@@ -61,12 +66,13 @@ def paused_source(paths: Paths, manifest: PausedSandbox, image: Manifest) -> Lau
         token=manifest.token,
         generation=manifest.generation,
         layers=layers,
+        rebooted=manifest.rebooted,
     )
 
 
 def without_memory(source: LaunchSource) -> LaunchSource:
     """The same machine, started from its disk: what was in its memory is gone."""
-    return replace(source, snapshot=None, token=None)
+    return replace(source, snapshot=None, token=None, rebooted="")
 
 
 def spec_of(context: HostContext, record: Record) -> MachineSpec:
@@ -87,6 +93,7 @@ def spec_of(context: HostContext, record: Record) -> MachineSpec:
         disks=tuple(disks),
         memory=None if image.is_cold else context.store.memory(image),
         private_memory=image.private,
+        engine=record.engine,
         disk_bytes_per_sec=0 if image.is_cold else context.settings.disk_mbps << 20,
         disk_operations_per_sec=0 if image.is_cold else context.settings.disk_iops,
     )

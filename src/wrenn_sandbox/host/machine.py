@@ -97,7 +97,10 @@ class Machine:
 
     @property
     def placement(self) -> Placement:
-        return Placement(guest_ip=self._spec.slot.guest_ip, host_ip=self._spec.slot.host_ip)
+        slot = self._spec.slot
+        return Placement(
+            guest_ip=slot.guest_ip, host_ip=slot.host_ip, rebooted=self._record.rebooted
+        )
 
     @property
     def network(self) -> Egress | None:
@@ -179,6 +182,8 @@ class Machine:
             slot=slot,
             generation=source.generation,
             layers=source.layers,
+            rebooted=source.rebooted,
+            engine=source.engine or context.driver.capabilities.engine,
         )
         spec = await asyncio.to_thread(spec_of, context, record)
         memory = None if source.snapshot is None else spec.memory

@@ -5,6 +5,7 @@
       images/<image_id>/                 0755, files 0444: manifest.json and what it names
       templates/<name>.json              0700: which image a template name stands for
       paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
+      engines/<digest>/                  0755, files 0555: a VMM that has stored something
       held/<image_id>                    which images the control plane has given a name
       owner                              0600: which installation the sandboxes here belong to
       run/<machine_id>/                  0711: journal.json, sockets and disk layer of a live VM
@@ -25,6 +26,7 @@ from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
 
 OWNER_ONLY_FILE = 0o600
 IMMUTABLE_FILE = 0o444
+PROGRAM_FILE = 0o555
 PUBLIC_DIRECTORY = 0o755
 PASSAGE_DIRECTORY = 0o711
 PRIVATE_DIRECTORY = 0o700
@@ -113,6 +115,7 @@ class Paths:
             (self.data_dir, PASSAGE_DIRECTORY),
             (self.images, PASSAGE_DIRECTORY),
             (self.templates, PRIVATE_DIRECTORY),
+            (self.engines, PASSAGE_DIRECTORY),
             (self.run, PASSAGE_DIRECTORY),
             (self.paused, PASSAGE_DIRECTORY),
             (self.held, PRIVATE_DIRECTORY),
@@ -126,6 +129,10 @@ class Paths:
     @property
     def images(self) -> Path:
         return self.data_dir / "images"
+
+    @property
+    def engines(self) -> Path:
+        return self.data_dir / "engines"
 
     @property
     def templates(self) -> Path:
@@ -172,12 +179,25 @@ class Paths:
         return self.locks / "images"
 
     @property
+    def engines_lock(self) -> Path:
+        """Held while engines are published, retired or collected."""
+        return self.locks / "engines"
+
+    @property
+    def installed_engine(self) -> Path:
+        """Which engine the VMM that is installed was kept as."""
+        return self.cache / "engine.json"
+
+    @property
     def probe_verdict(self) -> Path:
         """What the probe found out about KVM on this machine."""
         return self.cache / "kvm-probe.json"
 
     def image(self, image_id: ImageId) -> Path:
         return self.images / image_id
+
+    def engine(self, digest: str) -> Path:
+        return self.engines / digest
 
     def template(self, name: str) -> Path:
         return self.templates / f"{name}.json"

@@ -45,7 +45,8 @@ class PausedSandbox(msgspec.Struct, frozen=True, kw_only=True):
 
     `files` have plain SHA-256 digests; an empty digest means that only the size is known (disks
     above 256 MiB). `layers` are the older generations whose disks its disk builds on. Of a guest
-    that stopped by itself, for the reason `stopped`, the disk is all that there is.
+    that stopped by itself, for the reason `stopped`, the disk is all that there is. `rebooted` says
+    why it was booted from its disk before, where its owner did not ask for that.
     """
 
     format_version: int = FORMAT_VERSION
@@ -59,6 +60,7 @@ class PausedSandbox(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileDigest]
     layers: tuple[int, ...] = ()
     stopped: str = ""
+    rebooted: str = ""
 
 
 class _Version(msgspec.Struct):

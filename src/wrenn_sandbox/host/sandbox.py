@@ -8,6 +8,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from wrenn_sandbox.errors import (
     NotFound,
     WrennError,
 )
-from wrenn_sandbox.host.images.manifest import FileDigest, Manifest
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile, Manifest
 from wrenn_sandbox.host.images.staging import take
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import NetworkPolicy
@@ -143,6 +144,12 @@ class Sandbox:
         return Holding(self.sandbox_id, machine_id, self.image_id)
 
     @property
+    def engines(self) -> set[str]:
+        """The kept engines that its machine runs on; what is stored names its own."""
+        running = set() if self._machine is None else {self._machine.record.engine}
+        return running - {""}
+
+    @property
     def image_ids(self) -> set[ImageId]:
         """The images that the sandbox needs."""
         needed = {self._starting_from} if self._starting_from is not None else set()
@@ -179,7 +186,7 @@ class Sandbox:
         self.operation_id = operation_id
         self._starting_from = image.image_id
         async with self._exclusive():
-            compatibility.require_image(self._context, image)
+            engine = compatibility.require_image(self._context, image)
             while pool is not None and (machine := pool.take(image.image_id)) is not None:
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(machine.release)
@@ -190,7 +197,7 @@ class Sandbox:
                         continue
                     undo.pop_all()
                 return machine.placement
-            return await self._launch(source_of(self._context, image), policy)
+            return await self._launch(source_of(self._context, image, engine), policy)
 
     async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
@@ -202,10 +209,10 @@ class Sandbox:
                 raise InvalidState(f"{_STOPPED} {_WAY_OUT}")
             with _way_out():
                 await asyncio.to_thread(self._context.store.open_sound, manifest.image_id)
-                compatibility.require_stored(self._context, manifest, image)
+                engine = compatibility.require_stored(self._context, manifest, image)
                 await asyncio.to_thread(paused.check_memory, paths, manifest)
                 failpoints.reach("resume.checked")
-                source = paused_source(paths, manifest, image)
+                source = replace(paused_source(paths, manifest, image), engine=engine)
                 share = partial(paused.share_disks, paths, manifest)
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(asyncio.to_thread, self._withdraw, source)
@@ -233,23 +240,26 @@ class Sandbox:
     def _withdraw(self, source: LaunchSource) -> None:
         paused.withdraw_disks(self._context.paths, self.sandbox_id, source.layers)
 
-    async def reboot(self, image_id: ImageId) -> None:
+    async def reboot(self, image_id: ImageId, reason: str = "") -> None:
         """Boot a guest from the stored disk, and store what it is then instead of what it was.
 
         Processes and all else in memory are gone. `image_id` becomes the private image that holds
-        the new memory. Only the disk has to fit this host. On failure what is stored stays as it
-        is: `HostFailure` where the guest does not start from its disk.
+        the new memory. Only the disk has to fit this host. The next resume tells of the `reason`.
+        On failure what is stored stays as it is: `HostFailure` where the guest does not start from
+        its disk.
         """
         async with self._exclusive():
             manifest, image = await self._sound_disk()
             failpoints.reach("reboot.checked")
-            await self._reboot(manifest, image, image_id)
+            await self._reboot(manifest, image, image_id, reason)
             failpoints.reach("reboot.committed")
             paths, layers = self._context.paths, self.layers
             await asyncio.to_thread(paused.strip, paths, self.sandbox_id, layers)
             failpoints.reach("reboot.done")
 
-    async def _reboot(self, manifest: PausedSandbox, image: Manifest, image_id: ImageId) -> None:
+    async def _reboot(
+        self, manifest: PausedSandbox, image: Manifest, image_id: ImageId, reason: str
+    ) -> None:
         context, paths, generation = self._context, self._context.paths, manifest.generation + 1
         source = without_memory(paused_source(paths, manifest, image))
         hardware = compatibility.hardware(context, source.vcpus, source.memory_mb, image)
@@ -285,6 +295,7 @@ class Sandbox:
                 files=files,
                 layers=source.layers,
                 stopped="",
+                rebooted=reason,
             )
             await asyncio.to_thread(compatibility.require_disks, context, new, private, staged)
             await completed(asyncio.to_thread(paused.commit, paths, new))
@@ -367,7 +378,7 @@ class Sandbox:
             generation=record.generation + 1,
             created_at=self._context.clock(),
             image_id=record.image_id,
-            machine=compatibility.started_as(image),
+            machine=_hardware(record, image),
             token=record.token,
             disk_mb=image.disk_mb,
             files=files,
@@ -392,7 +403,7 @@ class Sandbox:
                         directory=made,
                         disks=(*disks, machine.spec.files.overlay),
                         base=base,
-                        hardware=compatibility.started_as(base),
+                        hardware=_hardware(record, base),
                         token=record.token,
                     )
                     image = await completed(
@@ -512,6 +523,12 @@ class Sandbox:
                     yield
             finally:
                 self._operation = None
+
+
+def _hardware(record: Record, image: Manifest) -> HardwareProfile:
+    """What a machine stores: it runs as the image that it continues, on the engine that it has."""
+    machine = compatibility.started_as(image)
+    return msgspec.structs.replace(machine, engine=record.engine or machine.engine)
 
 
 @contextmanager

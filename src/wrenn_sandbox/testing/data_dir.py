@@ -14,15 +14,15 @@ from wrenn_sandbox.host.paths import Paths
 def working_directory(data_dir: Path, purpose: str) -> Iterator[Path]:
     """A new data directory beside `data_dir`, removed in the end.
 
-    Images are immutable, so theirs are hard links: no time, no space, and whatever is done to
-    the new directory, the other one keeps its own.
+    Images and engines are immutable, so theirs are hard links: no time, no space, and whatever is
+    done to the new directory, the other one keeps its own.
     """
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f"{data_dir.name}-{purpose}-", dir=data_dir.parent))
     try:
         source, target = Paths(data_dir), Paths(directory)
         target.prepare()
-        for shared in (source.images, source.templates):
+        for shared in (source.images, source.templates, source.engines):
             if shared.is_dir():
                 shutil.copytree(
                     shared,
@@ -31,8 +31,12 @@ def working_directory(data_dir: Path, purpose: str) -> Iterator[Path]:
                     copy_function=os.link,
                     dirs_exist_ok=True,
                 )
-        if source.probe_verdict.exists():
-            os.link(source.probe_verdict, target.probe_verdict)
+        for note, link in (
+            (source.probe_verdict, target.probe_verdict),
+            (source.installed_engine, target.installed_engine),
+        ):
+            if note.exists():
+                os.link(note, link)
         yield directory
     finally:
         shutil.rmtree(directory)

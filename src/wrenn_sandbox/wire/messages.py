@@ -81,10 +81,14 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a running sandbox is reached."""
+    """Where a running sandbox is reached.
+
+    `rebooted` says why it was started from its disk, where its memory had been asked for.
+    """
 
     guest_ip: str
     host_ip: str
+    rebooted: str = ""
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,8 +20,10 @@ from wrenn_sandbox import patience as patience_module
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import overlay
+from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.launch_source import source_of
 from wrenn_sandbox.host.machine import Machine
+from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -30,8 +32,8 @@ from wrenn_sandbox.host.vmm import fake
 from wrenn_sandbox.host.vmm.base import MachineSpec
 from wrenn_sandbox.host.vmm.qemu import driver as driver_module
 from wrenn_sandbox.host.vmm.qemu import monitor as monitor_module
-from wrenn_sandbox.host.vmm.qemu.command import Variant
-from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
+from wrenn_sandbox.host.vmm.qemu.command import Program, Variant
+from wrenn_sandbox.host.vmm.qemu.driver import Qemu, QemuDriver
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
 
 LIMIT_SEC = 0.2
@@ -48,10 +50,11 @@ def spec(tmp_path: Path) -> MachineSpec:
 
 
 @pytest.fixture
-async def driver(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QemuDriver]:
+async def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QemuDriver]:
     monkeypatch.setattr(monitor_module, "_CONNECT_SEC", LIMIT_SEC)
-    variant = Variant("qemu", "tcg", None, None)
-    driver = QemuDriver(variant, (7, 2, 0), cast(NamespaceThread, None), Confinement())
+    qemu = Qemu(Variant(Program(("qemu",)), "tcg", None, None), (7, 2, 0))
+    engines = EngineStore(Paths(tmp_path))
+    driver = QemuDriver(qemu, engines, cast(NamespaceThread, None), Confinement())
     yield driver
     await driver.close()
 

@@ -8,7 +8,7 @@ import pytest
 from support.machine_specs import machine_spec
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
-from wrenn_sandbox.host.vmm.qemu.command import Variant, command
+from wrenn_sandbox.host.vmm.qemu.command import Program, Variant, command
 
 SPEC = replace(
     machine_spec(Path("/run/vm"), Path("/file")),
@@ -18,7 +18,7 @@ SPEC = replace(
 
 
 def kernel_command_line(accelerator: str, spec: MachineSpec = SPEC) -> list[str]:
-    variant = Variant("qemu", accelerator, firmware=None)
+    variant = Variant(Program(("qemu",)), accelerator, firmware=None)
     argv = command(variant, spec, None, 0, qmp_fd=3, tap_fd=4, restore=False)
     return argv[argv.index("-append") + 1].split()
 
@@ -38,13 +38,13 @@ def test_a_guest_without_a_network_of_its_own_is_told_so() -> None:
 
 @pytest.mark.parametrize("cpu", ["host", "host,-arch-capabilities"])
 def test_guests_have_the_cpu_that_the_driver_was_made_with(cpu: str) -> None:
-    variant = Variant("qemu", "kvm", firmware=None, cpu=cpu)
+    variant = Variant(Program(("qemu",)), "kvm", firmware=None, cpu=cpu)
     argv = command(variant, SPEC, None, 0, qmp_fd=3, tap_fd=4, restore=True)
     assert argv[argv.index("-cpu") + 1] == cpu
 
 
 def test_a_restored_machine_does_not_load_what_it_would_boot_from() -> None:
     """QEMU would hold kernel and initial file system in its own memory."""
-    variant = Variant("qemu", "tcg", firmware=None)
+    variant = Variant(Program(("qemu",)), "tcg", firmware=None)
     argv = command(variant, SPEC, None, 0, qmp_fd=3, tap_fd=4, restore=True)
     assert not {"-kernel", "-initrd", "-append"} & set(argv)

@@ -7,13 +7,14 @@ from typing import cast
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.engines import EngineStore
+from wrenn_sandbox.host.paths import MachineFiles, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.vmm.base import Process
-from wrenn_sandbox.host.vmm.qemu.command import Variant
-from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
+from wrenn_sandbox.host.vmm.qemu.command import Program, Variant
+from wrenn_sandbox.host.vmm.qemu.driver import Qemu, QemuDriver
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor
 from wrenn_sandbox.host.vmm.qemu.process import Running
 
@@ -44,10 +45,10 @@ class FakeMonitor:
 
 @pytest.fixture
 async def driver(tmp_path: Path) -> QemuDriver:
-    variant = Variant("qemu", "tcg", None, None)
+    variant = Variant(Program(("qemu",)), "tcg", None, None)
     return QemuDriver(
-        variant,
-        (8, 2, 0),
+        Qemu(variant, (8, 2, 0)),
+        EngineStore(Paths(tmp_path)),
         cast(NamespaceThread, None),
         cast(Confinement, Unconfined()),
     )

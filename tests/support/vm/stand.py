@@ -132,6 +132,7 @@ def spec_of(rig: Rig, sandbox: str) -> tuple[MachineSpec, tuple[Path, ...]]:
         disk_mb=image.disk_mb,
         disks=(store.disk(image), store.disk(store.cold(image))),
         memory=store.memory(image),
+        engine=record.engine,
     )
     assert record.sandbox_id is not None
     stored = [paths.generation(record.sandbox_id, each) for each in record.layers]

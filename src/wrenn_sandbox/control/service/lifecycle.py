@@ -15,7 +15,7 @@ from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, sources
-from wrenn_sandbox.wire.messages import CreateSandbox
+from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
 from .activity import Activity
 from .context import ControlContext
@@ -36,6 +36,13 @@ _REBOOTED: Final = "rebooted: resumed without memory, as was asked for"
 def reason_of(error: BaseException) -> str:
     """What the history says of a failure: nothing that a caller may not read."""
     return error.message if isinstance(error, WrennError) else "internal error"
+
+
+def rebooted(placement: Placement | None) -> str | None:
+    """What the history says of a sandbox whose memory was asked for and could not be had."""
+    if placement is None or not placement.rebooted:
+        return None
+    return f"rebooted: {placement.rebooted}; its files are kept, its processes are gone"
 
 
 def not_possible(state: State, wanted: str) -> InvalidState:
@@ -160,7 +167,7 @@ class Lifecycle:
             await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))
             self._look_into(error)
             raise
-        reason = None if memory else _REBOOTED
+        reason = rebooted(placement) if memory else _REBOOTED
         change = Change(Event.RESUMED, actor, self._clock(), reason, placement)
         with refusals(_CHANGED):
             resumed = await self._store.apply(sandbox_id, change)

@@ -24,7 +24,7 @@ from wrenn_sandbox.wire.messages import Phase, SandboxReport
 from .context import ControlContext
 from .corrections import CORRECTIONS, Correction
 from .images import DiscardedImages
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, rebooted
 from .network import NetworkPolicies
 from .snapshots import REASON
 
@@ -143,9 +143,10 @@ class Reconciler:
         if correction.destroy:
             await self._host.destroy(sandbox.id, new_operation_id())
         placement = None if report is None else report.placement
+        more = rebooted(placement) if Event.RESUMED in correction.events else None
+        reason = "; ".join(each for each in (correction.reason, more) if each)
         changes = [
-            Change(event, _ACTOR, self._clock(), correction.reason, placement)
-            for event in correction.events
+            Change(event, _ACTOR, self._clock(), reason, placement) for event in correction.events
         ]
         await self._store.all_sandboxes.apply(sandbox.id, *changes)
         self._note(sandbox.id, correction)

@@ -59,6 +59,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     kernel_sha256: str = ""
     tsc_khz: int = 0
     """Rate of the time-stamp counter that an emulated guest has seen."""
+    engine: str = ""
+    """Digest of the engine that it ran on; none where a server of before stored it."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

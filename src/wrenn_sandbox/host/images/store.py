@@ -23,7 +23,7 @@ from wrenn_sandbox.host.paths import (
 from wrenn_sandbox.ids import ImageId, is_id
 
 from . import manifest as form
-from .manifest import Manifest
+from .manifest import HardwareProfile, Manifest
 from .recipe import check_name
 from .staging import discard, exclusive, staging, sweep, sync_file
 
@@ -213,26 +213,40 @@ class ImageStore:
         except FileNotFoundError:
             raise NotFound(f"There is no image {image_id}") from None
 
-    def kept(self, variants: int | None = None) -> set[ImageId]:
+    def kept(self, variants: int | None = None, engine: str | None = None) -> set[ImageId]:
         """The images that are kept whether or not a sandbox needs them, with their bases.
 
         Those are what a name or the control plane stands for, and of the variants of named
-        templates the so many that were used last. Raises IncompatibleImage where one of them
-        cannot be read.
+        templates the so many that were used last and that `engine` has made, if it is given.
+        Raises IncompatibleImage where one of them cannot be read.
         """
-        return self.with_bases(self._wanted(variants) & self._present())
+        return self.with_bases(self._wanted(variants, engine) & self._present())
 
-    def collect(self, in_use: Collection[ImageId], *, variants: int | None = None) -> set[ImageId]:
+    def machines(self, images: Collection[ImageId]) -> list[HardwareProfile]:
+        """What those of these images that are there need to be restored.
+
+        Raises NotFound and IncompatibleImage.
+        """
+        found = (self.open(image_id).machine for image_id in self._present() & set(images))
+        return [each for each in found if each is not None]
+
+    def collect(
+        self,
+        in_use: Collection[ImageId],
+        *,
+        variants: int | None = None,
+        engine: str | None = None,
+    ) -> set[ImageId]:
         """Removes the images that neither `in_use`, a name nor a kept image needs.
 
-        A variant is needed as long as a template name stands for its base, and no more than
-        `variants` others were used later. Removes nothing while one of the needed images cannot
-        be read: it may need another one.
+        A variant is needed as long as a template name stands for its base, no more than `variants`
+        others were used later, and new sandboxes start from it: `engine` has made it. Removes
+        nothing while one of the needed images cannot be read: it may need another one.
         """
         with exclusive(self._paths.images_lock):
             present = self._present()
             try:
-                needed = self.with_bases({*in_use, *self._wanted(variants)} & present)
+                needed = self.with_bases({*in_use, *self._wanted(variants, engine)} & present)
             except (IncompatibleImage, OSError):
                 return set()
             for image_id in present - needed:
@@ -243,9 +257,9 @@ class ImageStore:
     def _present(self) -> set[ImageId]:
         return {ImageId(p.name) for p in self._paths.images.iterdir() if is_id("img", p.name)}
 
-    def _wanted(self, variants: int | None) -> set[ImageId]:
+    def _wanted(self, variants: int | None, engine: str | None) -> set[ImageId]:
         pointed = self._pointed_at()
-        found = [each for each in self._present() if self._is_variant_of(each, pointed)]
+        found = [each for each in self._present() if self._is_variant_of(each, pointed, engine)]
         found.sort(key=self._last_use, reverse=True)
         return {*pointed, *self.held(), *found[:variants]}
 
@@ -255,10 +269,14 @@ class ImageStore:
         except FileNotFoundError:
             return 0.0
 
-    def _is_variant_of(self, image_id: ImageId, bases: Collection[ImageId]) -> bool:
+    def _is_variant_of(
+        self, image_id: ImageId, bases: Collection[ImageId], engine: str | None
+    ) -> bool:
         try:
             manifest = self.open(image_id)
         except (NotFound, IncompatibleImage):
+            return False
+        if engine is not None and (manifest.machine is None or manifest.machine.engine != engine):
             return False
         return manifest.variant and manifest.base_image_id in bases
 

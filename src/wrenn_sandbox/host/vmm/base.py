@@ -29,6 +29,8 @@ class Capabilities:
     cpu_model: str
     """What guests see as their processor."""
     firmware: str = ""
+    engine: str = ""
+    """Digest of the engine that machines are started with; none where nothing is kept of it."""
     tsc_khz: int = 0
     """Rate of the time-stamp counter that an emulated guest sees."""
 
@@ -55,6 +57,8 @@ class MachineSpec:
     """The immutable image that guest memory is a private mapping of; none after a cold boot."""
     private_memory: bool = False
     """No other machine maps that image."""
+    engine: str = ""
+    """Digest of the kept engine that continues a snapshot; empty for the driver's own."""
     disk_bytes_per_sec: int = 0
     """What the guest may read and write on its disk together; 0 for no bound."""
     disk_operations_per_sec: int = 0

@@ -2,22 +2,28 @@
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.patience import patience
 
-from .command import SECCOMP
+from .command import SECCOMP, Program
 
 _VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
 
 
-def version_of(binary: str) -> tuple[int, int, int]:
-    """Major, minor and micro version of a QEMU binary; raises `HostFailure`. Blocks."""
+def version_of(program: Program) -> tuple[int, int, int]:
+    """Major, minor and micro version of a QEMU; raises `HostFailure`. Blocks."""
     try:
         output = subprocess.run(
-            [binary, "--version"], capture_output=True, check=True, timeout=patience(10)
+            [*program.argv, "--version"],
+            capture_output=True,
+            check=True,
+            env=_environment(program),
+            timeout=patience(10),
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise HostFailure("QEMU does not run here", detail=str(error)) from error
@@ -28,20 +34,25 @@ def version_of(binary: str) -> tuple[int, int, int]:
     return major, minor, micro
 
 
-def has_seccomp(binary: str) -> bool:
-    """Whether a QEMU binary starts with its seccomp filter, on this kernel. Blocks."""
-    argv = [binary, *SECCOMP, "-machine", "none", "-nodefaults", "-display", "none"]
+def has_seccomp(program: Program) -> bool:
+    """Whether a QEMU starts with its seccomp filter, on this kernel. Blocks."""
+    argv = [*program.argv, *SECCOMP, "-machine", "none", "-nodefaults", "-display", "none"]
     try:
         done = subprocess.run(
             [*argv, "-monitor", "stdio"],
             input=b"quit\n",
             capture_output=True,
             check=False,
+            env=_environment(program),
             timeout=patience(10),
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
+
+
+def _environment(program: Program) -> Mapping[str, str] | None:
+    return {**ENVIRONMENT, **program.environment} if program.environment else None
 
 
 def cpu_model(option: str) -> str:

@@ -1,6 +1,7 @@
 """The command line of a machine. A restored machine must have the devices of the saved one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,8 @@ SECCOMP: Final = (
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 )
 BINARY: Final = "qemu-system-x86_64"
+_PROCESS: Final = BINARY[:15]
+"""The name that the kernel gives a process of that program: it may be started by another one."""
 MACHINE: Final = "microvm,acpi=on,x-option-roms=off,isa-serial=on,suppress-vmdesc=on"
 KVM_CPUS: Final = ("host", "host,-arch-capabilities", "Nehalem")
 """What guests get under KVM: the first with which QEMU starts. Some hosts' KVM refuses registers
@@ -23,6 +26,14 @@ least."""
 TRANSLATION_CACHE_MB: Final = 128
 READ_ONLY_BASE_SINCE: Final = (8, 2)
 """The version that can open the file of a private mapping for reading only."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a QEMU is started: what its options follow, and what it needs in its environment."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Memory:
 class Variant:
     """What differs between QEMU binaries and hosts; part of what a snapshot depends on."""
 
-    binary: str
+    program: Program
     accelerator: str
     firmware: str | None
     tsc_khz: int | None = None
@@ -69,7 +80,7 @@ def command(
         else f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MB}"
     )
     argv = [
-        variant.binary,
+        *variant.program.argv,
         "-M",
         f"{MACHINE},memory-backend=ram0",
         "-accel",
@@ -82,6 +93,8 @@ def command(
         str(spec.vcpus),
         "-object",
         _memory(spec, memory),
+        "-name",
+        f"process={_PROCESS}",
         "-nodefaults",
         "-no-user-config",
         "-display",

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -17,10 +17,11 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
 from wrenn_sandbox.host.disk.qcow2.reader import depth
+from wrenn_sandbox.host.engines import Engine, EngineStore
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
-from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.paths import MachineFiles, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle
@@ -30,7 +31,8 @@ from wrenn_sandbox.host.probe import KVM_DEVICE
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
 
 from .binary import cpu_model, has_seccomp, version_of
-from .command import BINARY, READ_ONLY_BASE_SINCE, Memory, Variant, command
+from .command import READ_ONLY_BASE_SINCE, Memory, Program, Variant, command
+from .engine import installed, program
 from .launch import launch
 from .monitor import Monitor, listen
 from .process import (
@@ -59,82 +61,115 @@ _FORMER_DISK: Final = "disk.qcow2"
 _QBOOT_SINCE: Final = (8, 0)
 
 
+@dataclass(frozen=True)
+class Qemu:
+    """One of the QEMUs that are kept here, or one that is not kept."""
+
+    variant: Variant
+    version: tuple[int, int, int]
+    digest: str = ""
+    directory: Path | None = None
+    """Where it is kept."""
+
+
 class QemuDriver(Driver):
-    """Machines are processes of their slot's user; sockets and logs are in their directory."""
+    """Machines are processes of their slot's user; sockets and logs are in their directory.
+
+    Each is started with the QEMU that has stored what it continues. `qemu` is the one that is
+    installed: it boots machines.
+    """
 
     disk_format = Qcow2()
 
     def __init__(
         self,
-        variant: Variant,
-        version: tuple[int, int, int],
+        qemu: Qemu,
+        engines: EngineStore,
         namespaces: NamespaceThread,
         confinement: Confinement,
     ) -> None:
-        self._variant = variant
-        self._version = version
+        self._qemu = qemu
+        self._qemus = dict.fromkeys(("", qemu.digest), qemu)
+        self._engines = engines
         self._namespaces = namespaces
         self._confinement = confinement
         self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
-        self._cpu_model = cpu_model(variant.cpu)
+        self._cpu_model = cpu_model(qemu.variant.cpu)
 
     @classmethod
     async def create(
-        cls, accelerator: str, cpu: str, namespaces: NamespaceThread, data_dir: Path
+        cls,
+        accelerator: str,
+        cpu: str,
+        namespaces: NamespaceThread,
+        paths: Paths,
+        engines: EngineStore,
     ) -> Self:
         """A driver for the QEMU on this machine; raises `HostFailure` where there is none.
 
         `cpu` is QEMU's option, which must fit the accelerator.
         Protections that the machine cannot give are named in one line of the log.
         """
-        binary = shutil.which(BINARY)
-        if binary is None:
-            raise HostFailure(f"{BINARY} is not installed; run `wrenn doctor`")
-        version = await asyncio.to_thread(version_of, binary)
-        firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
+        engine = await asyncio.to_thread(installed, engines, paths.installed_engine)
         tsc_khz = None if accelerator == "kvm" else await asyncio.to_thread(host_tsc_khz)
-        seccomp = await asyncio.to_thread(has_seccomp, binary)
+        variant = Variant(Program(()), accelerator, firmware=None, tsc_khz=tsc_khz, cpu=cpu)
+        directory = engines.directory(engine.digest)
+        qemu = await asyncio.to_thread(_prepared, variant, engine, directory)
+        trial = (*qemu.variant.program.argv, "--version")
         devices: tuple[Path, ...] = ()
         if accelerator == "kvm":
             devices = (KVM_DEVICE,)
             give_up_huge_pages()
-        confined = await asyncio.to_thread(confinement, data_dir, (binary, "--version"), devices)
-        lacks = confined.lacks if seccomp else (*confined.lacks, "QEMU's seccomp filter")
-        if lacks:
+        confined = await asyncio.to_thread(
+            confinement, paths.data_dir, trial, devices, programs=directory
+        )
+        without: tuple[str, ...] = () if qemu.variant.seccomp else ("QEMU's seccomp filter",)
+        if lacks := (*confined.lacks, *without):
             _log.warning("VMs are less protected; see `wrenn doctor`", without=list(lacks))
-        variant = Variant(binary, accelerator, firmware, tsc_khz, seccomp, cpu)
-        return cls(variant, version, namespaces, confined)
+        return cls(qemu, engines, namespaces, confined)
 
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
             name="qemu",
-            version=".".join(map(str, self._version)),
-            accelerator=self._variant.accelerator,
+            version=".".join(map(str, self._qemu.version)),
+            accelerator=self._qemu.variant.accelerator,
             own_kernel=True,
             cpu_model=self._cpu_model,
-            firmware=self._variant.firmware or "",
-            tsc_khz=self._variant.tsc_khz or 0,
+            firmware=self._qemu.variant.firmware or "",
+            engine=self._qemu.digest,
+            tsc_khz=self._qemu.variant.tsc_khz or 0,
         )
+
+    def _kept(self, digest: str) -> Qemu:
+        """One of the QEMUs of this host. Blocks; raises `WrennError`."""
+        engine = self._engines.sound(digest)
+        directory = self._engines.directory(digest)
+        found = self._qemus[digest] = _prepared(self._qemu.variant, engine, directory)
+        return found
 
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         memory = None
         if record is not None:
             await asyncio.to_thread(_make_own, record, spec, spec.memory_mb << 20)
             memory = Memory(str(record), shared=True, read_only_file=False)
-        running = await self._spawn(spec, memory, [], [spec.kernel, spec.initrd], restore=False)
+        booting = [spec.kernel, spec.initrd]
+        running = await self._spawn(self._qemu, spec, memory, [], booting, restore=False)
         failpoints.reach("machine.spawned")
         return self._register(running)
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        qemu = self._qemus.get(spec.engine)
+        if qemu is None:
+            qemu = await asyncio.to_thread(self._kept, spec.engine)
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         passed = [vmstate]
         try:
-            memory, fds = await self._base(spec)
+            memory, fds = await self._base(qemu, spec)
             passed += fds
             readable = [Path(memory.path)] if memory.read_only_file else []
-            running = await self._spawn(spec, memory, passed, readable, restore=True)
+            running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
         finally:
             for fd in passed:
                 os.close(fd)
@@ -152,10 +187,10 @@ class QemuDriver(Driver):
             raise
         return process
 
-    async def _base(self, spec: MachineSpec) -> tuple[Memory, list[int]]:
+    async def _base(self, qemu: Qemu, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors to pass on and close."""
         assert spec.memory is not None
-        if self._version[:2] >= READ_ONLY_BASE_SINCE:
+        if qemu.version[:2] >= READ_ONLY_BASE_SINCE:
             return Memory(str(spec.memory), shared=False, read_only_file=True), []
         getting = asyncio.ensure_future(asyncio.to_thread(self._sealed.get, spec.memory))
         try:
@@ -303,6 +338,7 @@ class QemuDriver(Driver):
 
     async def _spawn(
         self,
+        qemu: Qemu,
         spec: MachineSpec,
         memory: Memory | None,
         fds: Sequence[int],
@@ -321,21 +357,21 @@ class QemuDriver(Driver):
                 passed.append(tap)
             log = stack.enter_context(spec.files.vmm_log.open("ab"))
             below = await asyncio.to_thread(depth, spec.files.overlay)
-            qmp = listener.fileno()
-            argv = command(
-                self._variant, spec, memory, below, qmp_fd=qmp, tap_fd=tap, restore=restore
-            )
+            qmp, variant = listener.fileno(), qemu.variant
+            argv = command(variant, spec, memory, below, qmp_fd=qmp, tap_fd=tap, restore=restore)
             handle = await launch(
                 self._confinement,
                 spec,
                 argv,
+                programs=qemu.directory,
+                environment=variant.program.environment,
                 readable=readable,
                 pass_fds=passed,
                 output=log,
-                groups=kvm_groups() if self._variant.accelerator == "kvm" else (),
+                groups=kvm_groups() if variant.accelerator == "kvm" else (),
             )
         try:
-            monitor = await connected(handle, socket_path, self._version)
+            monitor = await connected(handle, socket_path, qemu.version)
         except BaseException as error:
             await asyncio.shield(handle.kill())
             handle.close()
@@ -378,6 +414,16 @@ class QemuDriver(Driver):
         with contextlib.suppress(HostFailure):
             text = await running.monitor.console()
             await asyncio.to_thread(append, running.files.console, text)
+
+
+def _prepared(variant: Variant, engine: Engine, directory: Path) -> Qemu:
+    """A kept QEMU, as machines like those of `variant` are started with it. Blocks."""
+    kept = program(directory, engine)
+    version = version_of(kept)
+    firmware = "qboot.rom" if version[:2] >= _QBOOT_SINCE else None
+    seccomp = has_seccomp(kept)
+    variant = replace(variant, program=kept, firmware=firmware, seccomp=seccomp)
+    return Qemu(variant, version, engine.digest, directory)
 
 
 def _close_unwanted(memory: "asyncio.Future[int]") -> None:

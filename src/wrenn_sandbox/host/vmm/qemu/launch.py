@@ -3,7 +3,7 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.jail import View
 from wrenn_sandbox.host.privileged.limits import Limits
 from wrenn_sandbox.host.privileged.process import ProcessHandle
-from wrenn_sandbox.host.privileged.spawn import Output, spawn_in_slot
+from wrenn_sandbox.host.privileged.spawn import NOTHING, Output, spawn_in_slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
 
 from .command import TRANSLATION_CACHE_MB
@@ -24,6 +24,8 @@ async def launch(
     spec: MachineSpec,
     argv: Sequence[str],
     *,
+    programs: Path | None = None,
+    environment: Mapping[str, str] = NOTHING,
     readable: Sequence[Path] = (),
     pass_fds: Collection[int] = (),
     output: Output = subprocess.DEVNULL,
@@ -31,8 +33,9 @@ async def launch(
 ) -> ProcessHandle:
     """Start `argv` as this machine's process.
 
-    It sees the machine's directory, the files that its disks consist of, and those that are
-    `readable` besides. Raises OSError and `HostFailure`; nothing runs then.
+    It sees the machine's directory, the files that its disks consist of, those that are `readable`
+    besides, and the directory `programs` if it is started from there. Raises OSError and
+    `HostFailure`; nothing runs then.
     """
     files = [spec.runtime, *spec.disks, *readable]
     async with AsyncExitStack() as stack:
@@ -45,13 +48,14 @@ async def launch(
             spec.slot,
             argv,
             jail=confinement.jail,
-            view=View(spec.files.directory, tuple(files)),
+            view=View(spec.files.directory, tuple(files), programs),
             group=group,
             limits=limits(spec, own_user=os.geteuid() == 0),
             pass_fds=pass_fds,
             output=output,
             cwd=spec.files.directory,
             groups=groups,
+            environment=environment,
         )
 
 

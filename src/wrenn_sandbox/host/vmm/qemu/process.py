@@ -26,7 +26,7 @@ LOG_LIMIT: Final = 1024 * 1024
 _TAIL_BYTES: Final = 2000
 _END_SEC: Final = 0.1
 """How long after its connection the end of a process is seen at the latest."""
-_REPLACED: Final = "QEMU was replaced on this host; its operator has to restart the server"
+_REPLACED: Final = "An engine of this host is damaged: it is QEMU of another version"
 
 
 @dataclass
@@ -50,7 +50,7 @@ async def connected(handle: ProcessHandle, path: Path, version: tuple[int, int, 
     """The monitor of a process that was just started.
 
     Raises `HostFailure` when it ends first, does not answer in time or is a QEMU of another
-    version: what is stored names the one that it needs.
+    version.
     """
     monitor = await _or_end(handle, Monitor.connect(path), "The machine did not start")
     try:
