@@ -306,6 +306,7 @@ class HostSettings(CommonSettings):
 
     driver: Literal["auto", "qemu", "fake"] = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    cpu_model: str = Field(default="auto", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     network: Literal["auto", "tap", "user"] = "auto"
     dns_servers: Annotated[tuple[str, ...], NoDecode, _SPLIT] = ()
     vmm_uid_base: int = Field(default=720_000, ge=1000)

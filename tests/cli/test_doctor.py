@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from wrenn_sandbox.cli import doctor
 from wrenn_sandbox.cli.doctor import Line, examine, healthy
 from wrenn_sandbox.cli.main import app
+from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.host.facts import MachineFacts
 from wrenn_sandbox.host.probe import KvmVerdict
 from wrenn_sandbox.settings import Settings
@@ -34,6 +35,8 @@ GOOD = MachineFacts(
     qemu_path=Path("/usr/bin/qemu-system-x86_64"),
     qemu_version="10.0.2",
     qemu_seccomp=True,
+    cpu_vendor="AuthenticAMD",
+    cpu_models={"kvm": ("EPYC-v1", "Nehalem-v1"), "tcg": ("Nehalem-v1",)},
     tools={"prlimit": Path("/usr/bin/prlimit"), "nft": Path("/usr/sbin/nft")},
     forwarding=True,
     forward_dropped=False,
@@ -53,7 +56,8 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     assert not any(each.advice for each in lines)
     assert healthy(lines)
     assert {each.name for each in lines} >= {
-        "kvm", "qemu", "tun", "namespaces", "nftables", "connections", "bandwidth", "forwarding",
+        "kvm", "qemu", "cpu", "tun", "namespaces", "nftables", "connections", "bandwidth",
+        "forwarding",
         "users", "slots", "jail", "seccomp", "memory images",
         "cgroup memory", "cgroup cpu", "cgroup pids", "disk", "memory", "kernel",
     }  # fmt: skip
@@ -166,3 +170,60 @@ def test_the_command_fails_where_sandboxes_cannot_run(monkeypatch: pytest.Monkey
     result = _doctor()
     assert result.exit_code == 1
     assert "install the package qemu-system-x86" in result.output
+
+
+@pytest.mark.parametrize(
+    ("wanted", "accelerator", "status", "said"),
+    [
+        ("auto", "auto", "ok", "guests get host under kvm; of 2 named models EPYC-v1 has most"),
+        ("host", "auto", "ok", "guests get host under kvm"),
+        ("EPYC-v1", "auto", "ok", "guests get EPYC-v1 under kvm"),
+        ("EPYC-v1", "tcg", "missing", "this host cannot give guests a EPYC-v1 under tcg"),
+        ("auto", "tcg", "ok", "guests get max under tcg"),
+        ("host", "tcg", "missing", "this host cannot give guests a host under tcg"),
+    ],
+)
+def test_doctor_says_which_processor_guests_get(
+    wanted: str, accelerator: str, status: str, said: str
+) -> None:
+    found = line("cpu", GOOD, cpu_model=wanted, accelerator=accelerator)
+    assert (found.status, found.detail[: len(said)]) == (status, said)
+    assert ("WRENN_CPU_MODEL to auto or one of Nehalem-v1" in found.advice) == (status != "ok")
+
+
+def _report(path: Path, facts: MachineFacts, kvm: KvmVerdict = KVM) -> str:
+    path.write_bytes(msgspec.json.encode(examine(facts, kvm, SETTINGS)))
+    return str(path)
+
+
+def test_doctor_names_the_best_model_that_hosts_have_in_common(tmp_path: Path) -> None:
+    more = replace(GOOD, cpu_models={"kvm": ("EPYC-Rome-v1", "EPYC-v1", "Nehalem-v1")})
+    less = replace(GOOD, cpu_models={"kvm": ("Nehalem-v1",)})
+    reports = [_report(tmp_path / "1", more), _report(tmp_path / "2", GOOD)]
+    result = _doctor(*reports)
+    assert (result.exit_code, result.output.splitlines()) == (
+        0,
+        ["WRENN_CPU_MODEL=EPYC-v1", "in common, the best first: EPYC-v1, Nehalem-v1"],
+    )
+    assert "WRENN_CPU_MODEL=Nehalem-v1\n" in _doctor(*reports, _report(tmp_path / "3", less)).output
+
+
+def test_doctor_finds_nothing_in_common_where_there_is_nothing(tmp_path: Path) -> None:
+    first = _report(tmp_path / "1", GOOD)
+    others = (
+        _report(tmp_path / "2", replace(GOOD, cpu_vendor="GenuineIntel")),
+        _report(tmp_path / "3", GOOD, KvmVerdict(usable=False, reason="no")),
+        _report(tmp_path / "4", replace(GOOD, cpu_models={"kvm": ("486-v1",)})),
+    )
+    for other in others:
+        result = _doctor(first, other)
+        assert result.exit_code == 1
+        assert "no CPU model in common" in result.output
+
+
+def test_doctor_refuses_what_is_no_report(tmp_path: Path) -> None:
+    for content in (b"", b"[]", b"{}"):
+        (tmp_path / "report").write_bytes(content)
+        result = _doctor(str(tmp_path / "report"))
+        assert isinstance(result.exception, InvalidRequest)
+        assert "is no report of `wrenn doctor --json`" in str(result.exception)

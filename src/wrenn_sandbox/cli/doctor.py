@@ -3,11 +3,13 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 import typer
 
+from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.host.facts import MachineFacts, machine_facts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
@@ -25,13 +27,22 @@ _BOUNDED: Final = {
 """For each controller what it bounds, and what is so without it."""
 
 
-class Line(msgspec.Struct, frozen=True):
+class CpuOffer(msgspec.Struct, frozen=True):
+    """The processors that guests can have, the best first."""
+
+    accelerator: str
+    vendor: str
+    models: tuple[str, ...]
+
+
+class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     """One finding. `missing` means that sandboxes cannot run, `warn` that they run with less."""
 
     name: str
     status: Status
     detail: str
     advice: str = ""
+    cpu: CpuOffer | None = None
 
 
 def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> list[Line]:
@@ -53,6 +64,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
             "install the package qemu-system-x86",
             "missing",
         ),
+        _cpu(facts, kvm, settings),
         *_network(facts, required=settings.network == "tap"),
         *_guest_limits(facts, settings),
         _tools(facts),
@@ -77,6 +89,53 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
         *_confinement(facts, settings),
         Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
     ]
+
+
+def _cpu(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> Line:
+    accelerator = "kvm" if kvm.usable and settings.accelerator != "tcg" else "tcg"
+    models = facts.cpu_models[accelerator]
+    offer = CpuOffer(accelerator, facts.cpu_vendor, models)
+    usual, wanted = ("max", "host" if accelerator == "kvm" else "max"), settings.cpu_model
+    if wanted == "auto" or wanted in (*usual, *models):
+        used = (accelerator == "kvm" and kvm.cpu) or usual[1] if wanted == "auto" else wanted
+        named = f"; of {len(models)} named models {models[0]} has most" if models else ""
+        return Line("cpu", "ok", f"guests get {used} under {accelerator}{named}", cpu=offer)
+    return Line(
+        "cpu",
+        "missing",
+        f"this host cannot give guests a {wanted} under {accelerator}",
+        f"set WRENN_CPU_MODEL to auto or one of {', '.join(models) or 'no other'}",
+        offer,
+    )
+
+
+def common(reports: Sequence[Path]) -> bool:
+    """Print the CPU models that guests can have on all hosts that have written these reports.
+
+    Returns whether there is any; raises `InvalidRequest` for what is no report.
+    """
+    offers = [_offer(path) for path in reports]
+    kinds = {
+        (each.accelerator, each.vendor if each.accelerator == "kvm" else "") for each in offers
+    }
+    if len(kinds) > 1:
+        typer.echo("these hosts have no CPU model in common: other accelerators or vendors")
+        return False
+    models = [name for name in offers[0].models if all(name in each.models for each in offers)]
+    if not models:
+        typer.echo("these hosts have no CPU model in common")
+        return False
+    typer.echo(f"WRENN_CPU_MODEL={models[0]}")
+    typer.echo(f"in common, the best first: {', '.join(models)}")
+    return True
+
+
+def _offer(path: Path) -> CpuOffer:
+    try:
+        lines = msgspec.json.decode(path.read_bytes(), type=list[Line])
+        return next(each.cpu for each in lines if each.cpu is not None)
+    except (OSError, msgspec.DecodeError, StopIteration) as error:
+        raise InvalidRequest(f"{path} is no report of `wrenn doctor --json`") from error
 
 
 def healthy(lines: Sequence[Line]) -> bool:

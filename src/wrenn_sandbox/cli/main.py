@@ -1,6 +1,7 @@
 """The `wrenn` command: one sub-command a module, one place where errors become one line."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,11 +67,17 @@ def _demo() -> None:
 
 @app.command("doctor")
 def _doctor(
+    reports: Annotated[
+        list[Path] | None,
+        typer.Argument(help="What --json has printed on several hosts: say what they share."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
 ) -> None:
     """Say what this machine can do; exit code 1 when sandboxes cannot run on it."""
     from . import doctor
 
+    if reports:
+        raise typer.Exit(0 if doctor.common(reports) else 1)
     raise typer.Exit(0 if doctor.report(json) else 1)
 
 

@@ -18,7 +18,7 @@ from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
 from wrenn_sandbox.host.vmm.qemu.command import BINARY
 from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
-from wrenn_sandbox.host.vmm.qemu.kvm import kvm_cpu, tried
+from wrenn_sandbox.host.vmm.qemu.kvm import kvm_cpu, named_cpu, tried
 from wrenn_sandbox.settings import HostSettings
 
 from .paths import Paths
@@ -67,6 +67,8 @@ async def _qemu(start: Start) -> Driver:
         accelerator, cpu = ("kvm", verdict.cpu) if verdict.usable else ("tcg", cpu)
     elif accelerator == "kvm":
         cpu = await asyncio.to_thread(kvm_cpu, BINARY)
+    if (model := start.settings.cpu_model) != "auto":
+        cpu = await asyncio.to_thread(named_cpu, model, BINARY, accelerator)
     driver = await QemuDriver.create(accelerator, cpu, start.namespaces, start.paths, start.engines)
     start.undo.push_async_callback(driver.close)
     return driver

@@ -15,8 +15,9 @@ from wrenn_sandbox.host.network.rules import limits_alone, shape_of
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
-from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, version_of
+from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, vendor, version_of
 from wrenn_sandbox.host.vmm.qemu.command import BINARY, Program
+from wrenn_sandbox.host.vmm.qemu.cpu_models import offered
 from wrenn_sandbox.patience import patience
 
 from .admission import measure
@@ -63,6 +64,9 @@ class MachineFacts:
     qemu_path: Path | None
     qemu_version: str
     qemu_seccomp: bool
+    cpu_vendor: str
+    cpu_models: Mapping[str, tuple[str, ...]]
+    """By accelerator, the models that guests can have."""
     tools: Mapping[str, Path | None]
     forwarding: bool
     forward_dropped: bool
@@ -93,6 +97,8 @@ def machine_facts(data_dir: Path) -> MachineFacts:
         qemu_path=qemu,
         qemu_version=_qemu_version(qemu),
         qemu_seccomp=qemu is not None and has_seccomp(Program((str(qemu),))),
+        cpu_vendor=vendor(),
+        cpu_models={each: offered(str(qemu), each) if qemu else () for each in ("kvm", "tcg")},
         tools={name: _tool(name) for name in TOOLS},
         forwarding=_forwarding(),
         forward_dropped=_forward_dropped(),

@@ -10,7 +10,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.patience import patience
 
-from .command import SECCOMP, Program
+from .command import ENFORCE, SECCOMP, Program
 
 _VERSION: Final = re.compile(rb"version (\d+)\.(\d+)\.(\d+)")
 
@@ -55,16 +55,27 @@ def _environment(program: Program) -> Mapping[str, str] | None:
     return {**ENVIRONMENT, **program.environment} if program.environment else None
 
 
-def cpu_model(option: str) -> str:
+def cpu_model(option: str, accelerator: str = "kvm") -> str:
     """What guests with this CPU option see.
 
     Under KVM that depends on this machine's processor, also where the option names another one:
-    the vendor is this one's, and what this one has not got is missing.
+    the vendor is this one's, and what this one has not got is missing unless that is enforced.
     """
     name, *features = option.split(",")
+    if ENFORCE in features:
+        return name if accelerator == "tcg" else f"{name} of {vendor()}"
     if name != "max":
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-        match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        here = match.group(1) if match else "unknown"
+        here = _processor("model name")
         name = here if name == "host" else f"{name} on {here}"
     return ",".join((name, *features))
+
+
+def vendor() -> str:
+    """Who made this machine's processor, as guests under KVM see it."""
+    return _processor("vendor_id")
+
+
+def _processor(fact: str) -> str:
+    text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    match = re.search(rf"^{fact}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else "unknown"

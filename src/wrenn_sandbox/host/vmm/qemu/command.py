@@ -23,6 +23,10 @@ KVM_CPUS: Final = ("host", "host,-arch-capabilities", "Nehalem")
 """What guests get under KVM: the first with which QEMU starts. Some hosts' KVM refuses registers
 that it offers (seen: `failed to set MSR 0x10a`); the last one is what most software wants at
 least."""
+OF_THIS_HOST: Final = frozenset({"base", "host", "max"})
+"""These name no model: what they stand for depends on the host and the version of QEMU."""
+ENFORCE: Final = "enforce"
+"""After a model: QEMU refuses to start rather than leave out what the host has not got."""
 TRANSLATION_CACHE_MB: Final = 128
 READ_ONLY_BASE_SINCE: Final = (8, 2)
 """The version that can open the file of a private mapping for reading only."""

@@ -95,7 +95,7 @@ class QemuDriver(Driver):
         self._confinement = confinement
         self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
-        self._cpu_model = cpu_model(qemu.variant.cpu)
+        self._cpu_model = cpu_model(qemu.variant.cpu, qemu.variant.accelerator)
 
     @classmethod
     async def create(

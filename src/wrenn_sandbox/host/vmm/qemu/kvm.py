@@ -1,4 +1,4 @@
-"""Whether this machine's QEMU starts under its KVM, and with which processor."""
+"""With which processor this machine's QEMU starts, and whether under its KVM."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from wrenn_sandbox.host.privileged.spawn import kvm_groups
 from wrenn_sandbox.host.probe import KVM_DEVICE, KvmVerdict
 from wrenn_sandbox.patience import patience
 
-from .command import KVM_CPUS, MACHINE
+from .command import ENFORCE, KVM_CPUS, MACHINE, OF_THIS_HOST
 
 _TRIAL_SEC: Final = 30.0
 _REFUSED: Final = "QEMU does not start under KVM"
@@ -28,11 +28,27 @@ def kvm_cpu(binary: str, device: Path = KVM_DEVICE) -> str:
         raise HostFailure(_REFUSED, detail=f"root alone may open {device}; let a group open it")
     refusals = []
     for cpu in KVM_CPUS:
-        refusal = _refusal(binary, cpu)
+        refusal = _refusal(binary, cpu, "kvm")
         if refusal is None:
             return cpu
         refusals.append(refusal)
     raise HostFailure(_REFUSED, detail=refusals[0])
+
+
+def named_cpu(model: str, binary: str, accelerator: str) -> str:
+    """The option for a model that the operator names; blocks.
+
+    Guests get all of it or do not start. Raises `HostFailure` where QEMU refuses it.
+    """
+    option = model if model in OF_THIS_HOST else f"{model},{ENFORCE}"
+    refusal = _refusal(binary, option, accelerator)
+    if refusal is not None:
+        raise HostFailure(
+            f"WRENN_CPU_MODEL: this host cannot give guests a {model} under {accelerator};"
+            " `wrenn doctor` lists the models that it can",
+            detail=refusal,
+        )
+    return option
 
 
 def tried(verdict: KvmVerdict, binary: str, device: Path = KVM_DEVICE) -> KvmVerdict:
@@ -58,12 +74,12 @@ def _is_for_vmms(device: Path) -> bool:
     return bool(kvm_groups(device)) or device.stat().st_mode & 0o006 == 0o006
 
 
-def _refusal(binary: str, cpu: str) -> str | None:
+def _refusal(binary: str, cpu: str, accelerator: str) -> str | None:
     """The last that QEMU says where it does not start, None where it does.
 
     KVM takes a processor's registers when the VM is made: what it refuses shows without a guest.
     """
-    argv = [binary, "-M", MACHINE, "-accel", "kvm", "-cpu", cpu, "-m", "16", "-S"]
+    argv = [binary, "-M", MACHINE, "-accel", accelerator, "-cpu", cpu, "-m", "16", "-S"]
     options = ["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "stdio"]
     try:
         done = subprocess.run(
