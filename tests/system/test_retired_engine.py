@@ -14,6 +14,7 @@ from support.api_server import Server, Team, serve_processes
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.engines import Engine, EngineStore
+from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.sandbox import Sandbox
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import SandboxId, new_operation_id
@@ -153,3 +154,49 @@ async def test_an_engine_that_is_gone_is_told_with_the_way_out(rig: Rig) -> None
     answer = await rig.team.client.post(f"/v1/sandboxes/{id}/resume", json={"memory": False})
     assert answer.status_code == 200
     assert await rig.kept(id)
+
+
+async def _snapshot(rig: Rig) -> None:
+    """A snapshot `kept` of a sandbox with a file, whose engine is retired then."""
+    old = rig.engine
+    id = await rig.paused()
+    assert await rig.resume(id) == 200
+    body = {"sandbox_id": id, "name": "kept"}
+    assert (await rig.team.client.post("/v1/snapshots", json=body)).status_code == 201
+    rig.use(b"new")
+    rig.retire(old)
+
+
+async def test_a_snapshot_of_a_retired_engine_is_started_from_its_disk(rig: Rig) -> None:
+    await _snapshot(rig)
+    answer = await rig.team.client.post("/v1/sandboxes", json={"template": "kept"})
+    assert answer.status_code == 201, answer.text
+    id = SandboxId(answer.json()["id"])
+    assert await rig.last_event(id) == ("started", _WHY)
+    assert rig.host._sandboxes[id].machine.record.engine == rig.engine.digest
+    await rig.pause(id)
+    assert await rig.resume(id) == 200
+    assert await rig.last_event(id) == ("resumed", "")
+    assert (await rig.team.client.delete("/v1/snapshots/kept")).status_code == 204
+    await rig.server.plane.reconciler.sweep()
+    assert (await rig.team.client.get(f"/v1/sandboxes/{id}")).json()["status"] == "running"
+    engines = await asyncio.to_thread(rig.host._context.engines.all)
+    assert [each.digest for each in engines] == [rig.engine.digest], "nothing needs the note"
+    assert (await rig.team.client.delete(f"/v1/sandboxes/{id}")).status_code == 204
+    assert not any(rig.host._paths.paused.iterdir())
+
+
+async def test_a_snapshot_that_does_not_start_from_its_disk_leaves_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _snapshot(rig)
+    images = {each.name for each in rig.host._paths.images.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Machine, "initialize_guest", _fails)
+        answer = await rig.team.client.post("/v1/sandboxes", json={"template": "kept"})
+    assert answer.status_code == 502
+    assert "did not start from its disk" in answer.json()["error"]["message"]
+    assert not any(rig.host._paths.paused.iterdir())
+    assert not any(rig.host._paths.run.iterdir())
+    assert {each.name for each in rig.host._paths.images.iterdir()} == images
+    assert rig.host._sandboxes == {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.other_qemu import other_qemu, path_with
-from support.vm.rig import Api, NewRig, Rig, error_of, eventually
+from support.vm.rig import Api, NewRig, Rig, eventually
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 
@@ -115,14 +115,17 @@ def test_what_a_retired_qemu_stored_is_rebooted(new_rig: NewRig, tmp_path: Path)
     api.resume(sandbox)
     assert _is_alive(api, sandbox, process)
     assert _events(api, sandbox)[-1] == ("resumed", "")
-    answer = api.request("POST", "/v1/sandboxes", {"template": "old"})
-    assert (answer.status_code, error_of(answer).code) == (502, "agent_error")
-    assert "was retired by the operator of this host" in error_of(answer).message
+    created = api.create(template="old").id
+    assert api.output(created, "cat /root/kept") == "precious"
+    event, reason = _events(api, created)[-1]
+    assert event == "started"
+    assert "was retired by the operator of this host" in reason
     [listed] = [
         x for x in json.loads(_wrenn(rig, "engine", "list", "--json")) if x["digest"] == old
     ]
     assert (listed["state"], listed["sandboxes"], listed["snapshots"]) == ("retired", 0, 1)
     assert api.request("DELETE", "/v1/snapshots/old").status_code == 204
+    assert api.output(created, "cat /root/kept") == "precious"
     assert eventually(lambda: old not in _engines(rig), _COLLECTED_SEC)
 
 

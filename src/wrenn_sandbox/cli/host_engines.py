@@ -56,6 +56,7 @@ def retire(digest: str) -> None:
     engine = EngineStore(paths).retire(row.digest)
     typer.echo(f"{engine.title} ({row.engine}) is retired")
     typer.echo(f"stored sandboxes that are rebooted when they are resumed: {row.sandboxes}")
+    typer.echo(f"snapshots whose sandboxes boot from their disk: {row.snapshots}")
     if row.running:
         typer.echo(f"VMs that run on it until they are paused or deleted: {row.running}")
 

@@ -11,6 +11,7 @@ from typing import Final, Self, TypeVar, cast
 
 import structlog
 
+from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.errors import (
     Conflict,
     IncompatibleImage,
@@ -255,10 +256,28 @@ class HostAgent:
             policy = request.network.policy()
             size = Size(request.vcpus, request.memory_mb)
             image = await self._variants.startable(request.image_id, size)
+            if not image.variant and (reason := await self._retired(image)):
+                return await self._create_by_boot(sandbox, request, image, reason)
             return await sandbox.start(request.operation_id, image, policy, self._pool)
         except BaseException:
             if self._sandboxes.get(request.sandbox_id) is sandbox:
                 del self._sandboxes[request.sandbox_id]
+            raise
+
+    async def _retired(self, image: Manifest) -> str:
+        machine = compatibility.started_as(image)
+        return await asyncio.to_thread(compatibility.retired, self._context, machine)
+
+    async def _create_by_boot(
+        self, sandbox: Sandbox, request: CreateSandbox, image: Manifest, reason: str
+    ) -> Placement:
+        """Start a sandbox from the disk of a snapshot whose memory no engine continues."""
+        try:
+            await sandbox.begin_stored(image, reason)
+            await self._reboot(sandbox, reason)
+            return await sandbox.resume(request.operation_id, request.network.policy())
+        except BaseException:
+            await shielded(sandbox.destroy())
             raise
 
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
@@ -311,13 +330,16 @@ class HostAgent:
     ) -> Placement:
         reason = ""
         if memory and (stored := sandbox.stored) is not None and not stored.stopped:
-            reason = await asyncio.to_thread(compatibility.retired, self._context, stored)
+            reason = await asyncio.to_thread(compatibility.retired, self._context, stored.machine)
         if reason or not memory:
-            await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))
-            image_id = new_image_id(self._context.random)
-            async with self._collection.sparing(image_id):
-                await sandbox.reboot(image_id, reason)
+            await self._reboot(sandbox, reason)
         return await sandbox.resume(operation_id, policy)
+
+    async def _reboot(self, sandbox: Sandbox, reason: str) -> None:
+        await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))
+        image_id = new_image_id(self._context.random)
+        async with self._collection.sparing(image_id):
+            await sandbox.reboot(image_id, reason)
 
     async def set_network(
         self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress

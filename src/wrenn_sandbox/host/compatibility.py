@@ -70,10 +70,10 @@ def require_stored(context: HostContext, manifest: PausedSandbox, image: Manifes
     return require(context, machine, here)
 
 
-def retired(context: HostContext, manifest: PausedSandbox) -> str:
+def retired(context: HostContext, machine: HardwareProfile) -> str:
     """Why a stored machine cannot go on for good: its engine is retired. Else empty. Blocks."""
     try:
-        engine = context.engines.of(manifest.machine)
+        engine = context.engines.of(machine)
     except IncompatibleImage:
         return ""
     return "" if engine is None or engine.retired_at is None else retirement(engine)

@@ -152,11 +152,13 @@ class Sandbox:
     @property
     def image_ids(self) -> set[ImageId]:
         """The images that the sandbox needs."""
-        needed = {self._starting_from} if self._starting_from is not None else set()
+        needed = set()
         if self._machine is not None:
             needed.add(self._machine.record.image_id)
         if self._stored is not None:
             needed.add(self._stored.image_id)
+        if not needed and self._starting_from is not None:
+            needed.add(self._starting_from)
         return needed
 
     def own(self, machine: Machine) -> None:
@@ -198,6 +200,31 @@ class Sandbox:
                     undo.pop_all()
                 return machine.placement
             return await self._launch(source_of(self._context, image, engine), policy)
+
+    async def begin_stored(self, image: Manifest, reason: str) -> None:
+        """Be stored with the disk of an image, and without its memory for this reason."""
+        self._starting_from = image.image_id
+        async with self._exclusive():
+            made = partial(self._begin_stored, image, reason)
+            self._stored = await completed(asyncio.to_thread(made))
+
+    def _begin_stored(self, image: Manifest, reason: str) -> PausedSandbox:
+        context, paths = self._context, self._context.paths
+        disk = paused.stage(paths, self.sandbox_id, 1) / form.DISK
+        context.driver.disk_format.create(disk, context.store.below(image), image.disk_size)
+        manifest = PausedSandbox(
+            sandbox_id=self.sandbox_id,
+            generation=1,
+            created_at=context.clock(),
+            image_id=image.image_id,
+            machine=compatibility.started_as(image),
+            token="",
+            disk_mb=image.disk_mb,
+            files={form.DISK: paused.describe(disk)},
+            stopped=reason,
+        )
+        paused.commit(paths, manifest)
+        return manifest
 
     async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""

@@ -48,8 +48,9 @@ class Host(Protocol):
     async def create(self, request: CreateSandbox) -> Placement:
         """Start a VM and wait until its agent has answered.
 
-        On failure nothing of it is left. `NotFound`: no such image. `NoCapacity`: the host is
-        full; nothing was started. `HostFailure`, `IncompatibleImage`: it did not start.
+        A snapshot whose engine the operator has retired is started from its disk, and the placement
+        says why. On failure nothing of it is left. `NotFound`: no such image. `NoCapacity`: the
+        host is full; nothing was started. `HostFailure`, `IncompatibleImage`: it did not start.
         Safe to repeat with the same operation: the sandbox is started once. `Conflict`: another
         operation made it.
         """

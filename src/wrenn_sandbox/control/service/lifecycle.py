@@ -128,9 +128,9 @@ class Lifecycle:
             self._look_into(error)
             raise
         try:
-            started = await self._store.apply(
-                sandbox.id, Change(Event.STARTED, "user", self._clock(), placement=placement)
-            )
+            reason = rebooted(placement)
+            change = Change(Event.STARTED, "user", self._clock(), reason, placement)
+            started = await self._store.apply(sandbox.id, change)
         except (IllegalTransition, Missing) as error:
             await self._host.destroy(sandbox.id, new_operation_id())
             raise InvalidState("The sandbox was deleted while it was starting") from error
