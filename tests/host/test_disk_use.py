@@ -16,13 +16,6 @@ from wrenn_sandbox.ids import new_machine_id, new_sandbox_id
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    paths = Paths(tmp_path / "data")
-    paths.prepare()
-    return paths
-
-
-@pytest.fixture
 def store(paths: Paths) -> ImageStore:
     return ImageStore(paths)
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -34,13 +35,6 @@ _KEPT = [each for each in failpoints.ENGINE if each != "engine.noted"]
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    paths = Paths(tmp_path / "data")
-    paths.prepare()
-    return paths
-
-
-@pytest.fixture
 def engines(paths: Paths) -> EngineStore:
     return EngineStore(paths)
 
@@ -65,6 +59,19 @@ def _machine(engine: str = "", version: str = "7.2.22") -> HardwareProfile:
 
 def _names(directory: Path) -> list[str]:
     return sorted(str(each.relative_to(directory)) for each in directory.rglob("*"))
+
+
+@pytest.mark.parametrize("newest", [0, 1])
+def test_what_names_a_version_alone_goes_on_with_the_newest_of_it(
+    engines: EngineStore, tmp_path: Path, newest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [_keep(engines, tmp_path / "source", each) for each in (b"one", b"two")]
+    later = kept[newest].created_at + timedelta(days=1)
+    kept[newest] = msgspec.structs.replace(kept[newest], created_at=later)
+    monkeypatch.setattr(EngineStore, "all", lambda _: sorted(kept, key=lambda e: e.created_at))
+    assert engines.of(_machine()) == kept[newest]
+    kept[newest] = msgspec.structs.replace(kept[newest], retired_at=later)
+    assert engines.of(_machine()) == kept[1 - newest]
 
 
 def test_an_engine_is_kept_once_by_its_content(engines: EngineStore, tmp_path: Path) -> None:

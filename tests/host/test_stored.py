@@ -13,13 +13,6 @@ from wrenn_sandbox.host.paths import Paths, sync_directory
 from wrenn_sandbox.host.paused import PausedSandbox
 
 
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    paths = Paths(tmp_path / "data")
-    paths.prepare()
-    return paths
-
-
 def tree(paths: Paths) -> set[str]:
     """Every file that is kept of the sandbox."""
     root = paths.stored(SANDBOX_ID)

@@ -115,8 +115,8 @@ class EngineStore:
     def of(self, machine: HardwareProfile) -> Engine | None:
         """The engine that has stored a machine, which may be retired; None if it is not known.
 
-        Servers of before named its version alone: the newest one of that version then. Raises
-        `IncompatibleImage`.
+        Servers of before named its version alone: the newest one of that version then that is not
+        retired, if there is one. Raises `IncompatibleImage`.
         """
         if machine.engine:
             try:
@@ -124,7 +124,7 @@ class EngineStore:
             except NotFound:
                 return None
         found = [each for each in self.all() if _is_of(each, machine)]
-        return max(found, key=lambda each: each.retired_at is None, default=None)
+        return max(found, key=lambda each: (each.retired_at is None, each.created_at), default=None)
 
     def keep(self, vmm: str, version: str, sources: Mapping[str, Path]) -> Engine:
         """Keep the VMM that consists of these files, by their names below its directory.

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,6 @@ from wrenn_sandbox.host.images import manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.ids import ImageId
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    paths = Paths(tmp_path / "data")
-    paths.prepare()
-    return paths
 
 
 @pytest.fixture
