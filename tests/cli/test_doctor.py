@@ -37,7 +37,7 @@ GOOD = MachineFacts(
     qemu_seccomp=True,
     cpu_vendor="AuthenticAMD",
     cpu_models={"kvm": ("EPYC-v1", "Nehalem-v1"), "tcg": ("Nehalem-v1",)},
-    tools={"prlimit": Path("/usr/bin/prlimit"), "nft": Path("/usr/sbin/nft")},
+    tools={"ip": Path("/usr/sbin/ip"), "nft": Path("/usr/sbin/nft")},
     forwarding=True,
     forward_dropped=False,
 )
@@ -68,7 +68,6 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     [
         ("qemu", replace(GOOD, qemu_path=None), "missing"),
         ("qemu", replace(GOOD, qemu_version=""), "missing"),
-        ("tools", replace(GOOD, tools={"prlimit": None}), "missing"),
         ("tools", replace(GOOD, tools={"mmdebstrap": None}), "warn"),
         ("disk", replace(GOOD, disk_free_mb=100), "missing"),
         ("memory", replace(GOOD, memory_available_mb=900), "missing"),

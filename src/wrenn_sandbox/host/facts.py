@@ -28,7 +28,6 @@ TOOLS = (
     "ip",
     "nft",
     "tc",
-    "prlimit",
     "mmdebstrap",
     "mke2fs",
     "debugfs",

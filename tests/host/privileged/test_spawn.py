@@ -1,6 +1,7 @@
 """What a machine's process may do, as the kernel tells it."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.privileged.identity import Identity
 from wrenn_sandbox.host.privileged.jail import apart
+from wrenn_sandbox.host.privileged.limits import Limits
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.spawn import kvm_groups, spawn_in_slot, start
 from wrenn_sandbox.host.privileged.tap import open_tap
@@ -60,6 +62,21 @@ from wrenn_sandbox.host.privileged.spawn import start
 
 argv, output = ["cat", "/proc/self/status"], sys.stdout.fileno()
 apart(lambda: start(argv, identity=Identity(760_123), output=output)).wait()
+"""
+
+
+LIMITED = """
+from pathlib import Path
+from wrenn_sandbox.host.privileged.identity import Identity
+from wrenn_sandbox.host.privileged.jail import apart
+from wrenn_sandbox.host.privileged.limits import Limits
+from wrenn_sandbox.host.privileged.spawn import start
+
+limits = Limits(file_size=5, address_space=1 << 30, threads=7)
+child = apart(lambda: start(["sleep", "60"], identity=Identity(760_123), limits=limits))
+print(Path(f"/proc/{child.pid}/limits").read_text())
+child.kill()
+child.wait()
 """
 
 
@@ -151,11 +168,46 @@ def test_the_process_leads_a_session_in_its_directory(directory: Path) -> None:
     assert place == str(directory)
 
 
-def test_the_process_is_limited(directory: Path) -> None:
-    lines = output_of(["cat", "/proc/self/limits"], directory).splitlines()
-    rows = {line[:25].strip(): line[26:].split()[:2] for line in lines}
+@pytest.mark.parametrize("lack", [[], ["--bounding-set=-sys_resource"]], ids=["root", "container"])
+def test_the_process_is_limited(lack: list[str]) -> None:
+    argv = ["setpriv", *lack, sys.executable, "-c", LIMITED]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:25].strip(): line[26:].split()[:2] for line in done.stdout.splitlines()}
     assert rows["Max core file size"] == ["0", "0"]
+    assert rows["Max locked memory"] == ["0", "0"]
+    assert rows["Max msgqueue size"] == ["0", "0"]
     assert rows["Max open files"] == ["4096", "4096"]
+    assert rows["Max file size"] == ["5", "5"]
+    assert rows["Max address space"] == ["1073741824", "1073741824"]
+    assert rows["Max processes"] == ["7", "7"]
+
+
+def test_limits_are_no_higher_than_the_servers_own() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        Limits(files=1 << 60).apply(child.pid)
+        ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE) == (ceiling, ceiling)
+        for each in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_NPROC):
+            assert resource.prlimit(child.pid, each) == resource.getrlimit(each)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_process_that_cannot_be_limited_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def refuse(_: Limits, pid: int) -> None:
+        started.append(pid)
+        raise PermissionError(1, "no limits today")
+
+    monkeypatch.setattr(Limits, "apply", refuse)
+    with pytest.raises(HostFailure, match="cannot be bounded") as caught:
+        apart(lambda: start(["sleep", "60"], identity=Identity(SLOT.uid)))
+    assert "no limits today" in str(caught.value.detail)
+    assert not Path(f"/proc/{started[0]}").exists()
 
 
 async def test_only_passed_descriptors_arrive(namespaces: NamespaceThread) -> None:
@@ -180,8 +232,8 @@ async def test_only_passed_descriptors_arrive(namespaces: NamespaceThread) -> No
 
 
 def test_a_program_that_is_missing() -> None:
-    child = apart(lambda: start(["/no/such/program"], identity=Identity(SLOT.uid)))
-    assert child.wait() == 127
+    with pytest.raises(HostFailure, match="cannot be started"):
+        apart(lambda: start(["/no/such/program"], identity=Identity(SLOT.uid)))
 
 
 def test_the_server_stays_who_it_is(directory: Path) -> None:

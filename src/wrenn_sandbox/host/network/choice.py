@@ -26,7 +26,7 @@ def tap_obstacles(tun: Path = TUN_DEVICE) -> tuple[str, ...]:
         found.append(f"there is no {tun}")
     found += [
         f"the program {tool} is not installed"
-        for tool in ("ip", "nft", "prlimit")
+        for tool in ("ip", "nft")
         if shutil.which(tool, path=ENVIRONMENT["PATH"]) is None
     ]
     return tuple(found)

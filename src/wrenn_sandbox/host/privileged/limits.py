@@ -16,25 +16,23 @@ class Limits:
     address_space: int | None = None
     threads: int | None = None
 
-    def argv(self) -> list[str]:
-        """The argv prefix that sets them.
+    def apply(self, pid: int) -> None:
+        """Bind this process to them; raises OSError, such as for one that has ended.
 
-        Set by the process itself, while it may: a root without `CAP_SYS_RESOURCE`, as in
-        containers, cannot limit a process that has become another user.
+        Without `CAP_SYS_RESOURCE`, as in containers, only a thread of the same user may: one that
+        has started the process after `become`.
         """
         wanted = [
-            ("nofile", resource.RLIMIT_NOFILE, self.files),
-            ("fsize", resource.RLIMIT_FSIZE, self.file_size),
-            ("as", resource.RLIMIT_AS, self.address_space),
-            ("nproc", resource.RLIMIT_NPROC, self.threads),
-            ("core", resource.RLIMIT_CORE, 0),
-            ("memlock", resource.RLIMIT_MEMLOCK, 0),
-            ("msgqueue", resource.RLIMIT_MSGQUEUE, 0),
+            (resource.RLIMIT_NOFILE, self.files),
+            (resource.RLIMIT_FSIZE, self.file_size),
+            (resource.RLIMIT_AS, self.address_space),
+            (resource.RLIMIT_NPROC, self.threads),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_MEMLOCK, 0),
+            (resource.RLIMIT_MSGQUEUE, 0),
         ]
-        options = []
-        for name, number, value in wanted:
+        for number, value in wanted:
             if value is not None:
                 _, ceiling = resource.getrlimit(number)
                 bound = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
-                options.append(f"--{name}={bound}:{bound}")
-        return ["prlimit", *options, "--"]
+                resource.prlimit(pid, number, (bound, bound))

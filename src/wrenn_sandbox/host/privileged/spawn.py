@@ -88,7 +88,8 @@ async def spawn_in_slot(
     def outside() -> ProcessHandle:
         child = apart(inside)
         if group is not None:
-            _put_into(group, child)
+            with _or_killed(child):
+                os.write(group, str(child.pid).encode())
         handle = ProcessHandle.of_child(child)
         _offer_to_oom_killer(handle.pid)
         return handle
@@ -119,15 +120,14 @@ def start(
     As root it runs as `identity` without any capability, and so does the calling thread from then
     on: call it in a thread that ends (`apart`). Otherwise it runs as the user of this server.
     `output` takes its standard output and error. It gets a minimal environment and `environment`,
-    never the server's own. Raises `HostFailure` when it cannot be started; that the program itself
-    is missing shows in its exit status 127.
+    never the server's own. Its limits hold from a moment after its start, when it has read nothing
+    yet that a guest or another process wrote. Raises `HostFailure` when it cannot be started.
     """
-    prefix = (limits or Limits()).argv()
     with _refusals("started"):
         if os.geteuid() == 0:
             become(identity)
-        return subprocess.Popen(
-            [*prefix, *argv],
+        child = subprocess.Popen(
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -136,6 +136,9 @@ def start(
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
+    with _or_killed(child):
+        (limits or Limits()).apply(child.pid)
+    return child
 
 
 def give_up_huge_pages() -> None:
@@ -157,11 +160,12 @@ def _refusals(what: str) -> Iterator[None]:
         raise HostFailure(message, detail=str(error)) from error
 
 
-def _put_into(group: int, child: "subprocess.Popen[bytes]") -> None:
-    """A moment after its start: what a guest brings has not been loaded yet."""
+@contextlib.contextmanager
+def _or_killed(child: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """End a process that cannot be bounded. Raises `HostFailure`."""
     with _refusals("bounded"):
         try:
-            os.write(group, str(child.pid).encode())
+            yield
         except OSError:
             child.kill()
             child.wait()
