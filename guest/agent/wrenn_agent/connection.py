@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import os
 import select
-import socket
 
 from .errors import Disconnected, RequestTimeout
 from .loop import Loop, Task, suspend

@@ -22,7 +22,7 @@ Message = dict[str, object]
 def parse(data: bytes) -> Message:
     """A JSON object; an empty body counts as `{}`."""
     try:
-        value: object = json.loads(data) if data else {}
+        value: object = json.loads(data.decode()) if data else {}
     except (ValueError, RecursionError) as error:
         raise InvalidArgument("body is not valid JSON") from error
     if not isinstance(value, dict):

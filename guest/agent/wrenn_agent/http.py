@@ -30,6 +30,7 @@ _REASONS = {
     504: "Gateway Timeout",
     507: "Insufficient Storage",
 }
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {reason}\r\n" for status, reason in _REASONS.items()}
 _HEX = b"0123456789abcdefABCDEF"
 
 
@@ -130,7 +131,7 @@ def percent_decode(raw: bytes) -> bytes:
 
 def format_head(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
     """Status line and headers with the closing empty line."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("latin-1", "replace")
+    head = _STATUS_LINES[status]
+    for name, value in headers:
+        head += f"{name}: {value}\r\n"
+    return (head + "\r\n").encode("latin-1", "replace")

@@ -49,7 +49,7 @@ class Machine:
     def add_entropy(self, seed: bytes) -> None:
         """Mix `seed` into the kernel's pool, credit it fully and reseed the generator at once."""
         header = struct.pack("ii", len(seed) * 8, len(seed))
-        fcntl.ioctl(self._random, _RNDADDENTROPY, header + seed)
+        fcntl.ioctl(self._random, _RNDADDENTROPY, bytearray(header + seed))
         fcntl.ioctl(self._random, _RNDRESEEDCRNG)
 
     def set_hostname(self, name: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+# what `socket` wraps: making the wrapper of a connection costs more than accepting it
+import _socket as socket
 import errno
 import select
-import socket
 import time
 
 from .auth import Auth
@@ -73,11 +74,12 @@ class Server:
             self._pause_accepting()
             return
         try:
-            sock, _ = self._listener.accept()
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError as error:
             if error.errno in _TEMPORARY and not self._make_room():
                 self._pause_accepting()
             return  # where room was made, the next round accepts
+        sock = socket.socket(self._listener.family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
         connection = Connection(self._loop, sock, self._forget)
         self._connections[connection] = None
@@ -99,6 +101,7 @@ class Server:
 
     async def _serve(self, connection: Connection) -> None:
         try:
+            connection.receive_now()  # mostly the request is there: the loop need not be asked
             while await self._serve_one(connection):
                 pass
         except Disconnected:

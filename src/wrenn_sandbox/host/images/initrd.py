@@ -10,12 +10,13 @@ from .modules import TREES, load_order
 from .recipe import KernelRecipe
 from .tools import run
 
-KERNEL_ARGS = "console=ttyS0 panic=-1 reboot=t quiet tsc=reliable"
+KERNEL_ARGS = "console=ttyS0 panic=-1 reboot=t quiet tsc=reliable nowatchdog"
 """What every guest kernel is started with.
 
 `tsc=reliable`: else the kernel compares the counter with its timer interrupts, which come late
-under emulation, gives the counter up and is left with a clock of 4 ms steps. Tried without gain on
-the boot time under emulation: `mitigations=off`, `nokaslr`, `no_timer_check`.
+under emulation, gives the counter up and is left with a clock of 4 ms steps. `nowatchdog`: the
+kernel would take a host that is busy for a lock-up of its own. Tried without gain on the boot time
+under emulation: `mitigations=off`, `nokaslr`, `no_timer_check`.
 """
 
 _APPLETS = (
