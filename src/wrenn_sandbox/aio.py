@@ -68,6 +68,19 @@ async def every(
 
 
 @asynccontextmanager
+async def beside(work: Coroutine[object, object, T]) -> AsyncIterator["asyncio.Task[T]"]:
+    """Do `work` while the block runs; it has ended, one way or another, when the block is left."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    except BaseException:
+        task.cancel()
+        raise
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
 async def first_of(
     one: Awaitable[T], other: Awaitable[U]
 ) -> AsyncIterator[tuple["asyncio.Future[T]", "asyncio.Future[U]"]]:

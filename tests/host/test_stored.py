@@ -88,7 +88,7 @@ def test_a_failure_after_the_commit_can_be_undone(
     monkeypatch.undo()
     paused.unstage(paths, SANDBOX_ID, 2)
     assert paused.newest(paths, SANDBOX_ID) is None
-    assert tree(paths) == {"1/disk"}
+    assert tree(paths) == everything(1) - {"1/manifest.json"}
 
 
 def test_a_commit_takes_the_place_of_what_is_not_needed(paths: Paths) -> None:
@@ -96,15 +96,17 @@ def test_a_commit_takes_the_place_of_what_is_not_needed(paths: Paths) -> None:
     paused.consume(paths, commit(paths, 2, (1,)))
     third = commit(paths, 3, (2,))
     assert paused.newest(paths, SANDBOX_ID) == third
-    assert tree(paths) == {"2/disk", *everything(3)}
+    assert tree(paths) == {*everything(2) - {"2/manifest.json"}, *everything(3)}
 
 
-def test_a_consumed_generation_is_a_disk_alone(paths: Paths) -> None:
+def test_a_consumed_generation_cannot_be_gone_back_to(paths: Paths) -> None:
     manifest = commit(paths, 1)
     paused.consume(paths, manifest)
     assert paused.newest(paths, SANDBOX_ID) is None
-    assert tree(paths) == {"1/disk"}
     paused.consume(paths, manifest)
+    paused.strip(paths, SANDBOX_ID, (1,))
+    assert tree(paths) == {"1/disk"}
+    paused.strip(paths, SANDBOX_ID, (1,))
 
 
 def test_a_crash_while_consuming(paths: Paths) -> None:

@@ -3,7 +3,8 @@
 Pages: a sandbox whose own pages outgrow a threshold gets a memory image of its own that holds
 them, and its next pause writes what has changed since. Disks: layers that nothing writes to any
 more are put together, while the sandbox runs or is stored. Both are made aside and take the
-sandbox's lock only to be switched to; a sandbox that is resumed meanwhile does not wait.
+sandbox's lock only to be switched to; a sandbox that is resumed meanwhile does not wait. What was
+stored of the memory of a sandbox that runs again is removed.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import structlog
 from wrenn_sandbox.errors import Conflict, WrennError
 from wrenn_sandbox.ids import SandboxId, new_image_id
 
-from . import admission, failpoints, merging
+from . import admission, failpoints, merging, paused
 from .collection import ImageCollection
 from .context import HostContext
 from .images import manifest as form
@@ -95,7 +96,7 @@ class Housekeeper:
 
     async def _tidy(self, sandbox: Sandbox) -> None:
         log = _log.bind(sandbox=sandbox.sandbox_id)
-        for chore in (self._merge, self._collapse):
+        for chore in (self._strip, self._merge, self._collapse):
             try:
                 await chore(sandbox)
             except Conflict as reason:
@@ -106,6 +107,12 @@ class Housekeeper:
                 log.warning("housekeeping failed", detail=str(error))
             except Exception:
                 log.exception("housekeeping failed")
+
+    async def _strip(self, sandbox: Sandbox) -> None:
+        """Free what a resume has used up: the answer to it does not wait for that."""
+        await asyncio.to_thread(
+            paused.strip, self._context.paths, sandbox.sandbox_id, sandbox.layers
+        )
 
     async def _merge(self, sandbox: Sandbox) -> None:
         manifest = sandbox.stored

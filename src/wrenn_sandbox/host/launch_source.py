@@ -1,6 +1,7 @@
 """What a machine is started from: an image, a paused sandbox, or the disk of one."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from wrenn_sandbox.host.images.manifest import Manifest
@@ -61,7 +62,9 @@ def paused_source(paths: Paths, manifest: PausedSandbox, image: Manifest) -> Lau
         vcpus=manifest.machine.vcpus,
         memory_mb=manifest.machine.memory_mb,
         disk=Disk(directory / form.DISK, raw=False),
-        snapshot=Snapshot(directory / form.VMSTATE, directory),
+        snapshot=Snapshot(
+            directory / form.VMSTATE, directory, partial(paused.check_memory, paths, manifest)
+        ),
         stored_disks=paused.disks(paths, manifest.sandbox_id, layers),
         token=manifest.token,
         generation=manifest.generation,

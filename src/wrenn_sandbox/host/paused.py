@@ -266,13 +266,10 @@ def _check(paths: Paths, manifest: PausedSandbox, names: Collection[str]) -> Non
 
 
 def consume(paths: Paths, manifest: PausedSandbox) -> None:
-    """After a resume: what was stored is no state to go back to, only its disk is needed."""
+    """After a resume: what was stored is no state to go back to. `strip` frees its memory."""
     directory = paths.generation(manifest.sandbox_id, manifest.generation)
     (directory / FILE_NAME).unlink(missing_ok=True)
     sync_directory(directory)
-    for name in manifest.files:
-        if name != DISK:
-            (directory / name).unlink(missing_ok=True)
 
 
 def settle(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
@@ -289,7 +286,7 @@ def strip(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
             (directory / FILE_NAME).unlink(missing_ok=True)
             for path in directory.iterdir():
                 if path.name != DISK:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
 
 def keep(paths: Paths, sandbox_id: SandboxId, generations: Collection[int]) -> None:

@@ -237,7 +237,6 @@ class Sandbox:
             with _way_out():
                 await asyncio.to_thread(self._context.store.open_sound, manifest.image_id)
                 engine = compatibility.require_stored(self._context, manifest, image)
-                await asyncio.to_thread(paused.check_memory, paths, manifest)
                 failpoints.reach("resume.checked")
                 source = replace(paused_source(paths, manifest, image), engine=engine)
                 share = partial(paused.share_disks, paths, manifest)

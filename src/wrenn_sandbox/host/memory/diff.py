@@ -29,6 +29,9 @@ from .pages import PAGE, Mapping, Run, own_pages, read, split, write
 from .sparse import go_on
 
 _BATCH_PAGES: Final = 1024
+_WRITERS: Final = 2
+"""Threads that put pages into a process: most of the work is the kernel's, which finds a page of
+memory for each."""
 INDEX: Final = "memory.idx"
 PAGES: Final = "memory.diff"
 _DAMAGED: Final = "The stored memory of the sandbox is damaged"
@@ -96,21 +99,25 @@ def inject(mapping: Mapping, directory: Path) -> None:
         _require_fit(fd, runs)
         if not runs:
             return
-        with mmap.mmap(
-            fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-        ) as all_:
-            view = memoryview(all_)
-            try:
-                offset = 0
-                for batch in split(runs, 16 * _BATCH_PAGES):
-                    size = sum(run.size for run in batch)
-                    with view[offset : offset + size] as piece:
-                        write(mapping, batch, piece)
-                    offset += size
-            finally:
-                view.release()
+        with (
+            mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as all_,
+            memoryview(all_) as view,
+            ThreadPoolExecutor(_WRITERS) as writers,
+        ):
+            offset, writing = 0, []
+            for batch in split(runs, _BATCH_PAGES):
+                size = sum(run.size for run in batch)
+                writing.append(writers.submit(_put, mapping, batch, view, offset))
+                offset += size
+            for each in writing:
+                each.result()
     finally:
         os.close(fd)
+
+
+def _put(mapping: Mapping, batch: Sequence[Run], pages: memoryview, offset: int) -> None:
+    with pages[offset : offset + sum(run.size for run in batch)] as piece:
+        write(mapping, batch, piece)
 
 
 def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> None:

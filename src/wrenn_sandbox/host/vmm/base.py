@@ -5,6 +5,7 @@ All state it needs to find a machine again is in `Process` and the machine's dir
 any driver object can adopt what another one started.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -72,6 +73,11 @@ class Snapshot:
 
     vmstate: Path
     diff: Path | None = None
+    check: Callable[[], None] | None = None
+    """Raises `IncompatibleImage` unless both are as they were stored; blocks.
+
+    It reads all of them. A driver does that while its VMM starts; no guest runs before.
+    """
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -56,6 +56,8 @@ class FakeDriver(Driver):
         return await self._start(spec)
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        if snapshot.check is not None:
+            await asyncio.to_thread(snapshot.check)
         await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
         return await self._start(spec)
 

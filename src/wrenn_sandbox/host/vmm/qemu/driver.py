@@ -12,7 +12,7 @@ from typing import Final, Self, TypeVar
 
 import structlog
 
-from wrenn_sandbox.aio import first_of
+from wrenn_sandbox.aio import beside, first_of
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
@@ -169,13 +169,15 @@ class QemuDriver(Driver):
             memory, fds = await self._base(qemu, spec)
             passed += fds
             readable = [Path(memory.path)] if memory.read_only_file else []
-            running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
+            async with beside(_checked(snapshot)) as checking:
+                running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
         finally:
             for fd in passed:
                 os.close(fd)
         failpoints.reach("machine.spawned")
         process = self._register(running)
         try:
+            checking.result()
             if snapshot.diff is not None:
                 await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
                 require_same(running)
@@ -424,6 +426,11 @@ def _prepared(variant: Variant, engine: Engine, directory: Path) -> Qemu:
     seccomp = has_seccomp(kept)
     variant = replace(variant, program=kept, firmware=firmware, seccomp=seccomp)
     return Qemu(variant, version, engine.digest, directory)
+
+
+async def _checked(snapshot: Snapshot) -> None:
+    if snapshot.check is not None:
+        await asyncio.to_thread(snapshot.check)
 
 
 def _close_unwanted(memory: "asyncio.Future[int]") -> None:
