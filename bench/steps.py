@@ -27,7 +27,7 @@ START = [
     Step("load device state", Monitor, "load"),
     Step("first answer: connect", Connection, "open"),
     Step("first answer: connect and init", GuestClient, "init"),
-    Step("check what is stored", paused, "check"),
+    Step("check what is stored", paused, "check_memory"),
     Step("forget what was stored", paused, "consume"),
 ]
 PAUSE = [

@@ -1,14 +1,17 @@
 """Stored sandboxes: complete or absent, checked, tidied up after crashes."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from blake3 import blake3
 
 from support.generations import FILES, SANDBOX_ID, commit, staged
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host import paused
+from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.paths import Paths, sync_directory
 from wrenn_sandbox.host.paused import PausedSandbox
 
@@ -133,6 +136,24 @@ def test_the_newest_complete_one_counts(paths: Paths) -> None:
     assert paused.all_ids(paths) == []
 
 
+def test_damage_of_what_a_former_server_stored_is_found(paths: Paths) -> None:
+    """It used SHA-256."""
+    manifest = commit(paths, 1)
+    files = {
+        name: FileDigest(
+            entry.size,
+            hashlib.sha256((paths.generation(SANDBOX_ID, 1) / name).read_bytes()).hexdigest(),
+        )
+        for name, entry in manifest.files.items()
+    }
+    former = msgspec.structs.replace(manifest, files=files)
+    paused.check(paths, former)
+    path = paths.generation(SANDBOX_ID, 1) / FILES[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(IncompatibleImage, match="has changed"):
+        paused.check(paths, former)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_found(paths: Paths, name: str) -> None:
     manifest = commit(paths, 1)
@@ -196,7 +217,7 @@ def test_a_disk_is_taken_without_a_copy(paths: Paths, tmp_path: Path) -> None:
     entry = paused.take_disk(directory, overlay)
     assert os.path.samefile(directory / "disk", overlay)
     assert entry.size == 7
-    assert entry.sha256 == paused.digest(overlay)
+    assert entry.blake3 == blake3(overlay.read_bytes()).hexdigest()
     assert overlay.stat().st_uid == 0
 
 

@@ -75,9 +75,6 @@ class Life:
         identity = Identity(fields.parse(await exchange.body.whole(UNARY_LIMIT)))
         if identity.user is not None:
             self._auth.user(identity.user)
-        if identity.generation is not None and identity.generation != self._generation:
-            self._generation = identity.generation
-            self.server.drop_others(exchange.connection)
         if self._machine is not None:
             _take_over(self._machine, identity)
         if identity.token is not None:
@@ -91,6 +88,9 @@ class Life:
         try:
             await exchange.reply(204)
         finally:  # also when nobody waits for the answer; nothing else has its turn before
+            if identity.generation is not None and identity.generation != self._generation:
+                self._generation = identity.generation
+                self.server.drop_others(exchange.connection)
             self._environment.read_locale()
             if self._machine is not None:
                 await self._machine.write_names(identity.hostname, identity.machine_id)

@@ -9,13 +9,14 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
+from blake3 import blake3
 
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, VMSTATE, FileDigest, HardwareProfile
@@ -43,10 +44,10 @@ _DAMAGED: Final = "The stored sandbox is damaged: "
 class PausedSandbox(msgspec.Struct, frozen=True, kw_only=True):
     """The manifest of one generation. Its pages are over the memory of image `image_id`.
 
-    `files` have plain SHA-256 digests; an empty digest means that only the size is known (disks
-    above 256 MiB). `layers` are the older generations whose disks its disk builds on. Of a guest
-    that stopped by itself, for the reason `stopped`, the disk is all that there is. `rebooted` says
-    why it was booted from its disk before, where its owner did not ask for that.
+    Of `files` without a digest only the size is known (disks above 256 MiB). `layers` are the older
+    generations whose disks its disk builds on. Of a guest that stopped by itself, for the reason
+    `stopped`, the disk is all that there is. `rebooted` says why it was booted from its disk
+    before, where its owner did not ask for that.
     """
 
     format_version: int = FORMAT_VERSION
@@ -261,8 +262,9 @@ def _check(paths: Paths, manifest: PausedSandbox, names: Collection[str]) -> Non
             raise IncompatibleImage(
                 f"{_DAMAGED}{name} has the wrong size", detail=f"{found} != {entry.size}"
             )
-        if entry.sha256 and digest(directory / name) != entry.sha256:
-            raise IncompatibleImage(f"{_DAMAGED}{name} has changed")
+        for algorithm, wanted in ((blake3, entry.blake3), (hashlib.sha256, entry.sha256)):
+            if wanted and _digest(directory / name, algorithm) != wanted:
+                raise IncompatibleImage(f"{_DAMAGED}{name} has changed")
 
 
 def consume(paths: Paths, manifest: PausedSandbox) -> None:
@@ -330,15 +332,14 @@ def withdraw_disks(paths: Paths, sandbox_id: SandboxId, generations: Collection[
 
 
 def describe(path: Path) -> FileDigest:
-    """Size and plain digest of a file; no digest for a big one."""
+    """Size and digest of a file; no digest for a big one."""
     size = path.stat().st_size
-    return FileDigest(size=size, sha256=digest(path) if size <= _DIGEST_LIMIT else "")
+    return FileDigest(size, blake3=_digest(path, blake3) if size <= _DIGEST_LIMIT else "")
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file in hex."""
+def _digest(path: Path, algorithm: Callable[[], object]) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, cast("Callable[[], hashlib._Hash]", algorithm)).hexdigest()
 
 
 def entries(directory: Path, names: Collection[str]) -> Mapping[str, FileDigest]:

@@ -6,13 +6,14 @@ in the form of `encode_runs`, with the magic `WRMI`.
 
 import array
 import errno
-import hashlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from wrenn_sandbox.errors import IncompatibleImage
 from wrenn_sandbox.host.images.manifest import FileDigest
@@ -58,13 +59,13 @@ def decode_index(data: bytes, pages: int) -> list[Run]:
 def capture(mapping: Mapping, directory: Path) -> dict[str, FileDigest]:
     """Store the process's own pages in `directory`; blocks. The machine must be stopped.
 
-    Returns the two files with plain digests. Reading and writing go on in one thread, digests in
+    Returns the two files with their digests. Reading and writing go on in one thread, digests in
     another. Nothing is synced here.
     """
     runs = own_pages(mapping)
     index = encode_index(runs, (mapping.high - mapping.low) // PAGE)
     (directory / INDEX).write_bytes(index)
-    digest = hashlib.sha256()
+    digest = blake3()
     buffers = [mmap.mmap(-1, _BATCH_PAGES * PAGE) for _ in range(2)]
     total = 0
     fd = _new_file(directory / PAGES)
@@ -83,8 +84,8 @@ def capture(mapping: Mapping, directory: Path) -> dict[str, FileDigest]:
     finally:
         os.close(fd)
     return {
-        PAGES: FileDigest(total, digest.hexdigest()),
-        INDEX: FileDigest(len(index), hashlib.sha256(index).hexdigest()),
+        PAGES: FileDigest(total, blake3=digest.hexdigest()),
+        INDEX: FileDigest(len(index), blake3=blake3(index).hexdigest()),
     }
 
 

@@ -115,7 +115,7 @@ class Driver(Protocol):
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         """Stop the machine and store `vmstate` and, of a restored one, its own pages in `into`.
 
-        Returns the files with plain digests. The machine stays stopped; on failure it runs on.
+        Returns the files with digests by BLAKE3. The machine stays stopped; on failure it runs on.
         Nothing is synced.
         """
         ...

@@ -6,7 +6,6 @@ One that boots from the disk of a stored one finds that archive beside it.
 """
 
 import asyncio
-import hashlib
 import os
 import signal
 import subprocess
@@ -14,6 +13,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.errors import HostFailure
@@ -180,14 +181,10 @@ def _store(spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
         (into / diff.INDEX).write_bytes(diff.encode_index([], pages))
         (into / diff.PAGES).touch()
         names += [diff.INDEX, diff.PAGES]
+    files = {name: (into / name).read_bytes() for name in names}
     return {
-        name: form.FileDigest((into / name).stat().st_size, _digest(into / name)) for name in names
+        name: FileDigest(len(data), blake3=blake3(data).hexdigest()) for name, data in files.items()
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(archive: Path, home: Path) -> None:

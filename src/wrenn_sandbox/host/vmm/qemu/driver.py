@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import structlog
+from blake3 import blake3
 
 from wrenn_sandbox.aio import beside, first_of
 from wrenn_sandbox.errors import HostFailure
@@ -165,29 +165,29 @@ class QemuDriver(Driver):
             qemu = await asyncio.to_thread(self._kept, spec.engine)
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         passed = [vmstate]
-        try:
-            memory, fds = await self._base(qemu, spec)
-            passed += fds
-            readable = [Path(memory.path)] if memory.read_only_file else []
-            async with beside(_checked(snapshot)) as checking:
+        async with beside(_checked(snapshot)) as checked:
+            try:
+                memory, fds = await self._base(qemu, spec)
+                passed += fds
+                readable = [Path(memory.path)] if memory.read_only_file else []
                 running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
-        finally:
-            for fd in passed:
-                os.close(fd)
-        failpoints.reach("machine.spawned")
-        process = self._register(running)
-        try:
-            checking.result()
-            if snapshot.diff is not None:
-                await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
-                require_same(running)
-            await unless_ended(running, running.monitor.load(vmstate))
-        except BaseException as error:
-            if isinstance(error, HostFailure):
-                error.add_detail(await self.diagnosis(process))
-            await asyncio.shield(self.kill(process))
-            raise
-        return process
+            finally:
+                for fd in passed:
+                    os.close(fd)
+            failpoints.reach("machine.spawned")
+            process = self._register(running)
+            try:
+                if snapshot.diff is not None:
+                    await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
+                    require_same(running)
+                await checked
+                await unless_ended(running, running.monitor.load(vmstate))
+            except BaseException as error:
+                if isinstance(error, HostFailure):
+                    error.add_detail(await self.diagnosis(process))
+                await asyncio.shield(self.kill(process))
+                raise
+            return process
 
     async def _base(self, qemu: Qemu, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors to pass on and close."""
@@ -404,7 +404,7 @@ class QemuDriver(Driver):
         data = read_state(state)
         (into / VMSTATE).write_bytes(data)
         state.unlink()
-        files = {VMSTATE: FileDigest(len(data), hashlib.sha256(data).hexdigest())}
+        files = {VMSTATE: FileDigest(len(data), blake3=blake3(data).hexdigest())}
         if spec.memory is not None:
             try:
                 files |= diff.capture(self._mapping(pid, spec), into)
