@@ -27,9 +27,9 @@ from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.vmm.base import MachineSpec
+from wrenn_sandbox.host.vmm.files import short_path
 from wrenn_sandbox.host.vmm.qemu.command import Memory, command
 from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
-from wrenn_sandbox.host.vmm.qemu.monitor import short_path
 from wrenn_sandbox.ids import new_machine_id
 
 from .rig import guest_memory

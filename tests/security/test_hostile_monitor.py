@@ -25,18 +25,15 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.pages import PAGE
 from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.vmm.files import LOG_LIMIT, read_state, shorten_log, tails
 from wrenn_sandbox.host.vmm.qemu import monitor as monitor_module
 from wrenn_sandbox.host.vmm.qemu import process as qemu_process
 from wrenn_sandbox.host.vmm.qemu import qmp
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
 from wrenn_sandbox.host.vmm.qemu.process import (
-    LOG_LIMIT,
     Running,
     connected,
     or_no_end,
-    read_state,
-    shorten_log,
-    tails,
     unless_ended,
 )
 

@@ -9,7 +9,7 @@ from support.vm.rig import Api, Rig, Sandbox, eventually
 from support.vm.stand import spec_of
 from wrenn_sandbox.host.privileged.confinement import confinement
 from wrenn_sandbox.host.privileged.process import ProcessHandle
-from wrenn_sandbox.host.vmm.qemu.launch import launch
+from wrenn_sandbox.host.vmm.launch import launch
 
 pytestmark = pytest.mark.vm
 

@@ -27,7 +27,7 @@ from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.confinement import confinement
 from wrenn_sandbox.host.vmm.base import MachineSpec
-from wrenn_sandbox.host.vmm.qemu.launch import launch
+from wrenn_sandbox.host.vmm.launch import launch
 from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm

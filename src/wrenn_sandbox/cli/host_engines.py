@@ -10,11 +10,10 @@ import typer
 
 from wrenn_sandbox.errors import Conflict, IncompatibleImage, InvalidRequest, NotFound
 from wrenn_sandbox.host import journal, paused
-from wrenn_sandbox.host.engines import Engine, EngineStore
+from wrenn_sandbox.host.engines import Engine, EngineStore, noted
 from wrenn_sandbox.host.images.manifest import HardwareProfile
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
-from wrenn_sandbox.host.vmm.qemu.engine import noted
 from wrenn_sandbox.settings import HostSettings
 
 from . import output

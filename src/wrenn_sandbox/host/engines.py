@@ -34,7 +34,8 @@ FORMAT_VERSION: Final = 1
 _MANIFEST: Final = "manifest.json"
 _DIGITS: Final = frozenset("0123456789abcdef")
 _LENGTH: Final = 64
-_NAMES: Final = {"qemu": "QEMU"}
+NAMES: Final = {"qemu": "QEMU", "firecracker": "Firecracker"}
+"""What people call the VMMs."""
 _DAMAGED: Final = "An engine of this host is damaged"
 
 
@@ -52,7 +53,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """What people call it."""
-        return f"{_NAMES.get(self.vmm, self.vmm)} {self.vmm_version}"
+        return f"{NAMES.get(self.vmm, self.vmm)} {self.vmm_version}"
 
     @property
     def size(self) -> int:
@@ -222,6 +223,18 @@ class EngineStore:
             return None
         self._sound.add(digest)
         return engine
+
+
+class _Note(msgspec.Struct, frozen=True):
+    engine: str
+
+
+def noted(note: Path) -> str:
+    """The digest of the engine that the last server started VMs with; empty where there is none."""
+    try:
+        return msgspec.json.decode(note.read_bytes(), type=_Note).engine
+    except (OSError, msgspec.DecodeError):
+        return ""
 
 
 def retirement(engine: Engine) -> str:

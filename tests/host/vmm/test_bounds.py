@@ -6,7 +6,7 @@ from pathlib import Path
 from support.machine_specs import machine_spec
 from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.disk.qcow2 import overlay
-from wrenn_sandbox.host.vmm.qemu.launch import limits
+from wrenn_sandbox.host.vmm.launch import limits
 
 DISK_MB = 256
 CLUSTER = 64 * 1024

@@ -12,11 +12,11 @@ import pytest
 
 from support.other_qemu import other_qemu, path_with
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.engines import Engine, EngineStore
+from wrenn_sandbox.host.engines import Engine, EngineStore, noted
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, version_of
 from wrenn_sandbox.host.vmm.qemu.command import BINARY, MACHINE, Program
-from wrenn_sandbox.host.vmm.qemu.engine import _loaded, constituents, installed, noted, program
+from wrenn_sandbox.host.vmm.qemu.engine import _loaded, constituents, installed, program
 
 pytestmark = [
     pytest.mark.slow,

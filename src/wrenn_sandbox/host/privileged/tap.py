@@ -46,14 +46,15 @@ def attach_tap(name: str) -> int:
     try:
         request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         fcntl.ioctl(fd, _TUNSETIFF, request)
-        _bring_up(name)
+        bring_up(name)
     except OSError as error:
         os.close(fd)
         raise HostFailure("Cannot attach to the tap of the slot", detail=str(error)) from error
     return fd
 
 
-def _bring_up(name: str) -> None:
+def bring_up(name: str) -> None:
+    """Let a tap of the calling thread's namespace carry packets; raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         answer = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
         _, flags = struct.unpack_from("16sH", answer)

@@ -29,22 +29,26 @@ from wrenn_sandbox.host.privileged.spawn import give_up_huge_pages, kvm_groups
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.probe import KVM_DEVICE
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.vmm.files import append, make_own, read_state, shorten_log, tails
+from wrenn_sandbox.host.vmm.launch import launch
 
 from .binary import cpu_model, has_seccomp, version_of
-from .command import READ_ONLY_BASE_SINCE, Memory, Program, Variant, command
+from .command import (
+    READ_ONLY_BASE_SINCE,
+    TRANSLATION_CACHE_MB,
+    Memory,
+    Program,
+    Variant,
+    command,
+)
 from .engine import installed, program
-from .launch import launch
 from .monitor import Monitor, listen
 from .process import (
     Running,
-    append,
     connected,
     end,
     or_no_end,
-    read_state,
     require_same,
-    shorten_log,
-    tails,
     unless_ended,
 )
 from .tsc import host_tsc_khz
@@ -152,7 +156,7 @@ class QemuDriver(Driver):
     async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
         memory = None
         if record is not None:
-            await asyncio.to_thread(_make_own, record, spec, spec.memory_mb << 20)
+            await asyncio.to_thread(make_own, record, spec, spec.memory_mb << 20)
             memory = Memory(str(record), shared=True, read_only_file=False)
         booting = [spec.kernel, spec.initrd]
         running = await self._spawn(self._qemu, spec, memory, [], booting, restore=False)
@@ -214,7 +218,7 @@ class QemuDriver(Driver):
             raise HostFailure("The guest has stopped")
         state = spec.files.vmstate
         try:
-            await asyncio.to_thread(_make_own, state, spec)
+            await asyncio.to_thread(make_own, state, spec)
             await unless_ended(running, running.monitor.stop())
             failpoints.reach("machine.stopped")
             await unless_ended(running, running.monitor.save(state))
@@ -371,6 +375,7 @@ class QemuDriver(Driver):
                 pass_fds=passed,
                 output=log,
                 groups=kvm_groups() if variant.accelerator == "kvm" else (),
+                extra_mb=TRANSLATION_CACHE_MB,
             )
         try:
             monitor = await connected(handle, socket_path, qemu.version)
@@ -465,15 +470,3 @@ def _rename_disk(spec: MachineSpec) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(layer.name)
     link.replace(former)
-
-
-def _make_own(path: Path, spec: MachineSpec, size: int = 0) -> None:
-    """A sparse file that the machine's user may write to, in a directory where it may not."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, size)
-        if os.geteuid() == 0:
-            os.fchown(fd, spec.slot.uid, spec.slot.uid)
-    finally:
-        os.close(fd)

@@ -79,14 +79,6 @@ def installed(engines: EngineStore, note: Path) -> Engine:
     return engine
 
 
-def noted(note: Path) -> str:
-    """The digest of the engine that the last server started VMs with; empty where there is none."""
-    try:
-        return msgspec.json.decode(note.read_bytes(), type=_Note).engine
-    except (OSError, msgspec.DecodeError):
-        return ""
-
-
 def _noted(engines: EngineStore, note: Path, binary: str) -> Engine | None:
     try:
         noted = msgspec.json.decode(note.read_bytes(), type=_Note)

@@ -3,17 +3,16 @@
 import asyncio
 import base64
 import binascii
-import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import msgspec
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.vmm.files import short_path
 from wrenn_sandbox.patience import patience
 
 from .command import CONSOLE, CONSOLE_BYTES
@@ -41,16 +40,6 @@ def listen(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-@contextlib.contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """A name for a socket that fits the 107 bytes the kernel allows, whatever its directory."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 class _Status(msgspec.Struct):

@@ -1,9 +1,6 @@
 """A QEMU process and its monitor: calls to it end when it does."""
 
 import asyncio
-import contextlib
-import os
-import stat
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +16,6 @@ from .monitor import Monitor
 
 T = TypeVar("T")
 
-STATE_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes of device state; a machine's is some 13 KiB."""
-LOG_LIMIT: Final = 1024 * 1024
-"""Bytes of a monitor's own log; a guest can make it complain as often as it likes."""
-_TAIL_BYTES: Final = 2000
 _END_SEC: Final = 0.1
 """How long after its connection the end of a process is seen at the latest."""
 _REPLACED: Final = "An engine of this host is damaged: it is QEMU of another version"
@@ -100,53 +92,3 @@ def require_same(running: Running) -> None:
     """Raise `HostFailure` where the process has ended, so that its pid may be another's."""
     if not running.handle.alive:
         raise HostFailure("The machine ended unexpectedly")
-
-
-def read_state(path: Path) -> bytes:
-    """The device state that a monitor has written, however much that is; blocks.
-
-    Raises OSError, also for what is no file or more than any machine's.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError("the device state is not a file")
-        data = file.read(STATE_LIMIT + 1)
-    if not 0 < len(data) <= STATE_LIMIT:
-        raise OSError(f"the device state has {len(data)} bytes or more")
-    return data
-
-
-def append(path: Path, text: bytes) -> None:
-    """Add to a log file; blocks."""
-    with open(path, "ab") as file:
-        file.write(text)
-
-
-def shorten_log(path: Path) -> None:
-    """Empty a log that has grown too long, under the hands of its monitor; blocks."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_LIMIT:
-            os.truncate(path, 0)
-
-
-def tails(files: MachineFiles) -> str:
-    """The end of what the monitor and the guest wrote, fit for a terminal; blocks."""
-    context = []
-    for path in (files.vmm_log, files.console):
-        with contextlib.suppress(OSError):
-            text = _shown(_end(path))
-            if text:
-                context.append(f"{path.name}: {text}")
-    return "\n".join(context)
-
-
-def _shown(data: bytes) -> str:
-    text = data.decode("utf-8", "replace").strip()
-    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
-
-
-def _end(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        return file.read(_TAIL_BYTES)

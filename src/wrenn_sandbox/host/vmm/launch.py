@@ -14,9 +14,8 @@ from wrenn_sandbox.host.privileged.jail import View
 from wrenn_sandbox.host.privileged.limits import Limits
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import NOTHING, Output, spawn_in_slot
-from wrenn_sandbox.host.vmm.base import MachineSpec
 
-from .command import TRANSLATION_CACHE_MB
+from .base import MachineSpec
 
 
 async def launch(
@@ -30,19 +29,21 @@ async def launch(
     pass_fds: Collection[int] = (),
     output: Output = subprocess.DEVNULL,
     groups: tuple[int, ...] = (),
+    extra_mb: int = 0,
 ) -> ProcessHandle:
     """Start `argv` as this machine's process.
 
     It sees the machine's directory, the files that its disks consist of, those that are `readable`
-    besides, and the directory `programs` if it is started from there. Raises OSError and
-    `HostFailure`; nothing runs then.
+    besides, and the directory `programs` if it is started from there. `extra_mb` is what this VMM
+    may take in MiB besides what every one does. Raises OSError and `HostFailure`; nothing runs
+    then.
     """
     files = [spec.runtime, *spec.disks, *readable]
     async with AsyncExitStack() as stack:
         group: int | None = None
         if confinement.groups is not None:
             name = spec.files.directory.name
-            group = await asyncio.to_thread(confinement.groups.open, name, bounds(spec))
+            group = await asyncio.to_thread(confinement.groups.open, name, bounds(spec, extra_mb))
             stack.callback(os.close, group)
         return await spawn_in_slot(
             spec.slot,
@@ -50,7 +51,7 @@ async def launch(
             jail=confinement.jail,
             view=View(spec.files.directory, tuple(files), programs),
             group=group,
-            limits=limits(spec, own_user=os.geteuid() == 0),
+            limits=limits(spec, extra_mb, own_user=os.geteuid() == 0),
             pass_fds=pass_fds,
             output=output,
             cwd=spec.files.directory,
@@ -78,12 +79,12 @@ see errors of its disk."""
 _METADATA_MB: Final = 64
 
 
-def limits(spec: MachineSpec, *, own_user: bool) -> Limits:
+def limits(spec: MachineSpec, extra_mb: int = 0, *, own_user: bool) -> Limits:
     """For the process alone; `own_user` says that nothing else runs as its user."""
     disk = spec.disk_mb * _MB
     layer = _HOLES * disk + _METADATA_MB * _MB
     memory = spec.memory_mb * _MB
-    own = _ADDRESSES_MB + TRANSLATION_CACHE_MB + (_BUSY_THREADS + spec.vcpus) * _THREAD_MB
+    own = _ADDRESSES_MB + extra_mb + (_BUSY_THREADS + spec.vcpus) * _THREAD_MB
     return Limits(
         file_size=max(layer, memory + _METADATA_MB * _MB),
         address_space=memory + own * _MB,
@@ -91,9 +92,9 @@ def limits(spec: MachineSpec, *, own_user: bool) -> Limits:
     )
 
 
-def bounds(spec: MachineSpec) -> Bounds:
+def bounds(spec: MachineSpec, extra_mb: int = 0) -> Bounds:
     """For its control group."""
-    own = TRANSLATION_CACHE_MB + _OWN_MB + spec.vcpus * _OWN_MB_PER_CPU
+    own = extra_mb + _OWN_MB + spec.vcpus * _OWN_MB_PER_CPU
     return Bounds(
         memory=(spec.memory_mb + own) * _MB,
         cpus=spec.vcpus + _OWN_CPUS,
