@@ -235,8 +235,8 @@ def test_a_link_in_the_place_of_a_disk_is_not_followed(paths: Paths, tmp_path: P
 @pytest.mark.root
 def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Paths) -> None:
     paused.consume(paths, commit(paths, 1))
-    manifest = commit(paths, 2, (1,))
-    paused.share_disks(paths, manifest, 720_123)
+    commit(paths, 2, (1,))
+    paused.share_disks(paths, SANDBOX_ID, (1, 2), 720_123)
     for generation in (1, 2):
         status = (paths.generation(SANDBOX_ID, generation) / "disk").stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 720_123, 0o440)
@@ -246,7 +246,7 @@ def test_shared_disks_can_be_read_by_one_group_and_written_by_nobody(paths: Path
 def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths: Paths) -> None:
     """The number of a slot's user is another sandbox's soon."""
     first = commit(paths, 1)
-    paused.share_disks(paths, first, 720_123)
+    paused.share_disks(paths, SANDBOX_ID, (1,), 720_123)
     paused.consume(paths, first)
     commit(paths, 2, (1,))
     status = (paths.generation(SANDBOX_ID, 1) / "disk").stat()
@@ -255,7 +255,7 @@ def test_a_pause_takes_the_disks_back_from_the_group_that_could_read_them(paths:
 
 @pytest.mark.root
 def test_disks_are_taken_back_also_where_one_is_missing(paths: Paths) -> None:
-    manifest = commit(paths, 1)
-    paused.share_disks(paths, manifest, 720_123)
+    commit(paths, 1)
+    paused.share_disks(paths, SANDBOX_ID, (1,), 720_123)
     paused.withdraw_disks(paths, SANDBOX_ID, (7, 1))
     assert (paths.generation(SANDBOX_ID, 1) / "disk").stat().st_gid == 0

@@ -11,7 +11,7 @@ from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
 from . import paused
 from .context import HostContext
 from .disk_use import Layers
-from .engines import retirement
+from .engines import NAMES, retirement
 from .paused import PausedSandbox
 
 _UNTIDY: Final = "The sandbox's disk layers are being merged; try again in a moment"
@@ -79,6 +79,20 @@ def retired(context: HostContext, machine: HardwareProfile) -> str:
     return "" if engine is None or engine.retired_at is None else retirement(engine)
 
 
+def require_driver(context: HostContext, machine: HardwareProfile) -> None:
+    """Raise `IncompatibleImage` unless a machine was stored with the driver of this host.
+
+    With another one not even its disk can be used: it is in another format.
+    """
+    here = context.driver.capabilities.name
+    if machine.vmm != here:
+        before, now = (NAMES.get(each, each) for each in (machine.vmm, here))
+        raise IncompatibleImage(
+            f"It was stored with {before}, and this host runs {now}; start the server with"
+            f" WRENN_DRIVER={machine.vmm}"
+        )
+
+
 def require_bounded(context: HostContext, layers: Layers) -> None:
     """Raise `NoCapacity` while the disk layers take too much to add one more.
 
@@ -95,6 +109,7 @@ def require_disks(
 
     `staged` holds the newest while it is not committed yet.
     """
+    require_driver(context, manifest.machine)
     base = context.store.below(image)
     paused.require_disks(context.paths, manifest, context.driver.disk_format, base, staged)
 
@@ -106,7 +121,6 @@ _NAMES: Final = {
     "memory_mb": "memory size",
     "cpu_model": "CPU model",
     "accelerator": "accelerator",
-    "vmm": "machine monitor",
     "vmm_version": "version of the machine monitor",
     "network": "kind of network",
     "kernel_sha256": "kernel",
@@ -134,6 +148,7 @@ def require(context: HostContext, stored: HardwareProfile, here: HardwareProfile
     Returns the digest of the kept engine that continues the machine. With it comes the version;
     without it the one that is installed must be of the same, and the digest is empty.
     """
+    require_driver(context, stored)
     digest = _engine(context, stored)
     if digest:
         here = msgspec.structs.replace(

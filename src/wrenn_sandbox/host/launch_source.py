@@ -12,7 +12,6 @@ from .context import HostContext
 from .disk.base import Disk
 from .images import manifest as form
 from .journal import Record
-from .paths import Paths
 from .paused import PausedSandbox
 
 
@@ -53,10 +52,12 @@ def source_of(context: HostContext, image: Manifest, engine: str = "") -> Launch
     )
 
 
-def paused_source(paths: Paths, manifest: PausedSandbox, image: Manifest) -> LaunchSource:
+def paused_source(context: HostContext, manifest: PausedSandbox, image: Manifest) -> LaunchSource:
     """What a machine that continues a stored one, whose memory is over `image`, starts from."""
+    paths = context.paths
     directory = paths.generation(manifest.sandbox_id, manifest.generation)
-    layers = (*manifest.layers, manifest.generation)
+    layered = context.driver.disk_format.layered
+    layers = (*manifest.layers, manifest.generation) if layered else ()
     return LaunchSource(
         image=image,
         vcpus=manifest.machine.vcpus,

@@ -308,12 +308,13 @@ def all_ids(paths: Paths) -> list[SandboxId]:
     return [SandboxId(path.name) for path in sorted(paths.paused.iterdir()) if path.is_dir()]
 
 
-def share_disks(paths: Paths, manifest: PausedSandbox, uid: int) -> None:
+def share_disks(
+    paths: Paths, sandbox_id: SandboxId, generations: Collection[int], uid: int
+) -> None:
     """Let a monitor's group read, and only read, the disks that its new layer builds on."""
     if os.geteuid() != 0:
         return
-    for generation in (manifest.generation, *manifest.layers):
-        disk = paths.generation(manifest.sandbox_id, generation) / DISK
+    for disk in disks(paths, sandbox_id, generations):
         os.chown(disk, 0, uid)
         disk.chmod(0o440)
 

@@ -210,6 +210,7 @@ class Sandbox:
 
     def _begin_stored(self, image: Manifest, reason: str) -> PausedSandbox:
         context, paths = self._context, self._context.paths
+        compatibility.require_driver(context, compatibility.started_as(image))
         disk = paused.stage(paths, self.sandbox_id, 1) / form.DISK
         context.driver.disk_format.create(disk, context.store.below(image), image.disk_size)
         manifest = PausedSandbox(
@@ -238,14 +239,16 @@ class Sandbox:
                 await asyncio.to_thread(self._context.store.open_sound, manifest.image_id)
                 engine = compatibility.require_stored(self._context, manifest, image)
                 failpoints.reach("resume.checked")
-                source = replace(paused_source(paths, manifest, image), engine=engine)
-                share = partial(paused.share_disks, paths, manifest)
+                source = replace(paused_source(self._context, manifest, image), engine=engine)
+                share = partial(paused.share_disks, paths, self.sandbox_id, source.layers)
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(asyncio.to_thread, self._withdraw, source)
                     placement = await self._launch(source, policy, lambda slot: share(slot.uid))
                     undo.pop_all()
             self._stored = None
             await asyncio.to_thread(paused.consume, paths, manifest)
+            if not source.layers:
+                await asyncio.to_thread(paused.keep, paths, self.sandbox_id, ())
             failpoints.reach("resume.consumed")
             return placement
 
@@ -287,9 +290,9 @@ class Sandbox:
         self, manifest: PausedSandbox, image: Manifest, image_id: ImageId, reason: str
     ) -> None:
         context, paths, generation = self._context, self._context.paths, manifest.generation + 1
-        source = without_memory(paused_source(paths, manifest, image))
+        source = without_memory(paused_source(context, manifest, image))
         hardware = compatibility.hardware(context, source.vcpus, source.memory_mb, image)
-        share = partial(paused.share_disks, paths, manifest)
+        share = partial(paused.share_disks, paths, self.sandbox_id, source.layers)
         async with AsyncExitStack() as stack:
             made = stack.enter_context(context.store.staging())
             stack.push_async_callback(

@@ -21,6 +21,9 @@ class Disk:
 class DiskFormat(Protocol):
     """The format of a VM's writable disk layer. Sizes are bytes. All calls block."""
 
+    layered: bool
+    """A layer needs those below; otherwise each holds the whole disk."""
+
     def create(self, layer: Path, below: Disk, size: int) -> None:
         """Write an empty layer, which its owner alone may read; raises OSError."""
         ...

@@ -1,6 +1,5 @@
 """Copies of sparse files that stay sparse. All functions block."""
 
-import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -18,11 +17,18 @@ def go_on() -> None:
 
 def clone(source: int, target: int, size: int, check: Callable[[], None] = go_on) -> None:
     """Make an empty file a copy of another: blocks are shared where the file system can."""
-    with contextlib.suppress(OSError):
+    if not shared(source, target):
+        os.ftruncate(target, size)
+        copy_data(source, target, size, check)
+
+
+def shared(source: int, target: int) -> bool:
+    """Whether an empty file now shares all blocks of another: not every file system can do that."""
+    try:
         fcntl.ioctl(target, _FICLONE, source)
-        return
-    os.ftruncate(target, size)
-    copy_data(source, target, size, check)
+    except OSError:
+        return False
+    return True
 
 
 def copy_data(source: int, target: int, size: int, check: Callable[[], None] = go_on) -> None:

@@ -12,6 +12,8 @@ from . import layers, overlay, reader
 class Qcow2:
     """A `DiskFormat`."""
 
+    layered = True
+
     def create(self, layer: Path, below: Disk, size: int) -> None:
         overlay.create(layer, below=below, size=size)
 
