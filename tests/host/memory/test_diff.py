@@ -86,6 +86,51 @@ def other(base: Path) -> Iterator[Owner]:
     other.end()
 
 
+def test_a_file_in_several_mappings_is_found_in_its_order(owner: Owner, base: Path) -> None:
+    [found] = pages.find_pieces(owner.process.pid, str(base), _PAGES * PAGE)
+    assert found == owner.mapping
+    with pytest.raises(LookupError):
+        pages.find_pieces(owner.process.pid, str(base), PAGE)
+    with pytest.raises(LookupError):
+        pages.find_pieces(owner.process.pid, "/elsewhere", PAGE)
+
+
+def test_memory_in_two_pieces_is_stored_as_one(owner: Owner, tmp_path: Path) -> None:
+    owner.fill(10, 5, 1)
+    owner.fill(3000, 1, 2)
+    middle = owner.low + 2000 * PAGE
+    pieces = [
+        Mapping(owner.process.pid, owner.low, middle),
+        Mapping(owner.process.pid, middle, owner.mapping.high, first=2000),
+    ]
+    diff.capture(pieces, tmp_path)
+    assert diff.read_index(tmp_path, _PAGES) == [Run(10, 5), Run(3000, 1)]
+    data = (tmp_path / diff.PAGES).read_bytes()
+    assert data == bytes([1]) * 5 * PAGE + bytes([2]) * PAGE
+
+
+def test_pages_that_are_not_its_own_can_be_stored_as_well(owner: Owner, tmp_path: Path) -> None:
+    owner.fill(10, 2, 1)
+    diff.capture(owner.mapping, tmp_path, [Run(5, 1), Run(9, 2), Run(20, 1)])
+    assert diff.read_index(tmp_path, _PAGES) == [Run(5, 1), Run(9, 3), Run(20, 1)]
+    data = (tmp_path / diff.PAGES).read_bytes()
+    assert data[:8] == (5).to_bytes(8, "little")
+    assert data[2 * PAGE : 4 * PAGE] == bytes([1]) * 2 * PAGE
+
+
+_RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=8).map(
+    lambda found: [Run(first * 10, count) for first, count in sorted(dict(found).items())]
+)
+
+
+@given(_RUNS, _RUNS)
+def test_the_union_of_runs_has_the_pages_of_both(one: list[Run], other: list[Run]) -> None:
+    found = pages.union(one, other)
+    assert _numbers(found) == _numbers(one) | _numbers(other)
+    assert sum(run.count for run in found) == len(_numbers(found))
+    assert _numbers(pages.within(found, 100, 205)) == _numbers(found) & set(range(100, 205))
+
+
 def _numbers(runs: list[Run]) -> set[int]:
     return {number for run in runs for number in range(run.first, run.first + run.count)}
 

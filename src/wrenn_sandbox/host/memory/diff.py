@@ -26,7 +26,7 @@ from .fault_handler import (
     encode_runs,
     index_limit,
 )
-from .pages import PAGE, Mapping, Run, own_pages, read, split, write
+from .pages import PAGE, Mapping, Run, own_pages, read, split, union, within, write
 from .sparse import go_on
 
 _BATCH_PAGES: Final = 1024
@@ -56,14 +56,26 @@ def decode_index(data: bytes, pages: int) -> list[Run]:
     return list(map(Run, numbers[::2], numbers[1::2]))
 
 
-def capture(mapping: Mapping, directory: Path) -> dict[str, FileDigest]:
+def capture(
+    pieces: Mapping | Sequence[Mapping], directory: Path, also: Sequence[Run] = ()
+) -> dict[str, FileDigest]:
     """Store the process's own pages in `directory`; blocks. The machine must be stopped.
 
-    Returns the two files with their digests. Reading and writing go on in one thread, digests in
-    another. Nothing is synced here.
+    Guest memory is one mapping or several, in order. The pages `also` are stored whether they are
+    the process's own or not. Returns the two files with their digests. Reading and writing go on in
+    one thread, digests in another. Nothing is synced here.
     """
-    runs = own_pages(mapping)
-    index = encode_index(runs, (mapping.high - mapping.low) // PAGE)
+    mappings = [pieces] if isinstance(pieces, Mapping) else pieces
+    batches: list[tuple[Mapping, list[Run]]] = []
+    runs: list[Run] = []
+    pages = 0
+    for mapping in mappings:
+        end = pages + (mapping.high - mapping.low) // PAGE
+        found = union(own_pages(mapping), within(also, pages, end)) if also else own_pages(mapping)
+        batches += [(mapping, batch) for batch in split(found, _BATCH_PAGES)]
+        runs += found
+        pages = end
+    index = encode_index(runs, pages)
     (directory / INDEX).write_bytes(index)
     digest = blake3()
     buffers = [mmap.mmap(-1, _BATCH_PAGES * PAGE) for _ in range(2)]
@@ -72,7 +84,7 @@ def capture(mapping: Mapping, directory: Path) -> dict[str, FileDigest]:
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as hashing:
             pending = hashing.submit(digest.update, b"")
-            for number, batch in enumerate(split(runs, _BATCH_PAGES)):
+            for number, (mapping, batch) in enumerate(batches):
                 view = memoryview(buffers[number % 2])
                 size = sum(run.size for run in batch)
                 read(mapping, batch, view)
@@ -94,7 +106,7 @@ def inject(mapping: Mapping, directory: Path) -> None:
 
     Raises `IncompatibleImage` where index and pages do not fit together.
     """
-    runs = _read_index(directory, (mapping.high - mapping.low) // PAGE)
+    runs = read_index(directory, (mapping.high - mapping.low) // PAGE)
     fd = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _require_fit(fd, runs)
@@ -126,7 +138,7 @@ def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> No
 
     Raises OSError, `IncompatibleImage`, and what `check` raises, which is called now and then.
     """
-    runs = _read_index(directory, image.stat().st_size // PAGE)
+    runs = read_index(directory, image.stat().st_size // PAGE)
     source = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
     target = os.open(image, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -144,7 +156,8 @@ def merge(directory: Path, image: Path, check: Callable[[], None] = go_on) -> No
         os.close(target)
 
 
-def _read_index(directory: Path, pages: int) -> list[Run]:
+def read_index(directory: Path, pages: int) -> list[Run]:
+    """The pages that are stored of a guest of so many; raises OSError and `IncompatibleImage`."""
     with (directory / INDEX).open("rb") as file:
         return decode_index(file.read(index_limit(pages) + 1), pages)
 

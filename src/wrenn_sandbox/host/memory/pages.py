@@ -8,6 +8,7 @@ was zeroed counts as changed.
 
 import array
 import ctypes
+import heapq
 import mmap
 import os
 from collections.abc import Sequence
@@ -63,6 +64,12 @@ class Mapping:
     pid: int
     low: int
     high: int
+    first: int = 0
+    """The page of guest memory at its beginning."""
+
+    def address(self, page: int) -> int:
+        """Where a page of guest memory is."""
+        return self.low + (page - self.first) * PAGE
 
 
 def find_mapping(pid: int, name: str, size: int) -> Mapping:
@@ -83,6 +90,51 @@ def find_mapping(pid: int, name: str, size: int) -> Mapping:
             if high - low == size:
                 return Mapping(pid, low, high)
     raise LookupError(f"process {pid} has no mapping of {size} bytes of {name}")
+
+
+def find_pieces(pid: int, name: str, size: int) -> list[Mapping]:
+    """The mappings that a file of `size` bytes whose path contains `name` is mapped by as a whole.
+
+    They are in the order of the file. Raises LookupError.
+    """
+    found: list[Mapping] = []
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            if name in line:
+                addresses, _, offset, *_ = line.split(" ", 3)
+                low, high = (int(each, 16) for each in addresses.split("-"))
+                found.append(Mapping(pid, low, high, int(offset, 16) // PAGE))
+    found.sort(key=lambda each: each.first)
+    end = 0
+    for each in found:
+        if each.first != end:
+            raise LookupError(f"process {pid} has not mapped page {end} of {name}")
+        end += (each.high - each.low) // PAGE
+    if end * PAGE != size:
+        raise LookupError(f"process {pid} has not mapped {size} bytes of {name}")
+    return found
+
+
+def union(runs: Sequence[Run], others: Sequence[Run]) -> list[Run]:
+    """The pages of both, in order; each of them is in order."""
+    found: list[Run] = []
+    for run in heapq.merge(runs, others, key=lambda each: each.first):
+        if found and run.first <= found[-1].first + found[-1].count:
+            last = found.pop()
+            end = max(last.first + last.count, run.first + run.count)
+            run = Run(last.first, end - last.first)
+        found.append(run)
+    return found
+
+
+def within(runs: Sequence[Run], first: int, end: int) -> list[Run]:
+    """What of these runs is from page `first` up to page `end`."""
+    found = []
+    for run in runs:
+        low, high = max(run.first, first), min(run.first + run.count, end)
+        if low < high:
+            found.append(Run(low, high - low))
+    return found
 
 
 def own_pages(mapping: Mapping) -> list[Run]:
@@ -106,7 +158,7 @@ def own_pages(mapping: Mapping) -> list[Run]:
                 end = own.find(0, first)
                 if end < 0:
                     end = count
-                runs.append(Run(start + first, end - first))
+                runs.append(Run(mapping.first + start + first, end - first))
     finally:
         os.close(fd)
     return runs
@@ -153,7 +205,7 @@ def _transfer(
     if not runs:
         return
     local = (_IoVec * 1)(_IoVec(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), size))
-    numbers = [n for run in runs for n in (mapping.low + run.first * PAGE, run.count * PAGE)]
+    numbers = [n for run in runs for n in (mapping.address(run.first), run.count * PAGE)]
     remote = (_IoVec * len(runs)).from_buffer(array.array("L", numbers))
     moved = call(mapping.pid, local, 1, remote, len(runs), 0)
     if moved != size:
