@@ -304,7 +304,8 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
 class HostSettings(CommonSettings):
     """One host and the machines on it."""
 
-    driver: Literal["auto", "qemu", "fake"] = "auto"
+    driver: Literal["auto", "qemu", "firecracker", "fake"] = "auto"
+    firecracker: Path | None = None
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     cpu_model: str = Field(default="auto", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     network: Literal["auto", "tap", "user"] = "auto"

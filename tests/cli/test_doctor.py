@@ -35,6 +35,9 @@ GOOD = MachineFacts(
     qemu_path=Path("/usr/bin/qemu-system-x86_64"),
     qemu_version="10.0.2",
     qemu_seccomp=True,
+    firecracker="/usr/local/bin/firecracker 1.14.4 (SHA-256 0123456789ab)",
+    firecracker_obstacle="",
+    shares_blocks=True,
     cpu_vendor="AuthenticAMD",
     cpu_models={"kvm": ("EPYC-v1", "Nehalem-v1"), "tcg": ("Nehalem-v1",)},
     tools={"ip": Path("/usr/sbin/ip"), "nft": Path("/usr/sbin/nft")},
@@ -56,7 +59,8 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     assert not any(each.advice for each in lines)
     assert healthy(lines)
     assert {each.name for each in lines} >= {
-        "kvm", "qemu", "cpu", "tun", "namespaces", "nftables", "connections", "bandwidth",
+        "kvm", "qemu", "firecracker", "disk copies",
+        "cpu", "tun", "namespaces", "nftables", "connections", "bandwidth",
         "forwarding",
         "users", "slots", "jail", "seccomp", "memory images",
         "cgroup memory", "cgroup cpu", "cgroup pids", "disk", "memory", "kernel",
@@ -68,6 +72,9 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     [
         ("qemu", replace(GOOD, qemu_path=None), "missing"),
         ("qemu", replace(GOOD, qemu_version=""), "missing"),
+        ("firecracker", replace(GOOD, firecracker=""), "ok"),
+        ("firecracker", replace(GOOD, firecracker="", firecracker_obstacle="old"), "warn"),
+        ("disk copies", replace(GOOD, shares_blocks=False), "warn"),
         ("tools", replace(GOOD, tools={"mmdebstrap": None}), "warn"),
         ("disk", replace(GOOD, disk_free_mb=100), "missing"),
         ("memory", replace(GOOD, memory_available_mb=900), "missing"),
@@ -162,7 +169,7 @@ def test_the_command_speaks_json() -> None:
 
 @pytest.mark.usefixtures("data_dir")
 def test_the_command_fails_where_sandboxes_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def facts(_: Path) -> MachineFacts:
+    def facts(*_: Path | None) -> MachineFacts:
         return replace(GOOD, qemu_path=None)
 
     monkeypatch.setattr(doctor, "machine_facts", facts)

@@ -4,16 +4,17 @@ import asyncio
 import dataclasses
 import hashlib
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from support.tiny_guest import NEEDS
+from support.vm.played import PLAYED
 from support.vm.stand import Stand, answered, standing
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import journal
-from wrenn_sandbox.host.backends import Backends
+from wrenn_sandbox.host.backends import BACKENDS, Backends
 from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.guest import GuestClient, RunningGuest
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
@@ -21,9 +22,11 @@ from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import own_memory
+from wrenn_sandbox.host.snapshots import copy_sparse
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process, Snapshot
 from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.patience import patience
+from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command
 
 _END_SEC = 60.0
@@ -43,20 +46,31 @@ def _exists(process: Process) -> bool:
         return False
 
 
-_DRIVERS = ["fake", pytest.param("qemu", marks=pytest.mark.vm)]
+_REAL = [
+    pytest.param("qemu", marks=pytest.mark.vm),
+    pytest.param("firecracker", marks=(pytest.mark.vm, *NEEDS)),
+]
+_DRIVERS = ["fake", "firecracker-played", *_REAL]
 
 
 @pytest.fixture(params=_DRIVERS)
 async def stand(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Stand]:
-    """The fake driver brings its own template, so it needs none that was built."""
+    """Drivers without VMs bring a template of their own, so they need none that was built."""
     images: Path
-    if request.param == "fake":
+    driver, _, played = request.param.partition("-")
+    if played:
+        monkeypatch.setitem(BACKENDS, driver, PLAYED)
+    if played:  # in a place that users of machines can reach
+        images = Settings().data_dir
+    elif driver == "fake":
         images = tmp_path_factory.mktemp("images")
     else:
         images = request.getfixturevalue("images")
-    async with standing(images, request.param) as stand:
+    async with standing(images, driver) as stand:
         yield stand
 
 
@@ -106,7 +120,7 @@ async def test_another_driver_object_adopts_it(stand: Stand) -> None:
         assert not _exists(process)
 
 
-@pytest.mark.parametrize("stand", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
+@pytest.mark.parametrize("stand", _REAL, indirect=True)
 async def test_a_machine_that_cannot_start_says_why(stand: Stand) -> None:
     async with stand.spec() as spec:
         broken = dataclasses.replace(spec, kernel=spec.files.directory / "missing")
@@ -116,7 +130,7 @@ async def test_a_machine_that_cannot_start_says_why(stand: Stand) -> None:
         assert "missing" in (caught.value.detail or "")
 
 
-@pytest.mark.parametrize("stand", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
+@pytest.mark.parametrize("stand", _REAL, indirect=True)
 async def test_the_console_of_a_guest_that_panics_is_kept(stand: Stand) -> None:
     async with stand.spec() as spec:
         garbage = spec.files.directory / "garbage"
@@ -179,7 +193,7 @@ async def test_what_was_in_memory_and_on_disk_is_there_after_each_restore(stand:
                 data = (stored[0] / name).read_bytes()
                 assert digest == FileDigest(len(data), hashlib.sha256(data).hexdigest())
             kept, disk = stand.paths.data_dir / "memory", stand.paths.data_dir / "disk-0"
-            shutil.copyfile(image, kept)
+            copy_sparse(image, kept)
             os.link(spec.files.overlay, disk)
             await driver.unpause(process, spec)
             client = stand.client(spec)
@@ -187,7 +201,7 @@ async def test_what_was_in_memory_and_on_disk_is_there_after_each_restore(stand:
         finally:
             client.close()
             await driver.kill(process)
-        shutil.copyfile(disk, copy := disk.with_name("disk"))
+        copy_sparse(disk, copy := disk.with_name("disk"))
         for path in (kept, copy, *stored[0].iterdir()):
             path.chmod(0o644)
 
@@ -204,7 +218,7 @@ async def test_what_was_in_memory_and_on_disk_is_there_after_each_restore(stand:
             files = await driver.pause(process, second, stored[1])
             assert files.keys() == {VMSTATE, diff.INDEX, diff.PAGES}
             layer = stand.paths.data_dir / "layer"
-            shutil.copyfile(second.files.overlay, layer)
+            copy_sparse(second.files.overlay, layer)
             layer.chmod(0o644)
         finally:
             client.close()

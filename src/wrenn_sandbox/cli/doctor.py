@@ -13,6 +13,7 @@ from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.host.facts import MachineFacts, machine_facts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
+from wrenn_sandbox.host.vmm.firecracker.binary import OLDEST, TRIED
 from wrenn_sandbox.host.vmm.qemu.command import BINARY, READ_ONLY_BASE_SINCE
 from wrenn_sandbox.host.vmm.qemu.kvm import tried
 from wrenn_sandbox.settings import HostSettings
@@ -64,6 +65,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
             "install the package qemu-system-x86",
             "missing",
         ),
+        *_firecracker(facts, settings),
         _cpu(facts, kvm, settings),
         *_network(facts, required=settings.network == "tap"),
         *_guest_limits(facts, settings),
@@ -88,6 +90,36 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
         ),
         *_confinement(facts, settings),
         Line("kernel", "ok", f"Linux {facts.kernel} on {facts.cpus} x {facts.cpu_model}"),
+    ]
+
+
+def _firecracker(facts: MachineFacts, settings: HostSettings) -> list[Line]:
+    """What there is of it, and what its disks cost: they have no layers."""
+    if not facts.firecracker:
+        asked = settings.driver == "firecracker"
+        if not asked and not facts.firecracker_obstacle:
+            return [Line("firecracker", "ok", "not installed; machines run in QEMU")]
+        return [
+            Line(
+                "firecracker",
+                "missing" if asked else "warn",
+                facts.firecracker_obstacle or "not installed",
+                f"name a released binary of version {OLDEST[0]}.{OLDEST[1]} or later in"
+                " WRENN_FIRECRACKER, or set WRENN_DRIVER to qemu",
+            )
+        ]
+    line = Line("firecracker", "ok", f"{facts.firecracker}; version {TRIED} was tried")
+    if settings.driver not in ("auto", "firecracker"):
+        return [line]
+    return [
+        line,
+        _line(
+            "disk copies",
+            facts.shares_blocks,
+            "the disk of each machine shares blocks with its template's",
+            "each start under Firecracker copies what the disk holds, and each resume its memory",
+            "put the data directory on a file system that can share blocks: XFS or Btrfs",
+        ),
     ]
 
 
@@ -147,7 +179,8 @@ def report(json: bool) -> bool:
     """Print what this machine can do, and return whether sandboxes can run on it."""
     settings = HostSettings()
     verdict = asyncio.run(_verdict(settings))
-    lines = examine(machine_facts(settings.data_dir), verdict, settings)
+    facts = machine_facts(settings.data_dir, settings.firecracker)
+    lines = examine(facts, verdict, settings)
     if json:
         typer.echo(msgspec.json.encode(lines))
     else:

@@ -1,13 +1,14 @@
 """What this machine offers: chosen once at start by settings and probing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Self
 
 import structlog
 
+from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.network.choice import choose_network
@@ -16,6 +17,8 @@ from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
+from wrenn_sandbox.host.vmm.firecracker.binary import found, require_usable
+from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
 from wrenn_sandbox.host.vmm.qemu.command import BINARY
 from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
 from wrenn_sandbox.host.vmm.qemu.kvm import kvm_cpu, named_cpu, tried
@@ -74,11 +77,49 @@ async def _qemu(start: Start) -> Driver:
     return driver
 
 
-BACKENDS: Final[Mapping[str, Backend]] = {
+async def _firecracker(start: Start) -> Driver:
+    obstacle = await _kvm_obstacle(start.settings, start.paths)
+    if obstacle:
+        raise HostFailure(f"Firecracker does not run here: {obstacle}")
+    named = start.settings.firecracker
+    driver = await FirecrackerDriver.create(named, start.namespaces, start.paths, start.engines)
+    start.undo.push_async_callback(driver.close)
+    return driver
+
+
+async def _kvm_obstacle(settings: HostSettings, paths: Paths) -> str:
+    """Why no VM of Firecracker runs here, whatever its binary; empty if one does."""
+    if settings.accelerator == "tcg":
+        return "it needs KVM, and WRENN_ACCELERATOR is tcg"
+    if settings.cpu_model not in ("auto", "host"):
+        return "its guests get the host's processor, and WRENN_CPU_MODEL names another"
+    if choose_network(settings) != "tap":
+        return "it needs network slots with taps; see `wrenn doctor`"
+    verdict = await kvm_verdict(paths.probe_verdict)
+    return "" if verdict.usable else f"KVM is not usable: {verdict.reason}"
+
+
+BACKENDS: Final[dict[str, Backend]] = {
     "qemu": Backend(_qemu, r"\S*qemu-system|\S*/engines/[0-9a-f]{64}/loader"),
+    "firecracker": Backend(_firecracker, r"\S*/engines/[0-9a-f]{64}/firecracker"),
     "fake": Backend(_fake, r"\S+ -I -S \S*/agent/main\.py --port", user_network=True),
 }
-"""By the names that the setting `driver` takes besides `auto`, which is the first of them."""
+"""By the names that the setting `driver` takes besides `auto`."""
+
+
+async def _chosen(settings: HostSettings, paths: Paths) -> str:
+    """What `auto` is: Firecracker where it is and runs, else QEMU."""
+    if settings.driver != "auto":
+        return settings.driver
+    binary = found(settings.firecracker)
+    if binary is None or await _kvm_obstacle(settings, paths):
+        return "qemu"
+    try:
+        await asyncio.to_thread(require_usable, binary)
+    except HostFailure as error:
+        _log.warning("QEMU in Firecracker's place", reason=str(error), detail=error.detail)
+        return "qemu"
+    return "firecracker"
 
 
 @dataclass(frozen=True)
@@ -95,8 +136,7 @@ class Backends:
     @classmethod
     async def of(cls, settings: HostSettings, paths: Paths) -> Self:
         """Choose by settings and probing; raises `HostFailure` where nothing fits."""
-        name = next(iter(BACKENDS)) if settings.driver == "auto" else settings.driver
-        backend = BACKENDS[name]
+        backend = BACKENDS[await _chosen(settings, paths)]
         async with AsyncExitStack() as undo:
             namespaces = NamespaceThread("wrenn-netns")
             undo.callback(namespaces.close)

@@ -1,20 +1,24 @@
 """Facts about this machine that `wrenn doctor` reports and choices rest on. Blocking."""
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.memory import sparse
 from wrenn_sandbox.host.network.rules import limits_alone, shape_of
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.confinement import jail_obstacle
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE
+from wrenn_sandbox.host.vmm.firecracker import binary as firecracker_binary
 from wrenn_sandbox.host.vmm.qemu.binary import has_seccomp, vendor, version_of
 from wrenn_sandbox.host.vmm.qemu.command import BINARY, Program
 from wrenn_sandbox.host.vmm.qemu.cpu_models import offered
@@ -63,6 +67,12 @@ class MachineFacts:
     qemu_path: Path | None
     qemu_version: str
     qemu_seccomp: bool
+    firecracker: str
+    """Path, version and digest of the Firecracker here; empty where none is usable."""
+    firecracker_obstacle: str
+    """What is wrong with the one that is named or found; empty where there is none."""
+    shares_blocks: bool
+    """Copies of files in the data directory share blocks with what they are of."""
     cpu_vendor: str
     cpu_models: Mapping[str, tuple[str, ...]]
     """By accelerator, the models that guests can have."""
@@ -71,8 +81,12 @@ class MachineFacts:
     forward_dropped: bool
 
 
-def machine_facts(data_dir: Path) -> MachineFacts:
-    """Find everything out; changes nothing that stays. Takes some tens of milliseconds."""
+def machine_facts(data_dir: Path, firecracker: Path | None = None) -> MachineFacts:
+    """Find everything out; changes nothing that stays. Takes some tens of milliseconds.
+
+    `firecracker` is the binary that the settings name.
+    """
+    found, obstacle = _firecracker(firecracker)
     free = measure(_existing(data_dir))
     hierarchy = cgroups.hierarchy()
     qemu = _tool(BINARY)
@@ -96,6 +110,9 @@ def machine_facts(data_dir: Path) -> MachineFacts:
         qemu_path=qemu,
         qemu_version=_qemu_version(qemu),
         qemu_seccomp=qemu is not None and has_seccomp(Program((str(qemu),))),
+        firecracker=found,
+        firecracker_obstacle=obstacle,
+        shares_blocks=_shares_blocks(_existing(data_dir)),
         cpu_vendor=vendor(),
         cpu_models={each: offered(str(qemu), each) if qemu else () for each in ("kvm", "tcg")},
         tools={name: _tool(name) for name in TOOLS},
@@ -160,6 +177,33 @@ def _qemu_version(binary: Path | None) -> str:
     with suppress(HostFailure):
         return "" if binary is None else ".".join(map(str, version_of(Program((str(binary),)))))
     return ""
+
+
+def _firecracker(named: Path | None) -> tuple[str, str]:
+    """What it is, and what is wrong with it; both are empty where there is none."""
+    path = firecracker_binary.found(named)
+    if path is None:
+        return "", "" if named is None else f"there is no {named}"
+    try:
+        version = firecracker_binary.require_usable(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (HostFailure, OSError) as error:
+        return "", f"{path}: {error}"
+    return f"{path} {version} (SHA-256 {digest[:12]})", ""
+
+
+def _shares_blocks(directory: Path) -> bool:
+    try:
+        with (
+            tempfile.TemporaryFile(dir=directory) as one,
+            tempfile.TemporaryFile(dir=directory) as other,
+        ):
+            one.write(b"x")
+            one.flush()
+            return sparse.shared(one.fileno(), other.fileno())
+    except OSError:
+        return False
 
 
 def _forwarding(sysctl: Path = Path("/proc/sys/net/ipv4")) -> bool:

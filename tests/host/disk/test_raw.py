@@ -74,7 +74,7 @@ def test_the_newest_of_a_chain_is_all_that_counts(tmp_path: Path, base: Path) ->
     assert merged.read_bytes() == new.read_bytes()
 
 
-def test_a_copy_can_be_given_up(tmp_path: Path, base: Path) -> None:
+def test_a_copy_of_a_raw_disk_can_be_given_up(tmp_path: Path, base: Path) -> None:
     class Enough(Exception):
         pass
 

@@ -1,8 +1,6 @@
 """A guest of a few instructions that Firecracker continues on memory of the page server.
 
-`WRENN_TEST_FIRECRACKER` names the binary. The guest counts in 64 pages of its memory, one after
-the other. On its serial port it says `~` after each round, and `^` where a page is not as it left
-it. (Firecracker's own log comes the same way, and has neither.)
+Firecracker's own log comes the same way as what the guest says, and has neither of its signs.
 """
 
 import asyncio
@@ -12,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -20,58 +17,17 @@ from pathlib import Path
 import pytest
 
 from support.proc import wait_until
+from support.tiny_guest import BINARY, COUNTING, NEEDS, kernel_of
 from wrenn_sandbox.host.memory.page_server import WORKING_SET, GuestMemory, PageServer
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.patience import patience
 
-_BINARY = os.environ.get("WRENN_TEST_FIRECRACKER", "")
 _SLOT = Slot(index=40_000, netns=None, host_ip="127.0.0.1", uid=760_123, tap=None, host_port=40_000)
 _MEMORY_MB = 128
-_LOAD = 0x100000
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(not _BINARY, reason="WRENN_TEST_FIRECRACKER names no binary"),
-    pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="there is no KVM"),
-]
-
-_CODE = bytes.fromhex(
-    "31db"  # xor ebx, ebx: the round
-    "bf00004000"  # round: mov edi, 0x400000
-    "b940000000"  # mov ecx, 64
-    "48391f"  # page: cmp [rdi], rbx
-    "7527"  # jne bad
-    "488d4301"  # lea rax, [rbx + 1]
-    "488907"  # mov [rdi], rax
-    "4881c700100000"  # add rdi, 4096
-    "ffc9"  # dec ecx
-    "75e9"  # jnz page
-    "48ffc3"  # inc rbx
-    "66baf803"  # mov dx, 0x3f8
-    "b07e"  # mov al, '~'
-    "ee"  # out dx, al
-    "b900100000"  # mov ecx, 0x1000
-    "ffc9"  # wait: dec ecx
-    "75fc"  # jnz wait
-    "ebca"  # jmp round
-    "66baf803"  # bad: mov dx, 0x3f8
-    "b05e"  # mov al, '^'
-    "ee"  # out dx, al
-    "f4"  # hlt
-    "ebf6"  # jmp bad
-)
-
-
-def _kernel(path: Path) -> Path:
-    """The guest as a 64-bit ELF of one segment."""
-    head = b"\x7fELF\2\1\1".ljust(16, b"\0")
-    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, _LOAD, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    size = len(_CODE)
-    segment = struct.pack("<IIQQQQQQ", 1, 7, 0x1000, _LOAD, _LOAD, size, size, 0x1000)
-    path.write_bytes((head + segment).ljust(0x1000, b"\0") + _CODE)
-    return path
+pytestmark = [pytest.mark.root, *NEEDS]
 
 
 class Firecracker:
@@ -81,7 +37,7 @@ class Firecracker:
         self._socket, self._console = directory / f"{name}.sock", directory / f"{name}.out"
         with self._console.open("wb") as console:
             self.process = subprocess.Popen(
-                [_BINARY, "--api-sock", str(self._socket), "--id", name],
+                [BINARY, "--api-sock", str(self._socket), "--id", name],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -150,7 +106,7 @@ async def snapshot(tmp_path: Path, stack: contextlib.AsyncExitStack) -> Path:
 
 
 def _boot(vmm: Firecracker, directory: Path) -> None:
-    kernel = str(_kernel(directory / "kernel"))
+    kernel = str(kernel_of(COUNTING, directory / "kernel"))
     vmm.call("PUT", "/boot-source", {"kernel_image_path": kernel, "boot_args": ""})
     vmm.call("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": _MEMORY_MB})
     vmm.call("PUT", "/actions", {"action_type": "InstanceStart"})

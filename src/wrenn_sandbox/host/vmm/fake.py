@@ -143,11 +143,12 @@ class FakeDriver(Driver):
         return process
 
 
-def publish_template(store: ImageStore) -> None:
-    """A template of the usual name, with nothing in it."""
+def publish_template(store: ImageStore, kernel: bytes = b"") -> None:
+    """A template of the usual name, with nothing in it but maybe a kernel."""
     with store.staging() as made:
         for name in (form.KERNEL, form.INITRD, form.RUNTIME):
             (made / name).touch()
+        (made / form.KERNEL).write_bytes(kernel)
         _sparse(made / form.DISK, _DISK_MB << 20)
         files = {path.name: form.describe(path) for path in made.iterdir()}
         image = form.Manifest(

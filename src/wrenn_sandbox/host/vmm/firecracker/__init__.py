@@ -1,0 +1,1 @@
+"""Firecracker, from version 1.13 on, under KVM."""

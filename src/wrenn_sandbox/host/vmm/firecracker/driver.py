@@ -1,0 +1,439 @@
+"""The Firecracker driver.
+
+A machine's directory is the working directory of its Firecracker. All that a snapshot remembers of
+paths is relative to it, so a restored machine finds its own files under the same names:
+
+    disk                the guest's disk
+    runtime             a link to the runtime image
+    api/socket          the API
+    vmstate             device state, while it is written or loaded
+    kernel              while the guest boots
+    memory, memory.idx  of a machine that continues a stored one: all its memory, and which of its
+                        pages were not the image's then
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host import failpoints
+from wrenn_sandbox.host.disk.raw import Raw
+from wrenn_sandbox.host.engines import EngineStore
+from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
+from wrenn_sandbox.host.memory import diff, pages
+from wrenn_sandbox.host.memory.sparse import clone
+from wrenn_sandbox.host.paths import IMMUTABLE_FILE, Paths
+from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.privileged.spawn import give_up_huge_pages, kvm_groups
+from wrenn_sandbox.host.privileged.tap import TUN_DEVICE, bring_up
+from wrenn_sandbox.host.probe import KVM_DEVICE, cpu_model
+from wrenn_sandbox.host.slot import GUEST_MAC
+from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.vmm.files import make_own, read_state, shorten_log, tails
+from wrenn_sandbox.host.vmm.launch import launch
+
+from .api import ANSWER_SEC, Api, Declined
+from .binary import VMM, Firecracker, installed
+from .kernel import unpack
+from .process import (
+    API_SOCKET,
+    Running,
+    console_of,
+    listening,
+    make_api_directory,
+    seal_api_directory,
+    unless_ended,
+)
+
+_log = structlog.get_logger(__name__)
+
+_RUNTIME: Final = "runtime"
+_KERNEL: Final = "kernel"
+_MEMORY: Final = "memory"
+_DISK: Final = "root"
+_NETWORK: Final = "eth0"
+_NO_MEMORY_FILE: Final = f"{VMSTATE}/none"
+"""A path that cannot be opened. Firecracker writes the device state first, then memory: what
+differs from the image is read from the process instead, and nothing else is written."""
+_NO_SUCH_FILE: Final = "memory backing file"
+"""What it says then."""
+_REFILL_MS: Final = 1000
+_REPLACED: Final = "An engine of this host is damaged: it is Firecracker of another version"
+
+
+class FirecrackerDriver(Driver):
+    """Machines are processes of their slot's user; sockets and logs are in their directory.
+
+    Each is started with the Firecracker that has stored what it continues. `firecracker` is the
+    one of this host: it boots machines.
+    """
+
+    disk_format = Raw()
+
+    def __init__(
+        self,
+        firecracker: Firecracker,
+        engines: EngineStore,
+        namespaces: NamespaceThread,
+        confined: Confinement,
+    ) -> None:
+        self._firecracker = firecracker
+        self._known = dict.fromkeys(("", firecracker.digest), firecracker)
+        self._engines = engines
+        self._namespaces = namespaces
+        self._confinement = confined
+        self._running: dict[Process, Running] = {}
+        self._cpu_model = cpu_model()
+
+    @classmethod
+    async def create(
+        cls, named: Path | None, namespaces: NamespaceThread, paths: Paths, engines: EngineStore
+    ) -> Self:
+        """A driver for the binary that is `named` or found; raises `HostFailure` where none fits.
+
+        KVM must have been found to work. Protections that the machine cannot give are named in one
+        line of the log.
+        """
+        note = paths.installed_engine
+        firecracker = await asyncio.to_thread(installed, engines, note, named)
+        give_up_huge_pages()
+        confined = await asyncio.to_thread(
+            confinement,
+            paths.data_dir,
+            (str(firecracker.program), "--version"),
+            opened=(KVM_DEVICE, TUN_DEVICE),
+            programs=firecracker.directory,
+        )
+        if confined.lacks:
+            _log.warning("VMs are less protected; see `wrenn doctor`", without=list(confined.lacks))
+        return cls(firecracker, engines, namespaces, confined)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            name=VMM,
+            version=self._firecracker.version,
+            accelerator="kvm",
+            own_kernel=True,
+            cpu_model=self._cpu_model,
+            engine=self._firecracker.digest,
+        )
+
+    def _kept(self, digest: str) -> Firecracker:
+        """One of the Firecrackers of this host. Blocks; raises `WrennError`."""
+        if digest not in self._known:
+            self._known[digest] = Firecracker.of(self._engines, self._engines.sound(digest))
+        return self._known[digest]
+
+    async def boot(self, spec: MachineSpec, *, record: Path | None = None) -> Process:
+        try:
+            await asyncio.to_thread(_unpack_kernel, spec)
+            if record is not None:
+                await asyncio.to_thread(make_own, record, spec, spec.memory_mb << 20)
+        except OSError as error:
+            raise HostFailure("The machine did not start", detail=str(error)) from error
+        running = await self._spawn(self._firecracker, spec, [spec.initrd])
+        running.record = record
+        process = await self._begun(running, self._boot(running, spec))
+        await asyncio.to_thread((spec.files.directory / _KERNEL).unlink)
+        return process
+
+    async def _boot(self, running: Running, spec: MachineSpec) -> None:
+        put = partial(running.api.call, "PUT")
+        machine = {
+            "vcpu_count": spec.vcpus,
+            "mem_size_mib": spec.memory_mb,
+            "track_dirty_pages": running.record is not None,
+        }
+        await put("/machine-config", machine)
+        boot = {
+            "kernel_image_path": _KERNEL,
+            "initrd_path": str(spec.initrd),
+            "boot_args": spec.kernel_args,
+        }
+        await put("/boot-source", boot)
+        disk = {"drive_id": _DISK, "path_on_host": spec.files.overlay.name, "is_read_only": False}
+        shared = {"drive_id": _RUNTIME, "path_on_host": _RUNTIME, "is_read_only": True}
+        disk["rate_limiter"] = _rate_limiter(spec)
+        for drive in (disk, shared):
+            whole = {**drive, "is_root_device": False, "cache_type": "Unsafe"}
+            await put(f"/drives/{drive['drive_id']}", whole)
+        network = {"iface_id": _NETWORK, "host_dev_name": spec.slot.tap, "guest_mac": GUEST_MAC}
+        await put(f"/network-interfaces/{_NETWORK}", network)
+        await put("/entropy", {})
+        await self._bring_up(spec)
+        await put("/actions", {"action_type": "InstanceStart"}, ANSWER_SEC)
+
+    async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        firecracker = await asyncio.to_thread(self._kept, spec.engine)
+        memory = await asyncio.to_thread(_put, spec, snapshot)
+        running = await self._spawn(firecracker, spec, [memory])
+        process = await self._begun(running, self._load(running, spec, memory))
+        await asyncio.to_thread(spec.files.vmstate.unlink)
+        return process
+
+    async def _load(self, running: Running, spec: MachineSpec, memory: Path) -> None:
+        load = {
+            "snapshot_path": spec.files.vmstate.name,
+            "mem_backend": {"backend_type": "File", "backend_path": str(memory)},
+        }
+        await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
+        limits = {"drive_id": _DISK, "rate_limiter": _rate_limiter(spec)}
+        await running.api.call("PATCH", f"/drives/{_DISK}", limits)
+        await self._bring_up(spec)
+        await running.api.resume()
+
+    async def _bring_up(self, spec: MachineSpec) -> None:
+        """Let the tap carry packets, now that Firecracker has attached to it."""
+        assert spec.slot.tap is not None
+        try:
+            await self._namespaces.run(spec.slot.netns, partial(bring_up, spec.slot.tap))
+        except OSError as error:
+            raise HostFailure("The tap of the slot cannot be used", detail=str(error)) from error
+
+    async def _begun(self, running: Running, start: Coroutine[None, None, None]) -> Process:
+        """The machine of a process once it runs; after a failure the process is ended."""
+        failpoints.reach("machine.spawned")
+        handle = running.process
+        process = Process(handle.pid, handle.start_time)
+        self._running[process] = running
+        try:
+            await unless_ended(handle, start)
+        except BaseException as error:
+            if isinstance(error, HostFailure):
+                error.add_detail(await self.diagnosis(process))
+            await asyncio.shield(self.kill(process))
+            raise
+        return process
+
+    async def _spawn(
+        self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
+    ) -> Running:
+        """A Firecracker that answers. Its console is a pipe, which it keeps open itself: no server
+        need be there to read it, and what does not fit is lost."""
+        files = spec.files
+        await asyncio.to_thread(_prepare, spec)
+        console, output = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            argv = [str(firecracker.program), "--id", files.directory.name]
+            argv += ["--api-sock", API_SOCKET, "--log-path", str(files.vmm_log), "--level", "Info"]
+            handle = await launch(
+                self._confinement,
+                spec,
+                argv,
+                programs=firecracker.directory,
+                readable=readable,
+                pass_fds=(console,),
+                output=output,
+                groups=kvm_groups(),
+            )
+        except BaseException:
+            os.close(console)
+            raise
+        finally:
+            os.close(output)
+        api = Api(files.directory / API_SOCKET, handle.pid)
+        running = Running(handle, api, files, console)
+        try:
+            await listening(handle, files)
+            await asyncio.to_thread(seal_api_directory, files)
+            if await unless_ended(handle, api.version()) != firecracker.version:
+                raise HostFailure(_REPLACED)
+        except BaseException as error:
+            await asyncio.shield(self._end(running))
+            if isinstance(error, HostFailure):
+                error.add_detail(await asyncio.to_thread(tails, files))
+            raise
+        return running
+
+    async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
+        running = self._running[process]
+        handle = running.process
+        try:
+            await asyncio.to_thread(make_own, spec.files.vmstate, spec)
+            await unless_ended(handle, running.api.pause())
+            failpoints.reach("machine.stopped")
+            await unless_ended(handle, _save(running, spec))
+            failpoints.reach("machine.saved")
+            files = await asyncio.to_thread(_capture, handle.pid, spec, into)
+            _ = running.process
+            return files
+        except (OSError, LookupError) as error:
+            await asyncio.shield(self.unpause(process, spec))
+            raise HostFailure("The sandbox could not be stored", detail=str(error)) from error
+        except BaseException:
+            await asyncio.shield(self.unpause(process, spec))
+            raise
+
+    async def unpause(self, process: Process, spec: MachineSpec) -> None:
+        running = self._running[process]
+        await unless_ended(running.process, running.api.resume())
+
+    async def stopped(self, process: Process) -> bool:
+        running = self._running.get(process)
+        return running is not None and await asyncio.to_thread(running.ended_well)
+
+    async def kill(self, process: Process) -> None:
+        running = self._running.pop(process, None)
+        if running is not None:
+            await self._end(running)
+            return
+        try:
+            handle = ProcessHandle.adopt(process.pid, process.start_time)
+        except ProcessLookupError:
+            return
+        try:
+            await handle.kill()
+        finally:
+            handle.close()
+
+    async def _end(self, running: Running) -> None:
+        try:
+            if running.handle is not None:
+                await running.handle.kill()
+        finally:
+            await asyncio.to_thread(running.keep_console)
+            running.close()
+        if self._confinement.groups is not None:
+            name = running.files.directory.name
+            await asyncio.to_thread(self._confinement.groups.remove, name)
+
+    async def adopt(self, process: Process, spec: MachineSpec) -> bool:
+        api = Api(spec.files.directory / API_SOCKET, process.pid)
+        try:
+            handle = ProcessHandle.adopt(process.pid, process.start_time)
+        except ProcessLookupError:
+            ended = Running(None, api, spec.files)
+            if await asyncio.to_thread(ended.ended_well):
+                self._running[process] = ended
+                return True
+            return False
+        try:
+            await unless_ended(handle, api.resume())
+        except BaseException as error:
+            handle.close()
+            if isinstance(error, HostFailure):
+                return False
+            raise
+        console = await asyncio.to_thread(console_of, process.pid)
+        self._running[process] = Running(handle, api, spec.files, console)
+        return True
+
+    async def wait(self, process: Process) -> str:
+        running = self._running[process]
+        if running.handle is not None:
+            running.status = await running.handle.wait()
+        if await asyncio.to_thread(running.ended_well):
+            return "the guest stopped"
+        status = "" if running.status is None else f" ({running.status})"
+        return f"the machine's monitor ended{status}"
+
+    async def diagnosis(self, process: Process) -> str:
+        """The end of the guest's console and of Firecracker's log, for the log."""
+        running = self._running.get(process)
+        return "" if running is None else await asyncio.to_thread(running.diagnosis)
+
+    async def close(self) -> None:
+        """Let go of all machines; they run on."""
+        for running in self._running.values():
+            running.close()
+        self._running.clear()
+        await asyncio.to_thread(self._confinement.close)
+
+    async def tend(self, idle: float) -> None:
+        """Keeps consoles, shortens long logs, and removes control groups that machines left."""
+        await asyncio.to_thread(self._tidy, list(self._running.values()))
+
+    def _tidy(self, running: Sequence[Running]) -> None:
+        if self._confinement.groups is not None:
+            self._confinement.groups.sweep()
+        for each in running:
+            shorten_log(each.files.vmm_log)
+            each.keep_console()
+
+
+def _prepare(spec: MachineSpec) -> None:
+    """What each Firecracker needs in the machine's directory; blocks."""
+    (spec.files.directory / _RUNTIME).symlink_to(spec.runtime)
+    make_own(spec.files.vmm_log, spec)
+    make_api_directory(spec.files, spec.slot)
+
+
+def _unpack_kernel(spec: MachineSpec) -> None:
+    path = spec.files.directory / _KERNEL
+    path.write_bytes(unpack(spec.kernel.read_bytes()))
+    path.chmod(IMMUTABLE_FILE)
+
+
+def _put(spec: MachineSpec, snapshot: Snapshot) -> Path:
+    """Give the machine what it is loaded from; the file that its memory is a mapping of. Blocks.
+
+    Where pages differ from the image it is a file of the machine's own, which shares blocks with
+    the image if the file system can.
+    """
+    make_own(spec.files.vmstate, spec, data=snapshot.vmstate.read_bytes())
+    assert spec.memory is not None
+    size = spec.memory_mb << 20
+    if snapshot.diff is None or not diff.read_index(snapshot.diff, size // pages.PAGE):
+        return spec.memory
+    own = spec.files.directory / _MEMORY
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    with open(os.open(own, flags, 0o600), "wb") as write, spec.memory.open("rb") as read:
+        clone(read.fileno(), write.fileno(), size)
+    diff.merge(snapshot.diff, own)
+    own.chmod(IMMUTABLE_FILE)
+    shutil.copyfile(snapshot.diff / diff.INDEX, spec.files.directory / diff.INDEX)
+    return own
+
+
+async def _save(running: Running, spec: MachineSpec) -> None:
+    """Have the device state of a stopped machine written, and its memory if it goes to a file."""
+    state = {"snapshot_path": spec.files.vmstate.name}
+    if running.record is not None:
+        whole = {**state, "mem_file_path": str(running.record), "snapshot_type": "Diff"}
+        await running.api.call("PUT", "/snapshot/create", whole, ANSWER_SEC)
+        return
+    alone = {**state, "mem_file_path": _NO_MEMORY_FILE, "snapshot_type": "Full"}
+    try:
+        await running.api.call("PUT", "/snapshot/create", alone, ANSWER_SEC)
+    except Declined as error:
+        if _NO_SUCH_FILE not in (error.detail or ""):
+            raise
+
+
+def _capture(pid: int, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
+    """Store device state and, of a machine that continues another, its own pages; blocks.
+
+    Those are what it has written, and what was not the image's when it started.
+    """
+    data = read_state(spec.files.vmstate)
+    (into / VMSTATE).write_bytes(data)
+    spec.files.vmstate.unlink()
+    files = {VMSTATE: FileDigest(len(data), hashlib.sha256(data).hexdigest())}
+    if spec.memory is None:
+        return files
+    size, own, before = spec.memory_mb << 20, spec.memory, list[pages.Run]()
+    if (spec.files.directory / diff.INDEX).exists():
+        own = spec.files.directory / _MEMORY
+        before = diff.read_index(spec.files.directory, size // pages.PAGE)
+    pieces = pages.find_pieces(pid, str(own), size)
+    return files | diff.capture(pieces, into, before)
+
+
+def _rate_limiter(spec: MachineSpec) -> dict[str, dict[str, int]]:
+    """What the guest may use its disk for each second; a bucket of no size bounds nothing."""
+    bounds = {"bandwidth": spec.disk_bytes_per_sec, "ops": spec.disk_operations_per_sec}
+    return {
+        name: {"size": bound, "refill_time": _REFILL_MS if bound else 0}
+        for name, bound in bounds.items()
+    }

@@ -1,0 +1,145 @@
+"""A Firecracker process: its start, its console, and calls that end when it does."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from wrenn_sandbox.aio import first_of
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.paths import MachineFiles
+from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.slot import Slot
+from wrenn_sandbox.host.vmm.files import append, shorten_log, tail, tails
+from wrenn_sandbox.patience import patience
+
+from .api import Api
+
+T = TypeVar("T")
+
+CONSOLE_BYTES: Final = 64 * 1024
+API_DIRECTORY: Final = "api"
+API_SOCKET: Final = "api/socket"
+"""As Firecracker is told, which starts in the machine's directory."""
+_START_SEC: Final = 20.0
+_STEP_SEC: Final = 0.001
+_END_SEC: Final = 0.1
+"""How long after a failed call the end of a process is seen at the latest."""
+_EXITED_WELL: Final = b"Firecracker exiting successfully. exit_code=0"
+"""The last line of its log when the guest reset its processor, which is how it ends a VM."""
+
+
+@dataclass
+class Running:
+    """A process that Firecracker runs in, or ran: `handle` is None once it has ended."""
+
+    handle: ProcessHandle | None
+    api: Api
+    files: MachineFiles
+    console: int = -1
+    """The end of its console that is read; -1 where there is none any more."""
+    record: Path | None = None
+    """Where guest memory goes when it is stored whole."""
+    status: int | None = None
+    _reading: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def process(self) -> ProcessHandle:
+        """Raises `HostFailure` where it has ended, so that its pid may be another's."""
+        if self.handle is None or not self.handle.alive:
+            raise HostFailure("The machine ended unexpectedly")
+        return self.handle
+
+    def keep_console(self) -> None:
+        """Move what the guest has written from the pipe to a file of bounded length; blocks."""
+        with self._reading, contextlib.suppress(BlockingIOError):
+            if self.console < 0:
+                return
+            shorten_log(self.files.console)
+            if text := os.read(self.console, CONSOLE_BYTES):
+                append(self.files.console, text)
+
+    def ended_well(self) -> bool:
+        """Whether it was its guest that ended the VM; blocks.
+
+        How a process ends which an earlier server started, its log alone says.
+        """
+        if self.status is not None:
+            return self.status == 0
+        if self.handle is not None and self.handle.alive:
+            return False
+        with contextlib.suppress(OSError):
+            return _EXITED_WELL in tail(self.files.vmm_log)
+        return False
+
+    def diagnosis(self) -> str:
+        """The end of console and log; blocks."""
+        self.keep_console()
+        return tails(self.files)
+
+    def close(self) -> None:
+        """Let go of it; it runs on."""
+        if self.handle is not None:
+            self.handle.close()
+        with self._reading:
+            if self.console >= 0:
+                os.close(self.console)
+                self.console = -1
+
+
+def console_of(pid: int) -> int:
+    """The end to read of a running process's console; -1 where that cannot be had. Blocks."""
+    try:
+        return os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def make_api_directory(files: MachineFiles, slot: Slot) -> None:
+    """Where Firecracker puts its socket, as its user; raises OSError. Blocks."""
+    directory = files.directory / API_DIRECTORY
+    directory.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(directory, slot.uid, slot.uid)
+
+
+def seal_api_directory(files: MachineFiles) -> None:
+    """Let a Firecracker that its guest takes over later make nothing there; raises OSError."""
+    directory = files.directory / API_DIRECTORY
+    if os.geteuid() == 0:
+        os.chown(directory, 0, 0)
+    directory.chmod(0o711)
+
+
+async def listening(handle: ProcessHandle, files: MachineFiles) -> None:
+    """Wait for the socket of a process that was just started; raises `HostFailure`."""
+    path = files.directory / API_SOCKET
+
+    async def there() -> None:
+        while not path.exists():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(_STEP_SEC)
+
+    try:
+        async with asyncio.timeout(patience(_START_SEC)):
+            await unless_ended(handle, there(), "The machine did not start")
+    except TimeoutError as error:
+        late = f"no socket within {patience(_START_SEC):g} s"
+        raise HostFailure("The machine did not start", detail=late) from error
+
+
+async def unless_ended(
+    handle: ProcessHandle,
+    work: Coroutine[None, None, T],
+    message: str = "The machine ended unexpectedly",
+) -> T:
+    """The result of calls; raises `HostFailure` with this message when the process ends first."""
+    async with first_of(work, handle.wait()) as (task, ended):
+        if not task.done() or isinstance(task.exception(), HostFailure):
+            await asyncio.wait([ended], timeout=patience(_END_SEC))
+            if ended.done():
+                raise HostFailure(message, detail=f"Firecracker ended ({ended.result()})")
+        return task.result()
