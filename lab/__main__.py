@@ -5,7 +5,6 @@ this checkout, without its changes coming back, and no network. All it wrote is 
 """
 
 import argparse
-import os
 import shlex
 import shutil
 import signal
@@ -49,7 +48,7 @@ def main() -> int:
     run = commands.add_parser("run", help="run a command: ./dev lab run -- wrenn doctor")
     test = commands.add_parser("test", help="run tests there, by default all of tests/vm")
     test.add_argument("--chosen", action="store_true", help="run what ./dev test runs there")
-    test.add_argument("--firecracker", type=Path, metavar="BINARY", help="test this one there")
+    test.add_argument("--firecracker", type=Path, metavar="BINARY", help="with this driver")
     bench = commands.add_parser("bench", help="measure there (./dev bench --lab)")
     shell = commands.add_parser("shell", help="an interactive shell")
     for each in (run, test, bench, shell):
@@ -88,21 +87,14 @@ def _test(host: Host, options: argparse.Namespace) -> int:
     host.put(Paths(Settings().data_dir).cache, f"{_DATA_DIR}/cache")
     tests = [*(_CHOSEN if options.chosen else ()), *options.argv] or ["tests/vm"]
     pytest = ["python3", "-u", "-m", "pytest", "-p", "no:cacheprovider", *tests]
-    settings = {"WRENN_DATA_DIR": _DATA_DIR, **_given_to_tests(host, options.firecracker)}
-    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    return host.run(f"cd {MOUNT} && {' '.join(words)} {shlex.join(pytest)}")
-
-
-def _given_to_tests(host: Host, firecracker: Path | None) -> dict[str, str]:
-    """What tests there are told: the driver chosen here, and a Firecracker, which is put there."""
-    given = {name: os.environ[name] for name in ("WRENN_DRIVER",) if name in os.environ}
-    if firecracker is None:
-        return given
-    with tempfile.TemporaryDirectory() as directory:
-        shutil.copy(firecracker, Path(directory, "firecracker"))
-        host.put(Path(directory), _FIRECRACKER)
-    binary = f"{_FIRECRACKER}/firecracker"
-    return {**given, "WRENN_FIRECRACKER": binary, "WRENN_TEST_FIRECRACKER": binary}
+    settings = f"WRENN_DATA_DIR={_DATA_DIR}"
+    if options.firecracker is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            shutil.copy(options.firecracker, Path(directory, "firecracker"))
+            host.put(Path(directory), _FIRECRACKER)
+        binary = f"{_FIRECRACKER}/firecracker"
+        settings += f" WRENN_FIRECRACKER={binary} WRENN_TEST_FIRECRACKER={binary}"
+    return host.run(f"cd {MOUNT} && {settings} {shlex.join(pytest)}")
 
 
 def _bench(host: Host, options: argparse.Namespace) -> int:
