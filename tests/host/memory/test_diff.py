@@ -118,6 +118,50 @@ def test_pages_that_are_not_its_own_can_be_stored_as_well(owner: Owner, tmp_path
     assert data[2 * PAGE : 4 * PAGE] == bytes([1]) * 2 * PAGE
 
 
+def test_served_pages_that_are_as_in_the_image_are_not_stored(
+    owner: Owner, base: Path, tmp_path: Path
+) -> None:
+    """A page server gives copies, so all that was touched is the process's own."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    owner.fill(100, 4, 1)
+    diff.capture(owner.mapping, before)
+    owner.fill(10, 3, 0)  # page 10 is a hole of the image
+    owner.fill(101, 1, 2)
+    owner.fill(200, 1, 3)
+    other = Owner(base)
+    try:
+        other.fill(10, 3, 0)
+        other.fill(101, 1, 2)
+        other.fill(200, 1, 3)
+        mapping = other.mapping
+        half = [
+            Mapping(mapping.pid, mapping.low, mapping.low + 102 * PAGE),
+            Mapping(mapping.pid, mapping.low + 102 * PAGE, mapping.high, 102),
+        ]
+        files = diff.capture_served(half, base, before, after)
+    finally:
+        other.end()
+    assert _numbers(diff.read_index(after, _PAGES)) == {11, 12, 100, 101, 102, 103, 200}
+    data = (after / diff.PAGES).read_bytes()
+    assert [data[at] for at in range(0, len(data), PAGE)] == [0, 0, 1, 2, 1, 1, 3]
+    assert files[diff.PAGES] == FileDigest(len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_stored_page_that_is_the_images_again_is_dropped(
+    owner: Owner, base: Path, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    owner.fill(20, 1, 7)
+    diff.capture(owner.mapping, before)
+    owner.fill(20, 1, 0)  # as in the image, where it is a hole
+    diff.capture_served([owner.mapping], base, before, after)
+    assert diff.read_index(after, _PAGES) == []
+
+
 _RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=8).map(
     lambda found: [Run(first * 10, count) for first, count in sorted(dict(found).items())]
 )
@@ -129,6 +173,7 @@ def test_the_union_of_runs_has_the_pages_of_both(one: list[Run], other: list[Run
     assert _numbers(found) == _numbers(one) | _numbers(other)
     assert sum(run.count for run in found) == len(_numbers(found))
     assert _numbers(pages.within(found, 100, 205)) == _numbers(found) & set(range(100, 205))
+    assert _numbers(pages.without(one, other)) == _numbers(one) - _numbers(other)
 
 
 def _numbers(runs: list[Run]) -> set[int]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from support.tiny_guest import BINARY, COUNTING, ENDING, NEEDS, kernel_of
@@ -27,6 +28,7 @@ from wrenn_sandbox.testing.data_dir import working_directory
 
 pytestmark = [pytest.mark.root, pytest.mark.serial, *NEEDS]
 
+_USERFAULTFD = Path("/dev/userfaultfd")
 _MEMORY_MB = 128
 _DISK_MB = 4
 _ROUNDS = 20
@@ -110,8 +112,10 @@ async def host() -> AsyncIterator[Host]:
         yield host
 
 
-async def test_a_guest_counts_on_through_two_restores(host: Host) -> None:
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_guest_counts_on_through_two_restores(host: Host, served: bool) -> None:
     """Booted, stored whole, continued over that, stored as what differs, and continued again."""
+    host.driver._serves &= served
     spec = host.spec()
     image = spec.files.directory / "memory"
     process = await host.driver.boot(spec, record=image)
@@ -134,6 +138,8 @@ async def test_a_guest_counts_on_through_two_restores(host: Host) -> None:
     spec = host.spec(memory=memory)
     process = await host.driver.restore(spec, Snapshot(second / VMSTATE, second))
     await host.counts(process)
+    assert spec.files.page_server.exists() == host.driver._serves
+    assert (spec.files.directory / "memory").exists() != host.driver._serves
     third = await host.stored(process, spec, "third")
     again = diff.read_index(third, (_MEMORY_MB << 20) // PAGE)
     assert sum(run.count for run in again) < 100
@@ -142,6 +148,67 @@ async def test_a_guest_counts_on_through_two_restores(host: Host) -> None:
     process = await host.driver.restore(spec, Snapshot(third / VMSTATE, third))
     await host.counts(process)
     await host.driver.kill(process)
+
+
+async def _served(host: Host) -> tuple[MachineSpec, Process]:
+    """A guest whose memory a page server gives it."""
+    spec = host.spec()
+    image = spec.files.directory / "memory"
+    process = await host.driver.boot(spec, record=image)
+    await host.counts(process)
+    first = await host.stored(process, spec, "first")
+    memory = host.file("memory")
+    image.rename(memory)
+    memory.chmod(0o444)
+    spec = host.spec(memory=memory)
+    process = await host.driver.restore(spec, Snapshot(first / VMSTATE))
+    await host.counts(process)
+    second = await host.stored(process, spec, "second")
+    spec = host.spec(memory=memory)
+    return spec, await host.driver.restore(spec, Snapshot(second / VMSTATE, second))
+
+
+@pytest.mark.skipif(not _USERFAULTFD.exists(), reason="there is no /dev/userfaultfd")
+async def test_a_vm_ends_with_its_page_server(host: Host) -> None:
+    spec, process = await _served(host)
+    await host.counts(process)
+    note = msgspec.json.decode(spec.files.page_server.read_bytes())
+    os.kill(note["pid"], 9)
+    async with asyncio.timeout(patience(5)):
+        assert "the page server ended (-9)" in await host.driver.wait(process)
+    assert not _exists(process)
+    assert await host.driver.stopped(process), "its disk is whole"
+    await host.driver.kill(process)
+
+
+@pytest.mark.skipif(not _USERFAULTFD.exists(), reason="there is no /dev/userfaultfd")
+async def test_a_vm_is_adopted_with_its_page_server(host: Host) -> None:
+    spec, process = await _served(host)
+    await host.driver.close()
+    host.driver = await host.open()
+    assert await host.driver.adopt(process, spec)
+    await host.counts(process)
+    note = msgspec.json.decode(spec.files.page_server.read_bytes())
+    third = await host.stored(process, spec, "third")
+    assert not _exists(Process(note["pid"], 0))
+    spec = host.spec(memory=spec.memory)
+    process = await host.driver.restore(spec, Snapshot(third / VMSTATE, third))
+    await host.counts(process)
+    await host.driver.close()
+    note = msgspec.json.decode(spec.files.page_server.read_bytes())
+    os.kill(note["pid"], 9)
+    await asyncio.sleep(0.1)
+    host.driver = await host.open()
+    assert not await host.driver.adopt(process, spec), "it would wait for ever"
+    await host.driver.kill(process)
+    assert not _exists(process)
+
+
+def _exists(process: Process) -> bool:
+    try:
+        return bool(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 async def test_a_guest_that_is_stored_and_runs_on_counts_on(host: Host) -> None:

@@ -5,13 +5,16 @@ in the form of `encode_runs`, with the magic `WRMI`.
 """
 
 import array
+import bisect
 import errno
+import itertools
 import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, NamedTuple
 
 from blake3 import blake3
 
@@ -26,7 +29,18 @@ from .fault_handler import (
     encode_runs,
     index_limit,
 )
-from .pages import PAGE, Mapping, Run, own_pages, read, split, union, within, write
+from .pages import (
+    PAGE,
+    Mapping,
+    Run,
+    own_pages,
+    read,
+    split,
+    union,
+    within,
+    without,
+    write,
+)
 from .sparse import go_on
 
 _BATCH_PAGES: Final = 1024
@@ -66,16 +80,89 @@ def capture(
     one thread, digests in another. Nothing is synced here.
     """
     mappings = [pieces] if isinstance(pieces, Mapping) else pieces
-    batches: list[tuple[Mapping, list[Run]]] = []
-    runs: list[Run] = []
-    pages = 0
+    batches: list[_Batch] = []
     for mapping in mappings:
-        end = pages + (mapping.high - mapping.low) // PAGE
-        found = union(own_pages(mapping), within(also, pages, end)) if also else own_pages(mapping)
-        batches += [(mapping, batch) for batch in split(found, _BATCH_PAGES)]
-        runs += found
-        pages = end
-    index = encode_index(runs, pages)
+        found = own_pages(mapping)
+        if also:
+            found = union(found, within(also, mapping.first, mapping.end))
+        batches += _from_process(mapping, found)
+    return _store(batches, mappings[-1].end, directory)
+
+
+def capture_served(
+    mappings: Sequence[Mapping], base: Path, before: Path, directory: Path
+) -> dict[str, FileDigest]:
+    """As `capture`, of a process whose pages a page server copies out of base and diff.
+
+    All of them are its own then, so what is stored are those that differ from the base's by now,
+    and those of the diff in `before` that it never asked for. Raises OSError and
+    `IncompatibleImage`.
+    """
+    pages = mappings[-1].end
+    stored = read_index(before, pages)
+    batches: list[_Batch] = []
+    with base.open("rb", buffering=0) as image, (before / PAGES).open("rb", buffering=0) as old:
+        _require_fit(old.fileno(), stored)
+        for mapping in mappings:
+            present = own_pages(mapping)
+            changed = _changed(mapping, present, image.fileno())
+            left = without(within(stored, mapping.first, mapping.end), present)
+            sources = {True: partial(read, mapping), False: partial(_read_stored, old, stored)}
+            runs = [*((run, True) for run in changed), *((run, False) for run in left)]
+            runs.sort(key=lambda each: each[0].first)
+            for fresh, group in itertools.groupby(runs, key=lambda each: each[1]):
+                found = split([run for run, _ in group], _BATCH_PAGES)
+                batches += [_Batch(batch, sources[fresh]) for batch in found]
+        return _store(batches, pages, directory)
+
+
+def _changed(mapping: Mapping, runs: Sequence[Run], base: int) -> list[Run]:
+    """Those of the process's pages that are not as in the file."""
+    found: list[Run] = []
+    own, other = (mmap.mmap(-1, _BATCH_PAGES * PAGE) for _ in range(2))
+    for batch in split(runs, _BATCH_PAGES):
+        size, at = sum(run.size for run in batch), 0
+        read(mapping, batch, memoryview(own)[:size])
+        for run in batch:
+            end = at + run.size
+            with memoryview(other) as view, view[at:end] as piece:
+                if os.preadv(base, [piece], run.first * PAGE) != run.size:
+                    raise IncompatibleImage(_DAMAGED, detail="the image ended early")
+            if own[at:end] != other[at:end]:
+                places = range(at, end, PAGE)
+                differ = [own[p : p + PAGE] != other[p : p + PAGE] for p in places]
+                found += [Run(run.first + n, 1) for n, differs in enumerate(differ) if differs]
+            at = end
+    return union(found, ())
+
+
+def _read_stored(
+    old: IO[bytes], stored: Sequence[Run], runs: Sequence[Run], into: memoryview
+) -> None:
+    """Copy runs, each within one that is stored, out of `memory.diff`."""
+    places = list(itertools.accumulate((run.count for run in stored), initial=0))
+    at = 0
+    for run in runs:
+        number = bisect.bisect_right(stored, run.first, key=lambda each: each.first) - 1
+        place = places[number] + run.first - stored[number].first
+        if os.preadv(old.fileno(), [into[at : at + run.size]], place * PAGE) != run.size:
+            raise IncompatibleImage(_DAMAGED, detail="diff ended early")
+        at += run.size
+
+
+class _Batch(NamedTuple):
+    """Runs that are read at once, which `fill` does into a buffer of their size."""
+
+    runs: Sequence[Run]
+    fill: Callable[[Sequence[Run], memoryview], None]
+
+
+def _from_process(mapping: Mapping, runs: Sequence[Run]) -> list[_Batch]:
+    return [_Batch(batch, partial(read, mapping)) for batch in split(runs, _BATCH_PAGES)]
+
+
+def _store(batches: Sequence[_Batch], pages: int, directory: Path) -> dict[str, FileDigest]:
+    index = encode_index([run for batch in batches for run in batch.runs], pages)
     (directory / INDEX).write_bytes(index)
     digest = blake3()
     buffers = [mmap.mmap(-1, _BATCH_PAGES * PAGE) for _ in range(2)]
@@ -84,10 +171,10 @@ def capture(
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as hashing:
             pending = hashing.submit(digest.update, b"")
-            for number, (mapping, batch) in enumerate(batches):
+            for number, batch in enumerate(batches):
                 view = memoryview(buffers[number % 2])
-                size = sum(run.size for run in batch)
-                read(mapping, batch, view)
+                size = sum(run.size for run in batch.runs)
+                batch.fill(batch.runs, view)
                 pending.result()
                 pending = hashing.submit(digest.update, view[:size])
                 _write_all(fd, view[:size])

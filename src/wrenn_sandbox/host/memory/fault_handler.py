@@ -76,8 +76,9 @@ SET_LIMIT = _HEAD.size + 8 * SET_RUNS
 
 MACHINE, STOP = b"machine", b"stop"
 """What the server says: which process the machine is (its pidfd), and to end the recording."""
-SERVING, FAILED = b"serving", b"failed: "
-"""What it hears, besides a working set."""
+SERVING, FAILED = b"serving ", b"failed: "
+"""What it hears, besides a working set. With `SERVING` come the regions, each as its first page,
+the one behind it and its address in the machine's process."""
 
 
 def index_limit(pages: int) -> int:
@@ -583,7 +584,8 @@ def main(argv: list[str]) -> None:
             wanted = array.array("I")  # it is only a hint
         control.until_machine_is_known()
         uffd, regions = take_handshake(_socket.socket(fileno=listener), pages)
-        control.say(SERVING)
+        where = [b"%d %d %d" % (first, end, first * PAGE + at) for first, end, at in regions]
+        control.say(SERVING + b" ".join(where))
         handler.serve(uffd, regions, wanted, around)
     except Exception as error:
         control.say(FAILED + f"{type(error).__name__}: {error}".encode())

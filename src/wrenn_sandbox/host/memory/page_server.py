@@ -32,6 +32,7 @@ from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.patience import patience
 
 from . import diff, fault_handler
+from .pages import PAGE, Mapping
 
 WORKING_SET: Final = "memory.set"
 AROUND: Final = 16
@@ -63,10 +64,11 @@ class GuestMemory:
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """The process, for a later server."""
+    """The process, for a later server, and the regions of memory that it serves."""
 
     pid: int
     start_time: int
+    regions: tuple[tuple[int, int, int], ...] = ()
 
 
 class PageServer:
@@ -84,6 +86,7 @@ class PageServer:
         self._control = control
         self._pages = pages
         self._serving = asyncio.Event()
+        self._regions: tuple[tuple[int, int, int], ...] = ()
         self._recorded: asyncio.Future[bytes] | None = None
         self._last_word = ""
         self._closed = False
@@ -132,8 +135,7 @@ class PageServer:
         finally:
             passed.close()
         try:
-            note = msgspec.json.encode(_Note(handle.pid, handle.start_time))
-            await asyncio.to_thread(files.page_server.write_bytes, note)
+            await asyncio.to_thread(server._note)
         except BaseException as error:
             await asyncio.shield(server.close())
             if isinstance(error, OSError):
@@ -150,7 +152,24 @@ class PageServer:
             handle = ProcessHandle.adopt(note.pid, note.start_time)
         except (OSError, msgspec.DecodeError):
             return None
-        return cls(handle, files)
+        server = cls(handle, files)
+        server._regions = note.regions
+        return server
+
+    def mappings(self, machine: int) -> list[Mapping]:
+        """Where the memory that is served is in the machine of that pid, in order.
+
+        Raises LookupError where that is not known, or cannot be.
+        """
+        found, next_page = [], 0
+        for first, end, address in sorted(self._regions):
+            if not next_page == first < end:
+                break
+            found.append(Mapping(machine, address, address + (end - first) * PAGE, first))
+            next_page = end
+        if not found or len(found) != len(self._regions):
+            raise LookupError("the page server has not said what it serves")
+        return found
 
     @property
     def pid(self) -> int:
@@ -173,6 +192,16 @@ class PageServer:
         async with first_of(self._serving.wait(), self.wait()) as (_, ended):
             if ended.done():
                 raise HostFailure(_LOST, detail=ended.result())
+        try:
+            await asyncio.to_thread(self._note)
+        except OSError as error:
+            raise HostFailure("The page server is not noted", detail=str(error)) from error
+
+    def _note(self) -> None:
+        note = _Note(self._handle.pid, self._handle.start_time, self._regions)
+        new = self._files.page_server.with_suffix(".new")
+        new.write_bytes(msgspec.json.encode(note))
+        new.replace(self._files.page_server)
 
     async def wait(self) -> str:
         """Wait for the end of the page server; what is known of the reason."""
@@ -234,7 +263,8 @@ class PageServer:
             return
         try:
             while message := self._control.recv(_MESSAGE_LIMIT):
-                if message == fault_handler.SERVING:
+                if message.startswith(fault_handler.SERVING):
+                    self._regions = _regions(message[len(fault_handler.SERVING) :])
                     self._serving.set()
                 elif message.startswith(fault_handler.FAILED):
                     self._last_word = message[len(fault_handler.FAILED) :][:_WORD_LIMIT].decode(
@@ -262,6 +292,12 @@ class _Passed:
 
     def close(self) -> None:
         self.stack.close()
+
+
+def _regions(text: bytes) -> tuple[tuple[int, int, int], ...]:
+    """Triples of numbers, nothing where it says anything else; in no order."""
+    numbers = [int(each) for each in text.split() if each.isdigit() and len(each) < 20]
+    return tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=False))
 
 
 def _opened(files: MachineFiles, memory: GuestMemory, uid: int) -> _Passed:

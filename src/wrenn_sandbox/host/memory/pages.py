@@ -67,6 +67,11 @@ class Mapping:
     first: int = 0
     """The page of guest memory at its beginning."""
 
+    @property
+    def end(self) -> int:
+        """The page of guest memory behind its end."""
+        return self.first + (self.high - self.low) // PAGE
+
     def address(self, page: int) -> int:
         """Where a page of guest memory is."""
         return self.low + (page - self.first) * PAGE
@@ -124,6 +129,25 @@ def union(runs: Sequence[Run], others: Sequence[Run]) -> list[Run]:
             end = max(last.first + last.count, run.first + run.count)
             run = Run(last.first, end - last.first)
         found.append(run)
+    return found
+
+
+def without(runs: Sequence[Run], others: Sequence[Run]) -> list[Run]:
+    """The pages of the runs that are in none of the others, in order; so are they all."""
+    found: list[Run] = []
+    at = 0
+    for run in runs:
+        first, end = run.first, run.first + run.count
+        while at < len(others) and others[at].first + others[at].count <= first:
+            at += 1
+        number = at
+        while first < end:
+            other = others[number] if number < len(others) else Run(end, 0)
+            stop = min(max(other.first, first), end)
+            if first < stop:
+                found.append(Run(first, stop - first))
+            first = max(first, other.first + other.count) if other.count else end
+            number += 1
     return found
 
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from wrenn_sandbox.host.privileged.cgroups import Bounds
+from wrenn_sandbox.host.privileged.cgroups import Bounds, Groups
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.jail import View
 from wrenn_sandbox.host.privileged.limits import Limits
@@ -42,8 +42,7 @@ async def launch(
     async with AsyncExitStack() as stack:
         group: int | None = None
         if confinement.groups is not None:
-            name = spec.files.directory.name
-            group = await asyncio.to_thread(confinement.groups.open, name, bounds(spec, extra_mb))
+            group = await asyncio.to_thread(group_of, confinement.groups, spec, extra_mb)
             stack.callback(os.close, group)
         return await spawn_in_slot(
             spec.slot,
@@ -58,6 +57,11 @@ async def launch(
             groups=groups,
             environment=environment,
         )
+
+
+def group_of(groups: Groups, spec: MachineSpec, extra_mb: int = 0) -> int:
+    """A descriptor of this machine's control group, made first; raises OSError. Blocks."""
+    return groups.open(spec.files.directory.name, bounds(spec, extra_mb))
 
 
 _MB: Final = 1 << 20

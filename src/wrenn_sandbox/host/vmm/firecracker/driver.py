@@ -8,8 +8,11 @@ paths is relative to it, so a restored machine finds its own files under the sam
     api/socket          the API
     vmstate             device state, while it is written or loaded
     kernel              while the guest boots
-    memory, memory.idx  of a machine that continues a stored one: all its memory, and which of its
-                        pages were not the image's then
+    pages.sock          where memory is handed to the page server
+    memory.idx          of a machine that continues a stored one: which of its pages were not the
+                        image's then
+    memory.diff         those pages, while a page server has them
+    memory              else all its memory
 """
 
 import asyncio
@@ -29,6 +32,7 @@ from wrenn_sandbox.host.disk.raw import Raw
 from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
+from wrenn_sandbox.host.memory.page_server import GuestMemory, PageServer
 from wrenn_sandbox.host.memory.sparse import clone
 from wrenn_sandbox.host.paths import IMMUTABLE_FILE, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
@@ -40,7 +44,7 @@ from wrenn_sandbox.host.probe import KVM_DEVICE, cpu_model
 from wrenn_sandbox.host.slot import GUEST_MAC
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
 from wrenn_sandbox.host.vmm.files import make_own, read_state, shorten_log, tails
-from wrenn_sandbox.host.vmm.launch import launch
+from wrenn_sandbox.host.vmm.launch import group_of, launch
 
 from .api import ANSWER_SEC, Api, Declined
 from .binary import VMM, Firecracker, installed
@@ -53,10 +57,13 @@ from .process import (
     make_api_directory,
     seal_api_directory,
     unless_ended,
+    until_end,
 )
 
 _log = structlog.get_logger(__name__)
 
+_USERFAULTFD: Final = Path("/dev/userfaultfd")
+"""Since Linux 6.1."""
 _RUNTIME: Final = "runtime"
 _KERNEL: Final = "kernel"
 _MEMORY: Final = "memory"
@@ -92,6 +99,8 @@ class FirecrackerDriver(Driver):
         self._engines = engines
         self._namespaces = namespaces
         self._confinement = confined
+        self._serves = confined.jail is not None and _USERFAULTFD.exists()
+        """A page server can give VMs their memory: they may open the device for it."""
         self._running: dict[Process, Running] = {}
         self._cpu_model = cpu_model()
 
@@ -107,11 +116,12 @@ class FirecrackerDriver(Driver):
         note = paths.installed_engine
         firecracker = await asyncio.to_thread(installed, engines, note, named)
         give_up_huge_pages()
+        serving = (_USERFAULTFD,) if _USERFAULTFD.exists() else ()
         confined = await asyncio.to_thread(
             confinement,
             paths.data_dir,
             (str(firecracker.program), "--version"),
-            opened=(KVM_DEVICE, TUN_DEVICE),
+            opened=(KVM_DEVICE, TUN_DEVICE, *serving),
             programs=firecracker.directory,
         )
         if confined.lacks:
@@ -176,22 +186,40 @@ class FirecrackerDriver(Driver):
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         firecracker = await asyncio.to_thread(self._kept, spec.engine)
-        memory = await asyncio.to_thread(_put, spec, snapshot)
-        running = await self._spawn(firecracker, spec, [memory])
+        memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
+        running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
         process = await self._begun(running, self._load(running, spec, memory))
         await asyncio.to_thread(spec.files.vmstate.unlink)
         return process
 
-    async def _load(self, running: Running, spec: MachineSpec, memory: Path) -> None:
-        load = {
-            "snapshot_path": spec.files.vmstate.name,
-            "mem_backend": {"backend_type": "File", "backend_path": str(memory)},
-        }
+    async def _load(self, running: Running, spec: MachineSpec, memory: Path | None) -> None:
+        backend = {"backend_type": "File", "backend_path": str(memory)}
+        if memory is None:
+            running.pages = await self._page_server(spec)
+            running.pages.serve(running.process)
+            backend = {"backend_type": "Uffd", "backend_path": spec.files.pages_socket.name}
+        load = {"snapshot_path": spec.files.vmstate.name, "mem_backend": backend}
         await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
+        if running.pages is not None:
+            await running.pages.connected()
         limits = {"drive_id": _DISK, "rate_limiter": _rate_limiter(spec)}
         await running.api.call("PATCH", f"/drives/{_DISK}", limits)
         await self._bring_up(spec)
         await running.api.resume()
+
+    async def _page_server(self, spec: MachineSpec) -> PageServer:
+        """One for the image and what is stored over it; raises `HostFailure`."""
+        assert spec.memory is not None
+        memory = GuestMemory(spec.memory, spec.files.directory)
+        group: int | None = None
+        try:
+            if self._confinement.groups is not None:
+                group = await asyncio.to_thread(group_of, self._confinement.groups, spec)
+            jail = self._confinement.jail
+            return await PageServer.start(spec.slot, spec.files, memory, jail=jail, group=group)
+        finally:
+            if group is not None:
+                os.close(group)
 
     async def _bring_up(self, spec: MachineSpec) -> None:
         """Let the tap carry packets, now that Firecracker has attached to it."""
@@ -265,7 +293,7 @@ class FirecrackerDriver(Driver):
             failpoints.reach("machine.stopped")
             await unless_ended(handle, _save(running, spec))
             failpoints.reach("machine.saved")
-            files = await asyncio.to_thread(_capture, handle.pid, spec, into)
+            files = await asyncio.to_thread(_capture, running, handle.pid, spec, into)
             _ = running.process
             return files
         except (OSError, LookupError) as error:
@@ -301,6 +329,8 @@ class FirecrackerDriver(Driver):
         try:
             if running.handle is not None:
                 await running.handle.kill()
+            if running.pages is not None:
+                await running.pages.close()
         finally:
             await asyncio.to_thread(running.keep_console)
             running.close()
@@ -318,21 +348,28 @@ class FirecrackerDriver(Driver):
                 self._running[process] = ended
                 return True
             return False
+        running = Running(handle, api, spec.files)
         try:
+            if spec.files.page_server.exists():
+                running.pages = await PageServer.adopt(spec.files)
+                if running.pages is None:
+                    raise HostFailure("The page server of the machine has ended")
             await unless_ended(handle, api.resume())
         except BaseException as error:
-            handle.close()
+            running.close()
             if isinstance(error, HostFailure):
                 return False
             raise
-        console = await asyncio.to_thread(console_of, process.pid)
-        self._running[process] = Running(handle, api, spec.files, console)
+        running.console = await asyncio.to_thread(console_of, process.pid)
+        self._running[process] = running
         return True
 
     async def wait(self, process: Process) -> str:
         running = self._running[process]
         if running.handle is not None:
-            running.status = await running.handle.wait()
+            await until_end(running, running.handle)
+        if running.lost:
+            return running.lost
         if await asyncio.to_thread(running.ended_well):
             return "the guest stopped"
         status = "" if running.status is None else f" ({running.status})"
@@ -375,24 +412,27 @@ def _unpack_kernel(spec: MachineSpec) -> None:
     path.chmod(IMMUTABLE_FILE)
 
 
-def _put(spec: MachineSpec, snapshot: Snapshot) -> Path:
+def _put(spec: MachineSpec, snapshot: Snapshot, serves: bool) -> Path | None:
     """Give the machine what it is loaded from; the file that its memory is a mapping of. Blocks.
 
-    Where pages differ from the image it is a file of the machine's own, which shares blocks with
-    the image if the file system can.
+    Where pages differ from the image there is none if a page server has them. Otherwise it is a
+    file of the machine's own, which shares blocks with the image if the file system can.
     """
     make_own(spec.files.vmstate, spec, data=snapshot.vmstate.read_bytes())
     assert spec.memory is not None
     size = spec.memory_mb << 20
     if snapshot.diff is None or not diff.read_index(snapshot.diff, size // pages.PAGE):
         return spec.memory
+    shutil.copyfile(snapshot.diff / diff.INDEX, spec.files.directory / diff.INDEX)
+    if serves:
+        os.link(snapshot.diff / diff.PAGES, spec.files.directory / diff.PAGES)
+        return None
     own = spec.files.directory / _MEMORY
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     with open(os.open(own, flags, 0o600), "wb") as write, spec.memory.open("rb") as read:
         clone(read.fileno(), write.fileno(), size)
     diff.merge(snapshot.diff, own)
     own.chmod(IMMUTABLE_FILE)
-    shutil.copyfile(snapshot.diff / diff.INDEX, spec.files.directory / diff.INDEX)
     return own
 
 
@@ -411,7 +451,7 @@ async def _save(running: Running, spec: MachineSpec) -> None:
             raise
 
 
-def _capture(pid: int, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
+def _capture(running: Running, pid: int, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
     """Store device state and, of a machine that continues another, its own pages; blocks.
 
     Those are what it has written, and what was not the image's when it started.
@@ -422,6 +462,9 @@ def _capture(pid: int, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
     files = {VMSTATE: FileDigest(len(data), hashlib.sha256(data).hexdigest())}
     if spec.memory is None:
         return files
+    if running.pages is not None:
+        mappings = running.pages.mappings(pid)
+        return files | diff.capture_served(mappings, spec.memory, spec.files.directory, into)
     size, own, before = spec.memory_mb << 20, spec.memory, list[pages.Run]()
     if (spec.files.directory / diff.INDEX).exists():
         own = spec.files.directory / _MEMORY

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Final, TypeVar
 
 from wrenn_sandbox.aio import first_of
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.memory.page_server import PageServer
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.slot import Slot
@@ -44,6 +46,10 @@ class Running:
     """The end of its console that is read; -1 where there is none any more."""
     record: Path | None = None
     """Where guest memory goes when it is stored whole."""
+    pages: PageServer | None = None
+    """What serves its memory, if that is not mapped."""
+    lost: str = ""
+    """Why it was ended while its guest ran."""
     status: int | None = None
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,10 +70,14 @@ class Running:
                 append(self.files.console, text)
 
     def ended_well(self) -> bool:
-        """Whether it was its guest that ended the VM; blocks.
+        """Whether all that the guest has written is on its disk; blocks.
 
-        How a process ends which an earlier server started, its log alone says.
+        That is so where the guest ended the VM, and where the page server's end did: Firecracker
+        then waited for a page. How a process ends which an earlier server started, its log alone
+        says.
         """
+        if self.lost:
+            return True
         if self.status is not None:
             return self.status == 0
         if self.handle is not None and self.handle.alive:
@@ -83,12 +93,24 @@ class Running:
 
     def close(self) -> None:
         """Let go of it; it runs on."""
+        if self.pages is not None:
+            self.pages.detach()
         if self.handle is not None:
             self.handle.close()
         with self._reading:
             if self.console >= 0:
                 os.close(self.console)
                 self.console = -1
+
+
+async def until_end(running: Running, handle: ProcessHandle) -> None:
+    """Wait for the end of a process, which that of its page server is as well."""
+    if running.pages is not None:
+        async with first_of(handle.wait(), running.pages.wait()) as (ended, lost):
+            if not ended.done():
+                running.lost = lost.result()
+                handle.signal(signal.SIGKILL)
+    running.status = await handle.wait()
 
 
 def console_of(pid: int) -> int:
