@@ -199,7 +199,10 @@ async def test_a_vm_is_adopted_with_its_page_server(host: Host) -> None:
     os.kill(note["pid"], 9)
     await asyncio.sleep(0.1)
     host.driver = await host.open()
-    assert not await host.driver.adopt(process, spec), "it would wait for ever"
+    assert await host.driver.adopt(process, spec)
+    async with asyncio.timeout(patience(5)):
+        assert await host.driver.wait(process) == "the page server ended"
+    assert await host.driver.stopped(process)
     await host.driver.kill(process)
     assert not _exists(process)
 

@@ -74,6 +74,8 @@ _NO_MEMORY_FILE: Final = f"{VMSTATE}/none"
 differs from the image is read from the process instead, and nothing else is written."""
 _NO_SUCH_FILE: Final = "memory backing file"
 """What it says then."""
+_WRITTEN_MB_PER_SEC: Final = 20.0
+"""How slow a disk may be that memory is written to."""
 _REFILL_MS: Final = 1000
 _REPLACED: Final = "An engine of this host is damaged: it is Firecracker of another version"
 
@@ -232,7 +234,8 @@ class FirecrackerDriver(Driver):
     async def _begun(self, running: Running, start: Coroutine[None, None, None]) -> Process:
         """The machine of a process once it runs; after a failure the process is ended."""
         failpoints.reach("machine.spawned")
-        handle = running.process
+        handle = running.handle
+        assert handle is not None
         process = Process(handle.pid, handle.start_time)
         self._running[process] = running
         try:
@@ -350,11 +353,13 @@ class FirecrackerDriver(Driver):
             return False
         running = Running(handle, api, spec.files)
         try:
-            if spec.files.page_server.exists():
+            if await asyncio.to_thread(spec.files.page_server.exists):
                 running.pages = await PageServer.adopt(spec.files)
                 if running.pages is None:
-                    raise HostFailure("The page server of the machine has ended")
-            await unless_ended(handle, api.resume())
+                    running.lost = "the page server ended"
+                    running.status = await handle.kill()
+            if not running.lost:
+                await unless_ended(handle, api.resume())
         except BaseException as error:
             running.close()
             if isinstance(error, HostFailure):
@@ -366,7 +371,7 @@ class FirecrackerDriver(Driver):
 
     async def wait(self, process: Process) -> str:
         running = self._running[process]
-        if running.handle is not None:
+        if running.handle is not None and not running.lost:
             await until_end(running, running.handle)
         if running.lost:
             return running.lost
@@ -441,7 +446,8 @@ async def _save(running: Running, spec: MachineSpec) -> None:
     state = {"snapshot_path": spec.files.vmstate.name}
     if running.record is not None:
         whole = {**state, "mem_file_path": str(running.record), "snapshot_type": "Diff"}
-        await running.api.call("PUT", "/snapshot/create", whole, ANSWER_SEC)
+        seconds = ANSWER_SEC + spec.memory_mb / _WRITTEN_MB_PER_SEC
+        await running.api.call("PUT", "/snapshot/create", whole, seconds)
         return
     alone = {**state, "mem_file_path": _NO_MEMORY_FILE, "snapshot_type": "Full"}
     try:
