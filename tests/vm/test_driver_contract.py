@@ -12,7 +12,7 @@ import pytest
 from support.tiny_guest import NEEDS
 from support.vm.played import PLAYED
 from support.vm.stand import Stand, answered, standing
-from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.errors import HostFailure, IncompatibleImage
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.backends import BACKENDS, Backends
 from wrenn_sandbox.host.disk.base import Disk
@@ -275,4 +275,23 @@ async def test_a_snapshot_that_is_missing_leaves_nothing_running(stand: Stand) -
         missing = Snapshot(spec.files.directory / "missing")
         with pytest.raises((HostFailure, OSError)):
             await stand.driver.restore(dataclasses.replace(spec, memory=image), missing)
+        assert journal.processes_of(spec.files.directory) == []
+
+
+async def test_a_snapshot_that_has_changed_is_not_continued(stand: Stand) -> None:
+    """That is found out while the VMM starts, or before."""
+
+    def changed() -> None:
+        raise IncompatibleImage("it has changed")
+
+    async with stand.spec() as spec:
+        image, state = spec.files.directory / "memory", spec.files.directory / "state"
+        for path in (image, state):
+            path.touch()
+        os.truncate(image, spec.memory_mb << 20)
+        image.chmod(0o644)
+        with pytest.raises(IncompatibleImage, match="it has changed"):
+            await stand.driver.restore(
+                dataclasses.replace(spec, memory=image), Snapshot(state, check=changed)
+            )
         assert journal.processes_of(spec.files.directory) == []

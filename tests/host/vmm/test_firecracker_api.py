@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -128,3 +129,12 @@ async def test_only_a_vm_that_stands_still_is_resumed(
     async with answering(tmp_path / "socket", answer) as requests:
         await api.resume()
     assert [each.split()[1].decode() for each in requests] == targets
+
+
+async def test_a_socket_that_is_bound_only_does_not_listen_yet(tmp_path: Path, api: Api) -> None:
+    assert not await api.listens()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        assert not await api.listens()
+        listener.listen()
+        assert await api.listens()

@@ -5,6 +5,7 @@ All state it needs to find a machine again is in `Process` and the machine's dir
 any driver object can adopt what another one started.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,11 @@ class Snapshot:
 
     It reads all of them. A driver does that while its VMM starts; no guest runs before.
     """
+
+    async def checked(self) -> None:
+        """Do that in a thread."""
+        if self.check is not None:
+            await asyncio.to_thread(self.check)
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -57,8 +57,7 @@ class FakeDriver(Driver):
         return await self._start(spec)
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
-        if snapshot.check is not None:
-            await asyncio.to_thread(snapshot.check)
+        await snapshot.checked()
         await asyncio.to_thread(_unpack, snapshot.vmstate, _home(spec))
         return await self._start(spec)
 

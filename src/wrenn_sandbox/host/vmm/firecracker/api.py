@@ -61,6 +61,19 @@ class Api:
         self._path = path
         self._pid = pid
 
+    async def listens(self) -> bool:
+        """Whether its socket takes connections by now; raises OSError for other reasons.
+
+        There is a moment in which the socket is there and does not.
+        """
+        try:
+            with short_path(self._path) as name:
+                _, writer = await asyncio.open_unix_connection(name)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        await _closed(writer)
+        return True
+
     async def version(self) -> str:
         """Its version, such as `1.14.4`."""
         return _decoded(await self.call("GET", "/version"), _Version).firecracker_version
@@ -118,9 +131,13 @@ class Api:
                 raise ValueError(f"an answer of {size} bytes")
             return int(status[1]), await reader.readexactly(size)
         finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            await _closed(writer)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _head(reader: asyncio.StreamReader) -> bytes:

@@ -26,6 +26,7 @@ from typing import Final, Self
 
 import structlog
 
+from wrenn_sandbox.aio import beside
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.raw import Raw
@@ -189,12 +190,20 @@ class FirecrackerDriver(Driver):
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         firecracker = await asyncio.to_thread(self._kept, spec.engine)
         memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
-        running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
-        process = await self._begun(running, self._load(running, spec, memory))
+        async with beside(snapshot.checked()) as checking:
+            running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
+        process = await self._begun(running, self._load(running, spec, memory, checking))
         await asyncio.to_thread(spec.files.vmstate.unlink)
         return process
 
-    async def _load(self, running: Running, spec: MachineSpec, memory: Path | None) -> None:
+    async def _load(
+        self,
+        running: Running,
+        spec: MachineSpec,
+        memory: Path | None,
+        checking: "asyncio.Task[None]",
+    ) -> None:
+        checking.result()
         backend = {"backend_type": "File", "backend_path": str(memory)}
         if memory is None:
             running.pages = await self._page_server(spec)
@@ -276,7 +285,7 @@ class FirecrackerDriver(Driver):
         api = Api(files.directory / API_SOCKET, handle.pid)
         running = Running(handle, api, files, console)
         try:
-            await listening(handle, files)
+            await listening(handle, api)
             await asyncio.to_thread(seal_api_directory, files)
             if await unless_ended(handle, api.version()) != firecracker.version:
                 raise HostFailure(_REPLACED)

@@ -50,7 +50,9 @@ class Running:
     """What serves its memory, if that is not mapped."""
     lost: str = ""
     """Why it was ended while its guest ran."""
+    ended: bool = False
     status: int | None = None
+    """How it ended, if an earlier server had not started it."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -80,7 +82,7 @@ class Running:
             return True
         if self.status is not None:
             return self.status == 0
-        if self.handle is not None and self.handle.alive:
+        if self.handle is not None and not self.ended:
             return False
         with contextlib.suppress(OSError):
             return _EXITED_WELL in tail(self.files.vmm_log)
@@ -105,12 +107,15 @@ class Running:
 
 async def until_end(running: Running, handle: ProcessHandle) -> None:
     """Wait for the end of a process, which that of its page server is as well."""
-    if running.pages is not None:
+    if running.pages is None:
+        running.status = await handle.wait()
+    else:
         async with first_of(handle.wait(), running.pages.wait()) as (ended, lost):
             if not ended.done():
                 running.lost = lost.result()
                 handle.signal(signal.SIGKILL)
-    running.status = await handle.wait()
+            running.status = await ended
+    running.ended = True
 
 
 def console_of(pid: int) -> int:
@@ -137,12 +142,11 @@ def seal_api_directory(files: MachineFiles) -> None:
     directory.chmod(0o711)
 
 
-async def listening(handle: ProcessHandle, files: MachineFiles) -> None:
-    """Wait for the socket of a process that was just started; raises `HostFailure`."""
-    path = files.directory / API_SOCKET
+async def listening(handle: ProcessHandle, api: Api) -> None:
+    """Wait until a process that was just started takes calls; raises `HostFailure`."""
 
     async def there() -> None:
-        while not path.exists():  # noqa: ASYNC110 - nobody tells
+        while not await api.listens():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(_STEP_SEC)
 
     try:
@@ -151,6 +155,8 @@ async def listening(handle: ProcessHandle, files: MachineFiles) -> None:
     except TimeoutError as error:
         late = f"no socket within {patience(_START_SEC):g} s"
         raise HostFailure("The machine did not start", detail=late) from error
+    except OSError as error:
+        raise HostFailure("The machine did not start", detail=str(error)) from error
 
 
 async def unless_ended(

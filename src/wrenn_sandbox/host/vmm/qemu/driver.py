@@ -169,7 +169,7 @@ class QemuDriver(Driver):
             qemu = await asyncio.to_thread(self._kept, spec.engine)
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         passed = [vmstate]
-        async with beside(_checked(snapshot)) as checked:
+        async with beside(snapshot.checked()) as checked:
             try:
                 memory, fds = await self._base(qemu, spec)
                 passed += fds
@@ -431,11 +431,6 @@ def _prepared(variant: Variant, engine: Engine, directory: Path) -> Qemu:
     seccomp = has_seccomp(kept)
     variant = replace(variant, program=kept, firmware=firmware, seccomp=seccomp)
     return Qemu(variant, version, engine.digest, directory)
-
-
-async def _checked(snapshot: Snapshot) -> None:
-    if snapshot.check is not None:
-        await asyncio.to_thread(snapshot.check)
 
 
 def _close_unwanted(memory: "asyncio.Future[int]") -> None:
