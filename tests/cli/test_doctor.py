@@ -53,6 +53,18 @@ def line(name: str, facts: MachineFacts, kvm: KvmVerdict = KVM, **settings: obje
     return next(each for each in lines if each.name == name)
 
 
+@pytest.mark.parametrize(
+    ("driver", "status", "said"),
+    [
+        ("auto", "ok", "cannot be used without KVM; machines run in QEMU"),
+        ("firecracker", "missing", "cannot be used without KVM"),
+    ],
+)
+def test_firecracker_needs_kvm(driver: str, status: str, said: str) -> None:
+    found = line("firecracker", GOOD, KvmVerdict(usable=False, reason="none"), driver=driver)
+    assert (found.status, found.detail.endswith(said)) == (status, True)
+
+
 def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
     lines = examine(GOOD, KVM, SETTINGS)
     assert {each.status for each in lines} == {"ok"}

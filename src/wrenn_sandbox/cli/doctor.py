@@ -65,7 +65,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
             "install the package qemu-system-x86",
             "missing",
         ),
-        *_firecracker(facts, settings),
+        *_firecracker(facts, kvm, settings),
         _cpu(facts, kvm, settings),
         *_network(facts, required=settings.network == "tap"),
         *_guest_limits(facts, settings),
@@ -93,10 +93,10 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
     ]
 
 
-def _firecracker(facts: MachineFacts, settings: HostSettings) -> list[Line]:
+def _firecracker(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> list[Line]:
     """What there is of it, and what its disks cost: they have no layers."""
+    asked = settings.driver == "firecracker"
     if not facts.firecracker:
-        asked = settings.driver == "firecracker"
         if not asked and not facts.firecracker_obstacle:
             return [Line("firecracker", "ok", "not installed; machines run in QEMU")]
         return [
@@ -108,6 +108,11 @@ def _firecracker(facts: MachineFacts, settings: HostSettings) -> list[Line]:
                 " WRENN_FIRECRACKER, or set WRENN_DRIVER to qemu",
             )
         ]
+    if not kvm.usable:
+        unused = f"{facts.firecracker} cannot be used without KVM"
+        if not asked:
+            return [Line("firecracker", "ok", f"{unused}; machines run in QEMU")]
+        return [Line("firecracker", "missing", unused, "set WRENN_DRIVER to qemu")]
     line = Line("firecracker", "ok", f"{facts.firecracker}; version {TRIED} was tried")
     if settings.driver not in ("auto", "firecracker"):
         return [line]
@@ -117,7 +122,7 @@ def _firecracker(facts: MachineFacts, settings: HostSettings) -> list[Line]:
             "disk copies",
             facts.shares_blocks,
             "the disk of each machine shares blocks with its template's",
-            "each start under Firecracker copies what the disk holds, and each resume its memory",
+            "each start under Firecracker copies all that the template's disk holds",
             "put the data directory on a file system that can share blocks: XFS or Btrfs",
         ),
     ]
