@@ -287,7 +287,8 @@ class FirecrackerDriver(Driver):
         try:
             await listening(handle, api)
             await asyncio.to_thread(seal_api_directory, files)
-            if await unless_ended(handle, api.version()) != firecracker.version:
+            version = await unless_ended(handle, api.version())
+            if version.partition("-")[0] != firecracker.version:
                 raise HostFailure(_REPLACED)
         except BaseException as error:
             await asyncio.shield(self._end(running))
