@@ -5,12 +5,13 @@
 
 Runs with the standard library alone. Unknown fields, a wrong order and a wrong state are refused in
 the real one's words. A guest is the agent, on the port that the file `port` in the working
-directory names, with its home beside it. Its device state is an archive of that home. Guest memory
+directory names. Its home is there already, and its device state is an archive of that. Guest memory
 is mapped as Firecracker maps it, and a restored machine writes to a page of it.
 (Firecracker: src/firecracker/swagger/firecracker.yaml, src/vmm/src/rpc_interface.rs.)
 """
 
 import ctypes
+import io
 import json
 import mmap
 import os
@@ -200,9 +201,9 @@ class Machine:
         writable = mmap.PROT_READ | mmap.PROT_WRITE
         self.memory = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=writable)
         self.memory[mmap.PAGESIZE] = 1
-        Path("archive").write_bytes(data[:-4096])
-        with tarfile.open("archive") as archive:
-            archive.extractall(".")
+        with tarfile.open(fileobj=io.BytesIO(data[:-4096])) as archive:
+            inside = [each for each in archive.getmembers() if each.name != str(HOME)]
+            archive.extractall(".", inside)
         for path, what in self.said.items():
             if path.startswith("/drives/"):
                 _opened("backing file", what["path_on_host"])
@@ -215,7 +216,6 @@ class Machine:
 
     def _run_agent(self) -> None:
         """It ends with this process."""
-        HOME.mkdir(exist_ok=True)
         argv = [sys.executable, "-I", "-S", str(AGENT.resolve())]
         argv += ["--port", PORT.read_text("ascii"), "--home", str(HOME.resolve())]
         parent = ctypes.CDLL(None)

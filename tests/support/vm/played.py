@@ -1,6 +1,7 @@
 """The Firecracker driver over the played API: processes in the place of VMs, in no jail."""
 
 import asyncio
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ class PlayedDriver(FirecrackerDriver):
     ) -> Running:
         port = spec.files.directory / played_firecracker.PORT
         await asyncio.to_thread(port.write_text, str(spec.slot.host_port), "ascii")
+        home = spec.files.directory / played_firecracker.HOME
+        await asyncio.to_thread(home.mkdir)
+        if os.geteuid() == 0:
+            os.chown(home, spec.slot.uid, spec.slot.uid)
         return await super()._spawn(firecracker, spec, readable)
 
     async def _boot(self, running: Running, spec: MachineSpec) -> None:

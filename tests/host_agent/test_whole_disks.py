@@ -1,0 +1,71 @@
+"""A host whose driver has disks without layers: the Firecracker driver over the played API."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from support.host_stand import Stand
+from support.vm.played import PLAYED
+from wrenn_sandbox.host.backends import BACKENDS
+from wrenn_sandbox.ids import new_image_id, new_operation_id
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+
+
+@pytest.fixture
+async def stand(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
+    """In a place that the users of machines can reach."""
+    monkeypatch.setitem(BACKENDS, "firecracker", PLAYED)
+    async with contextlib.AsyncExitStack() as stack:
+        data_dir = stack.enter_context(working_directory(Settings().data_dir, "whole-disks"))
+        stand = Stand(Settings(data_dir=data_dir, driver="firecracker", hot_pool_size=0))
+        await stand.start()
+        stack.push_async_callback(lambda: stand.host.close())
+        await stand.create()
+        stack.push_async_callback(lambda: stand.host.destroy(stand.id, new_operation_id()))
+        yield stand
+
+
+def _write(stand: Stand, text: bytes) -> None:
+    """What the guest would do to its disk."""
+    with stand.sandbox.machine.spec.files.overlay.open("r+b") as disk:
+        disk.write(text)
+
+
+def _disk(stand: Stand) -> bytes:
+    return stand.sandbox.machine.spec.files.overlay.read_bytes()[:6]
+
+
+async def test_a_sandbox_has_one_disk_however_often_it_was_stored(stand: Stand) -> None:
+    _write(stand, b"first ")
+    for number in (1, 2, 3):
+        await stand.pause()
+        assert stand.manifest.layers == ()
+        assert stand.generations() == {number}
+        await stand.resume()
+        assert stand.generations() == set(), "the machine has a copy"
+        assert _disk(stand) == b"first "
+    _write(stand, b"second")
+    await stand.pause()
+    await stand.resume()
+    assert _disk(stand) == b"second"
+
+
+async def test_a_snapshot_has_the_disk_of_its_sandbox(stand: Stand) -> None:
+    _write(stand, b"stored")
+    image_id = new_image_id()
+    await stand.sandbox.snapshot(image_id)
+    image = stand.image(image_id)
+    store = stand.host._store
+    assert store.disk(image).read_bytes()[:6] == b"stored"
+    assert store.disk(image).stat().st_size == image.disk_size
+
+
+async def test_a_reboot_leaves_one_disk_behind(stand: Stand) -> None:
+    _write(stand, b"before")
+    await stand.pause()
+    await stand.sandbox.reboot(new_image_id())
+    assert stand.generations() == {2}
+    await stand.resume()
+    assert _disk(stand) == b"before"
