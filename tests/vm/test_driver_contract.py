@@ -2,12 +2,12 @@
 
 import asyncio
 import dataclasses
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from support.tiny_guest import NEEDS
 from support.vm.played import PLAYED
@@ -191,7 +191,7 @@ async def test_what_was_in_memory_and_on_disk_is_there_after_each_restore(stand:
             assert VMSTATE in files
             for name, digest in files.items():
                 data = (stored[0] / name).read_bytes()
-                assert digest == FileDigest(len(data), hashlib.sha256(data).hexdigest())
+                assert digest == FileDigest(len(data), blake3=blake3(data).hexdigest())
             kept, disk = stand.paths.data_dir / "memory", stand.paths.data_dir / "disk-0"
             copy_sparse(image, kept)
             os.link(spec.files.overlay, disk)

@@ -146,7 +146,7 @@ def test_served_pages_that_are_as_in_the_image_are_not_stored(
     assert _numbers(diff.read_index(after, _PAGES)) == {11, 12, 100, 101, 102, 103, 200}
     data = (after / diff.PAGES).read_bytes()
     assert [data[at] for at in range(0, len(data), PAGE)] == [0, 0, 1, 2, 1, 1, 3]
-    assert files[diff.PAGES] == FileDigest(len(data), hashlib.sha256(data).hexdigest())
+    assert files[diff.PAGES] == FileDigest(len(data), blake3=blake3(data).hexdigest())
 
 
 def test_a_stored_page_that_is_the_images_again_is_dropped(

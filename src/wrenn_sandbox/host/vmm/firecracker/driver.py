@@ -16,7 +16,6 @@ paths is relative to it, so a restored machine finds its own files under the sam
 """
 
 import asyncio
-import hashlib
 import os
 import shutil
 from collections.abc import Coroutine, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import structlog
+from blake3 import blake3
 
 from wrenn_sandbox.aio import beside
 from wrenn_sandbox.errors import HostFailure
@@ -190,9 +190,9 @@ class FirecrackerDriver(Driver):
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         firecracker = await asyncio.to_thread(self._kept, spec.engine)
         memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
-        async with beside(snapshot.checked()) as checking:
+        async with beside(snapshot.checked()) as checked:
             running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
-        process = await self._begun(running, self._load(running, spec, memory, checking))
+            process = await self._begun(running, self._load(running, spec, memory, checked))
         await asyncio.to_thread(spec.files.vmstate.unlink)
         return process
 
@@ -201,14 +201,14 @@ class FirecrackerDriver(Driver):
         running: Running,
         spec: MachineSpec,
         memory: Path | None,
-        checking: "asyncio.Task[None]",
+        checked: "asyncio.Task[None]",
     ) -> None:
-        checking.result()
         backend = {"backend_type": "File", "backend_path": str(memory)}
         if memory is None:
             running.pages = await self._page_server(spec)
             running.pages.serve(running.process)
             backend = {"backend_type": "Uffd", "backend_path": spec.files.pages_socket.name}
+        await checked
         load = {"snapshot_path": spec.files.vmstate.name, "mem_backend": backend}
         await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
         if running.pages is not None:
@@ -475,7 +475,7 @@ def _capture(running: Running, pid: int, spec: MachineSpec, into: Path) -> dict[
     data = read_state(spec.files.vmstate)
     (into / VMSTATE).write_bytes(data)
     spec.files.vmstate.unlink()
-    files = {VMSTATE: FileDigest(len(data), hashlib.sha256(data).hexdigest())}
+    files = {VMSTATE: FileDigest(len(data), blake3=blake3(data).hexdigest())}
     if spec.memory is None:
         return files
     if running.pages is not None:
