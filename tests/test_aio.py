@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 from structlog.testing import capture_logs
 
-from wrenn_sandbox.aio import completed, every, first_of, shielded
+from wrenn_sandbox.aio import beside, completed, every, first_of, shielded
 
 
 class Work:
@@ -154,3 +154,42 @@ async def test_a_failure_of_the_loser_is_not_raised(pair: tuple[Work, Work]) -> 
     pair[0].release.set()
     async with first_of(pair[0].run(), fails_when_cancelled()) as (first, _):
         assert first.result() == "result"
+
+
+async def test_a_cancellation_as_the_block_ends_does_not_lose_what_it_returns() -> None:
+    async def started() -> str:
+        async with beside(asyncio.sleep(0, "checked")) as checked:
+            await checked
+            asyncio.get_running_loop().call_soon(task.cancel)
+            return "started"
+
+    task = asyncio.create_task(started())
+    await asyncio.wait({task})
+    assert task.result() == "started"
+
+
+async def test_work_beside_a_block_that_fails_is_cancelled() -> None:
+    work = Work()
+
+    async def failing() -> None:
+        async with beside(work.run()):
+            await work.begun.wait()
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await failing()
+    assert work.cancelled
+
+
+async def test_a_failure_beside_a_block_that_fails_is_not_complained_about() -> None:
+    """The suite fails on a complaint of asyncio about it."""
+    work = Work(OSError("beside"))
+
+    async def failing() -> None:
+        async with beside(work.run()) as task:
+            work.release.set()
+            await asyncio.wait({task})
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await failing()

@@ -69,15 +69,19 @@ async def every(
 
 @asynccontextmanager
 async def beside(work: Coroutine[object, object, T]) -> AsyncIterator["asyncio.Task[T]"]:
-    """Do `work` while the block runs; it has ended, one way or another, when the block is left."""
+    """Do `work` while the block runs; when the block is left it has ended, or is cancelled.
+
+    A block that has awaited the task is left without a pause: no cancellation comes in between.
+    """
     task = asyncio.create_task(work)
     try:
         yield task
-    except BaseException:
-        task.cancel()
-        raise
     finally:
-        await asyncio.gather(task, return_exceptions=True)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -294,4 +295,34 @@ async def test_a_snapshot_that_has_changed_is_not_continued(stand: Stand) -> Non
             await stand.driver.restore(
                 dataclasses.replace(spec, memory=image), Snapshot(state, check=changed)
             )
+        assert journal.processes_of(spec.files.directory) == []
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_running(stand: Stand) -> None:
+    """As of a sandbox that is deleted while it is resumed."""
+    checking, held = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        loop.call_soon_threadsafe(checking.set)
+        held.wait(patience(20))
+
+    async with stand.spec() as spec:
+        image, state = spec.files.directory / "memory", spec.files.directory / "state"
+        for path in (image, state):
+            path.touch()
+        os.truncate(image, spec.memory_mb << 20)
+        image.chmod(0o644)
+        start = stand.driver.restore(
+            dataclasses.replace(spec, memory=image), Snapshot(state, check=wait)
+        )
+        task = asyncio.create_task(start)
+        await checking.wait()
+        if stand.driver.capabilities.own_kernel:  # else it checks before it starts anything
+            while not journal.processes_of(spec.files.directory):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        task.cancel()
+        held.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert journal.processes_of(spec.files.directory) == []

@@ -152,6 +152,7 @@ def commit(paths: Paths, manifest: PausedSandbox) -> None:
         sync_directory(final.parent)
         sync_directory(paths.paused)
         keep(paths, manifest.sandbox_id, {manifest.generation, *manifest.layers})
+        strip(paths, manifest.sandbox_id, manifest.layers)
     except BaseException:
         shutil.rmtree(final, ignore_errors=True)
         raise
@@ -284,8 +285,8 @@ def strip(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
     """Leave of these generations nothing but their disks, which newer ones build on."""
     for generation in layers:
         directory = paths.generation(sandbox_id, generation)
-        if directory.is_dir():
-            (directory / FILE_NAME).unlink(missing_ok=True)
+        (directory / FILE_NAME).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
             for path in directory.iterdir():
                 if path.name != DISK:
                     path.unlink(missing_ok=True)

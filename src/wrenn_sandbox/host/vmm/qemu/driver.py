@@ -12,7 +12,7 @@ from typing import Final, Self, TypeVar
 import structlog
 from blake3 import blake3
 
-from wrenn_sandbox.aio import beside, first_of
+from wrenn_sandbox.aio import beside, first_of, shielded
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
@@ -164,34 +164,49 @@ class QemuDriver(Driver):
         return self._register(running)
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
+        async with beside(snapshot.checked()) as checked:
+            try:
+                return await self._restore(spec, snapshot, checked)
+            except (OSError, HostFailure):
+                await checked  # that something is damaged says more
+                raise
+
+    async def _restore(
+        self, spec: MachineSpec, snapshot: Snapshot, checked: "asyncio.Task[None]"
+    ) -> Process:
         qemu = self._qemus.get(spec.engine)
         if qemu is None:
             qemu = await asyncio.to_thread(self._kept, spec.engine)
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
         passed = [vmstate]
-        async with beside(snapshot.checked()) as checked:
-            try:
-                memory, fds = await self._base(qemu, spec)
-                passed += fds
-                readable = [Path(memory.path)] if memory.read_only_file else []
-                running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
-            finally:
-                for fd in passed:
-                    os.close(fd)
-            failpoints.reach("machine.spawned")
-            process = self._register(running)
-            try:
-                if snapshot.diff is not None:
-                    await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
-                    require_same(running)
-                await checked
-                await unless_ended(running, running.monitor.load(vmstate))
-            except BaseException as error:
-                if isinstance(error, HostFailure):
-                    error.add_detail(await self.diagnosis(process))
-                await asyncio.shield(self.kill(process))
-                raise
-            return process
+        try:
+            memory, fds = await self._base(qemu, spec)
+            passed += fds
+            readable = [Path(memory.path)] if memory.read_only_file else []
+            running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
+        finally:
+            for fd in passed:
+                os.close(fd)
+        failpoints.reach("machine.spawned")
+        process = self._register(running)
+        try:
+            if snapshot.diff is not None:
+                await asyncio.to_thread(self._inject, process.pid, spec, snapshot.diff)
+                require_same(running)
+            await checked
+            await unless_ended(running, running.monitor.load(vmstate))
+        except BaseException as error:
+            await shielded(self._failed(process, error))
+            raise
+        return process
+
+    async def _failed(self, process: Process, error: BaseException) -> None:
+        """End a machine that did not start, and add to a failure what it said."""
+        try:
+            if isinstance(error, HostFailure):
+                error.add_detail(await self.diagnosis(process))
+        finally:
+            await self.kill(process)
 
     async def _base(self, qemu: Qemu, spec: MachineSpec) -> tuple[Memory, list[int]]:
         """The immutable memory to map privately, and the descriptors to pass on and close."""
