@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.api_server import eventually
 from support.proc import exists, wait_until
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.memory import diff, fault_handler, pages
@@ -473,11 +474,11 @@ async def test_a_page_server_sees_no_files_and_has_no_rights(
         server = await stand.start(stored.memory, jail=jail)
     guest = await stand.guest(server)
     await asyncio.to_thread(guest.connect)
+    await eventually(lambda: _status(server.pid)["Threads"] == "2")  # one that watches, too
     facts = _status(server.pid)
     assert facts["Uid"].split() == [str(_SLOT.uid)] * 4
     assert {facts[name] for name in ("CapEff", "CapPrm", "CapBnd")} == {"0" * 16}
     assert facts["NoNewPrivs"] == "1"
-    assert int(facts["Threads"]) == 2
     with pytest.raises(FileNotFoundError):
         os.stat(f"/proc/{server.pid}/root/{stored.memory.base}")
     assert await _ask(guest, "walk", 1, 2) == stored.walked()
