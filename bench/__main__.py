@@ -34,7 +34,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "files": lambda settings, options: files.measure(settings, options.copies),
     "disk": lambda settings, options: disk.measure(settings, options.copies),
     "steps": lambda settings, options: steps.measure(settings, options.rounds),
-    "kvm": lambda settings, options: kvm.measure(settings, options.rounds),
+    "kvm": lambda settings, options: kvm.measure(settings, options.rounds, options.firecracker),
 }
 USUAL: Final = tuple(name for name in FIGURES if name != "kvm")
 """Its limits are for hosts that have it."""
@@ -53,6 +53,9 @@ def main() -> int:
         "--copies", type=int, default=3, help="of the faults, files and disk figures"
     )
     parser.add_argument("--faults", type=int, default=10_000, help="single ones of each side")
+    parser.add_argument(
+        "--firecracker", type=Path, metavar="BINARY", help="of the kvm figure, beside QEMU"
+    )
     parser.add_argument("--as-built", action="store_true", help="do not build the template first")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

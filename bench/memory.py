@@ -2,19 +2,23 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from wrenn_sandbox.host.memory.page_server import PageServer
+from wrenn_sandbox.host.memory.pages import Mapping
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.testing.data_dir import working_directory
 
 from .report import Check, Report
-from .rig import Rig
+from .rig import Rig, guest_memory
 
 COUNTS = (1, 5, 10)
 LIMIT_MB = 10
 _IDLE_SEC = 5.0
 _MB = 1 << 20
+_SMAPS_LINE = re.compile(r"^(?:([0-9a-f]+)-[0-9a-f]+ |Private_\w+:\s+(\d+) kB)", re.MULTILINE)
 
 
 async def measure(settings: Settings) -> Report:
@@ -48,3 +52,30 @@ def pss_mb(pid: int) -> float:
     found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
     assert found is not None
     return int(found.group(1)) / 1024
+
+
+async def own_mb(rig: Rig, sandbox: SandboxId) -> float:
+    """Memory that the VMM shares with nobody, without guest memory, in MiB.
+
+    A page server that it has counts as its own.
+    """
+    machine = rig.machine(sandbox)
+    pid = machine.process.pid
+    server = await PageServer.adopt(machine.spec.files)
+    if server is None:
+        return private_mb(pid, [guest_memory(pid, machine.spec)])
+    try:
+        return private_mb(pid, server.mappings(pid)) + private_mb(server.pid)
+    finally:
+        server.detach()
+
+
+def private_mb(pid: int, without: Sequence[Mapping] = ()) -> float:
+    """What a process maps that no other one does, besides those mappings, in MiB."""
+    total, counts = 0, True
+    for start, kb in _SMAPS_LINE.findall(Path(f"/proc/{pid}/smaps").read_text()):
+        if start:
+            counts = not any(each.low <= int(start, 16) < each.high for each in without)
+        elif counts:
+            total += int(kb)
+    return total / 1024

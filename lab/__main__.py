@@ -50,6 +50,7 @@ def main() -> int:
     test.add_argument("--chosen", action="store_true", help="run what ./dev test runs there")
     test.add_argument("--firecracker", type=Path, metavar="BINARY", help="with this driver")
     bench = commands.add_parser("bench", help="measure there (./dev bench --lab)")
+    bench.add_argument("--firecracker", type=Path, metavar="BINARY", help="beside QEMU")
     shell = commands.add_parser("shell", help="an interactive shell")
     for each in (run, test, bench, shell):
         each.add_argument("--release", choices=RELEASES, default=_DEFAULT)
@@ -89,10 +90,7 @@ def _test(host: Host, options: argparse.Namespace) -> int:
     pytest = ["python3", "-u", "-m", "pytest", "-p", "no:cacheprovider", *tests]
     settings = f"WRENN_DATA_DIR={_DATA_DIR}"
     if options.firecracker is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            shutil.copy(options.firecracker, Path(directory, "firecracker"))
-            host.put(Path(directory), _FIRECRACKER)
-        binary = f"{_FIRECRACKER}/firecracker"
+        binary = _put_firecracker(host, options.firecracker)
         settings += f" WRENN_FIRECRACKER={binary} WRENN_TEST_FIRECRACKER={binary}"
     return host.run(f"cd {MOUNT} && {settings} {shlex.join(pytest)}")
 
@@ -105,7 +103,17 @@ def _bench(host: Host, options: argparse.Namespace) -> int:
     host.put(paths.templates, f"{_DATA_DIR}/{paths.templates.name}")
     host.put(paths.images / image.image_id, f"{_DATA_DIR}/images/{image.image_id}")
     bench = ["python3", "-u", "-m", "bench", "--as-built", *(options.argv or _FIGURES)]
+    if options.firecracker is not None:
+        bench += ["--firecracker", _put_firecracker(host, options.firecracker)]
     return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={_DATA_DIR} {shlex.join(bench)}")
+
+
+def _put_firecracker(host: Host, binary: Path) -> str:
+    """Copy it into the host; its path there."""
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copy(binary, Path(directory, "firecracker"))
+        host.put(Path(directory), _FIRECRACKER)
+    return f"{_FIRECRACKER}/firecracker"
 
 
 def _build_template() -> None:

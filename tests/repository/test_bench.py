@@ -1,5 +1,7 @@
-"""The benchmarks: how they are called, and limits that fit the accelerator."""
+"""The benchmarks: how they are called, limits that fit the accelerator, memory of a process."""
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -7,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from bench import start
+from bench.memory import private_mb
 from bench.timing import Stopwatch
+
+from wrenn_sandbox.host.memory.pages import Mapping
 
 _ROOT = Path(__file__).parents[2]
 _MS_UNDER_KVM = {
@@ -39,3 +44,14 @@ def test_the_help_of_the_benchmarks_builds_no_template(tmp_path: Path) -> None:
         check=True,
     )
     assert not data_dir.exists()
+
+
+def test_memory_of_a_vmm_alone_is_counted_without_that_of_its_guest() -> None:
+    size = 64 << 20
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE) as guest:
+        guest.write(bytes(size))
+        low = ctypes.addressof(first := ctypes.c_char.from_buffer(guest))
+        del first
+        whole = private_mb(os.getpid())
+        alone = private_mb(os.getpid(), [Mapping(os.getpid(), low, low + size)])
+    assert whole - alone == pytest.approx(64, abs=16)
