@@ -26,7 +26,7 @@ from typing import Final, Self
 import structlog
 from blake3 import blake3
 
-from wrenn_sandbox.aio import beside
+from wrenn_sandbox.aio import beside, shielded
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.raw import Raw
@@ -157,9 +157,8 @@ class FirecrackerDriver(Driver):
             raise HostFailure("The machine did not start", detail=str(error)) from error
         running = await self._spawn(self._firecracker, spec, [spec.initrd])
         running.record = record
-        process = await self._begun(running, self._boot(running, spec))
-        await asyncio.to_thread((spec.files.directory / _KERNEL).unlink)
-        return process
+        kernel = spec.files.directory / _KERNEL
+        return await self._begun(running, self._boot(running, spec), kernel)
 
     async def _boot(self, running: Running, spec: MachineSpec) -> None:
         put = partial(running.api.call, "PUT")
@@ -192,9 +191,8 @@ class FirecrackerDriver(Driver):
         memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
         async with beside(snapshot.checked()) as checked:
             running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
-            process = await self._begun(running, self._load(running, spec, memory, checked))
-        await asyncio.to_thread(spec.files.vmstate.unlink)
-        return process
+            load = self._load(running, spec, memory, checked)
+            return await self._begun(running, load, spec.files.vmstate)
 
     async def _load(
         self,
@@ -240,8 +238,13 @@ class FirecrackerDriver(Driver):
         except OSError as error:
             raise HostFailure("The tap of the slot cannot be used", detail=str(error)) from error
 
-    async def _begun(self, running: Running, start: Coroutine[None, None, None]) -> Process:
-        """The machine of a process once it runs; after a failure the process is ended."""
+    async def _begun(
+        self, running: Running, start: Coroutine[None, None, None], used: Path
+    ) -> Process:
+        """The machine of a process once it runs, and the file that it has `used` is removed.
+
+        After a failure the process is ended.
+        """
         failpoints.reach("machine.spawned")
         handle = running.handle
         assert handle is not None
@@ -249,12 +252,19 @@ class FirecrackerDriver(Driver):
         self._running[process] = running
         try:
             await unless_ended(handle, start)
+            await asyncio.to_thread(used.unlink)
         except BaseException as error:
-            if isinstance(error, HostFailure):
-                error.add_detail(await self.diagnosis(process))
-            await asyncio.shield(self.kill(process))
+            await shielded(self._failed(process, error))
             raise
         return process
+
+    async def _failed(self, process: Process, error: BaseException) -> None:
+        """End the process of a machine that did not start."""
+        try:
+            if isinstance(error, HostFailure):
+                error.add_detail(await self.diagnosis(process))
+        finally:
+            await self.kill(process)
 
     async def _spawn(
         self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
@@ -291,7 +301,7 @@ class FirecrackerDriver(Driver):
             if version.partition("-")[0] != firecracker.version:
                 raise HostFailure(_REPLACED)
         except BaseException as error:
-            await asyncio.shield(self._end(running))
+            await shielded(self._end(running))
             if isinstance(error, HostFailure):
                 error.add_detail(await asyncio.to_thread(tails, files))
             raise

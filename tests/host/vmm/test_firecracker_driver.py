@@ -1,0 +1,126 @@
+"""What the Firecracker driver does around its processes, with others in their place."""
+
+import asyncio
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from support.machine_specs import machine_spec
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.engines import EngineStore
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.confinement import Confinement
+from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.vmm.firecracker.api import Api
+from wrenn_sandbox.host.vmm.firecracker.binary import Firecracker
+from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
+from wrenn_sandbox.host.vmm.firecracker.process import Running
+from wrenn_sandbox.patience import patience
+
+
+class StartingDriver(FirecrackerDriver):
+    """Its processes sleep, and load nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            Firecracker("1.14.4", "", directory),
+            EngineStore(Paths(directory)),
+            cast(NamespaceThread, None),
+            Confinement(),
+        )
+        self.child = subprocess.Popen(["sleep", "100"])
+        self.fails = False
+        self.diagnosing = asyncio.Event()
+
+    async def _spawn(
+        self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
+    ) -> Running:
+        api = Api(spec.files.directory / "socket", self.child.pid)
+        return Running(ProcessHandle.of_child(self.child), api, spec.files)
+
+    async def _load(
+        self,
+        running: Running,
+        spec: MachineSpec,
+        memory: Path | None,
+        checked: "asyncio.Task[None]",
+    ) -> None:
+        await checked
+        if self.fails:
+            raise HostFailure("The machine did not start")
+
+    async def diagnosis(self, process: Process) -> str:
+        self.diagnosing.set()
+        await asyncio.sleep(0.1)
+        return ""
+
+    @property
+    def leaves_a_process(self) -> bool:
+        return self.child.poll() is None or bool(self._running)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"state")
+    return path
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[StartingDriver]:
+    driver = StartingDriver(tmp_path)
+    yield driver
+    driver.child.kill()
+    driver.child.wait()
+
+
+def _spec(file: Path) -> MachineSpec:
+    directory = file.parent / "machine"
+    directory.mkdir()
+    return replace(machine_spec(directory, file), memory=file)
+
+
+async def test_a_start_that_is_cancelled_at_its_very_end_leaves_no_firecracker(
+    driver: StartingDriver, file: Path
+) -> None:
+    """The host is busy then: no thread is free to remove the file that was loaded."""
+    busy, free = asyncio.Event(), threading.Event()
+    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(1)
+    loop.set_default_executor(threads)
+
+    def check() -> None:
+        threads.submit(free.wait)
+        loop.call_soon_threadsafe(busy.set)
+
+    starting = asyncio.create_task(driver.restore(_spec(file), Snapshot(file, None, check)))
+    async with asyncio.timeout(patience(20)):
+        await busy.wait()
+    await asyncio.sleep(0.1)
+    assert driver._running
+    starting.cancel()
+    await asyncio.sleep(0)
+    free.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not driver.leaves_a_process
+
+
+async def test_a_failed_start_that_is_cancelled_leaves_no_firecracker(
+    driver: StartingDriver, file: Path
+) -> None:
+    driver.fails = True
+    starting = asyncio.create_task(driver.restore(_spec(file), Snapshot(file)))
+    async with asyncio.timeout(patience(20)):
+        await driver.diagnosing.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not driver.leaves_a_process
