@@ -1,6 +1,8 @@
 """What the Firecracker driver does around its processes, with others in their place."""
 
 import asyncio
+import contextlib
+import os
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +24,7 @@ from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
 from wrenn_sandbox.host.vmm.firecracker.api import Api
 from wrenn_sandbox.host.vmm.firecracker.binary import Firecracker
 from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
-from wrenn_sandbox.host.vmm.firecracker.process import Running
+from wrenn_sandbox.host.vmm.firecracker.process import Running, read_end
 from wrenn_sandbox.patience import patience
 
 
@@ -124,3 +126,25 @@ async def test_a_failed_start_that_is_cancelled_leaves_no_firecracker(
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert not driver.leaves_a_process
+
+
+def test_a_console_is_read_without_waiting_whatever_the_vmm_makes_of_its_end() -> None:
+    theirs, output = os.pipe2(os.O_NONBLOCK)
+    console = read_end(f"/proc/self/fd/{theirs}")
+    os.set_blocking(theirs, True)
+    assert not os.get_blocking(console)
+    os.write(output, b"~")
+    os.close(theirs)
+    assert os.read(console, 10) == b"~"
+    with contextlib.suppress(BlockingIOError):
+        assert not os.read(console, 10)
+    for each in (console, output):
+        os.close(each)
+
+
+def test_a_vmm_that_puts_something_else_in_the_place_of_its_console_is_not_read(
+    tmp_path: Path,
+) -> None:
+    assert read_end(str(tmp_path)) == -1
+    assert read_end("/dev/zero") == -1
+    assert read_end(str(tmp_path / "missing")) == -1

@@ -56,6 +56,7 @@ from .process import (
     console_of,
     listening,
     make_api_directory,
+    read_end,
     seal_api_directory,
     unless_ended,
     until_end,
@@ -270,10 +271,11 @@ class FirecrackerDriver(Driver):
         self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
     ) -> Running:
         """A Firecracker that answers. Its console is a pipe, which it keeps open itself: no server
-        need be there to read it, and what does not fit is lost."""
+        need be there to read it, and what does not fit is lost. The server reads from an end of its
+        own: that a captured one makes its end block is of no effect."""
         files = spec.files
         await asyncio.to_thread(_prepare, spec)
-        console, output = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        kept, output = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             argv = [str(firecracker.program), "--id", files.directory.name]
             argv += ["--api-sock", API_SOCKET, "--log-path", str(files.vmm_log), "--level", "Info"]
@@ -283,14 +285,13 @@ class FirecrackerDriver(Driver):
                 argv,
                 programs=firecracker.directory,
                 readable=readable,
-                pass_fds=(console,),
+                pass_fds=(kept,),
                 output=output,
                 groups=kvm_groups(),
             )
-        except BaseException:
-            os.close(console)
-            raise
+            console = read_end(f"/proc/self/fd/{kept}")
         finally:
+            os.close(kept)
             os.close(output)
         api = Api(files.directory / API_SOCKET, handle.pid)
         running = Running(handle, api, files, console)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -120,10 +121,26 @@ async def until_end(running: Running, handle: ProcessHandle) -> None:
 
 def console_of(pid: int) -> int:
     """The end to read of a running process's console; -1 where that cannot be had. Blocks."""
+    return read_end(f"/proc/{pid}/fd/1")
+
+
+def read_end(path: str) -> int:
+    """An end to read, its own and one that never blocks, of the pipe there; -1 where there is none.
+
+    Another description of the same pipe is another's to change.
+    """
     try:
-        return os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return -1
+    try:
+        if not stat.S_ISFIFO(os.fstat(found).st_mode):
+            return -1
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    finally:
+        os.close(found)
 
 
 def make_api_directory(files: MachineFiles, slot: Slot) -> None:
