@@ -16,11 +16,12 @@ import pytest
 from support.machine_specs import machine_spec
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.engines import EngineStore
-from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.paths import MachineFiles, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.privileged.process import ProcessHandle
+from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.vmm.files import LOG_LIMIT
 from wrenn_sandbox.host.vmm.firecracker.api import Api
 from wrenn_sandbox.host.vmm.firecracker.binary import Firecracker
 from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
@@ -148,3 +149,28 @@ def test_a_vmm_that_puts_something_else_in_the_place_of_its_console_is_not_read(
     assert read_end(str(tmp_path)) == -1
     assert read_end("/dev/zero") == -1
     assert read_end(str(tmp_path / "missing")) == -1
+
+
+def _running(driver: StartingDriver, directory: Path, console: int = -1) -> Running:
+    """A machine that the driver knows, whose process is that of all others."""
+    pid = driver.child.pid
+    handle = ProcessHandle.adopt(pid, process_start_time(pid))
+    running = Running(handle, Api(directory, pid), MachineFiles(directory), console)
+    driver._running[Process(len(driver._running), 0)] = running
+    return running
+
+
+async def test_a_machine_whose_files_cannot_be_tended_keeps_no_other_from_it(
+    driver: StartingDriver, file: Path, tmp_path: Path
+) -> None:
+    consoles = [os.pipe2(os.O_NONBLOCK) for _ in range(2)]
+    for _, output in consoles:
+        os.write(output, b"said")
+        os.close(output)
+    _running(driver, file, consoles[0][0])
+    other = _running(driver, tmp_path, consoles[1][0])
+    other.files.vmm_log.write_bytes(bytes(LOG_LIMIT + 1))
+    await driver.tend(0)
+    assert other.files.vmm_log.stat().st_size == 0
+    assert other.files.console.read_bytes() == b"said"
+    await driver.close()

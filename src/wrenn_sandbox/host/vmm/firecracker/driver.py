@@ -418,11 +418,17 @@ class FirecrackerDriver(Driver):
         await asyncio.to_thread(self._tidy, list(self._running.values()))
 
     def _tidy(self, running: Sequence[Running]) -> None:
+        """Logs first: they grow without bound. What cannot be done for one keeps no other back."""
+        for each in running:
+            try:
+                shorten_log(each.files.vmm_log)
+            except OSError as error:
+                machine = each.files.directory.name
+                _log.warning("a log is not shortened", machine=machine, detail=str(error))
+        for each in running:
+            each.keep_console()
         if self._confinement.groups is not None:
             self._confinement.groups.sweep()
-        for each in running:
-            shorten_log(each.files.vmm_log)
-            each.keep_console()
 
 
 def _prepare(spec: MachineSpec) -> None:

@@ -64,8 +64,11 @@ class Running:
         return self.handle
 
     def keep_console(self) -> None:
-        """Move what the guest has written from the pipe to a file of bounded length; blocks."""
-        with self._reading, contextlib.suppress(BlockingIOError):
+        """Move what the guest has written from the pipe to a file of bounded length; blocks.
+
+        What the file cannot take, as on a full disk, is lost.
+        """
+        with self._reading, contextlib.suppress(OSError):
             if self.console < 0:
                 return
             shorten_log(self.files.console)
