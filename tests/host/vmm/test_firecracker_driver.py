@@ -174,3 +174,16 @@ async def test_a_machine_whose_files_cannot_be_tended_keeps_no_other_from_it(
     assert other.files.vmm_log.stat().st_size == 0
     assert other.files.console.read_bytes() == b"said"
     await driver.close()
+
+
+async def test_how_a_firecracker_ended_that_an_earlier_server_started_stays_known(
+    driver: StartingDriver, file: Path, tmp_path: Path
+) -> None:
+    spec, gone = _spec(file), Process(driver.child.pid, 1)
+    ended = b"Firecracker exiting successfully. exit_code=0\n"
+    spec.files.vmm_log.write_bytes(bytes(LOG_LIMIT) + ended)
+    assert await driver.adopt(gone, spec)
+    await driver.tend(0)
+    assert spec.files.vmm_log.stat().st_size > LOG_LIMIT
+    spec.files.vmm_log.write_bytes(b"")
+    assert await driver.stopped(gone)

@@ -415,10 +415,15 @@ class FirecrackerDriver(Driver):
 
     async def tend(self, idle: float) -> None:
         """Keeps consoles, shortens long logs, and removes control groups that machines left."""
-        await asyncio.to_thread(self._tidy, list(self._running.values()))
+        found = self._running.values()
+        alive = [each for each in found if each.handle is not None and each.handle.alive]
+        await asyncio.to_thread(self._tidy, alive)
 
     def _tidy(self, running: Sequence[Running]) -> None:
-        """Logs first: they grow without bound. What cannot be done for one keeps no other back."""
+        """Logs first: they grow without bound. What cannot be done for one keeps no other back.
+
+        The log of one that has ended is left alone: it says how.
+        """
         for each in running:
             try:
                 shorten_log(each.files.vmm_log)

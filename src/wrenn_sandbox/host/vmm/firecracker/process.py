@@ -54,6 +54,8 @@ class Running:
     ended: bool = False
     status: int | None = None
     """How it ended, if an earlier server had not started it."""
+    _said_well: bool | None = None
+    """What its log says of the end, once that has been read."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -80,7 +82,7 @@ class Running:
 
         That is so where the guest ended the VM, and where the page server's end did: Firecracker
         then waited for a page. How a process ends which an earlier server started, its log alone
-        says.
+        says; it is asked once.
         """
         if self.lost:
             return True
@@ -88,9 +90,11 @@ class Running:
             return self.status == 0
         if self.handle is not None and not self.ended:
             return False
-        with contextlib.suppress(OSError):
-            return _EXITED_WELL in tail(self.files.vmm_log)
-        return False
+        if self._said_well is None:
+            self._said_well = False
+            with contextlib.suppress(OSError):
+                self._said_well = _EXITED_WELL in tail(self.files.vmm_log)
+        return self._said_well
 
     def diagnosis(self) -> str:
         """The end of console and log; blocks."""
