@@ -102,6 +102,11 @@ class MachineFiles:
         """Which process the page server is."""
         return self.directory / "page-server.json"
 
+    @property
+    def lost(self) -> Path:
+        """Why the server ended the VM while its guest ran, if it did."""
+        return self.directory / "lost"
+
 
 @dataclass(frozen=True)
 class Paths:

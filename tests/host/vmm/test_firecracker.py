@@ -178,6 +178,11 @@ async def test_a_vm_ends_with_its_page_server(host: Host) -> None:
         assert "the page server ended (-9)" in await host.driver.wait(process)
     assert not _exists(process)
     assert await host.driver.stopped(process), "its disk is whole"
+    await host.driver.close()
+    host.driver = await host.open()
+    assert await host.driver.adopt(process, spec), "also for a server that was not there then"
+    assert "the page server ended (-9)" in await host.driver.wait(process)
+    assert await host.driver.stopped(process)
     await host.driver.kill(process)
 
 

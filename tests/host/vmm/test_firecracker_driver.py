@@ -187,3 +187,26 @@ async def test_how_a_firecracker_ended_that_an_earlier_server_started_stays_know
     assert spec.files.vmm_log.stat().st_size > LOG_LIMIT
     spec.files.vmm_log.write_bytes(b"")
     assert await driver.stopped(gone)
+
+
+async def test_a_vm_that_the_server_had_to_end_is_known_to_the_next_server(
+    driver: StartingDriver, file: Path
+) -> None:
+    spec, gone = _spec(file), Process(driver.child.pid, 1)
+    assert not await driver.adopt(gone, spec)
+    spec.files.lost.write_text("the page server ended")
+    assert await driver.adopt(gone, spec)
+    assert await driver.wait(gone) == "the page server ended"
+    assert await driver.stopped(gone)
+
+
+async def test_a_vm_that_the_server_was_about_to_end_is_ended_by_the_next_one(
+    driver: StartingDriver, file: Path
+) -> None:
+    spec, pid = _spec(file), driver.child.pid
+    spec.files.lost.write_text("the page server ended")
+    process = Process(pid, process_start_time(pid))
+    assert await driver.adopt(process, spec)
+    assert driver.child.poll() is not None
+    assert await driver.stopped(process)
+    await driver.close()

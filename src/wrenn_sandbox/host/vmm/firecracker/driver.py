@@ -13,6 +13,7 @@ paths is relative to it, so a restored machine finds its own files under the sam
                         image's then
     memory.diff         those pages, while a page server has them
     memory              else all its memory
+    lost                why the server ended it, before it does
 """
 
 import asyncio
@@ -54,6 +55,7 @@ from .process import (
     API_SOCKET,
     Running,
     console_of,
+    known_loss,
     listening,
     make_api_directory,
     read_end,
@@ -364,22 +366,24 @@ class FirecrackerDriver(Driver):
 
     async def adopt(self, process: Process, spec: MachineSpec) -> bool:
         api = Api(spec.files.directory / API_SOCKET, process.pid)
+        lost = await asyncio.to_thread(known_loss, spec.files)
         try:
             handle = ProcessHandle.adopt(process.pid, process.start_time)
         except ProcessLookupError:
-            ended = Running(None, api, spec.files)
+            ended = Running(None, api, spec.files, lost=lost)
             if await asyncio.to_thread(ended.ended_well):
                 self._running[process] = ended
                 return True
             return False
-        running = Running(handle, api, spec.files)
+        running = Running(handle, api, spec.files, lost=lost)
         try:
-            if await asyncio.to_thread(spec.files.page_server.exists):
+            if not lost and await asyncio.to_thread(spec.files.page_server.exists):
                 running.pages = await PageServer.adopt(spec.files)
                 if running.pages is None:
-                    running.lost = "the page server ended"
-                    running.status = await handle.kill()
-            if not running.lost:
+                    await asyncio.to_thread(running.lose, "the page server ended")
+            if running.lost:
+                running.status = await handle.kill()
+            else:
                 await unless_ended(handle, api.resume())
         except BaseException as error:
             running.close()

@@ -77,6 +77,12 @@ class Running:
             if text := os.read(self.console, CONSOLE_BYTES):
                 append(self.files.console, text)
 
+    def lose(self, reason: str) -> None:
+        """Note that it has to be ended, also for a server that comes between; blocks."""
+        self.lost = reason
+        with contextlib.suppress(OSError):
+            self.files.lost.write_text(reason, "utf-8")
+
     def ended_well(self) -> bool:
         """Whether all that the guest has written is on its disk; blocks.
 
@@ -120,10 +126,18 @@ async def until_end(running: Running, handle: ProcessHandle) -> None:
     else:
         async with first_of(handle.wait(), running.pages.wait()) as (ended, lost):
             if not ended.done():
-                running.lost = lost.result()
+                await asyncio.to_thread(running.lose, lost.result())
                 handle.signal(signal.SIGKILL)
             running.status = await ended
     running.ended = True
+
+
+def known_loss(files: MachineFiles) -> str:
+    """What an earlier server has noted of that; empty where it has not. Blocks."""
+    try:
+        return files.lost.read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def console_of(pid: int) -> int:
