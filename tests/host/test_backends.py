@@ -1,16 +1,24 @@
 """The drivers that a host can have, and which one it takes."""
 
+import os
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 
+from support.machine_specs import SLOT
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host import backends
+from wrenn_sandbox.host import backends, journal
 from wrenn_sandbox.host.backends import BACKENDS, Backends
+from wrenn_sandbox.host.journal import Record
 from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.host.privileged.process import process_start_time
 from wrenn_sandbox.host.probe import KvmVerdict
+from wrenn_sandbox.host.vmm.base import Process
+from wrenn_sandbox.ids import new_image_id, new_machine_id, new_sandbox_id
 from wrenn_sandbox.settings import HostSettings
+from wrenn_sandbox.wire.messages import Phase
 
 
 def test_the_setting_takes_the_name_of_each_driver() -> None:
@@ -61,6 +69,63 @@ async def test_a_firecracker_that_cannot_be_used_is_no_choice(
     assert await _choice(settings) == "qemu"
     monkeypatch.setattr(backends, "choose_network", lambda _: "user")
     assert await _choice(settings) == "qemu"
+
+
+def _run(paths: Paths, driver: str, **changes: object) -> None:
+    """A sandbox whose VM is this process."""
+    pid = os.getpid()
+    record = Record(
+        machine_id=new_machine_id(),
+        image_id=new_image_id(),
+        vcpus=1,
+        memory_mb=128,
+        driver=driver,
+        boot_id=journal.boot_id(),
+        slot=SLOT,
+        phase=Phase.RUNNING,
+        sandbox_id=new_sandbox_id(),
+        process=Process(pid, process_start_time(pid)),
+    )
+    record = msgspec.structs.replace(record, **changes)
+    files = paths.machine(record.machine_id)
+    files.directory.mkdir(parents=True)
+    journal.write(files.journal, record)
+
+
+@pytest.mark.parametrize(("used", "other"), [("qemu", "firecracker"), ("firecracker", "qemu")])
+async def test_a_change_of_driver_ends_no_sandbox_that_runs(
+    settings: HostSettings, used: str, other: str
+) -> None:
+    _run(Paths(settings.data_dir), used)
+    with pytest.raises(HostFailure, match=f"Start with WRENN_DRIVER={used}, and pause or delete"):
+        await _choice(settings, driver=other)
+    assert await _choice(settings, driver=used) == used
+    assert await _choice(settings) == used
+
+
+async def test_a_host_without_the_driver_of_its_sandboxes_does_not_start(
+    settings: HostSettings,
+) -> None:
+    _run(Paths(settings.data_dir), "firecracker")
+    with pytest.raises(HostFailure, match="WRENN_DRIVER=firecracker"):
+        await _choice(settings, firecracker=settings.data_dir / "missing")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"boot_id": "before"},
+        {"sandbox_id": None},
+        {"phase": Phase.STARTING},
+        {"process": None},
+        {"process": Process(os.getpid(), 1)},
+    ],
+)
+async def test_a_vm_that_nobody_would_adopt_binds_no_driver(
+    settings: HostSettings, changes: dict[str, object]
+) -> None:
+    _run(Paths(settings.data_dir), "qemu", **changes)
+    assert await _choice(settings) == "firecracker"
 
 
 async def test_firecracker_says_what_it_lacks(

@@ -15,6 +15,7 @@ from wrenn_sandbox.host.network.choice import choose_network
 from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.network.usermode import UserModeSlots
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
+from wrenn_sandbox.host.privileged.process import runs
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
 from wrenn_sandbox.host.vmm.firecracker.binary import found, require_usable
@@ -23,7 +24,9 @@ from wrenn_sandbox.host.vmm.qemu.command import BINARY
 from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
 from wrenn_sandbox.host.vmm.qemu.kvm import kvm_cpu, named_cpu, tried
 from wrenn_sandbox.settings import HostSettings
+from wrenn_sandbox.wire.messages import Phase
 
+from . import journal
 from .paths import Paths
 from .probe import kvm_verdict
 from .slot import SlotSource
@@ -108,9 +111,25 @@ BACKENDS: Final[dict[str, Backend]] = {
 
 
 async def _chosen(settings: HostSettings, paths: Paths) -> str:
-    """What `auto` is: Firecracker where it is and runs, else QEMU."""
-    if settings.driver != "auto":
-        return settings.driver
+    """The name of this host's driver.
+
+    Raises `HostFailure` where sandboxes run under another one: its VMs would end.
+    """
+    used = await asyncio.to_thread(_in_use, paths)
+    chosen: str = settings.driver
+    if chosen == "auto":
+        chosen = "qemu" if "qemu" in used else await _best(settings, paths)
+    if others := sorted(used - {chosen}):
+        raise HostFailure(
+            f"Sandboxes run under the driver {others[0]}, and a server with {chosen} would end"
+            f" them. Start with WRENN_DRIVER={others[0]}, and pause or delete them before you"
+            " change the driver"
+        )
+    return chosen
+
+
+async def _best(settings: HostSettings, paths: Paths) -> str:
+    """Firecracker where it is and runs, else QEMU."""
     binary = found(settings.firecracker)
     if binary is None or await _kvm_obstacle(settings, paths):
         return "qemu"
@@ -120,6 +139,20 @@ async def _chosen(settings: HostSettings, paths: Paths) -> str:
         _log.warning("QEMU in Firecracker's place", reason=str(error), detail=error.detail)
         return "qemu"
     return "firecracker"
+
+
+def _in_use(paths: Paths) -> set[str]:
+    """The drivers whose VMs run as sandboxes now; blocks."""
+    boot_id = journal.boot_id()
+    return {
+        record.driver
+        for record in journal.records(paths.run)
+        if record.boot_id == boot_id
+        and record.sandbox_id is not None
+        and record.phase is Phase.RUNNING
+        and record.process is not None
+        and runs(record.process.pid, record.process.start_time)
+    }
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import guest_files
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.privileged.process import ProcessHandle, kill_now
+from wrenn_sandbox.host.privileged.process import kill_now, runs
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process
 from wrenn_sandbox.host.vmm.fake import publish_template
 from wrenn_sandbox.host.vmm.firecracker.binary import Firecracker
@@ -52,19 +52,11 @@ class PlayedDriver(FirecrackerDriver):
 
     async def kill(self, process: Process) -> None:
         """The agent first: a guest ends with its VM, not a moment later."""
-        if await self.runs(process):
+        if runs(process.pid, process.start_time):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             for pid in (await asyncio.to_thread(children.read_text, "ascii")).split():
                 await asyncio.to_thread(kill_now, int(pid))
         await super().kill(process)
-
-    async def runs(self, process: Process) -> bool:
-        """Whether it is still that process."""
-        try:
-            ProcessHandle.adopt(process.pid, process.start_time).close()
-        except ProcessLookupError:
-            return False
-        return True
 
 
 async def _create(start: Start) -> Driver:

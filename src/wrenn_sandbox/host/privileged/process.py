@@ -116,6 +116,15 @@ class ProcessHandle:
             self._child.returncode = 0  # it outlives this handle on purpose
 
 
+def runs(pid: int, start_time: int) -> bool:
+    """Whether exactly this process runs; a zombie does not."""
+    try:
+        ProcessHandle.adopt(pid, start_time).close()
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def processes_in_netns(inode: int) -> list[int]:
     """Pids of the processes whose main thread is in the network namespace with this inode."""
     wanted = f"net:[{inode}]"
