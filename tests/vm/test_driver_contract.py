@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.guest import GuestClient, RunningGuest
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.memory.pages import PAGE, Run
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import own_memory
@@ -295,6 +297,34 @@ async def test_a_snapshot_that_has_changed_is_not_continued(stand: Stand) -> Non
             await stand.driver.restore(
                 dataclasses.replace(spec, memory=image), Snapshot(state, check=changed)
             )
+        assert journal.processes_of(spec.files.directory) == []
+
+
+@pytest.mark.parametrize("name", [VMSTATE, diff.INDEX, diff.PAGES])
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+async def test_a_stored_file_that_is_damaged_is_named(stand: Stand, name: str, damage: str) -> None:
+    """By the check, though the driver fails of it first."""
+
+    def check() -> None:
+        time.sleep(0.2)
+        raise IncompatibleImage(f"{name} is {damage}")
+
+    async with stand.spec() as spec:
+        image, stored = spec.files.directory / "memory-image", spec.files.directory / "stored"
+        with image.open("wb") as file:
+            file.truncate(spec.memory_mb << 20)
+        image.chmod(0o644)
+        stored.mkdir()
+        (stored / VMSTATE).write_bytes(b"state")
+        index = diff.encode_index([Run(0, 1)], (spec.memory_mb << 20) // PAGE)
+        (stored / diff.INDEX).write_bytes(index)
+        (stored / diff.PAGES).write_bytes(bytes(PAGE))
+        (stored / name).unlink()
+        if damage == "empty":
+            (stored / name).touch()
+        snapshot = Snapshot(stored / VMSTATE, stored, check)
+        with pytest.raises(IncompatibleImage, match=f"{name} is {damage}"):
+            await stand.driver.restore(dataclasses.replace(spec, memory=image), snapshot)
         assert journal.processes_of(spec.files.directory) == []
 
 

@@ -30,7 +30,7 @@ from wrenn_sandbox.patience import patience
 
 
 class StartingDriver(FirecrackerDriver):
-    """Its processes sleep, and load nothing."""
+    """Its processes sleep, and load nothing unless they are told to."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(
@@ -41,6 +41,7 @@ class StartingDriver(FirecrackerDriver):
         )
         self.child = subprocess.Popen(["sleep", "100"])
         self.fails = False
+        self.loads = False
         self.diagnosing = asyncio.Event()
 
     async def _spawn(
@@ -56,6 +57,8 @@ class StartingDriver(FirecrackerDriver):
         memory: Path | None,
         checked: "asyncio.Task[None]",
     ) -> None:
+        if self.loads:
+            await super()._load(running, spec, memory, checked)
         await checked
         if self.fails:
             raise HostFailure("The machine did not start")
@@ -127,6 +130,27 @@ async def test_a_failed_start_that_is_cancelled_leaves_no_firecracker(
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert not driver.leaves_a_process
+
+
+async def test_a_firecracker_that_ends_during_the_check_is_a_failure_of_the_host(
+    driver: StartingDriver, file: Path
+) -> None:
+    checking, held = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    driver.loads = True
+
+    def check() -> None:
+        loop.call_soon_threadsafe(checking.set)
+        held.wait(patience(20))
+
+    starting = asyncio.create_task(driver.restore(_spec(file), Snapshot(file, None, check)))
+    async with asyncio.timeout(patience(20)):
+        await checking.wait()
+        os.kill(driver.child.pid, 9)
+        await driver.diagnosing.wait()
+    held.set()
+    with pytest.raises(HostFailure, match="ended unexpectedly"):
+        await starting
 
 
 def test_a_console_is_read_without_waiting_whatever_the_vmm_makes_of_its_end() -> None:

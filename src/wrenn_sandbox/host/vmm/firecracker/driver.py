@@ -28,7 +28,7 @@ import structlog
 from blake3 import blake3
 
 from wrenn_sandbox.aio import beside, shielded
-from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.errors import HostFailure, IncompatibleImage
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.raw import Raw
 from wrenn_sandbox.host.engines import EngineStore
@@ -191,11 +191,15 @@ class FirecrackerDriver(Driver):
 
     async def restore(self, spec: MachineSpec, snapshot: Snapshot) -> Process:
         firecracker = await asyncio.to_thread(self._kept, spec.engine)
-        memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
         async with beside(snapshot.checked()) as checked:
-            running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
-            load = self._load(running, spec, memory, checked)
-            return await self._begun(running, load, spec.files.vmstate)
+            try:
+                memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
+                running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
+                load = self._load(running, spec, memory, checked)
+                return await self._begun(running, load, spec.files.vmstate)
+            except (HostFailure, IncompatibleImage, OSError):
+                await checked  # it knows best what is wrong with what was stored
+                raise
 
     async def _load(
         self,
@@ -209,7 +213,7 @@ class FirecrackerDriver(Driver):
             running.pages = await self._page_server(spec)
             running.pages.serve(running.process)
             backend = {"backend_type": "Uffd", "backend_path": spec.files.pages_socket.name}
-        await checked
+        await asyncio.shield(checked)  # the end of this call alone is no end of the check
         load = {"snapshot_path": spec.files.vmstate.name, "mem_backend": backend}
         await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
         if running.pages is not None:
