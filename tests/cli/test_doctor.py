@@ -54,15 +54,21 @@ def line(name: str, facts: MachineFacts, kvm: KvmVerdict = KVM, **settings: obje
 
 
 @pytest.mark.parametrize(
-    ("driver", "status", "said"),
+    ("settings", "kvm", "why"),
     [
-        ("auto", "ok", "cannot be used without KVM; machines run in QEMU"),
-        ("firecracker", "missing", "cannot be used without KVM"),
+        ({}, KvmVerdict(usable=False, reason="none"), "KVM is not usable: none"),
+        ({"accelerator": "tcg"}, KVM, "it needs KVM, and WRENN_ACCELERATOR is tcg"),
+        ({"cpu_model": "EPYC-v1"}, KVM, "WRENN_CPU_MODEL names another"),
+        ({"network": "user"}, KVM, "it needs network slots with taps; see `wrenn doctor`"),
     ],
 )
-def test_firecracker_needs_kvm(driver: str, status: str, said: str) -> None:
-    found = line("firecracker", GOOD, KvmVerdict(usable=False, reason="none"), driver=driver)
-    assert (found.status, found.detail.endswith(said)) == (status, True)
+def test_doctor_says_what_firecracker_lacks(
+    settings: dict[str, object], kvm: KvmVerdict, why: str
+) -> None:
+    found = line("firecracker", GOOD, kvm, driver="firecracker", **settings)
+    assert (found.status, found.detail.endswith(why)) == ("missing", True)
+    found = line("firecracker", GOOD, kvm, driver="auto", **settings)
+    assert (found.status, found.detail.endswith(f"{why}; machines run in QEMU")) == ("ok", True)
 
 
 def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:

@@ -13,7 +13,7 @@ from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.host.facts import MachineFacts, machine_facts
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.probe import KvmVerdict, kvm_verdict, probe_kvm
-from wrenn_sandbox.host.vmm.firecracker.binary import OLDEST, TRIED
+from wrenn_sandbox.host.vmm.firecracker.binary import OLDEST, TRIED, host_obstacle
 from wrenn_sandbox.host.vmm.qemu.command import BINARY, READ_ONLY_BASE_SINCE
 from wrenn_sandbox.host.vmm.qemu.kvm import tried
 from wrenn_sandbox.settings import HostSettings
@@ -108,8 +108,8 @@ def _firecracker(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -
                 " WRENN_FIRECRACKER, or set WRENN_DRIVER to qemu",
             )
         ]
-    if not kvm.usable:
-        unused = f"{facts.firecracker} cannot be used without KVM"
+    if obstacle := host_obstacle(settings, slots=_slots(facts, settings), kvm=kvm):
+        unused = f"{facts.firecracker} cannot be used: {obstacle}"
         if not asked:
             return [Line("firecracker", "ok", f"{unused}; machines run in QEMU")]
         return [Line("firecracker", "missing", unused, "set WRENN_DRIVER to qemu")]

@@ -18,7 +18,7 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import runs
 from wrenn_sandbox.host.vmm.base import Driver
 from wrenn_sandbox.host.vmm.fake import FakeDriver, publish_template
-from wrenn_sandbox.host.vmm.firecracker.binary import found, require_usable
+from wrenn_sandbox.host.vmm.firecracker.binary import found, host_obstacle, require_usable
 from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
 from wrenn_sandbox.host.vmm.qemu.command import BINARY
 from wrenn_sandbox.host.vmm.qemu.driver import QemuDriver
@@ -81,7 +81,7 @@ async def _qemu(start: Start) -> Driver:
 
 
 async def _firecracker(start: Start) -> Driver:
-    obstacle = await _kvm_obstacle(start.settings, start.paths)
+    obstacle = await _obstacle(start.settings, start.paths)
     if obstacle:
         raise HostFailure(f"Firecracker does not run here: {obstacle}")
     named = start.settings.firecracker
@@ -90,16 +90,12 @@ async def _firecracker(start: Start) -> Driver:
     return driver
 
 
-async def _kvm_obstacle(settings: HostSettings, paths: Paths) -> str:
+async def _obstacle(settings: HostSettings, paths: Paths) -> str:
     """Why no VM of Firecracker runs here, whatever its binary; empty if one does."""
-    if settings.accelerator == "tcg":
-        return "it needs KVM, and WRENN_ACCELERATOR is tcg"
-    if settings.cpu_model not in ("auto", "host"):
-        return "its guests get the host's processor, and WRENN_CPU_MODEL names another"
-    if choose_network(settings) != "tap":
-        return "it needs network slots with taps; see `wrenn doctor`"
-    verdict = await kvm_verdict(paths.probe_verdict)
-    return "" if verdict.usable else f"KVM is not usable: {verdict.reason}"
+    slots = choose_network(settings) == "tap"
+    if obstacle := host_obstacle(settings, slots=slots):
+        return obstacle
+    return host_obstacle(settings, slots=slots, kvm=await kvm_verdict(paths.probe_verdict))
 
 
 BACKENDS: Final[dict[str, Backend]] = {
@@ -131,7 +127,7 @@ async def _chosen(settings: HostSettings, paths: Paths) -> str:
 async def _best(settings: HostSettings, paths: Paths) -> str:
     """Firecracker where it is and runs, else QEMU."""
     binary = found(settings.firecracker)
-    if binary is None or await _kvm_obstacle(settings, paths):
+    if binary is None or await _obstacle(settings, paths):
         return "qemu"
     try:
         await asyncio.to_thread(require_usable, binary)

@@ -15,7 +15,9 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.engines import Engine, EngineStore
 from wrenn_sandbox.host.paths import write_durably
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
+from wrenn_sandbox.host.probe import KvmVerdict
 from wrenn_sandbox.patience import patience
+from wrenn_sandbox.settings import HostSettings
 
 VMM: Final = "firecracker"
 BINARY: Final = "firecracker"
@@ -78,6 +80,21 @@ def installed(engines: EngineStore, note: Path, named: Path | None) -> Firecrack
         )
     write_durably(note, msgspec.json.encode({"engine": engine.digest, "binary": str(binary)}))
     return Firecracker.of(engines, engine)
+
+
+def host_obstacle(settings: HostSettings, *, slots: bool, kvm: KvmVerdict | None = None) -> str:
+    """Why no VM of Firecracker runs on a host, whatever its binary; empty if one does.
+
+    `slots` says whether VMs get network slots with taps. Without a verdict on KVM it is taken to
+    work.
+    """
+    if settings.accelerator == "tcg":
+        return "it needs KVM, and WRENN_ACCELERATOR is tcg"
+    if settings.cpu_model not in ("auto", "host"):
+        return "its guests get the host's processor, and WRENN_CPU_MODEL names another"
+    if not slots:
+        return "it needs network slots with taps; see `wrenn doctor`"
+    return "" if kvm is None or kvm.usable else f"KVM is not usable: {kvm.reason}"
 
 
 def require_usable(binary: Path) -> str:
