@@ -16,6 +16,9 @@ import pytest
 from support.machine_specs import machine_spec
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.engines import EngineStore
+from wrenn_sandbox.host.memory import diff
+from wrenn_sandbox.host.memory.page_server import PageServer
+from wrenn_sandbox.host.memory.pages import PAGE, Run
 from wrenn_sandbox.host.paths import MachineFiles, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
@@ -29,6 +32,10 @@ from wrenn_sandbox.host.vmm.firecracker.process import Running, read_end
 from wrenn_sandbox.patience import patience
 
 
+def _sleeping() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(["sleep", "100"])
+
+
 class StartingDriver(FirecrackerDriver):
     """Its processes sleep, and load nothing unless they are told to."""
 
@@ -39,9 +46,10 @@ class StartingDriver(FirecrackerDriver):
             cast(NamespaceThread, None),
             Confinement(),
         )
-        self.child = subprocess.Popen(["sleep", "100"])
+        self.child = _sleeping()
         self.fails = False
         self.loads = False
+        self.pages: PageServer | None = None
         self.diagnosing = asyncio.Event()
 
     async def _spawn(
@@ -68,9 +76,20 @@ class StartingDriver(FirecrackerDriver):
         await asyncio.sleep(0.1)
         return ""
 
+    async def _page_server(self, spec: MachineSpec) -> PageServer:
+        self.pages = SleepingPageServer(ProcessHandle.of_child(_sleeping()), spec.files)
+        return self.pages
+
     @property
     def leaves_a_process(self) -> bool:
         return self.child.poll() is None or bool(self._running)
+
+
+class SleepingPageServer(PageServer):
+    """It serves nothing."""
+
+    def serve(self, machine: ProcessHandle) -> None:
+        return
 
 
 @pytest.fixture
@@ -151,6 +170,33 @@ async def test_a_firecracker_that_ends_during_the_check_is_a_failure_of_the_host
     held.set()
     with pytest.raises(HostFailure, match="ended unexpectedly"):
         await starting
+
+
+async def test_a_page_server_that_ends_during_the_start_is_named(
+    driver: StartingDriver, file: Path, tmp_path: Path
+) -> None:
+    checking, held = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    driver.loads = driver._serves = True
+    (tmp_path / diff.INDEX).write_bytes(diff.encode_index([Run(0, 1)], (128 << 20) // PAGE))
+    (tmp_path / diff.PAGES).write_bytes(bytes(PAGE))
+
+    def check() -> None:
+        loop.call_soon_threadsafe(checking.set)
+        held.wait(patience(20))
+
+    starting = asyncio.create_task(driver.restore(_spec(file), Snapshot(file, tmp_path, check)))
+    async with asyncio.timeout(patience(20)):
+        await checking.wait()
+        while driver.pages is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        os.kill(driver.pages.pid, 9)
+        await driver.diagnosing.wait()
+    held.set()
+    with pytest.raises(HostFailure, match="page server of the machine ended") as failure:
+        await starting
+    assert "the page server ended (-9)" in str(failure.value.detail)
+    assert not driver.leaves_a_process
 
 
 def test_a_console_is_read_without_waiting_whatever_the_vmm_makes_of_its_end() -> None:

@@ -14,10 +14,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import msgspec
 
@@ -33,6 +34,8 @@ from wrenn_sandbox.patience import patience
 
 from . import diff, fault_handler
 from .pages import PAGE, Mapping
+
+T = TypeVar("T")
 
 WORKING_SET: Final = "memory.set"
 AROUND: Final = 16
@@ -189,13 +192,18 @@ class PageServer:
 
         Waits as long as it takes: for a VMM that ends first, wait beside it.
         """
-        async with first_of(self._serving.wait(), self.wait()) as (_, ended):
-            if ended.done():
-                raise HostFailure(_LOST, detail=ended.result())
+        await self.unless_ended(self._serving.wait())
         try:
             await asyncio.to_thread(self._note)
         except OSError as error:
             raise HostFailure("The page server is not noted", detail=str(error)) from error
+
+    async def unless_ended(self, work: Coroutine[None, None, T]) -> T:
+        """The result of `work`; raises `HostFailure` with the reason when this ends first."""
+        async with first_of(work, self.wait()) as (task, ended):
+            if ended.done():
+                raise HostFailure(_LOST, detail=ended.result())
+            return task.result()
 
     def _note(self) -> None:
         note = _Note(self._handle.pid, self._handle.start_time, self._regions)

@@ -208,11 +208,22 @@ class FirecrackerDriver(Driver):
         memory: Path | None,
         checked: "asyncio.Task[None]",
     ) -> None:
-        backend = {"backend_type": "File", "backend_path": str(memory)}
-        if memory is None:
-            running.pages = await self._page_server(spec)
-            running.pages.serve(running.process)
-            backend = {"backend_type": "Uffd", "backend_path": spec.files.pages_socket.name}
+        if memory is not None:
+            backend = {"backend_type": "File", "backend_path": str(memory)}
+            await self._continue(running, spec, backend, checked)
+            return
+        running.pages = await self._page_server(spec)
+        running.pages.serve(running.process)
+        backend = {"backend_type": "Uffd", "backend_path": spec.files.pages_socket.name}
+        await running.pages.unless_ended(self._continue(running, spec, backend, checked))
+
+    async def _continue(
+        self,
+        running: Running,
+        spec: MachineSpec,
+        backend: dict[str, str],
+        checked: "asyncio.Task[None]",
+    ) -> None:
         await asyncio.shield(checked)  # the end of this call alone is no end of the check
         load = {"snapshot_path": spec.files.vmstate.name, "mem_backend": backend}
         await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
