@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -190,21 +191,33 @@ class Machine:
         spec = replace(spec, memory=memory, disks=(*spec.disks, *source.stored_disks))
         machine = cls(context, record, spec, source.token)
         undo.callback(machine._forget)
-        await asyncio.to_thread(machine._make_directory, source)
+        given_up = threading.Event()
+        making = asyncio.create_task(asyncio.to_thread(machine._make_directory, source, given_up))
+        try:
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            given_up.set()
+            await asyncio.gather(making, return_exceptions=True)
+            raise
         failpoints.reach("machine.directory")
         return machine
 
-    def _make_directory(self, source: LaunchSource) -> None:
-        """The machine's directory with its journal and disk; blocks.
+    def _make_directory(self, source: LaunchSource, given_up: threading.Event) -> None:
+        """The machine's directory with its journal and disk; blocks, no longer than it is wanted.
 
         The disk alone is the slot's user's: in a directory of its own a captured monitor could put
         links and journals of its making before the server.
         """
+
+        def check() -> None:
+            if given_up.is_set():
+                raise HostFailure("The start was given up")
+
         files, uid = self._spec.files, self._spec.slot.uid
         files.directory.mkdir(mode=PASSAGE_DIRECTORY)
         self.note()
         size = source.image.disk_mb << 20
-        self._context.driver.disk_format.create(files.overlay, source.disk, size)
+        self._context.driver.disk_format.create(files.overlay, source.disk, size, check)
         if os.geteuid() == 0:
             os.chown(files.overlay, uid, uid)
 

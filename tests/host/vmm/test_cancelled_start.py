@@ -3,15 +3,19 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.host_context import make_context
+from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.host.disk.base import Disk
 from wrenn_sandbox.host.launch_source import source_of
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.vmm import fake
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
+from wrenn_sandbox.patience import patience
 
 
 def _of_this_test(directory: Path) -> list[int]:
@@ -54,3 +58,33 @@ async def test_a_cancelled_start_of_the_fake_driver_leaves_no_process(
     await asyncio.sleep(0.5)
     assert spawned
     assert _of_this_test(tmp_path) == []
+
+
+async def test_a_cancelled_start_stops_the_copy_of_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(tmp_path)
+    fake.publish_template(context.store)
+    source = source_of(context, context.store.resolve("minimal"))
+    copying, loop = asyncio.Event(), asyncio.get_running_loop()
+    copies: list[str] = []
+
+    def create(layer: Path, below: Disk, size: int, check: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(copying.set)
+        end = time.monotonic() + patience(20)
+        try:
+            while time.monotonic() < end:
+                check()
+                time.sleep(0.01)
+        except HostFailure:
+            copies.append("given up")
+            raise
+
+    monkeypatch.setattr(context.driver.disk_format, "create", create)
+    starting = asyncio.create_task(Machine.boot(context, source, "memory"))
+    await copying.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert copies == ["given up"]
+    assert list(context.paths.run.iterdir()) == []

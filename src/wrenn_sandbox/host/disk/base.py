@@ -24,8 +24,13 @@ class DiskFormat(Protocol):
     layered: bool
     """A layer needs those below; otherwise each holds the whole disk."""
 
-    def create(self, layer: Path, below: Disk, size: int) -> None:
-        """Write an empty layer, which its owner alone may read; raises OSError."""
+    def create(
+        self, layer: Path, below: Disk, size: int, check: Callable[[], None] = go_on
+    ) -> None:
+        """Write an empty layer, which its owner alone may read; raises OSError.
+
+        Where that takes long, `check` is called now and then and gives up by raising.
+        """
         ...
 
     def require(self, layer: Path, below: Collection[Disk], size: int) -> None:

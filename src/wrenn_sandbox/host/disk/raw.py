@@ -20,8 +20,10 @@ class Raw:
 
     layered = False
 
-    def create(self, layer: Path, below: Disk, size: int) -> None:
-        _copy(layer.parent / below.path, layer, size)
+    def create(
+        self, layer: Path, below: Disk, size: int, check: Callable[[], None] = go_on
+    ) -> None:
+        _copy(layer.parent / below.path, layer, size, check)
 
     def require(self, layer: Path, below: Collection[Disk], size: int) -> None:
         facts = layer.lstat()

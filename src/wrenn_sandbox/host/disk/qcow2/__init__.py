@@ -14,7 +14,9 @@ class Qcow2:
 
     layered = True
 
-    def create(self, layer: Path, below: Disk, size: int) -> None:
+    def create(
+        self, layer: Path, below: Disk, size: int, check: Callable[[], None] = go_on
+    ) -> None:
         overlay.create(layer, below=below, size=size)
 
     def require(self, layer: Path, below: Collection[Disk], size: int) -> None:
