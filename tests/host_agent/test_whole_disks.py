@@ -7,9 +7,12 @@ import pytest
 
 from support.host_stand import Stand
 from support.vm.played import PLAYED
+from wrenn_sandbox.errors import NoCapacity
+from wrenn_sandbox.host import admission
 from wrenn_sandbox.host.backends import BACKENDS
+from wrenn_sandbox.host.memory import sparse
 from wrenn_sandbox.ids import new_image_id, new_operation_id
-from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.settings import HostSettings, Settings
 from wrenn_sandbox.testing.data_dir import working_directory
 
 
@@ -69,3 +72,25 @@ async def test_a_reboot_leaves_one_disk_behind(stand: Stand) -> None:
     assert stand.generations() == {2}
     await stand.resume()
     assert _disk(stand) == b"before"
+
+
+async def test_a_resume_without_room_for_the_disk_leaves_it_stored(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(stand, b"stored")
+    await stand.pause()
+    monkeypatch.setattr(sparse, "shared", lambda *_: False)
+    asked: list[int] = []
+
+    def full(_: HostSettings, size: int) -> None:
+        asked.append(size)
+        raise NoCapacity("The host has no disk space left for that")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(admission, "require_room", full)
+        with pytest.raises(NoCapacity, match="disk space"):
+            await stand.resume()
+    [size] = asked
+    assert 0 < size < stand.manifest.disk_mb << 20, "what holds data is what is copied"
+    await stand.resume()
+    assert _disk(stand) == b"stored"

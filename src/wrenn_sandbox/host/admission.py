@@ -133,3 +133,8 @@ def require_disk(settings: HostSettings, needed_mb: int, *, share: float = 1.0) 
     free_mb = measure(settings.data_dir).disk_free_mb
     if free_mb - needed_mb < settings.disk_reserve_mb * share:
         raise NoCapacity("The host has no disk space left for that", retry_after=60)
+
+
+def require_room(settings: HostSettings, size: int) -> None:
+    """As `require_disk`, for so many bytes."""
+    require_disk(settings, size >> 20)

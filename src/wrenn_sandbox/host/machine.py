@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,7 +30,7 @@ from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Egress, Phase, Placement
 
-from . import failpoints, journal
+from . import admission, failpoints, journal
 from .context import HostContext
 from .guest import (
     GuestClient,
@@ -119,7 +120,7 @@ class Machine:
     ) -> Self:
         """Boot a machine whose memory is in the file `record` of its directory.
 
-        `before` as in `restore`. Raises OSError and `HostFailure`; nothing is left then.
+        `before` as in `restore`. Raises as that does; nothing is left then.
         """
 
         async def boot(spec: MachineSpec) -> Process:
@@ -136,8 +137,8 @@ class Machine:
     ) -> Self:
         """A machine that continues the source's snapshot.
 
-        `before` is called in a thread when the slot is known. Raises OSError and `HostFailure`;
-        nothing is left then.
+        `before` is called in a thread when the slot is known. Raises OSError, `HostFailure`, and
+        `NoCapacity` where its disk has no room; nothing is left then.
         """
         snapshot = source.snapshot
         assert snapshot is not None
@@ -217,7 +218,8 @@ class Machine:
         files.directory.mkdir(mode=PASSAGE_DIRECTORY)
         self.note()
         size = source.image.disk_mb << 20
-        self._context.driver.disk_format.create(files.overlay, source.disk, size, check)
+        room = partial(admission.require_room, self._context.settings)
+        self._context.driver.disk_format.create(files.overlay, source.disk, size, check, room)
         if os.geteuid() == 0:
             os.chown(files.overlay, uid, uid)
 

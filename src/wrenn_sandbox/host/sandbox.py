@@ -33,7 +33,7 @@ from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Phase, Placement
 
-from . import compatibility, failpoints, merging, paused, snapshots
+from . import admission, compatibility, failpoints, merging, paused, snapshots
 from .context import HostContext
 from .disk_use import Holding, Layers
 from .images import manifest as form
@@ -212,7 +212,8 @@ class Sandbox:
         context, paths = self._context, self._context.paths
         compatibility.require_driver(context, compatibility.started_as(image))
         disk = paused.stage(paths, self.sandbox_id, 1) / form.DISK
-        context.driver.disk_format.create(disk, context.store.below(image), image.disk_size)
+        below, room = context.store.below(image), partial(admission.require_room, context.settings)
+        context.driver.disk_format.create(disk, below, image.disk_size, room=room)
         manifest = PausedSandbox(
             sandbox_id=self.sandbox_id,
             generation=1,

@@ -91,3 +91,15 @@ def test_a_copy_of_a_raw_disk_can_be_given_up(
         Raw().create(tmp_path / "disk", Disk(base, raw=True), _SIZE, check)
     with pytest.raises(Enough):
         Raw().merge((base,), tmp_path / "merged", Disk(base, raw=True), _SIZE, check)
+
+
+def test_a_copy_of_a_raw_disk_asks_for_the_room_that_it_takes(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    shares = True
+    monkeypatch.setattr(sparse, "shared", lambda *_: shares)
+    Raw().create(tmp_path / "shared", Disk(base, raw=True), _SIZE, room=asked.append)
+    shares = False
+    Raw().create(tmp_path / "copied", Disk(base, raw=True), _SIZE, room=asked.append)
+    assert asked == [base.stat().st_blocks * 512]

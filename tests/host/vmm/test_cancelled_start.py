@@ -69,7 +69,9 @@ async def test_a_cancelled_start_stops_the_copy_of_a_disk(
     copying, loop = asyncio.Event(), asyncio.get_running_loop()
     copies: list[str] = []
 
-    def create(layer: Path, below: Disk, size: int, check: Callable[[], None]) -> None:
+    def create(
+        layer: Path, below: Disk, size: int, check: Callable[[], None], room: object
+    ) -> None:
         loop.call_soon_threadsafe(copying.set)
         end = time.monotonic() + patience(20)
         try:

@@ -18,6 +18,10 @@ class Disk:
     """It holds the bytes that the guest sees; otherwise it is a layer itself."""
 
 
+def anything(_: int) -> None:
+    """The question for room where there is always enough."""
+
+
 class DiskFormat(Protocol):
     """The format of a VM's writable disk layer. Sizes are bytes. All calls block."""
 
@@ -25,11 +29,17 @@ class DiskFormat(Protocol):
     """A layer needs those below; otherwise each holds the whole disk."""
 
     def create(
-        self, layer: Path, below: Disk, size: int, check: Callable[[], None] = go_on
+        self,
+        layer: Path,
+        below: Disk,
+        size: int,
+        check: Callable[[], None] = go_on,
+        room: Callable[[int], None] = anything,
     ) -> None:
         """Write an empty layer, which its owner alone may read; raises OSError.
 
-        Where that takes long, `check` is called now and then and gives up by raising.
+        Where that means a copy of what is below, `room` is called first with the bytes that it
+        takes, and `check` now and then: they give up by raising.
         """
         ...
 

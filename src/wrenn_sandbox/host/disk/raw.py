@@ -8,11 +8,16 @@ import os
 import stat
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 from wrenn_sandbox.errors import IncompatibleImage
-from wrenn_sandbox.host.memory.sparse import clone, go_on
+from wrenn_sandbox.host.memory import sparse
+from wrenn_sandbox.host.memory.sparse import go_on
 
-from .base import Disk
+from .base import Disk, anything
+
+_BLOCK: Final = 512
+"""Bytes of what `st_blocks` counts."""
 
 
 class Raw:
@@ -21,9 +26,14 @@ class Raw:
     layered = False
 
     def create(
-        self, layer: Path, below: Disk, size: int, check: Callable[[], None] = go_on
+        self,
+        layer: Path,
+        below: Disk,
+        size: int,
+        check: Callable[[], None] = go_on,
+        room: Callable[[int], None] = anything,
     ) -> None:
-        _copy(layer.parent / below.path, layer, size, check)
+        _copy(layer.parent / below.path, layer, size, check, room)
 
     def require(self, layer: Path, below: Collection[Disk], size: int) -> None:
         facts = layer.lstat()
@@ -43,7 +53,13 @@ class Raw:
         _copy(chain[-1], target, size, check)
 
 
-def _copy(source: Path, target: Path, size: int, check: Callable[[], None] = go_on) -> None:
+def _copy(
+    source: Path,
+    target: Path,
+    size: int,
+    check: Callable[[], None] = go_on,
+    room: Callable[[int], None] = anything,
+) -> None:
     """What a guest has written to a disk is data here: nothing looks at it."""
     read = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(read, "rb", buffering=0):
@@ -52,4 +68,8 @@ def _copy(source: Path, target: Path, size: int, check: Callable[[], None] = go_
             raise OSError(f"the disk below has {found} bytes instead of {size}")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         with open(os.open(target, flags, 0o600), "wb", buffering=0) as write:
-            clone(read, write.fileno(), size, check)
+            if sparse.shared(read, write.fileno()):
+                return
+            room(os.fstat(read).st_blocks * _BLOCK)
+            os.ftruncate(write.fileno(), size)
+            sparse.copy_data(read, write.fileno(), size, check)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from wrenn_sandbox.host.disk.base import Disk
+from wrenn_sandbox.host.disk.base import Disk, anything
 from wrenn_sandbox.host.memory.sparse import go_on
 
 from . import layers, overlay, reader
@@ -15,7 +15,12 @@ class Qcow2:
     layered = True
 
     def create(
-        self, layer: Path, below: Disk, size: int, check: Callable[[], None] = go_on
+        self,
+        layer: Path,
+        below: Disk,
+        size: int,
+        check: Callable[[], None] = go_on,
+        room: Callable[[int], None] = anything,
     ) -> None:
         overlay.create(layer, below=below, size=size)
 
