@@ -78,6 +78,13 @@ def test_the_named_binary_comes_before_the_one_on_the_path(tmp_path: Path, progr
     assert found(tmp_path / "missing") is None
 
 
+def test_a_relative_path_names_a_firecracker_wherever_it_is_started(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert found(Path(program.name)) == program
+
+
 def test_the_binary_is_kept_as_an_engine(paths: Paths, program: Path) -> None:
     engines = EngineStore(paths)
     kept = installed(engines, paths.installed_engine, program)

@@ -56,9 +56,12 @@ class Firecracker:
 
 
 def found(named: Path | None) -> Path | None:
-    """The binary that the settings name, else the one on the path; None where there is neither."""
+    """The binary that the settings name, else the one on the path; None where there is neither.
+
+    Absolute, since it is started in other directories.
+    """
     if named is not None:
-        return named if named.is_file() else None
+        return named.resolve() if named.is_file() else None
     path = shutil.which(BINARY, path=ENVIRONMENT["PATH"])
     return None if path is None else Path(path)
 
