@@ -46,6 +46,8 @@ _PROGRAM: Final = Path(fault_handler.__file__)
 _NONE: Final = -1
 _ANSWER_SEC: Final = 10.0
 _MESSAGE_LIMIT: Final = 256 * 1024
+_MESSAGES: Final = 4
+"""More than one that nobody has taken over sends at once."""
 _WORD_LIMIT: Final = 500
 _MB: Final = 1 << 20
 _LIMITS: Final = Limits(files=64, file_size=_MB)
@@ -266,25 +268,31 @@ class PageServer:
             raise HostFailure(_LOST, detail=self._last_word or str(error)) from error
 
     def _hear(self) -> None:
-        """Take in what it has said."""
+        """Take in what it has said, so much at once that the server has time for others."""
         if self._control is None:
             return
         try:
-            while message := self._control.recv(_MESSAGE_LIMIT):
-                if message.startswith(fault_handler.SERVING):
-                    self._regions = _regions(message[len(fault_handler.SERVING) :])
-                    self._serving.set()
-                elif message.startswith(fault_handler.FAILED):
-                    self._last_word = message[len(fault_handler.FAILED) :][:_WORD_LIMIT].decode(
-                        "utf-8", "replace"
-                    )
-                elif self._recorded is not None and not self._recorded.done():
-                    self._recorded.set_result(message)
+            for _ in range(_MESSAGES):
+                if not (message := self._control.recv(_MESSAGE_LIMIT)):
+                    break
+                self._take(message)
+            else:
+                return
         except BlockingIOError:
             return
         except OSError:
             pass
         asyncio.get_running_loop().remove_reader(self._control)
+
+    def _take(self, message: bytes) -> None:
+        if message.startswith(fault_handler.SERVING):
+            self._regions = _regions(message[len(fault_handler.SERVING) :])
+            self._serving.set()
+        elif message.startswith(fault_handler.FAILED):
+            word = message[len(fault_handler.FAILED) :][:_WORD_LIMIT]
+            self._last_word = word.decode("utf-8", "replace")
+        elif self._recorded is not None and not self._recorded.done():
+            self._recorded.set_result(message)
 
 
 @dataclass(frozen=True)
