@@ -49,6 +49,8 @@ _MESSAGE_LIMIT: Final = 256 * 1024
 _MESSAGES: Final = 4
 """More than one that nobody has taken over sends at once."""
 _WORD_LIMIT: Final = 500
+_TOP: Final = 1 << 56
+"""No process has memory above."""
 _MB: Final = 1 << 20
 _LIMITS: Final = Limits(files=64, file_size=_MB)
 _LOST: Final = "The page server of the machine ended unexpectedly"
@@ -161,18 +163,18 @@ class PageServer:
         server._regions = note.regions
         return server
 
-    def mappings(self, machine: int) -> list[Mapping]:
-        """Where the memory that is served is in the machine of that pid, in order.
+    def mappings(self, machine: int, size: int) -> list[Mapping]:
+        """Where the memory that is served, `size` bytes, is in the machine of that pid, in order.
 
         Raises LookupError where that is not known, or cannot be.
         """
         found, next_page = [], 0
         for first, end, address in sorted(self._regions):
-            if not next_page == first < end:
+            if not next_page == first < end or address % PAGE or address >= _TOP:
                 break
             found.append(Mapping(machine, address, address + (end - first) * PAGE, first))
             next_page = end
-        if not found or len(found) != len(self._regions):
+        if len(found) != len(self._regions) or next_page * PAGE != size:
             raise LookupError("the page server has not said what it serves")
         return found
 

@@ -520,7 +520,7 @@ def _capture(running: Running, pid: int, spec: MachineSpec, into: Path) -> dict[
     if spec.memory is None:
         return files
     if running.pages is not None:
-        mappings = running.pages.mappings(pid)
+        mappings = running.pages.mappings(pid, spec.memory_mb << 20)
         return files | diff.capture_served(mappings, spec.memory, spec.files.directory, into)
     size, own, before = spec.memory_mb << 20, spec.memory, list[pages.Run]()
     if (spec.files.directory / diff.INDEX).exists():
