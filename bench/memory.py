@@ -65,7 +65,9 @@ async def own_mb(rig: Rig, sandbox: SandboxId) -> float:
     if server is None:
         return private_mb(pid, [guest_memory(pid, machine.spec)])
     try:
-        return private_mb(pid, server.mappings(pid)) + private_mb(server.pid)
+        return private_mb(pid, server.mappings(pid, machine.spec.memory_mb << 20)) + private_mb(
+            server.pid
+        )
     finally:
         server.detach()
 

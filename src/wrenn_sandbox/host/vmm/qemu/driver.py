@@ -13,7 +13,7 @@ import structlog
 from blake3 import blake3
 
 from wrenn_sandbox.aio import beside, first_of, shielded
-from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.errors import HostFailure, WrennError
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.host.disk.qcow2 import Qcow2
 from wrenn_sandbox.host.disk.qcow2.reader import depth
@@ -167,8 +167,8 @@ class QemuDriver(Driver):
         async with beside(snapshot.checked()) as checked:
             try:
                 return await self._restore(spec, snapshot, checked)
-            except (OSError, HostFailure):
-                await checked  # that something is damaged says more
+            except (OSError, WrennError):
+                await checked  # which file is damaged says more
                 raise
 
     async def _restore(
