@@ -207,7 +207,7 @@ def _paused(rig: Rig, api: Api) -> tuple[str, Path]:
 
 
 def _refused(rig: Rig, api: Api, sandbox: str) -> str:
-    """What a resume says that must fail before anything is started.
+    """What a resume says that must fail before any guest runs.
 
     The server would not survive it if the checks let the resume pass.
     """
@@ -220,7 +220,7 @@ def _refused(rig: Rig, api: Api, sandbox: str) -> str:
 
 
 def test_damaged_files_are_refused_and_told(new_rig: NewRig) -> None:
-    rig, api = new_rig(WRENN_FAULT_POINT="resume.checked")
+    rig, api = new_rig(WRENN_FAULT_POINT="resume.consumed")
     sandbox, directory = _paused(rig, api)
     damages: list[tuple[str, Callable[[Path], None]]] = [
         ("vmstate", _flip),

@@ -92,12 +92,7 @@ class Monitor:
         return numbers.major, numbers.minor, numbers.micro
 
     async def load(self, vmstate_fd: int) -> None:
-        """Load device state from a descriptor that QEMU was started with, and let it run.
-
-        QEMU would have the guest announce its address, as one that has moved: in its slot it is
-        known already.
-        """
-        await self._execute("migrate-set-parameters", {"announce-rounds": 0})
+        """Load device state from a descriptor that QEMU was started with, and let it run."""
         with self._session.listening("RESUME", "SHUTDOWN") as heard:
             await self._execute("migrate-incoming", {"uri": f"fd:{vmstate_fd}"})
             try:
