@@ -20,6 +20,7 @@ from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
+from wrenn_sandbox.host.vmm.firecracker import driver
 from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
 from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.patience import patience
@@ -28,7 +29,7 @@ from wrenn_sandbox.testing.data_dir import working_directory
 
 pytestmark = [pytest.mark.root, pytest.mark.serial, *NEEDS]
 
-_USERFAULTFD = Path("/dev/userfaultfd")
+_SERVES = Path("/dev/userfaultfd").exists()
 _MEMORY_MB = 128
 _DISK_MB = 4
 _ROUNDS = 20
@@ -113,9 +114,12 @@ async def host() -> AsyncIterator[Host]:
 
 
 @pytest.mark.parametrize("served", [True, False])
-async def test_a_guest_counts_on_through_two_restores(host: Host, served: bool) -> None:
+async def test_a_guest_counts_on_through_two_restores(
+    host: Host, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Booted, stored whole, continued over that, stored as what differs, and continued again."""
-    host.driver._serves &= served
+    served &= _SERVES
+    monkeypatch.setattr(driver, "SERVED_BYTES", 0 if served else 1 << 40)
     spec = host.spec()
     image = spec.files.directory / "memory"
     process = await host.driver.boot(spec, record=image)
@@ -138,8 +142,7 @@ async def test_a_guest_counts_on_through_two_restores(host: Host, served: bool) 
     spec = host.spec(memory=memory)
     process = await host.driver.restore(spec, Snapshot(second / VMSTATE, second))
     await host.counts(process)
-    assert spec.files.page_server.exists() == host.driver._serves
-    assert (spec.files.directory / "memory").exists() != host.driver._serves
+    assert spec.files.page_server.exists() == served
     third = await host.stored(process, spec, "third")
     again = diff.read_index(third, (_MEMORY_MB << 20) // PAGE)
     assert sum(run.count for run in again) < 100
@@ -150,8 +153,9 @@ async def test_a_guest_counts_on_through_two_restores(host: Host, served: bool) 
     await host.driver.kill(process)
 
 
-async def _served(host: Host) -> tuple[MachineSpec, Process]:
+async def _served(host: Host, monkeypatch: pytest.MonkeyPatch) -> tuple[MachineSpec, Process]:
     """A guest whose memory a page server gives it."""
+    monkeypatch.setattr(driver, "SERVED_BYTES", 0)
     spec = host.spec()
     image = spec.files.directory / "memory"
     process = await host.driver.boot(spec, record=image)
@@ -168,9 +172,9 @@ async def _served(host: Host) -> tuple[MachineSpec, Process]:
     return spec, await host.driver.restore(spec, Snapshot(second / VMSTATE, second))
 
 
-@pytest.mark.skipif(not _USERFAULTFD.exists(), reason="there is no /dev/userfaultfd")
-async def test_a_vm_ends_with_its_page_server(host: Host) -> None:
-    spec, process = await _served(host)
+@pytest.mark.skipif(not _SERVES, reason="there is no /dev/userfaultfd")
+async def test_a_vm_ends_with_its_page_server(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, process = await _served(host, monkeypatch)
     await host.counts(process)
     note = msgspec.json.decode(spec.files.page_server.read_bytes())
     os.kill(note["pid"], 9)
@@ -186,9 +190,11 @@ async def test_a_vm_ends_with_its_page_server(host: Host) -> None:
     await host.driver.kill(process)
 
 
-@pytest.mark.skipif(not _USERFAULTFD.exists(), reason="there is no /dev/userfaultfd")
-async def test_a_vm_is_adopted_with_its_page_server(host: Host) -> None:
-    spec, process = await _served(host)
+@pytest.mark.skipif(not _SERVES, reason="there is no /dev/userfaultfd")
+async def test_a_vm_is_adopted_with_its_page_server(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, process = await _served(host, monkeypatch)
     await host.driver.close()
     host.driver = await host.open()
     assert await host.driver.adopt(process, spec)

@@ -25,6 +25,7 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process, Snapshot
 from wrenn_sandbox.host.vmm.files import LOG_LIMIT
+from wrenn_sandbox.host.vmm.firecracker import driver as firecracker
 from wrenn_sandbox.host.vmm.firecracker.api import Api
 from wrenn_sandbox.host.vmm.firecracker.binary import Firecracker
 from wrenn_sandbox.host.vmm.firecracker.driver import FirecrackerDriver
@@ -62,11 +63,12 @@ class StartingDriver(FirecrackerDriver):
         self,
         running: Running,
         spec: MachineSpec,
-        memory: Path | None,
+        snapshot: Snapshot,
+        served: bool,
         checked: "asyncio.Task[None]",
     ) -> None:
         if self.loads:
-            await super()._load(running, spec, memory, checked)
+            await super()._load(running, spec, snapshot, served, checked)
         await checked
         if self.fails:
             raise HostFailure("The machine did not start")
@@ -173,8 +175,9 @@ async def test_a_firecracker_that_ends_during_the_check_is_a_failure_of_the_host
 
 
 async def test_a_page_server_that_ends_during_the_start_is_named(
-    driver: StartingDriver, file: Path, tmp_path: Path
+    driver: StartingDriver, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(firecracker, "SERVED_BYTES", 0)
     checking, held = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     driver.loads = driver._serves = True

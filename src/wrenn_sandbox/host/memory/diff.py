@@ -70,22 +70,14 @@ def decode_index(data: bytes, pages: int) -> list[Run]:
     return list(map(Run, numbers[::2], numbers[1::2]))
 
 
-def capture(
-    pieces: Mapping | Sequence[Mapping], directory: Path, also: Sequence[Run] = ()
-) -> dict[str, FileDigest]:
+def capture(pieces: Mapping | Sequence[Mapping], directory: Path) -> dict[str, FileDigest]:
     """Store the process's own pages in `directory`; blocks. The machine must be stopped.
 
-    Guest memory is one mapping or several, in order. The pages `also` are stored whether they are
-    the process's own or not. Returns the two files with their digests. Reading and writing go on in
-    one thread, digests in another. Nothing is synced here.
+    Guest memory is one mapping or several, in order. Returns the two files with their digests.
+    Reading and writing go on in one thread, digests in another. Nothing is synced here.
     """
     mappings = [pieces] if isinstance(pieces, Mapping) else pieces
-    batches: list[_Batch] = []
-    for mapping in mappings:
-        found = own_pages(mapping)
-        if also:
-            found = union(found, within(also, mapping.first, mapping.end))
-        batches += _from_process(mapping, found)
+    batches = [batch for mapping in mappings for batch in _from_process(mapping)]
     return _store(batches, mappings[-1].end, directory)
 
 
@@ -157,8 +149,9 @@ class _Batch(NamedTuple):
     fill: Callable[[Sequence[Run], memoryview], None]
 
 
-def _from_process(mapping: Mapping, runs: Sequence[Run]) -> list[_Batch]:
-    return [_Batch(batch, partial(read, mapping)) for batch in split(runs, _BATCH_PAGES)]
+def _from_process(mapping: Mapping) -> list[_Batch]:
+    found = split(own_pages(mapping), _BATCH_PAGES)
+    return [_Batch(batch, partial(read, mapping)) for batch in found]
 
 
 def _store(batches: Sequence[_Batch], pages: int, directory: Path) -> dict[str, FileDigest]:
@@ -188,31 +181,68 @@ def _store(batches: Sequence[_Batch], pages: int, directory: Path) -> dict[str, 
     }
 
 
-def inject(mapping: Mapping, directory: Path) -> None:
-    """Put stored pages back over the base in a process that has not run yet; blocks.
+def inject(pieces: Mapping | Sequence[Mapping], directory: Path, base: Path | None = None) -> None:
+    """Put stored pages back over the base in a process that has not run its guest yet; blocks.
 
-    Raises `IncompatibleImage` where index and pages do not fit together.
+    Guest memory is one mapping or several, in order. What the process has itself written there
+    stays, where `base` says over what. Raises OSError, and `IncompatibleImage` where index and
+    pages do not fit together.
     """
-    runs = read_index(directory, (mapping.high - mapping.low) // PAGE)
+    mappings = [pieces] if isinstance(pieces, Mapping) else pieces
+    runs = read_index(directory, mappings[-1].end)
     fd = os.open(directory / PAGES, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _require_fit(fd, runs)
         if not runs:
             return
+        written = [] if base is None else _written(mappings, base)
         with (
             mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as all_,
             memoryview(all_) as view,
             ThreadPoolExecutor(_WRITERS) as writers,
         ):
             offset, writing = 0, []
-            for batch in split(runs, _BATCH_PAGES):
-                size = sum(run.size for run in batch)
-                writing.append(writers.submit(_put, mapping, batch, view, offset))
-                offset += size
+            for mapping in mappings:
+                for batch in split(within(runs, mapping.first, mapping.end), _BATCH_PAGES):
+                    writing.append(writers.submit(_put, mapping, batch, view, offset))
+                    offset += sum(run.size for run in batch)
             for each in writing:
                 each.result()
+        for patch in written:
+            patch.apply()
     finally:
         os.close(fd)
+
+
+class _Patch(NamedTuple):
+    """What a process has written to a page of its mapping, over what the file has there."""
+
+    mapping: Mapping
+    run: Run
+    changes: list[tuple[int, int]]
+    """Offset and value of each byte."""
+
+    def apply(self) -> None:
+        page = bytearray(self.run.size)
+        with memoryview(page) as view:
+            read(self.mapping, [self.run], view)
+            for offset, value in self.changes:
+                page[offset] = value
+            write(self.mapping, [self.run], view)
+
+
+def _written(mappings: Sequence[Mapping], base: Path) -> list[_Patch]:
+    found = []
+    with base.open("rb", buffering=0) as image:
+        for mapping in mappings:
+            for run in _changed(mapping, own_pages(mapping), image.fileno()):
+                own = bytearray(run.size)
+                with memoryview(own) as view:
+                    read(mapping, [run], view)
+                old = os.pread(image.fileno(), run.size, run.first * PAGE)
+                pairs = enumerate(zip(own, old, strict=True))
+                found.append(_Patch(mapping, run, [(n, a) for n, (a, b) in pairs if a != b]))
+    return found
 
 
 def _put(mapping: Mapping, batch: Sequence[Run], pages: memoryview, offset: int) -> None:

@@ -9,10 +9,8 @@ paths is relative to it, so a restored machine finds its own files under the sam
     vmstate             device state, while it is written or loaded
     kernel              while the guest boots
     pages.sock          where memory is handed to the page server
-    memory.idx          of a machine that continues a stored one: which of its pages were not the
-                        image's then
-    memory.diff         those pages, while a page server has them
-    memory              else all its memory
+    memory.idx          which pages of a machine that a page server serves were not the image's
+    memory.diff         those pages
     lost                why the server ended it, before it does
 """
 
@@ -35,7 +33,6 @@ from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
 from wrenn_sandbox.host.memory.page_server import GuestMemory, PageServer
-from wrenn_sandbox.host.memory.sparse import clone
 from wrenn_sandbox.host.paths import IMMUTABLE_FILE, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
@@ -70,7 +67,6 @@ _USERFAULTFD: Final = Path("/dev/userfaultfd")
 """Since Linux 6.1."""
 _RUNTIME: Final = "runtime"
 _KERNEL: Final = "kernel"
-_MEMORY: Final = "memory"
 _DISK: Final = "root"
 _NETWORK: Final = "eth0"
 _NO_MEMORY_FILE: Final = f"{VMSTATE}/none"
@@ -78,6 +74,8 @@ _NO_MEMORY_FILE: Final = f"{VMSTATE}/none"
 differs from the image is read from the process instead, and nothing else is written."""
 _NO_SUCH_FILE: Final = "memory backing file"
 """What it says then."""
+SERVED_BYTES: Final = 64 << 20
+"""Of stored pages: a page server pays from so many on."""
 _WRITTEN_MB_PER_SEC: Final = 20.0
 """How slow a disk may be that memory is written to."""
 _REFILL_MS: Final = 1000
@@ -193,9 +191,10 @@ class FirecrackerDriver(Driver):
         firecracker = await asyncio.to_thread(self._kept, spec.engine)
         async with beside(snapshot.checked()) as checked:
             try:
-                memory = await asyncio.to_thread(_put, spec, snapshot, self._serves)
-                running = await self._spawn(firecracker, spec, () if memory is None else (memory,))
-                load = self._load(running, spec, memory, checked)
+                served = await asyncio.to_thread(_put, spec, snapshot, self._serves)
+                assert spec.memory is not None
+                running = await self._spawn(firecracker, spec, () if served else (spec.memory,))
+                load = self._load(running, spec, snapshot, served, checked)
                 return await self._begun(running, load, spec.files.vmstate)
             except (HostFailure, IncompatibleImage, OSError):
                 await checked  # it knows best what is wrong with what was stored
@@ -205,28 +204,33 @@ class FirecrackerDriver(Driver):
         self,
         running: Running,
         spec: MachineSpec,
-        memory: Path | None,
+        snapshot: Snapshot,
+        served: bool,
         checked: "asyncio.Task[None]",
     ) -> None:
-        if memory is not None:
-            backend = {"backend_type": "File", "backend_path": str(memory)}
-            await self._continue(running, spec, backend, checked)
+        if not served:
+            backend = {"backend_type": "File", "backend_path": str(spec.memory)}
+            await self._continue(running, spec, backend, snapshot.diff, checked)
             return
         running.pages = await self._page_server(spec)
         running.pages.serve(running.process)
         backend = {"backend_type": "Uffd", "backend_path": spec.files.pages_socket.name}
-        await running.pages.unless_ended(self._continue(running, spec, backend, checked))
+        await running.pages.unless_ended(self._continue(running, spec, backend, None, checked))
 
     async def _continue(
         self,
         running: Running,
         spec: MachineSpec,
         backend: dict[str, str],
+        pages_in: Path | None,
         checked: "asyncio.Task[None]",
     ) -> None:
+        """Load the snapshot and run its guest, once the pages in a directory are put in."""
         await asyncio.shield(checked)  # the end of this call alone is no end of the check
         load = {"snapshot_path": spec.files.vmstate.name, "mem_backend": backend}
         await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
+        if pages_in is not None:
+            await asyncio.to_thread(_inject, running, spec, pages_in)
         if running.pages is not None:
             await running.pages.connected()
         limits = {"drive_id": _DISK, "rate_limiter": _rate_limiter(spec)}
@@ -468,28 +472,33 @@ def _unpack_kernel(spec: MachineSpec) -> None:
     path.chmod(IMMUTABLE_FILE)
 
 
-def _put(spec: MachineSpec, snapshot: Snapshot, serves: bool) -> Path | None:
-    """Give the machine what it is loaded from; the file that its memory is a mapping of. Blocks.
+def _put(spec: MachineSpec, snapshot: Snapshot, serves: bool) -> bool:
+    """Give the machine what it is loaded from; whether a page server has its pages. Blocks.
 
-    Where pages differ from the image there is none if a page server has them. Otherwise it is a
-    file of the machine's own, which shares blocks with the image if the file system can.
+    That is so where many differ from the image, if there can be one.
     """
     make_own(spec.files.vmstate, spec, data=snapshot.vmstate.read_bytes())
-    assert spec.memory is not None
-    size = spec.memory_mb << 20
-    if snapshot.diff is None or not diff.read_index(snapshot.diff, size // pages.PAGE):
-        return spec.memory
+    if not serves or snapshot.diff is None:
+        return False
+    if (snapshot.diff / diff.PAGES).stat().st_size < SERVED_BYTES:
+        return False
     shutil.copyfile(snapshot.diff / diff.INDEX, spec.files.directory / diff.INDEX)
-    if serves:
-        os.link(snapshot.diff / diff.PAGES, spec.files.directory / diff.PAGES)
-        return None
-    own = spec.files.directory / _MEMORY
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-    with open(os.open(own, flags, 0o600), "wb") as write, spec.memory.open("rb") as read:
-        clone(read.fileno(), write.fileno(), size)
-    diff.merge(snapshot.diff, own)
-    own.chmod(IMMUTABLE_FILE)
-    return own
+    os.link(snapshot.diff / diff.PAGES, spec.files.directory / diff.PAGES)
+    return True
+
+
+def _inject(running: Running, spec: MachineSpec, directory: Path) -> None:
+    """Put stored pages into a loaded machine; blocks.
+
+    Firecracker has written to some already: where the guest looks for the number of its generation.
+    """
+    assert spec.memory is not None
+    try:
+        pieces = pages.find_pieces(running.process.pid, str(spec.memory), spec.memory_mb << 20)
+        diff.inject(pieces, directory, spec.memory)
+        _ = running.process
+    except (OSError, LookupError) as error:
+        raise HostFailure("The sandbox could not be loaded", detail=str(error)) from error
 
 
 async def _save(running: Running, spec: MachineSpec) -> None:
@@ -509,10 +518,7 @@ async def _save(running: Running, spec: MachineSpec) -> None:
 
 
 def _capture(running: Running, pid: int, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
-    """Store device state and, of a machine that continues another, its own pages; blocks.
-
-    Those are what it has written, and what was not the image's when it started.
-    """
+    """Store device state and, of a machine that continues another, its own pages; blocks."""
     data = read_state(spec.files.vmstate)
     (into / VMSTATE).write_bytes(data)
     spec.files.vmstate.unlink()
@@ -522,12 +528,8 @@ def _capture(running: Running, pid: int, spec: MachineSpec, into: Path) -> dict[
     if running.pages is not None:
         mappings = running.pages.mappings(pid, spec.memory_mb << 20)
         return files | diff.capture_served(mappings, spec.memory, spec.files.directory, into)
-    size, own, before = spec.memory_mb << 20, spec.memory, list[pages.Run]()
-    if (spec.files.directory / diff.INDEX).exists():
-        own = spec.files.directory / _MEMORY
-        before = diff.read_index(spec.files.directory, size // pages.PAGE)
-    pieces = pages.find_pieces(pid, str(own), size)
-    return files | diff.capture(pieces, into, before)
+    pieces = pages.find_pieces(pid, str(spec.memory), spec.memory_mb << 20)
+    return files | diff.capture(pieces, into)
 
 
 def _rate_limiter(spec: MachineSpec) -> dict[str, dict[str, int]]:
