@@ -483,3 +483,28 @@ def test_the_progress_bar(person: Person, sandbox: Sandbox) -> None:
     with Screen([*_WRENN, "cp", "--quiet", file, there], person.environment) as screen:
         assert screen.wait() == 0
         assert screen.shown == b""
+
+
+def test_labels_on_the_command_line(person: Person) -> None:
+    id = person.out("sandbox", "create", "-l", "job=4=2", "--label", "stage=test").strip()
+    other = person.out("sandbox", "create").strip()
+
+    def listed(*options: str) -> list[str]:
+        found = json.loads(person.out("sandbox", "list", "--json", *options))
+        return [each["id"] for each in found if each["id"] in (id, other)]
+
+    assert listed("-l", "job=4=2", "-l", "stage=test") == [id]
+    assert listed("-l", "job=4=2", "-l", "stage=none") == []
+    assert listed("--status", "running", "--template", "minimal") == [other, id]
+    assert "label        job=4=2" in person.out("sandbox", "get", id)
+    person.out("sandbox", "update", id, "-l", "stage=done", "--timeout", "60")
+    shown = json.loads(person.out("sandbox", "get", "--json", id))
+    assert (shown["metadata"], shown["timeout_sec"]) == ({"stage": "done"}, 60)
+    updated = json.loads(person.out("sandbox", "update", id, "--no-labels", "--json"))
+    assert (updated["metadata"], updated["timeout_sec"]) == ({}, 60)
+    person.out("sandbox", "delete", id, other)
+    assert listed("--status", "stopped", "--status", "error") == [other, id]
+    wrong = person.run("sandbox", "create", "--label", "job")
+    assert (wrong.returncode, b"KEY=VALUE" in wrong.stderr) == (2, True)
+    wrong = person.run("sandbox", "create", "--label", "=42")
+    assert wrong.stderr.startswith(b"wrenn: --label: "), wrong

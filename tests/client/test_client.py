@@ -95,6 +95,23 @@ def test_accounts_and_keys(served: Served) -> None:
                 other.sandboxes.list()
 
 
+def test_the_client_finds_sandboxes_by_their_labels(client: Client) -> None:
+    labels = {"job": "ü & = 1", "stage": "test"}
+    with client.sandboxes.create(metadata=labels) as sandbox, client.sandboxes.create() as other:
+        assert sandbox.info.metadata == labels
+        (found,) = client.sandboxes.list(metadata=labels)
+        assert found == sandbox.info
+        assert sandbox.update(metadata={"job": "2"}, timeout_sec=60).timeout_sec == 60
+        assert sandbox.info.metadata == {"job": "2"}
+        assert client.sandboxes.list(metadata=labels) == ()
+        other.pause()
+        paused = client.sandboxes.list(status="paused", template="minimal")
+        assert [each.id for each in paused] == [other.id]
+        both = client.sandboxes.list(status=["paused", "running"])
+        assert {sandbox.id, other.id} <= {each.id for each in both}
+        assert client.sandboxes.update(sandbox.id).metadata == {"job": "2"}
+
+
 def test_the_client_leads_a_sandbox_through_its_life(client: Client) -> None:
     with client.sandboxes.create(vcpus=1, memory_mb=256, timeout_sec=600) as sandbox:
         assert sandbox.info.status == "running"

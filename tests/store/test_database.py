@@ -14,6 +14,7 @@ from support.host_double import HostDouble
 from support.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.database import Database
+from wrenn_sandbox.control.store.records import SandboxFilter
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.control.store.tables import metadata
 from wrenn_sandbox.ids import KeyId, SandboxId, TeamId
@@ -152,7 +153,7 @@ async def test_a_teams_view_holds_nothing_of_another(faulty: Server, user: Team)
     )
     assert await own.events(id, None, None)
     assert await other.events(id, None, None) == []
-    assert await other.page(None, None) == []
+    assert await other.page(SandboxFilter(), None, None) == []
     assert (await other.get(id), await other.state(id)) == (None, None)
 
 

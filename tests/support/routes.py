@@ -105,6 +105,8 @@ _IN_PATH = {
 _IN_QUERY = {
     "limit": None,
     "type": None,
+    "status": None,
+    "template": None,
     "signal": None,
     "overwrite": None,
     "recursive": None,
@@ -141,6 +143,7 @@ _FIELDS: dict[str, str | None] = {
     "internet": None,
     "allow": None,
     "deny": None,
+    "metadata": None,
 }
 """What a field of a body names; None for what names nothing of a team's."""
 

@@ -42,7 +42,8 @@ class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox as it was when the server answered. `reason` says why it is in its state,
-    `disk_bytes` what it took on the host's disk when that was measured last.
+    `disk_bytes` what it took on the host's disk when that was measured last. `metadata` holds its
+    labels.
     """
 
     id: str
@@ -60,6 +61,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_active_at: datetime | None = None
     disk_bytes: int = 0
     network: NetworkPolicy = NetworkPolicy()
+    metadata: dict[str, str] = {}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,10 @@ EVENTS_KEPT: Final = 1000
 """How many of its last transitions the history of a sandbox holds."""
 ENDED_KEPT: Final = 1000
 """How many stopped and failed sandboxes of a team are listed at most."""
+LABELS_MAX: Final = 32
+LABEL_KEY_MAX: Final = 128
+LABEL_VALUE_MAX: Final = 512
+"""Labels of a sandbox; characters of a key, of which it has one at least, and of a value."""
 COMMAND_BYTES: Final = 1024 * 1024
 """Of a command with its arguments and environment; a guest's kernel takes two MiB at most."""
 
@@ -51,12 +55,14 @@ class Bounds:
     max_memory_mb: int
     max_timeout_sec: int
 
-    def check(self, *, vcpus: int, memory_mb: int, timeout_sec: int) -> None:
-        """Raise `OutOfBounds` for the first value outside its bounds."""
+    def check(
+        self, *, timeout_sec: int | None, vcpus: int | None = None, memory_mb: int | None = None
+    ) -> None:
+        """Raise `OutOfBounds` for the first value that is given and outside its bounds."""
         for name, value, low, high in (
             ("vcpus", vcpus, 1, self.max_vcpus),
             ("memory_mb", memory_mb, self.min_memory_mb, self.max_memory_mb),
             ("timeout_sec", timeout_sec, 0, self.max_timeout_sec),
         ):
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise OutOfBounds(f"{name} must be between {low} and {high}")

@@ -104,6 +104,8 @@ IN_FLIGHT: Final = frozenset(
     {State.STARTING, State.PAUSING, State.RESUMING, State.SNAPSHOTTING, State.STOPPING}
 )
 
+ENDED: Final = frozenset({State.STOPPED, State.ERROR})
+
 _STABLE: Final = {
     State.PENDING: Status.PENDING,
     State.RUNNING: Status.RUNNING,

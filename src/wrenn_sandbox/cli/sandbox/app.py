@@ -16,6 +16,10 @@ app = typer.Typer(help="Make sandboxes, work in them and end them.", no_args_is_
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The sandbox's id.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of sandboxes.")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label of it; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
 
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([MG]?)(?:i?B)?", re.IGNORECASE)
@@ -44,6 +48,7 @@ def create(
     internet: network.Internet = None,
     allow: network.Allow = None,
     deny: network.Deny = None,
+    label: Label = None,
     json: Json = False,
 ) -> None:
     """Start a sandbox and print its id. What is not given is the server's choice."""
@@ -51,9 +56,18 @@ def create(
     memory_mb = None if memory is None else _mib(memory)
     with open_client() as client:
         sandbox = client.sandboxes.create(
-            template, vcpus=vcpus, memory_mb=memory_mb, timeout_sec=timeout, network=policy
+            template,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            timeout_sec=timeout,
+            network=policy,
+            metadata=_labels_of(label),
         )
     output.say(sandbox.info, sandbox.id, json=json)
+
+
+def _labels_of(given: list[str] | None) -> dict[str, str]:
+    return exec.pairs_of(given or [], "KEY=VALUE", "--label")
 
 
 def _mib(size: str) -> int:
@@ -82,6 +96,7 @@ def get(id: Id, json: Json = False) -> None:
         ("memory", f"{info.memory_mb} MB"),
         ("disk used", f"{info.disk_bytes // (1024 * 1024)} MB"),
         ("timeout", f"{info.timeout_sec} s" if info.timeout_sec else "none"),
+        *(("label", f"{key}={value}") for key, value in sorted(info.metadata.items())),
         ("internet", "open" if info.network.internet else "closed"),
         ("created", when(info.created_at)),
         ("started", when(info.started_at)),
@@ -94,13 +109,42 @@ def get(id: Id, json: Json = False) -> None:
 @app.command("list")
 def show(
     all: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    label: Label = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Those in this state; may be repeated.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", "-t", help="Those that started from it.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the team's sandboxes, newest first."""
+    """List the team's sandboxes, newest first; of several labels each has to be there."""
     with open_client() as client:
-        found = client.sandboxes.list()
-    shown = [each for each in found if all or each.status not in ("stopped", "error")]
+        found = client.sandboxes.list(
+            metadata=_labels_of(label), status=status or (), template=template
+        )
+    shown = [each for each in found if all or status or each.status not in ("stopped", "error")]
     output.show(shown, "id status template vcpus memory_mb created_at last_active_at", json=json)
+
+
+@app.command("update")
+def update(
+    id: Id,
+    label: Label = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Take all labels off.")] = False,
+    timeout: Annotated[
+        int | None,
+        typer.Option(help="Pause it after so long without activity; 0: never.", metavar="SEC"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Change labels or timers of a sandbox. Labels that are given replace all that it has."""
+    if no_labels and label:
+        raise typer.BadParameter("it cannot stand beside --label", param_hint="--no-labels")
+    metadata = _labels_of(label) if label or no_labels else None
+    with open_client() as client:
+        info = client.sandboxes.update(id, metadata=metadata, timeout_sec=timeout)
+    output.say(info, json=json)
 
 
 @app.command("pause")

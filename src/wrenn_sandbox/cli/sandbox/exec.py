@@ -107,13 +107,18 @@ def command_of(argv: list[str]) -> list[str]:
 
 
 def environment_of(given: list[str]) -> dict[str, str]:
-    envs = {}
+    return pairs_of(given, "NAME=VALUE", "--env")
+
+
+def pairs_of(given: list[str], form: str, option: str) -> dict[str, str]:
+    """What stands before and after the first `=` of each; `BadParameter` where there is none."""
+    pairs = {}
     for each in given:
         name, equals, value = each.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{each!r} is not NAME=VALUE", param_hint="--env")
-        envs[name] = value
-    return envs
+            raise typer.BadParameter(f"{each!r} is not {form}", param_hint=option)
+        pairs[name] = value
+    return pairs
 
 
 class _Summary(msgspec.Struct, kw_only=True):

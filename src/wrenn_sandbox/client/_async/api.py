@@ -1,7 +1,7 @@
 """Requests, streams and WebSockets to one server with one caller's credentials."""
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import TypeVar
 
 import httpx2
@@ -58,7 +58,7 @@ class AsyncApi:
         kind: type[_Answer],
         body: object = None,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
     ) -> _Answer:
         """What the server answers to a JSON request; `timeout` in seconds replaces the usual."""
@@ -71,7 +71,7 @@ class AsyncApi:
         path: str,
         body: object = None,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
     ) -> bytes:
         """The whole answer to a JSON request, as it is."""
@@ -85,7 +85,7 @@ class AsyncApi:
         content: AsyncIterable[bytes] | bytes | None,
         headers: Mapping[str, str],
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
     ) -> bytes:
         """The whole answer to a request whose body may come in pieces."""

@@ -1,6 +1,6 @@
 """Sandboxes: their life, and what is done in one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
@@ -36,11 +36,13 @@ class AsyncSandboxes:
         memory_mb: int | None = None,
         timeout_sec: int | None = None,
         network: NetworkPolicy | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> "AsyncSandbox":
         """Start a machine; what is not given is the server's choice.
 
-        After `timeout_sec` without activity it is paused. As the context of a `with` block it is
-        deleted in the end. `NoCapacity`: the host is full.
+        `metadata` holds labels, at most 32, by which `list` finds it. After `timeout_sec` without
+        activity it is paused. As the context of a `with` block it is deleted in the end.
+        `NoCapacity`: the host is full.
         """
         body = given(
             template=template,
@@ -48,6 +50,7 @@ class AsyncSandboxes:
             memory_mb=memory_mb,
             timeout_sec=timeout_sec,
             network=network,
+            metadata=metadata,
         )
         info = await self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
         return AsyncSandbox(self._api, self, info)
@@ -60,9 +63,38 @@ class AsyncSandboxes:
         """How it is now."""
         return await self._api.call("GET", _path(id), SandboxInfo)
 
-    async def list(self) -> tuple[SandboxInfo, ...]:
-        """All of them, newest first; ended ones for a while too."""
-        return await self._api.call("GET", "/v1/sandboxes", tuple[SandboxInfo, ...])
+    async def list(
+        self,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        status: str | Sequence[str] = (),
+        template: str | None = None,
+    ) -> tuple[SandboxInfo, ...]:
+        """All of them, newest first; ended ones for a while too.
+
+        Only those with all these labels, with any such `status` and of that template, where they
+        are given.
+        """
+        params: dict[str, str | Sequence[str]] = {
+            f"metadata.{key}": value for key, value in (metadata or {}).items()
+        }
+        if status:
+            params["status"] = status
+        if template is not None:
+            params["template"] = template
+        kind = tuple[SandboxInfo, ...]
+        return await self._api.call("GET", "/v1/sandboxes", kind, params=params)
+
+    async def update(
+        self,
+        id: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        timeout_sec: int | None = None,
+    ) -> SandboxInfo:
+        """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended."""
+        body = given(metadata=metadata, timeout_sec=timeout_sec)
+        return await self._api.call("PATCH", _path(id), SandboxInfo, body)
 
     async def delete(self, id: str) -> None:
         """End it, whatever its state, and free all that it has."""
@@ -135,6 +167,15 @@ class AsyncSandbox:
     async def resume(self, *, memory: bool = True) -> SandboxInfo:
         """Continue it where it was; without `memory` reboot it."""
         self.info = await self._sandboxes.resume(self.id, memory=memory)
+        return self.info
+
+    async def update(
+        self, *, metadata: Mapping[str, str] | None = None, timeout_sec: int | None = None
+    ) -> SandboxInfo:
+        """Change what is given; `metadata` replaces all labels."""
+        self.info = await self._sandboxes.update(
+            self.id, metadata=metadata, timeout_sec=timeout_sec
+        )
         return self.info
 
     async def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:

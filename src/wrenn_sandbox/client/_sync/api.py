@@ -2,7 +2,7 @@
 """Requests, streams and WebSockets to one server with one caller's credentials."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import httpx2
@@ -59,7 +59,7 @@ class Api:
         kind: type[_Answer],
         body: object = None,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
     ) -> _Answer:
         """What the server answers to a JSON request; `timeout` in seconds replaces the usual."""
@@ -72,7 +72,7 @@ class Api:
         path: str,
         body: object = None,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
     ) -> bytes:
         """The whole answer to a JSON request, as it is."""
@@ -86,7 +86,7 @@ class Api:
         content: Iterable[bytes] | bytes | None,
         headers: Mapping[str, str],
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
     ) -> bytes:
         """The whole answer to a request whose body may come in pieces."""

@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
+from wrenn_sandbox.model.limits import LABEL_KEY_MAX, LABEL_VALUE_MAX, LABELS_MAX
+
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -26,6 +28,18 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, content in value.items():
         if not name or "=" in name or "\0" in name or "\0" in content:
             raise ValueError("names must be neither empty nor hold = or NUL, values no NUL")
+    return value
+
+
+def _labels(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > LABELS_MAX:
+        raise ValueError(f"must not be more than {LABELS_MAX}")
+    for key, text in value.items():
+        if not 1 <= len(key) <= LABEL_KEY_MAX or len(text) > LABEL_VALUE_MAX:
+            raise ValueError(
+                f"keys must have 1 to {LABEL_KEY_MAX} characters, values {LABEL_VALUE_MAX} at most"
+            )
+        _without_nul(key + text)
     return value
 
 
@@ -49,6 +63,9 @@ NullableText = Annotated[str | None, WithJsonSchema({"type": "string", "nullable
 NullableInteger = Annotated[int | None, WithJsonSchema({"type": "integer", "nullable": True})]
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]
 """Environment variables that a program can be given."""
+
+Metadata = Annotated[dict[str, str], AfterValidator(_labels)]
+"""A caller's labels for a sandbox."""
 
 Tag = Annotated[str, AfterValidator(_tag)]
 """A caller's name for a command."""

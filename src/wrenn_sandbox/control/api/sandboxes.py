@@ -1,33 +1,77 @@
 """`/v1/sandboxes`: the life of the caller's sandboxes."""
 
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Query
 from pydantic import Field, WithJsonSchema
+from starlette.requests import Request
 
-from wrenn_sandbox.control.store.records import Position
+from wrenn_sandbox.control.store.records import Position, SandboxFilter, SandboxUpdate
+from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.model.limits import LABELS_MAX
 from wrenn_sandbox.model.sandbox import Status
 
 from .authentication import CallerTeam
 from .body import JsonBody
-from .fields import Integer, NullableTime, RequestModel, ResponseModel
+from .fields import (
+    Argument,
+    Integer,
+    Metadata,
+    NullableTime,
+    RequestModel,
+    ResponseModel,
+)
 from .network import NetworkPolicy
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
+_PREFIX: Final = "metadata."
+_LABELS_SCHEMA: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+
+
+async def _filter(
+    request: Request,
+    status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
+    template: Annotated[Argument | None, Query()] = None,
+) -> SandboxFilter:
+    labels = [
+        (name.removeprefix(_PREFIX), value)
+        for name, value in request.query_params.multi_items()
+        if name.startswith(_PREFIX)
+    ]
+    if len(labels) > LABELS_MAX:
+        raise InvalidRequest(f"metadata: no more than {LABELS_MAX} labels can be asked for")
+    if any("\0" in text for label in labels for text in label):
+        raise InvalidRequest("metadata: must not contain a NUL character")
+    return SandboxFilter(statuses=status, template=template, labels=labels)
+
+
+FilterDependency = Annotated[SandboxFilter, Depends(_filter)]
 
 
 class CreateSandboxRequest(RequestModel):
-    """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does."""
+    """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does.
+
+    `metadata` holds labels, by which the list finds it.
+    """
 
     template: str = "minimal"
     vcpus: Integer = 1
     memory_mb: Integer = 512
     timeout_sec: Integer = 0
     network: NetworkPolicy = NetworkPolicy()
+    metadata: Metadata = Field({})
+
+
+class UpdateSandboxRequest(RequestModel):
+    """What is left out or null stays; `metadata` replaces all labels."""
+
+    needed: ClassVar[bool] = False
+    metadata: Annotated[Metadata | None, WithJsonSchema(_LABELS_SCHEMA)] = None
+    timeout_sec: Annotated[Integer | None, WithJsonSchema({"type": "integer"})] = None
 
 
 class ResumeSandboxRequest(RequestModel):
@@ -47,6 +91,7 @@ class Sandbox(ResponseModel):
     memory_mb: int
     timeout_sec: int
     network: NetworkPolicy
+    metadata: dict[str, str]
     guest_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     host_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     reason: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
@@ -78,6 +123,7 @@ async def create_sandbox(
         memory_mb=body.memory_mb if "memory_mb" in given else None,
         timeout_sec=body.timeout_sec,
         network=body.network.egress(),
+        metadata=body.metadata,
     )
     return Sandbox.of(sandbox)
 
@@ -92,9 +138,14 @@ async def list_sandboxes(
     team_id: CallerTeam,
     services: ServicesDependency,
     page: PageDependency,
+    wanted: FilterDependency,
 ) -> list[Sandbox]:
-    """The team's sandboxes, newest first; ended ones for a while too."""
-    found = await services.sandboxes.page(team_id, page.one_more, page.after)
+    """The team's sandboxes, newest first; ended ones for a while too.
+
+    `status` may be repeated: any of them is shown. So may `metadata.KEY=VALUE`, which takes those
+    with that label: all of them have to match.
+    """
+    found = await services.sandboxes.page(team_id, wanted, page.one_more, page.after)
     shown = page.cut(found, lambda last: Position(last.created_at, last.id))
     return [Sandbox.of(sandbox) for sandbox in shown]
 
@@ -108,6 +159,23 @@ async def list_sandboxes(
 async def get_sandbox(id: str, team_id: CallerTeam, services: ServicesDependency) -> Sandbox:
     """One sandbox as it is now."""
     return Sandbox.of(await services.sandboxes.get(team_id, id))
+
+
+@router.patch(
+    "/{id}",
+    operation_id="updateSandbox",
+    response_model_exclude_none=True,
+    responses=failures(400, 401, 404, 409, 413),
+)
+async def update_sandbox(
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: JsonBody[UpdateSandboxRequest],
+) -> Sandbox:
+    """Change labels and timers of a sandbox that has not ended."""
+    changed = SandboxUpdate(metadata=body.metadata, timeout_sec=body.timeout_sec)
+    return Sandbox.of(await services.sandboxes.update(team_id, id, changed))
 
 
 @router.delete(

@@ -1,8 +1,16 @@
 """What a team can do with its sandboxes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
-from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxEvent
+from wrenn_sandbox.control.store.records import (
+    Position,
+    Sandbox,
+    SandboxEvent,
+    SandboxFilter,
+    SandboxUpdate,
+)
 from wrenn_sandbox.errors import InvalidRequest, NotFound
 from wrenn_sandbox.ids import SandboxId, TeamId, is_id, new_sandbox_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
@@ -13,7 +21,7 @@ from wrenn_sandbox.wire.messages import Egress
 
 from .activity import Activity
 from .context import ControlContext
-from .lifecycle import Lifecycle, require
+from .lifecycle import Lifecycle, not_possible, require
 from .network import NetworkPolicies
 from .templates import Templates
 
@@ -23,6 +31,15 @@ def sandbox_id_of(text: str) -> SandboxId:
     if not is_id("sb", text):
         raise NotFound("There is no such sandbox")
     return SandboxId(text)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Tell a caller what is outside its bounds: raises `InvalidRequest`."""
+    try:
+        yield
+    except OutOfBounds as error:
+        raise InvalidRequest(str(error)) from error
 
 
 class SandboxService:
@@ -46,6 +63,7 @@ class SandboxService:
             max_timeout_sec=context.settings.max_timeout_sec,
         )
         self._settings = context.settings
+        self._wakeups = context.wakeups
         self._clock = context.clock
 
     async def create(
@@ -57,6 +75,7 @@ class SandboxService:
         memory_mb: int | None,
         timeout_sec: int,
         network: Egress = Egress(),  # noqa: B008 - immutable
+        metadata: dict[str, str],
     ) -> Sandbox:
         """Start a sandbox and wait until its agent has answered.
 
@@ -67,10 +86,8 @@ class SandboxService:
             self._settings.default_vcpus if vcpus is None else vcpus,
             self._settings.default_memory_mb if memory_mb is None else memory_mb,
         )
-        try:
+        with _bounded():
             self._bounds.check(vcpus=size.vcpus, memory_mb=size.memory_mb, timeout_sec=timeout_sec)
-        except OutOfBounds as error:
-            raise InvalidRequest(str(error)) from error
         policy = self._policies.accepted(network, "network.")
         name = self._settings.default_template if template is None else template
         image_id, fixed = await self._templates.find(team_id, name)
@@ -87,6 +104,7 @@ class SandboxService:
             memory_mb=size.memory_mb,
             timeout_sec=timeout_sec,
             network=policy,
+            metadata=metadata,
             created_at=now,
             last_updated=now,
         )
@@ -98,10 +116,25 @@ class SandboxService:
             raise NotFound("There is no such sandbox")
         return self._with_activity(sandbox)
 
+    async def update(self, team_id: TeamId, sandbox_id: str, changed: SandboxUpdate) -> Sandbox:
+        """Change what is given; raises `InvalidState` for a sandbox that has ended."""
+        with _bounded():
+            self._bounds.check(timeout_sec=changed.timeout_sec)
+        sandbox = await self.get(team_id, sandbox_id)
+        if changed == SandboxUpdate():
+            return sandbox
+        store = self._store.team(team_id).sandboxes
+        updated = await store.update(sandbox.id, changed, self._clock())
+        if updated is None:
+            sandbox = await self.get(team_id, sandbox_id)
+            raise not_possible(sandbox.state, "one that has ended cannot be changed")
+        self._wakeups.autopause.set()
+        return self._with_activity(updated)
+
     async def page(
-        self, team_id: TeamId, limit: int | None, after: Position | None
+        self, team_id: TeamId, wanted: SandboxFilter, limit: int | None, after: Position | None
     ) -> list[Sandbox]:
-        found = await self._store.team(team_id).sandboxes.page(limit, after)
+        found = await self._store.team(team_id).sandboxes.page(wanted, limit, after)
         return [self._with_activity(sandbox) for sandbox in found]
 
     async def events(

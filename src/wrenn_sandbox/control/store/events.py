@@ -23,7 +23,13 @@ SILENT: Final = "not_responding"
 RESPONDING: Final = "responding"
 """What the history calls the beginning and the end of a guest's silence; no state changes."""
 
-_REPEATED = frozenset({Event.PAUSE, Event.RESUME, Event.SNAPSHOT, NETWORK, SILENT, RESPONDING})
+UPDATED: Final = "updated"
+"""What the history calls a change of what callers say of a sandbox; no state changes."""
+
+UNRELATED: Final = frozenset({NETWORK, UPDATED})
+"""What says nothing of whether a guest responds."""
+
+_REPEATED = UNRELATED | {Event.PAUSE, Event.RESUME, Event.SNAPSHOT, SILENT, RESPONDING}
 """What can happen to a sandbox again and again."""
 
 

@@ -3,6 +3,7 @@
 A record has the names of its columns: `record` makes one of a row, `values` a row of one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import ClassVar, TypeVar
@@ -25,7 +26,9 @@ def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
     return msgspec.convert(row, kind, from_attributes=True)
 
 
-def values(of: "ApiKey | Identity | Sandbox | SnapshotIntent | TeamTemplate") -> dict[str, object]:
+def values(
+    of: "ApiKey | Identity | Sandbox | SandboxUpdate | SnapshotIntent | TeamTemplate",
+) -> dict[str, object]:
     """The columns of a record's row."""
     return {field.name: getattr(of, field.name) for field in fields(of)}
 
@@ -87,6 +90,7 @@ class Sandbox:
     memory_mb: int
     timeout_sec: int
     network: Egress
+    metadata: dict[str, str]
     created_at: datetime
     last_updated: datetime
     guest_ip: str | None = None
@@ -95,6 +99,25 @@ class Sandbox:
     started_at: datetime | None = None
     last_active_at: datetime | None = None
     disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFilter:
+    """What a list shows: sandboxes for which all of this holds; nothing given lets all through."""
+
+    statuses: Sequence[Status] = ()
+    """Any of these."""
+    template: str | None = None
+    labels: Sequence[tuple[str, str]] = ()
+    """Keys with their values, every one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxUpdate:
+    """What a caller changes of a sandbox; None leaves it."""
+
+    metadata: dict[str, str] | None = None
+    timeout_sec: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import ENDED_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
 from wrenn_sandbox.model.sandbox import (
+    ENDED,
     Event,
     IllegalTransition,
     State,
@@ -20,11 +21,21 @@ from wrenn_sandbox.model.sandbox import (
 )
 from wrenn_sandbox.wire.messages import Placement
 
+from . import labels
 from .accounts import has_somebody
 from .database import Database
-from .events import note
+from .events import UPDATED, note
 from .quotas import QuotaTransaction
-from .records import Position, Sandbox, SandboxEvent, newest_first, record, values
+from .records import (
+    Position,
+    Sandbox,
+    SandboxEvent,
+    SandboxFilter,
+    SandboxUpdate,
+    newest_first,
+    record,
+    values,
+)
 from .tables import sandbox_events, sandboxes
 
 _REASON_LENGTH = 1000
@@ -52,6 +63,7 @@ class Missing(Exception):
 async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None:
     """Add a new sandbox and the first row of its history."""
     await connection.execute(insert(sandboxes).values(values(sandbox)))
+    await labels.index(connection, sandbox.team_id, sandbox.id, sandbox.metadata)
     await note(
         connection,
         sandbox.id,
@@ -130,6 +142,7 @@ class TeamSandboxes:
 
     def __init__(self, database: Database, team_id: TeamId) -> None:
         self._database = database
+        self._team_id = team_id
         self._mine = sandboxes.c.team_id == team_id
 
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
@@ -142,9 +155,49 @@ class TeamSandboxes:
         row = await self._database.row(query)
         return None if row is None else State(row.state)
 
-    async def page(self, limit: int | None, position: Position | None) -> list[Sandbox]:
-        query = newest_first(select(sandboxes).where(self._mine), sandboxes, limit, position)
+    async def page(
+        self, wanted: SandboxFilter, limit: int | None, position: Position | None
+    ) -> list[Sandbox]:
+        query = select(sandboxes).where(
+            self._mine, *(labels.labelled(self._team_id, *each) for each in wanted.labels)
+        )
+        if wanted.statuses:
+            query = query.where(sandboxes.c.status.in_(wanted.statuses))
+        if wanted.template is not None:
+            query = query.where(sandboxes.c.template == wanted.template)
+        query = newest_first(query, sandboxes, limit, position)
         return await self._database.records(Sandbox, query)
+
+    async def update(
+        self, sandbox_id: SandboxId, changed: SandboxUpdate, at: datetime
+    ) -> Sandbox | None:
+        """Change what is given of a sandbox that has not ended; None where there is none."""
+        given = {name: value for name, value in values(changed).items() if value is not None}
+        not_ended = sandboxes.c.state.not_in(ENDED)
+        async with self._database.write() as connection:
+            result = await connection.execute(
+                update(sandboxes)
+                .where(sandboxes.c.id == sandbox_id, self._mine, not_ended)
+                .values(**given, last_updated=at)
+                .returning(sandboxes)
+            )
+            row = result.one_or_none()
+            if row is None:
+                return None
+            sandbox = record(Sandbox, row)
+            if changed.metadata is not None:
+                await labels.index(connection, self._team_id, sandbox_id, changed.metadata)
+            await note(
+                connection,
+                sandbox_id,
+                UPDATED,
+                "user",
+                at,
+                from_state=sandbox.state,
+                to_state=sandbox.state,
+                reason=", ".join(given),
+            )
+        return sandbox
 
     async def events(
         self, sandbox_id: SandboxId, limit: int | None, before: int | None
@@ -225,7 +278,7 @@ class AllSandboxes:
 
         Of each team the last `ENDED_KEPT` at most are left.
         """
-        ended = sandboxes.c.state.in_([State.STOPPED, State.ERROR])
+        ended = sandboxes.c.state.in_(ENDED)
         place = func.row_number().over(
             partition_by=sandboxes.c.team_id,
             order_by=(sandboxes.c.last_updated.desc(), sandboxes.c.id),

@@ -1,7 +1,7 @@
 """The running sandboxes whose guests do not respond, as their history says.
 
-A row `not_responding` opens a silence, and any later row but a change of the network policy ends
-it: `responding`, or the step of the sandbox's life that took the guest away. No state changes.
+A row `not_responding` opens a silence, and any later row that is not `UNRELATED` ends it:
+`responding`, or the step of the sandbox's life that took the guest away. No state changes.
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import State
 
 from .database import Database
-from .events import NETWORK, RESPONDING, SILENT, note
+from .events import RESPONDING, SILENT, UNRELATED, note
 from .tables import sandbox_events, sandboxes
 
 
@@ -28,7 +28,7 @@ class Silences:
         each = sandbox_events.alias()
         newest = (
             select(func.max(each.c.number))
-            .where(each.c.sandbox_id == sandboxes.c.id, each.c.event != NETWORK)
+            .where(each.c.sandbox_id == sandboxes.c.id, each.c.event.not_in(UNRELATED))
             .scalar_subquery()
         )
         query = (
@@ -70,7 +70,7 @@ async def _runs(connection: AsyncConnection, sandbox_id: SandboxId) -> bool:
 async def _silent_since(connection: AsyncConnection, sandbox_id: SandboxId) -> datetime | None:
     query = (
         select(sandbox_events.c.event, sandbox_events.c.at)
-        .where(sandbox_events.c.sandbox_id == sandbox_id, sandbox_events.c.event != NETWORK)
+        .where(sandbox_events.c.sandbox_id == sandbox_id, sandbox_events.c.event.not_in(UNRELATED))
         .order_by(sandbox_events.c.number.desc())
         .limit(1)
     )

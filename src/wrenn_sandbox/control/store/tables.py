@@ -61,6 +61,19 @@ class Policy(TypeDecorator[Egress]):
         return Egress() if value is None else msgspec.json.decode(value, type=Egress)
 
 
+class Labels(TypeDecorator[dict[str, str]]):
+    """Labels as a JSON object; none as NULL."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[str, str] | None, dialect: Dialect) -> str | None:
+        return msgspec.json.encode(value).decode() if value else None
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> dict[str, str]:
+        return {} if value is None else msgspec.json.decode(value, type=dict[str, str])
+
+
 _BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 users = Table(
@@ -140,6 +153,7 @@ sandboxes = Table(
     Column("host_ip", String(45)),
     Column("reason", Text),
     Column("network", Policy),
+    Column("metadata", Labels),
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
@@ -148,6 +162,16 @@ sandboxes = Table(
     Index("sandboxes_by_team", "team_id", "created_at", "id"),
     Index("sandboxes_by_team_and_state", "team_id", "state"),
     Index("sandboxes_by_state", "state", "last_updated"),
+)
+
+sandbox_labels = Table(
+    "sandbox_labels",
+    metadata,
+    Column("sandbox_id", ForeignKey("sandboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("team_id", String(40), nullable=False),
+    Column("value", String(512), nullable=False),
+    Index("sandbox_labels_by_value", "team_id", "key", "value"),
 )
 
 sandbox_events = Table(
