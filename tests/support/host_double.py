@@ -50,6 +50,7 @@ class HostDouble(GuestState):
         super().__init__()
         self.phases: dict[SandboxId, Phase] = {}
         self.networks: dict[SandboxId, Egress | None] = {}
+        self.envs: dict[SandboxId, dict[str, str] | None] = {}
         self.busy: set[SandboxId] = set()
         self.images: dict[ImageId, ImageInfo] = {}
         self.image_bytes = 8192
@@ -156,6 +157,7 @@ class HostDouble(GuestState):
             raise
         self.phases[request.sandbox_id] = Phase.RUNNING
         self.networks[request.sandbox_id] = request.network
+        self.envs[request.sandbox_id] = request.envs
         return PLACEMENT
 
     async def destroy(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
@@ -179,12 +181,14 @@ class HostDouble(GuestState):
         network: Egress,
         *,
         memory: bool = True,
+        envs: dict[str, str] | None = None,
     ) -> Placement:
         self._require(sandbox_id, Phase.PAUSED)
         await self._enter("resume" if memory else "reboot", sandbox_id)
         self._require(sandbox_id, Phase.PAUSED)
         self.phases[sandbox_id] = Phase.RUNNING
         self.networks[sandbox_id] = network
+        self.envs[sandbox_id] = envs
         return PLACEMENT
 
     async def set_network(

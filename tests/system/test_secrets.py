@@ -91,7 +91,11 @@ def _with_an_account(client: httpx2.Client, known: Secrets) -> dict[str, str]:
 def _with_a_sandbox(
     client: httpx2.Client, url: str, data_dir: Path, team: dict[str, str], known: Secrets
 ) -> None:
-    path = "/v1/sandboxes/" + client.post("/v1/sandboxes", headers=team, timeout=60).json()["id"]
+    sandbox = {"envs": {"TOKEN": known.new("environment of a sandbox")}}
+    made = client.post("/v1/sandboxes", json=sandbox, headers=team, timeout=60).json()
+    path = "/v1/sandboxes/" + made["id"]
+    for action in ("pause", "resume"):
+        assert client.post(f"{path}/{action}", headers=team, timeout=60).status_code == 200
     command = {
         "cmd": "sh",
         "args": ["-c", "cat; echo " + known.new("argument")],

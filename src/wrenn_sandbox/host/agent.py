@@ -258,7 +258,9 @@ class HostAgent:
             image = await self._variants.startable(request.image_id, size)
             if not image.variant and (reason := await self._retired(image)):
                 return await self._create_by_boot(sandbox, request, image, reason)
-            return await sandbox.start(request.operation_id, image, policy, self._pool)
+            return await sandbox.start(
+                request.operation_id, image, policy, request.envs, self._pool
+            )
         except BaseException:
             if self._sandboxes.get(request.sandbox_id) is sandbox:
                 del self._sandboxes[request.sandbox_id]
@@ -275,7 +277,9 @@ class HostAgent:
         try:
             await sandbox.begin_stored(image, reason)
             await self._reboot(sandbox, reason)
-            return await sandbox.resume(request.operation_id, request.network.policy())
+            return await sandbox.resume(
+                request.operation_id, request.network.policy(), request.envs
+            )
         except BaseException:
             await shielded(sandbox.destroy())
             raise
@@ -315,6 +319,7 @@ class HostAgent:
         network: Egress,
         *,
         memory: bool = True,
+        envs: dict[str, str] | None = None,
     ) -> Placement:
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.RUNNING:
@@ -322,18 +327,25 @@ class HostAgent:
         policy = network.policy()
         await self._admission.reserve(sandbox_id, operation_id, sandbox.memory_mb)
         return await self._once(
-            sandbox_id, operation_id, lambda: self._resume(sandbox, operation_id, policy, memory)
+            sandbox_id,
+            operation_id,
+            lambda: self._resume(sandbox, operation_id, policy, memory, envs),
         )
 
     async def _resume(
-        self, sandbox: Sandbox, operation_id: OperationId, policy: NetworkPolicy, memory: bool
+        self,
+        sandbox: Sandbox,
+        operation_id: OperationId,
+        policy: NetworkPolicy,
+        memory: bool,
+        envs: dict[str, str] | None,
     ) -> Placement:
         reason = ""
         if memory and (stored := sandbox.stored) is not None and not stored.stopped:
             reason = await asyncio.to_thread(compatibility.retired, self._context, stored.machine)
         if reason or not memory:
             await self._reboot(sandbox, reason)
-        return await sandbox.resume(operation_id, policy)
+        return await sandbox.resume(operation_id, policy, envs)
 
     async def _reboot(self, sandbox: Sandbox, reason: str) -> None:
         await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))

@@ -240,15 +240,16 @@ class Machine:
         machine._watch()
         return machine
 
-    async def initialize_guest(self, hostname: str) -> None:
+    async def initialize_guest(self, hostname: str, envs: dict[str, str] | None = None) -> None:
         """Wait for the agent and give the guest its identity, clock, entropy and a new token.
 
+        New commands find `envs` in their environment; without any, those that others found before.
         May be repeated: the guest then is somebody else's. Fails at once when the machine ends.
         Raises `HostFailure`.
         """
         began = time.monotonic()
         self._drop_client()
-        self._client = await self._unless_ended(self._initialize_guest(hostname))
+        self._client = await self._unless_ended(self._initialize_guest(hostname, envs))
         if time.monotonic() - began > CLOCK_PRECISION_SEC:
             self._clock_setter = asyncio.create_task(self._set_clock(self._client))
 
@@ -284,7 +285,7 @@ class Machine:
             error.add_detail(await self._context.driver.diagnosis(self.process))
             raise
 
-    async def _initialize_guest(self, hostname: str) -> GuestClient:
+    async def _initialize_guest(self, hostname: str, envs: dict[str, str] | None) -> GuestClient:
         token = self._context.random(TOKEN_BYTES).hex()
         client = self._new_client(self._token)
         limit = patience(self._context.settings.boot_timeout_sec)
@@ -293,7 +294,7 @@ class Machine:
                 if self._spec.memory is None:
                     await _until_healthy(client)
                 self.note(token=token)
-                await self._initialise(client, hostname, token)
+                await self._initialise(client, hostname, token, envs)
         except TimeoutError as error:
             client.close()
             late = f"no answer of the guest agent within {limit:g} s"
@@ -304,10 +305,12 @@ class Machine:
         self._token = token
         return client
 
-    async def _initialise(self, client: GuestClient, hostname: str, token: str) -> None:
+    async def _initialise(
+        self, client: GuestClient, hostname: str, token: str, envs: dict[str, str] | None
+    ) -> None:
         while True:
             try:
-                return await client.init(self._initialisation(hostname, token))
+                return await client.init(self._initialisation(hostname, token, envs))
             except GuestUnreachable:
                 await asyncio.sleep(RETRY_SEC)
 
@@ -351,7 +354,9 @@ class Machine:
         self._record = msgspec.structs.replace(self._record, **changes)
         journal.write(self._spec.files.journal, self._record)
 
-    def _initialisation(self, hostname: str, token: str) -> Initialisation:
+    def _initialisation(
+        self, hostname: str, token: str, envs: dict[str, str] | None
+    ) -> Initialisation:
         random = self._context.random
         return Initialisation(
             access_token=token,
@@ -364,6 +369,7 @@ class Machine:
                 processes=self._context.settings.guest_processes,
                 reserved_memory=self._context.settings.guest_reserved_mb << 20,
             ),
+            env_vars=envs,
         )
 
     def _new_client(self, token: str | None) -> GuestClient:

@@ -182,6 +182,7 @@ class Sandbox:
         operation_id: OperationId,
         image: Manifest,
         policy: NetworkPolicy,
+        envs: dict[str, str],
         pool: Pool | None = None,
     ) -> Placement:
         """Continue an image's snapshot as this sandbox's machine, one of the pool's if it can."""
@@ -193,13 +194,13 @@ class Sandbox:
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(machine.release)
                     try:
-                        await self._take(machine, policy)
+                        await self._take(machine, policy, envs)
                     except WrennError as error:
                         _log.warning("a machine of the pool failed", detail=error.detail)
                         continue
                     undo.pop_all()
                 return machine.placement
-            return await self._launch(source_of(self._context, image, engine), policy)
+            return await self._launch(source_of(self._context, image, engine), policy, envs)
 
     async def begin_stored(self, image: Manifest, reason: str) -> None:
         """Be stored with the disk of an image, and without its memory for this reason."""
@@ -228,7 +229,9 @@ class Sandbox:
         paused.commit(paths, manifest)
         return manifest
 
-    async def resume(self, operation_id: OperationId, policy: NetworkPolicy) -> Placement:
+    async def resume(
+        self, operation_id: OperationId, policy: NetworkPolicy, envs: dict[str, str] | None = None
+    ) -> Placement:
         """Continue the stored machine; on failure it stays stored, untouched."""
         async with self._exclusive():
             manifest, image = await self._sound_disk()
@@ -244,7 +247,9 @@ class Sandbox:
                 share = partial(paused.share_disks, paths, self.sandbox_id, source.layers)
                 async with AsyncExitStack() as undo:
                     undo.push_async_callback(asyncio.to_thread, self._withdraw, source)
-                    placement = await self._launch(source, policy, lambda slot: share(slot.uid))
+                    placement = await self._launch(
+                        source, policy, envs, lambda slot: share(slot.uid)
+                    )
                     undo.pop_all()
             self._stored = None
             await asyncio.to_thread(paused.consume, paths, manifest)
@@ -341,19 +346,22 @@ class Sandbox:
         self,
         source: LaunchSource,
         policy: NetworkPolicy,
+        envs: dict[str, str] | None,
         share: Callable[[Slot], None] | None = None,
     ) -> Placement:
         async with AsyncExitStack() as undo:
             machine = await Machine.restore(self._context, source, share)
             undo.push_async_callback(machine.release)
-            await self._take(machine, policy)
+            await self._take(machine, policy, envs)
             undo.pop_all()
         return machine.placement
 
-    async def _take(self, machine: Machine, policy: NetworkPolicy) -> None:
+    async def _take(
+        self, machine: Machine, policy: NetworkPolicy, envs: dict[str, str] | None
+    ) -> None:
         """Make a machine that runs this sandbox's own."""
         await machine.open_network(policy)
-        await machine.initialize_guest(self.sandbox_id)
+        await machine.initialize_guest(self.sandbox_id, envs)
         failpoints.reach("machine.greeted")
         machine.note(
             phase=Phase.RUNNING,

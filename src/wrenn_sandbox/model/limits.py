@@ -18,6 +18,9 @@ LABELS_MAX: Final = 32
 LABEL_KEY_MAX: Final = 128
 LABEL_VALUE_MAX: Final = 512
 """Labels of a sandbox; characters of a key, of which it has one at least, and of a value."""
+ENVIRONMENT_NAMES: Final = 64
+ENVIRONMENT_BYTES: Final = 32 * 1024
+"""Environment variables that all commands of a sandbox get, and their names and values in all."""
 COMMAND_BYTES: Final = 1024 * 1024
 """Of a command with its arguments and environment; a guest's kernel takes two MiB at most."""
 

@@ -77,12 +77,14 @@ class Host(Protocol):
         network: Egress,
         *,
         memory: bool = True,
+        envs: dict[str, str] | None = None,
     ) -> Placement:
         """Continue a stored VM; on failure it stays stored, untouched.
 
         Without `memory` it is booted from its disk first: its files are there, its processes are
         not, and its disk alone has to fit this host. So is one whose engine the operator has
-        retired, and the placement says why. `network` holds from its first moment.
+        retired, and the placement says why. `network` holds from its first moment, and every new
+        command finds `envs` in its environment: those of before where there are none.
         `NotFound`: not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
         Safe to repeat: a running sandbox is done, and keeps the policy that it has.
         """

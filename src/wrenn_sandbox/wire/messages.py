@@ -78,6 +78,8 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int
     memory_mb: int
     network: Egress = Egress()
+    envs: dict[str, str] = {}
+    """What every command finds in its environment; may hold secrets."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,15 @@ def create(
     allow: network.Allow = None,
     deny: network.Deny = None,
     label: Label = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            "-e",
+            metavar="NAME=VALUE",
+            help="Environment of all its commands; may be repeated.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start a sandbox and print its id. What is not given is the server's choice."""
@@ -62,6 +71,7 @@ def create(
             timeout_sec=timeout,
             network=policy,
             metadata=_labels_of(label),
+            envs=exec.environment_of(env or []),
         )
     output.say(sandbox.info, sandbox.id, json=json)
 

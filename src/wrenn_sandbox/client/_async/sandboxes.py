@@ -37,12 +37,14 @@ class AsyncSandboxes:
         timeout_sec: int | None = None,
         network: NetworkPolicy | None = None,
         metadata: Mapping[str, str] | None = None,
+        envs: Mapping[str, str] | None = None,
     ) -> "AsyncSandbox":
         """Start a machine; what is not given is the server's choice.
 
-        `metadata` holds labels, at most 32, by which `list` finds it. After `timeout_sec` without
-        activity it is paused. As the context of a `with` block it is deleted in the end.
-        `NoCapacity`: the host is full.
+        `metadata` holds labels, at most 32, by which `list` finds it. Every command in it has
+        `envs` in its environment; no answer shows them. After `timeout_sec` without activity it is
+        paused. As the context of a `with` block it is deleted in the end. `NoCapacity`: the host is
+        full.
         """
         body = given(
             template=template,
@@ -51,6 +53,7 @@ class AsyncSandboxes:
             timeout_sec=timeout_sec,
             network=network,
             metadata=metadata,
+            envs=envs,
         )
         info = await self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
         return AsyncSandbox(self._api, self, info)

@@ -9,8 +9,15 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
-from wrenn_sandbox.model.limits import LABEL_KEY_MAX, LABEL_VALUE_MAX, LABELS_MAX
+from wrenn_sandbox.model.limits import (
+    ENVIRONMENT_BYTES,
+    ENVIRONMENT_NAMES,
+    LABEL_KEY_MAX,
+    LABEL_VALUE_MAX,
+    LABELS_MAX,
+)
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -28,6 +35,21 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, content in value.items():
         if not name or "=" in name or "\0" in name or "\0" in content:
             raise ValueError("names must be neither empty nor hold = or NUL, values no NUL")
+    return value
+
+
+def _defaults(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > ENVIRONMENT_NAMES:
+        raise ValueError(f"must not be more than {ENVIRONMENT_NAMES} variables")
+    if not all(_VARIABLE.fullmatch(name) for name in value):
+        raise ValueError(
+            "names must be 1 to 128 letters, digits or '_', and not begin with a digit"
+        )
+    if (
+        sum(len(text.encode()) for variable in value.items() for text in variable)
+        > ENVIRONMENT_BYTES
+    ):
+        raise ValueError(f"must not be longer than {ENVIRONMENT_BYTES} bytes together")
     return value
 
 
@@ -63,6 +85,9 @@ NullableText = Annotated[str | None, WithJsonSchema({"type": "string", "nullable
 NullableInteger = Annotated[int | None, WithJsonSchema({"type": "integer", "nullable": True})]
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]
 """Environment variables that a program can be given."""
+
+DefaultEnvironment = Annotated[Environment, AfterValidator(_defaults)]
+"""Environment variables of all commands in a sandbox."""
 
 Metadata = Annotated[dict[str, str], AfterValidator(_labels)]
 """A caller's labels for a sandbox."""

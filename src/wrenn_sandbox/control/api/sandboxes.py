@@ -16,6 +16,7 @@ from .authentication import CallerTeam
 from .body import JsonBody
 from .fields import (
     Argument,
+    DefaultEnvironment,
     Integer,
     Metadata,
     NullableTime,
@@ -55,7 +56,8 @@ FilterDependency = Annotated[SandboxFilter, Depends(_filter)]
 class CreateSandboxRequest(RequestModel):
     """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does.
 
-    `metadata` holds labels, by which the list finds it.
+    `metadata` holds labels, by which the list finds it. Every command in it has `envs` in its
+    environment, and goes before them with its own; no answer shows them.
     """
 
     template: str = "minimal"
@@ -64,6 +66,7 @@ class CreateSandboxRequest(RequestModel):
     timeout_sec: Integer = 0
     network: NetworkPolicy = NetworkPolicy()
     metadata: Metadata = Field({})
+    envs: DefaultEnvironment = Field({})
 
 
 class UpdateSandboxRequest(RequestModel):
@@ -124,6 +127,7 @@ async def create_sandbox(
         timeout_sec=body.timeout_sec,
         network=body.network.egress(),
         metadata=body.metadata,
+        envs=body.envs,
     )
     return Sandbox.of(sandbox)
 

@@ -83,9 +83,9 @@ class Lifecycle:
         self._clock = context.clock
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
-    def create(self, sandbox: Sandbox) -> "asyncio.Future[Sandbox]":
+    def create(self, sandbox: Sandbox, envs: dict[str, str]) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return self._operations.run(sandbox.id, self._create(sandbox))
+        return self._operations.run(sandbox.id, self._create(sandbox, envs))
 
     def pause(
         self, sandbox_id: SandboxId, actor: str = "user", reason: str | None = None
@@ -108,8 +108,8 @@ class Lifecycle:
             task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
         await asyncio.shield(task)
 
-    async def _create(self, sandbox: Sandbox) -> Sandbox:
-        await self._store.add(sandbox, Change(Event.START, "user", sandbox.created_at))
+    async def _create(self, sandbox: Sandbox, envs: dict[str, str]) -> Sandbox:
+        await self._store.add(sandbox, Change(Event.START, "user", sandbox.created_at), envs)
         request = CreateSandbox(
             sandbox_id=sandbox.id,
             operation_id=new_operation_id(),
@@ -117,6 +117,7 @@ class Lifecycle:
             vcpus=sandbox.vcpus,
             memory_mb=sandbox.memory_mb,
             network=sandbox.network,
+            envs=envs,
         )
         try:
             placement = await self._host.create(request)
@@ -160,8 +161,9 @@ class Lifecycle:
         with refusals(_WANTED[Event.RESUME]):
             sandbox = await self._store.resume(sandbox_id, change)
         try:
+            envs = await self._store.envs(sandbox_id)
             placement = await self._host.resume(
-                sandbox_id, new_operation_id(), sandbox.network, memory=memory
+                sandbox_id, new_operation_id(), sandbox.network, memory=memory, envs=envs
             )
         except Exception as error:
             await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))

@@ -76,6 +76,7 @@ class SandboxService:
         timeout_sec: int,
         network: Egress = Egress(),  # noqa: B008 - immutable
         metadata: dict[str, str],
+        envs: dict[str, str],
     ) -> Sandbox:
         """Start a sandbox and wait until its agent has answered.
 
@@ -108,7 +109,7 @@ class SandboxService:
             created_at=now,
             last_updated=now,
         )
-        return await self._lifecycle.create(sandbox)
+        return await self._lifecycle.create(sandbox, envs)
 
     async def get(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
         sandbox = await self._store.team(team_id).sandboxes.get(sandbox_id_of(sandbox_id))

@@ -36,7 +36,7 @@ from .records import (
     record,
     values,
 )
-from .tables import sandbox_events, sandboxes
+from .tables import sandbox_envs, sandbox_events, sandboxes
 
 _REASON_LENGTH = 1000
 
@@ -98,6 +98,10 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
         changed = result.one_or_none()
         if changed is None:
             continue
+        if state in ENDED:
+            await connection.execute(
+                delete(sandbox_envs).where(sandbox_envs.c.sandbox_id == sandbox_id)
+            )
         await note(
             connection,
             sandbox_id,
@@ -222,11 +226,19 @@ class AllSandboxes:
         self._database = database
         self._guard = guard
 
-    async def add(self, sandbox: Sandbox, start: Change) -> Sandbox:
-        """Add a pending sandbox and start it, in one transaction; raises `QuotaExceeded`."""
+    async def add(
+        self, sandbox: Sandbox, start: Change, envs: Mapping[str, str] | None = None
+    ) -> Sandbox:
+        """Add a pending sandbox and start it, in one transaction; raises `QuotaExceeded`.
+
+        Its `envs` are kept until it ends, and no record of a sandbox has them.
+        """
         checks = (check_machines, check_sandboxes, check_disk)
         async with self._guard.write(sandbox.team_id, *checks) as connection:
             await add(connection, sandbox, start.actor)
+            if envs:
+                row = {"sandbox_id": sandbox.id, "envs": envs}
+                await connection.execute(insert(sandbox_envs).values(row))
             return await apply(connection, sandbox.id, start)
 
     async def resume(self, sandbox_id: SandboxId, change: Change) -> Sandbox:
@@ -250,6 +262,12 @@ class AllSandboxes:
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
         found = await self._all(sandboxes.c.id == sandbox_id)
         return found[0] if found else None
+
+    async def envs(self, sandbox_id: SandboxId) -> dict[str, str]:
+        """The environment of all commands in a sandbox, as its creator gave it."""
+        query = select(sandbox_envs.c.envs).where(sandbox_envs.c.sandbox_id == sandbox_id)
+        row = await self._database.row(query)
+        return {} if row is None else row.envs
 
     async def in_states(self, states: Sequence[State]) -> list[Sandbox]:
         return await self._all(sandboxes.c.state.in_(states))

@@ -61,8 +61,8 @@ class Policy(TypeDecorator[Egress]):
         return Egress() if value is None else msgspec.json.decode(value, type=Egress)
 
 
-class Labels(TypeDecorator[dict[str, str]]):
-    """Labels as a JSON object; none as NULL."""
+class Texts(TypeDecorator[dict[str, str]]):
+    """Texts by their names as a JSON object; none as NULL."""
 
     impl = Text
     cache_ok = True
@@ -153,7 +153,7 @@ sandboxes = Table(
     Column("host_ip", String(45)),
     Column("reason", Text),
     Column("network", Policy),
-    Column("metadata", Labels),
+    Column("metadata", Texts),
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
@@ -172,6 +172,13 @@ sandbox_labels = Table(
     Column("team_id", String(40), nullable=False),
     Column("value", String(512), nullable=False),
     Index("sandbox_labels_by_value", "team_id", "key", "value"),
+)
+
+sandbox_envs = Table(
+    "sandbox_envs",
+    metadata,
+    Column("sandbox_id", ForeignKey("sandboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("envs", Texts, nullable=False),
 )
 
 sandbox_events = Table(

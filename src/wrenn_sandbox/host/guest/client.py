@@ -32,7 +32,10 @@ class Limits(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
-    """The body of /init; `entropy` is base64, `timestamp` RFC 3339."""
+    """The body of /init; `entropy` is base64, `timestamp` RFC 3339.
+
+    Without `env_vars` the guest keeps those that it has.
+    """
 
     access_token: str
     timestamp: str = ""
@@ -41,6 +44,7 @@ class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
     machine_id: str = ""
     generation: str = ""
     limits: Limits | None = None
+    env_vars: dict[str, str] | None = None
 
 
 class _Metrics(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What callers of many sandboxes need: labels."""
+"""What callers of many sandboxes need: labels, environments."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,3 +24,13 @@ def upgrade() -> None:
         sa.Column("value", sa.String(512), nullable=False),
     )
     op.create_index("sandbox_labels_by_value", "sandbox_labels", ["team_id", "key", "value"])
+    op.create_table(
+        "sandbox_envs",
+        sa.Column(
+            "sandbox_id",
+            sa.String(40),
+            sa.ForeignKey("sandboxes.id", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        sa.Column("envs", sa.Text, nullable=False),
+    )
