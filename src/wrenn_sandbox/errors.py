@@ -11,6 +11,7 @@
     ├── Conflict                409 conflict
     │   ├── InvalidState        409 invalid_state
     │   ├── AlreadyExists       409 already_exists
+    │   ├── KeyReused           409 idempotency_key_reused
     │   └── EmailTaken          409 email_taken
     ├── LoginRefused            a login with a provider; the front end is told the code
     │   ├── AccessDenied        access_denied       refused at the provider or by this server
@@ -101,6 +102,12 @@ class InvalidState(Conflict):
 
 class AlreadyExists(Conflict):
     code = "already_exists"
+
+
+class KeyReused(Conflict):
+    """An idempotency key came with another request than before."""
+
+    code = "idempotency_key_reused"
 
 
 class EmailTaken(Conflict):

@@ -16,6 +16,7 @@ _OPTIONS: Final = {
     "cwd": "--cwd",
     "user": "--user",
     "tag": "--tag",
+    "Idempotency-Key": "--idempotency-key",
     "metadata": "--label",
     "name": "--name",
     "cmd": "CMD",

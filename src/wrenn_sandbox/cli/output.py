@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -17,6 +17,12 @@ _HEADS: Final = {
     "subject": "on",
 }
 """Heads of columns that are not called like their fields."""
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Repeat the same command with it, and it is done once."),
+]
 
 
 def print_json(value: object) -> None:

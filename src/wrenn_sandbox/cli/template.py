@@ -68,9 +68,12 @@ def snapshot(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a template of that name.")
     ] = False,
+    idempotency_key: output.IdempotencyKey = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")] = False,
 ) -> None:
     """Make a template of a running sandbox and print its name."""
     with open_client() as client:
-        template = client.snapshots.create(id, name, overwrite=overwrite)
+        template = client.snapshots.create(
+            id, name, overwrite=overwrite, idempotency_key=idempotency_key
+        )
     output.say(template, template.name, json=json)

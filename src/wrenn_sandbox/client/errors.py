@@ -10,7 +10,7 @@ ClientError
     ├── Unauthorized      401 unauthorized
     ├── Forbidden         403 forbidden
     ├── NotFound          404 not_found, provider_not_found
-    ├── Conflict          409 conflict
+    ├── Conflict          409 conflict, idempotency_key_reused
     │   ├── InvalidState  409 invalid_state
     │   └── AlreadyExists 409 already_exists, email_taken
     ├── RequestTimeout    408 request_timeout
@@ -90,7 +90,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    codes: ClassVar[tuple[str, ...]] = ("conflict",)
+    codes: ClassVar[tuple[str, ...]] = ("conflict", "idempotency_key_reused")
 
 
 class InvalidState(Conflict):

@@ -21,6 +21,7 @@ from wrenn_sandbox.control.service.evacuation import Evacuation
 from wrenn_sandbox.control.service.guest_health import GuestHealth
 from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.host_events import HostEvents
+from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.images import DiscardedImages
 from wrenn_sandbox.control.service.lifecycle import Lifecycle
 from wrenn_sandbox.control.service.network import NetworkPolicies
@@ -77,6 +78,7 @@ class ControlPlane:
         self.sandboxes = SandboxService(context, self.lifecycle, templates, self.activity, policies)
         self.guests = GuestService(context, self.activity, calls, self.health)
         self.snapshots = SnapshotService(context, templates, images)
+        self.idempotency = Idempotency(context)
         self.reconciler = Reconciler(context, self.lifecycle, images, policies, self.metrics)
         self.host_events = HostEvents(context)
         self.pause_at_stop = PauseAtStop(context, self.lifecycle)
@@ -120,6 +122,7 @@ class ControlPlane:
                     yield services
                 finally:
                     await self.operations.close(patience(self._settings.shutdown_grace_sec))
+                    await self.idempotency.close(patience(self._settings.shutdown_grace_sec))
                     for task in tasks:
                         task.cancel()
             if self._settings.on_stop == "pause":
@@ -147,6 +150,7 @@ class ControlPlane:
                 self.api_keys,
                 self.sandboxes,
                 self.snapshots,
+                self.idempotency,
                 self.guests,
                 OAuthService(self._context, accounts, limits, providers, states),
                 self.revocations,

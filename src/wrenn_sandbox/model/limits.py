@@ -10,6 +10,9 @@ EXEC_TIMEOUT_MAX: Final = 3600
 EMAIL_MAX: Final = 320
 PASSWORD_MIN: Final = 8
 PASSWORD_MAX: Final = 1024
+IDEMPOTENCY_KEYS_KEPT: Final = 1000
+"""How many idempotency keys of a team are remembered at most."""
+IDEMPOTENCY_KEPT_SEC: Final = 24 * 3600
 EVENTS_KEPT: Final = 1000
 """How many of its last transitions the history of a sandbox holds."""
 ENDED_KEPT: Final = 1000

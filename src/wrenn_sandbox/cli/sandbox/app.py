@@ -7,7 +7,7 @@ import typer
 
 from wrenn_sandbox.cli import output
 from wrenn_sandbox.cli.account import open_client
-from wrenn_sandbox.cli.output import printable, when
+from wrenn_sandbox.cli.output import IdempotencyKey, printable, when
 from wrenn_sandbox.client import SandboxInfo
 
 from . import exec, network, shell
@@ -58,6 +58,7 @@ def create(
             help="Environment of all its commands; may be repeated.",
         ),
     ] = None,
+    idempotency_key: IdempotencyKey = None,
     json: Json = False,
 ) -> None:
     """Start a sandbox and print its id. What is not given is the server's choice."""
@@ -72,6 +73,7 @@ def create(
             network=policy,
             metadata=_labels_of(label),
             envs=exec.environment_of(env or []),
+            idempotency_key=idempotency_key,
         )
     output.say(sandbox.info, sandbox.id, json=json)
 

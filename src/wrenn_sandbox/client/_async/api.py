@@ -60,9 +60,13 @@ class AsyncApi:
         *,
         params: Mapping[str, str | Sequence[str]] | None = None,
         timeout: float | None = None,
+        idempotency_key: str | None = None,
     ) -> _Answer:
         """What the server answers to a JSON request; `timeout` in seconds replaces the usual."""
-        answer = await self.request(method, path, body, params=params, timeout=timeout)
+        content, headers = _json(body)
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        answer = await self.send(method, path, content, headers, params=params, timeout=timeout)
         return decode(answer, kind)
 
     async def request(

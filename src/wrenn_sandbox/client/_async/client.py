@@ -37,15 +37,28 @@ class AsyncSnapshots:
         self._api = api
 
     async def create(
-        self, sandbox_id: str, name: str | None = None, *, overwrite: bool = False
+        self,
+        sandbox_id: str,
+        name: str | None = None,
+        *,
+        overwrite: bool = False,
+        idempotency_key: str | None = None,
     ) -> Template:
         """Make a template of a running sandbox, which ends with it.
 
+        The same call with the same `idempotency_key` gives the same answer for 24 hours.
         `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
         """
         body = given(sandbox_id=sandbox_id, name=name)
         params = given(overwrite="true" if overwrite else None)
-        return await self._api.call("POST", "/v1/snapshots", Template, body, params=params)
+        return await self._api.call(
+            "POST",
+            "/v1/snapshots",
+            Template,
+            body,
+            params=params,
+            idempotency_key=idempotency_key,
+        )
 
     async def list(self, type: str | None = None) -> tuple[Template, ...]:
         """Newest first; only those of a `type`, `base` or `snapshot`, when it is given."""

@@ -38,13 +38,15 @@ class AsyncSandboxes:
         network: NetworkPolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> "AsyncSandbox":
         """Start a machine; what is not given is the server's choice.
 
         `metadata` holds labels, at most 32, by which `list` finds it. Every command in it has
-        `envs` in its environment; no answer shows them. After `timeout_sec` without activity it is
-        paused. As the context of a `with` block it is deleted in the end. `NoCapacity`: the host is
-        full.
+        `envs` in its environment; no answer shows them. The same call with the same
+        `idempotency_key` gives the same sandbox for 24 hours: `Conflict` for another call. After
+        `timeout_sec` without activity it is paused. As the context of a `with` block it is deleted
+        in the end. `NoCapacity`: the host is full.
         """
         body = given(
             template=template,
@@ -55,7 +57,9 @@ class AsyncSandboxes:
             metadata=metadata,
             envs=envs,
         )
-        info = await self._api.call("POST", "/v1/sandboxes", SandboxInfo, body)
+        info = await self._api.call(
+            "POST", "/v1/sandboxes", SandboxInfo, body, idempotency_key=idempotency_key
+        )
         return AsyncSandbox(self._api, self, info)
 
     async def get(self, id: str) -> "AsyncSandbox":

@@ -10,10 +10,11 @@ from starlette.types import ASGIApp
 from wrenn_sandbox.errors import Forbidden, InvalidRequest
 
 from .errors import error_response
+from .idempotency import HEADER, REPLAYED
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-Id")
-_ANSWER_HEADERS = ("X-Request-Id", "X-Next-Cursor", "Link", "Retry-After")
+_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", HEADER)
+_ANSWER_HEADERS = ("X-Request-Id", "X-Next-Cursor", "Link", "Retry-After", REPLAYED)
 
 
 class Cors(CORSMiddleware):

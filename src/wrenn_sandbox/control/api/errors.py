@@ -48,7 +48,7 @@ def invalid(problems: Sequence[ErrorDetails]) -> InvalidRequest:
     """Names the first field that is not acceptable, and why."""
     problem = problems[0]
     where = [str(part) for part in problem["loc"]]
-    if where and where[0] in ("body", "query", "path"):
+    if where and where[0] in ("body", "query", "path", "header"):
         where = where[1:]
     message = problem["msg"]
     if problem["type"] == "json_invalid":

@@ -1,14 +1,17 @@
 """`/v1/sandboxes`: the life of the caller's sandboxes."""
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated, ClassVar, Final
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
+from starlette.responses import Response
 
 from wrenn_sandbox.control.store.records import Position, SandboxFilter, SandboxUpdate
 from wrenn_sandbox.errors import InvalidRequest
+from wrenn_sandbox.ids import new_sandbox_id
 from wrenn_sandbox.model.limits import LABELS_MAX
 from wrenn_sandbox.model.sandbox import Status
 
@@ -23,6 +26,7 @@ from .fields import (
     RequestModel,
     ResponseModel,
 )
+from .idempotency import Once
 from .network import NetworkPolicy
 from .paging import PageDependency
 from .responses import failures
@@ -109,6 +113,7 @@ class Sandbox(ResponseModel):
     "",
     operation_id="createSandbox",
     status_code=201,
+    response_model=Sandbox,
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
 )
@@ -116,10 +121,12 @@ async def create_sandbox(
     team_id: CallerTeam,
     services: ServicesDependency,
     body: JsonBody[CreateSandboxRequest],
-) -> Sandbox:
+    once: Once,
+) -> Response:
     """Start a virtual machine; answers when commands can be run in it."""
     given = body.model_fields_set
-    sandbox = await services.sandboxes.create(
+    create = partial(
+        services.sandboxes.create,
         team_id,
         template=body.template if "template" in given else None,
         vcpus=body.vcpus if "vcpus" in given else None,
@@ -129,7 +136,8 @@ async def create_sandbox(
         metadata=body.metadata,
         envs=body.envs,
     )
-    return Sandbox.of(sandbox)
+    made = partial(services.sandboxes.made, team_id)
+    return await once.answer(Sandbox, new_sandbox_id(), create, made)
 
 
 @router.get(

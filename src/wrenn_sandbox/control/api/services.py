@@ -11,6 +11,7 @@ from wrenn_sandbox.control.service.api_keys import ApiKeyService
 from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.guests import GuestService
+from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.oauth import OAuthService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
@@ -22,6 +23,7 @@ class Services:
     api_keys: ApiKeyService
     sandboxes: SandboxService
     snapshots: SnapshotService
+    idempotency: Idempotency
     guests: GuestService
     oauth: OAuthService
     revocations: Revocations

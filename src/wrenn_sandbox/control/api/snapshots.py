@@ -1,17 +1,21 @@
 """`/v1/snapshots`: templates, the host's and the team's own."""
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import Field, WithJsonSchema
+from starlette.responses import Response
 
 from wrenn_sandbox.control.store.records import Position
+from wrenn_sandbox.ids import new_image_id
 from wrenn_sandbox.model.template import TemplateType
 
 from .authentication import CallerTeam
 from .body import JsonBody
 from .fields import NullableInteger, RequestModel, ResponseModel
+from .idempotency import Once
 from .paging import PageDependency
 from .responses import failures
 from .services import ServicesDependency
@@ -40,6 +44,7 @@ class Template(ResponseModel):
     "",
     operation_id="createSnapshot",
     status_code=201,
+    response_model=Template,
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
 )
@@ -47,13 +52,19 @@ async def create_snapshot(
     team_id: CallerTeam,
     services: ServicesDependency,
     body: JsonBody[CreateSnapshotRequest],
+    once: Once,
     overwrite: Annotated[Literal["true"] | None, Query()] = None,
-) -> Template:
+) -> Response:
     """Make a template of a running sandbox, which ends with it."""
-    template = await services.snapshots.create(
-        team_id, body.sandbox_id, body.name, overwrite=overwrite is not None
+    create = partial(
+        services.snapshots.create,
+        team_id,
+        sandbox_id=body.sandbox_id,
+        name=body.name,
+        overwrite=overwrite is not None,
     )
-    return Template.of(template)
+    made = partial(services.snapshots.made, team_id)
+    return await once.answer(Template, new_image_id(), create, made)
 
 
 @router.get(

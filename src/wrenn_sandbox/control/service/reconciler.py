@@ -23,6 +23,7 @@ from wrenn_sandbox.wire.messages import Phase, SandboxReport
 
 from .context import ControlContext
 from .corrections import CORRECTIONS, Correction
+from .idempotency import KEPT
 from .images import DiscardedImages
 from .lifecycle import Lifecycle, rebooted
 from .network import NetworkPolicies
@@ -102,6 +103,7 @@ class Reconciler:
         await self._images.remove()
         await self._images.remove_unknown(self._clock())
         await self._store.all_sandboxes.remove_ended(self._clock() - self._retention)
+        await self._store.idempotency_keys.remove_old(self._clock() - KEPT)
 
     async def _note_disk(
         self, reports: Mapping[SandboxId, SandboxReport], live: Mapping[SandboxId, Sandbox]

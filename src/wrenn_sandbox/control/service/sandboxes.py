@@ -11,8 +11,8 @@ from wrenn_sandbox.control.store.records import (
     SandboxFilter,
     SandboxUpdate,
 )
-from wrenn_sandbox.errors import InvalidRequest, NotFound
-from wrenn_sandbox.ids import SandboxId, TeamId, is_id, new_sandbox_id
+from wrenn_sandbox.errors import Conflict, InvalidRequest, NotFound
+from wrenn_sandbox.ids import SandboxId, TeamId, is_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import Event, State, Status
@@ -69,6 +69,7 @@ class SandboxService:
     async def create(
         self,
         team_id: TeamId,
+        sandbox_id: SandboxId,
         *,
         template: str | None,
         vcpus: int | None,
@@ -78,7 +79,7 @@ class SandboxService:
         metadata: dict[str, str],
         envs: dict[str, str],
     ) -> Sandbox:
-        """Start a sandbox and wait until its agent has answered.
+        """Start a sandbox under this new id and wait until its agent has answered.
 
         A snapshot fixes the size, whatever the caller says. Raises `InvalidRequest`, `NotFound` for
         the template, and what `Host.create` raises.
@@ -95,7 +96,7 @@ class SandboxService:
         size = fixed or size
         now = self._clock()
         sandbox = Sandbox(
-            id=new_sandbox_id(),
+            id=sandbox_id,
             team_id=team_id,
             state=State.PENDING,
             status=Status.PENDING,
@@ -110,6 +111,20 @@ class SandboxService:
             last_updated=now,
         )
         return await self._lifecycle.create(sandbox, envs)
+
+    async def made(self, team_id: TeamId, sandbox_id: SandboxId) -> Sandbox | None:
+        """What came of a create with this id whose answer was lost, None where it has failed.
+
+        Raises `Conflict` where that is not known yet.
+        """
+        sandbox = await self._store.team(team_id).sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state is State.ERROR:
+            return None
+        if sandbox.state in (State.PENDING, State.STARTING):
+            raise Conflict(
+                "The server was interrupted while it made this sandbox; try again", retry_after=1
+            )
+        return None if sandbox.started_at is None else self._with_activity(sandbox)
 
     async def get(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
         sandbox = await self._store.team(team_id).sandboxes.get(sandbox_id_of(sandbox_id))

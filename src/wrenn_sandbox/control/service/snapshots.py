@@ -6,12 +6,13 @@ from wrenn_sandbox.control.store.records import SnapshotIntent, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import (
     AlreadyExists,
+    Conflict,
     Forbidden,
     InvalidRequest,
     InvalidState,
     NotFound,
 )
-from wrenn_sandbox.ids import TeamId, new_image_id, new_operation_id, new_random
+from wrenn_sandbox.ids import ImageId, TeamId, new_operation_id, new_random
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.model.template import TemplateType, is_template_name
 
@@ -40,9 +41,15 @@ class SnapshotService:
         self._clock = context.clock
 
     async def create(
-        self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool
+        self,
+        team_id: TeamId,
+        image_id: ImageId,
+        *,
+        sandbox_id: str,
+        name: str | None,
+        overwrite: bool,
     ) -> TeamTemplate:
-        """Turn a running sandbox into a template.
+        """Turn a running sandbox into a template, with an image of this new id.
 
         Raises `InvalidRequest` for the name, `AlreadyExists` when it is taken, `InvalidState`
         when the sandbox does not run.
@@ -63,9 +70,22 @@ class SnapshotService:
             name=chosen,
             sandbox_id=sandbox.id,
             operation_id=new_operation_id(),
-            image_id=new_image_id(),
+            image_id=image_id,
         )
         return await self._operations.run(sandbox.id, self._create(intent, overwrite=overwrite))
+
+    async def made(self, team_id: TeamId, image_id: ImageId) -> TeamTemplate | None:
+        """What came of a create with this image whose answer was lost, None where it has failed.
+
+        Raises `Conflict` where that is not known yet.
+        """
+        template = await self._store.team(team_id).templates.of_image(image_id)
+        intents = [] if template else await self._store.snapshots.intents()
+        if any(intent.image_id == image_id for intent in intents):
+            raise Conflict(
+                "The server was interrupted while it made this template; try again", retry_after=1
+            )
+        return template
 
     async def page(self, team_id: TeamId, kind: TemplateType | None) -> list[Listed]:
         return await self._templates.page(team_id, kind)

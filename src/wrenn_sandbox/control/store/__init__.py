@@ -14,6 +14,7 @@ from .accounts import Accounts
 from .api_keys import ApiKeyDirectory, TeamApiKeys
 from .database import UNUSABLE, Database, unusable
 from .events import AllPolicies, TeamPolicies
+from .idempotency import IdempotencyKeys
 from .installation import Installation
 from .migrate import migrate
 from .quotas import QuotaTransaction, TeamQuota
@@ -48,6 +49,7 @@ class Store:
         self.keys = ApiKeyDirectory(self._database)
         self.all_sandboxes = AllSandboxes(self._database, self._guard)
         self.policies = AllPolicies(self._database)
+        self.idempotency_keys = IdempotencyKeys(self._database)
         self.silences = Silences(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
 

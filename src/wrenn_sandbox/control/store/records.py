@@ -27,7 +27,9 @@ def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
 
 
 def values(
-    of: "ApiKey | Identity | Sandbox | SandboxUpdate | SnapshotIntent | TeamTemplate",
+    of: (
+        "ApiKey | Identity | KeyedRequest | Sandbox | SandboxUpdate | SnapshotIntent | TeamTemplate"
+    ),
 ) -> dict[str, object]:
     """The columns of a record's row."""
     return {field.name: getattr(of, field.name) for field in fields(of)}
@@ -155,6 +157,22 @@ class SnapshotIntent:
     sandbox_id: SandboxId
     operation_id: OperationId
     image_id: ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedRequest:
+    """A request with an idempotency key. `digest` stands for all that the caller says in it.
+
+    `subject` is the id of what it makes, chosen before it is made; `answer` is there once it was.
+    """
+
+    team_id: TeamId
+    operation: str
+    key: str
+    digest: str
+    subject: str
+    created_at: datetime
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,20 @@ snapshot_intents = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("team_id", ForeignKey("teams.id", ondelete="CASCADE"), primary_key=True),
+    Column("operation", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("subject", String(80), nullable=False),
+    Column("answer", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("idempotency_keys_by_age", "created_at"),
+    Index("idempotency_keys_by_team_and_age", "team_id", "created_at"),
+)
+
 discarded_images = Table(
     "discarded_images",
     metadata,

@@ -49,6 +49,12 @@ class TeamTemplates:
         )
         return await self._database.record(TeamTemplate, query)
 
+    async def of_image(self, image_id: ImageId) -> TeamTemplate | None:
+        query = select(templates).where(
+            templates.c.team_id == self._team_id, templates.c.image_id == image_id
+        )
+        return await self._database.record(TeamTemplate, query)
+
     async def remove(self, name: str, now: datetime) -> bool:
         """Give up a name and its image; false when there is none."""
         async with self._database.write() as connection:

@@ -1,4 +1,4 @@
-"""What callers of many sandboxes need: labels, environments."""
+"""What callers of many sandboxes need: labels, environments, idempotency keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,6 +7,8 @@ revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+
+_TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -33,4 +35,23 @@ def upgrade() -> None:
             primary_key=True,
         ),
         sa.Column("envs", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "idempotency_keys",
+        sa.Column(
+            "team_id",
+            sa.String(40),
+            sa.ForeignKey("teams.id", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        sa.Column("operation", sa.String(64), primary_key=True),
+        sa.Column("key", sa.String(255), primary_key=True),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("subject", sa.String(80), nullable=False),
+        sa.Column("answer", sa.Text),
+        sa.Column("created_at", _TIME, nullable=False),
+    )
+    op.create_index("idempotency_keys_by_age", "idempotency_keys", ["created_at"])
+    op.create_index(
+        "idempotency_keys_by_team_and_age", "idempotency_keys", ["team_id", "created_at"]
     )
