@@ -70,7 +70,7 @@ POST /v1/api-keys {{"name": "mine"}}
 GET /v1/api-keys
 GET /v1/usage
 POST /v1/sandboxes {{"network": {{"internet": false, "allow": ["203.0.113.0/24"]}}}}
-PATCH /v1/sandboxes/ID {{"metadata": {{"run": "42"}}, "timeout_sec": 600}}
+PATCH /v1/sandboxes/ID {{"metadata": {{"run": "42"}}, "timeout_sec": 600, "deadline_sec": 600}}
 GET /v1/sandboxes
 GET /v1/sandboxes/ID
 GET /v1/sandboxes/ID/network

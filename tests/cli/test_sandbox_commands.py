@@ -502,8 +502,17 @@ def test_labels_on_the_command_line(person: Person) -> None:
     assert (shown["metadata"], shown["timeout_sec"]) == ({"stage": "done"}, 60)
     updated = json.loads(person.out("sandbox", "update", id, "--no-labels", "--json"))
     assert (updated["metadata"], updated["timeout_sec"]) == ({}, 60)
+    person.out("sandbox", "update", id, "--deadline", "3600", "--delete-at-deadline")
+    assert "deadline     delete at 2" in person.out("sandbox", "get", id)
+    person.out("sandbox", "update", id, "--deadline", "0", "--pause-at-deadline")
+    assert "deadline" not in person.out("sandbox", "get", id)
     person.out("sandbox", "delete", id, other)
     assert listed("--status", "stopped", "--status", "error") == [other, id]
+    options = ("-e", "A=b=c", "--idempotency-key", "once", "--json")
+    made, again = (json.loads(person.out("sandbox", "create", *options)) for _ in range(2))
+    assert made == again
+    assert person.out("sandbox", "exec", made["id"], "printenv", "A") == "b=c\n"
+    person.out("sandbox", "delete", made["id"])
     wrong = person.run("sandbox", "create", "--label", "job")
     assert (wrong.returncode, b"KEY=VALUE" in wrong.stderr) == (2, True)
     wrong = person.run("sandbox", "create", "--label", "=42")

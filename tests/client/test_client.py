@@ -104,12 +104,27 @@ def test_the_client_finds_sandboxes_by_their_labels(client: Client) -> None:
         assert sandbox.update(metadata={"job": "2"}, timeout_sec=60).timeout_sec == 60
         assert sandbox.info.metadata == {"job": "2"}
         assert client.sandboxes.list(metadata=labels) == ()
+        assert sandbox.info.deadline_at is None
+        assert sandbox.update(deadline_sec=600, on_deadline="delete").deadline_at is not None
+        assert sandbox.info.on_deadline == "delete"
         other.pause()
         paused = client.sandboxes.list(status="paused", template="minimal")
         assert [each.id for each in paused] == [other.id]
         both = client.sandboxes.list(status=["paused", "running"])
         assert {sandbox.id, other.id} <= {each.id for each in both}
         assert client.sandboxes.update(sandbox.id).metadata == {"job": "2"}
+
+
+def test_the_client_repeats_a_create(client: Client) -> None:
+    with client.sandboxes.create(idempotency_key="k", deadline_sec=60) as sandbox:
+        again = client.sandboxes.create(idempotency_key="k", deadline_sec=60)
+        assert again.info == sandbox.info
+        with pytest.raises(Conflict) as reused:
+            client.sandboxes.create(idempotency_key="k")
+        assert reused.value.code == "idempotency_key_reused"
+        template = client.snapshots.create(sandbox.id, "repeated", idempotency_key="k")
+        assert client.snapshots.create(sandbox.id, "repeated", idempotency_key="k") == template
+        client.snapshots.delete("repeated")
 
 
 def test_the_client_leads_a_sandbox_through_its_life(client: Client) -> None:

@@ -144,6 +144,8 @@ _FIELDS: dict[str, str | None] = {
     "allow": None,
     "deny": None,
     "metadata": None,
+    "deadline_sec": None,
+    "on_deadline": None,
 }
 """What a field of a body names; None for what names nothing of a team's."""
 

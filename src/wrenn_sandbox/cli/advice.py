@@ -8,6 +8,7 @@ from wrenn_sandbox.client import ApiError, ClientError
 _OPTIONS: Final = {
     "memory_mb": "--memory",
     "timeout_sec": "--timeout",
+    "deadline_sec": "--deadline",
     "vcpus": "--vcpus",
     "template": "--template",
     "allow": "--allow",
@@ -32,6 +33,7 @@ _ADVICE: Final = (
     ("no such sandbox", "wrenn sandbox list shows those there are"),
     ("no such template", "wrenn template list shows those there are"),
     ("overwrite it", "wrenn template snapshot --overwrite does"),
+    ("deadline of the sandbox has passed", "wrenn sandbox update --deadline SEC gives it another"),
     ("sandbox is paused", "wrenn sandbox resume continues it"),
     ("process '", "wrenn process list shows those there are"),
 )

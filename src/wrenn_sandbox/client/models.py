@@ -43,7 +43,7 @@ class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox as it was when the server answered. `reason` says why it is in its state,
     `disk_bytes` what it took on the host's disk when that was measured last. `metadata` holds its
-    labels.
+    labels. At `deadline_at` what `on_deadline` says happens to it.
     """
 
     id: str
@@ -62,6 +62,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int = 0
     network: NetworkPolicy = NetworkPolicy()
     metadata: dict[str, str] = {}
+    deadline_at: datetime | None = None
+    on_deadline: Literal["pause", "delete"] = "pause"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.calls import ConcurrencyLimiter
 from wrenn_sandbox.control.service.context import ControlContext
+from wrenn_sandbox.control.service.deadlines import Deadlines
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.evacuation import Evacuation
 from wrenn_sandbox.control.service.guest_health import GuestHealth
@@ -83,6 +84,7 @@ class ControlPlane:
         self.host_events = HostEvents(context)
         self.pause_at_stop = PauseAtStop(context, self.lifecycle)
         self.evacuation = Evacuation(context, self.lifecycle, self.draining)
+        self.deadlines = Deadlines(context, self.lifecycle)
         self.autopause = AutoPause(context, self.lifecycle, self.activity, self.metrics)
 
     async def _claim_host(self) -> None:
@@ -111,6 +113,7 @@ class ControlPlane:
                         self.reconciler,
                         self.host_events,
                         self.autopause,
+                        self.deadlines,
                         self.activity,
                         self.revocations,
                         self.draining,

@@ -13,6 +13,7 @@ PASSWORD_MAX: Final = 1024
 IDEMPOTENCY_KEYS_KEPT: Final = 1000
 """How many idempotency keys of a team are remembered at most."""
 IDEMPOTENCY_KEPT_SEC: Final = 24 * 3600
+DEADLINE_MAX_SEC: Final = 365 * 24 * 3600
 EVENTS_KEPT: Final = 1000
 """How many of its last transitions the history of a sandbox holds."""
 ENDED_KEPT: Final = 1000
@@ -62,13 +63,19 @@ class Bounds:
     max_timeout_sec: int
 
     def check(
-        self, *, timeout_sec: int | None, vcpus: int | None = None, memory_mb: int | None = None
+        self,
+        *,
+        vcpus: int | None = None,
+        memory_mb: int | None = None,
+        timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
     ) -> None:
         """Raise `OutOfBounds` for the first value that is given and outside its bounds."""
         for name, value, low, high in (
             ("vcpus", vcpus, 1, self.max_vcpus),
             ("memory_mb", memory_mb, self.min_memory_mb, self.max_memory_mb),
             ("timeout_sec", timeout_sec, 0, self.max_timeout_sec),
+            ("deadline_sec", deadline_sec, 0, DEADLINE_MAX_SEC),
         ):
             if value is not None and not low <= value <= high:
                 raise OutOfBounds(f"{name} must be between {low} and {high}")

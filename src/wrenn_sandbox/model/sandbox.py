@@ -39,6 +39,13 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+class OnDeadline(StrEnum):
+    """What becomes of a sandbox at its deadline."""
+
+    PAUSE = "pause"
+    DELETE = "delete"
+
+
 class Event(StrEnum):
     START = "start"
     STARTED = "started"

@@ -1,7 +1,7 @@
 """`wrenn sandbox`: the life of sandboxes."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -19,6 +19,14 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of sandboxe
 Label = Annotated[
     list[str] | None,
     typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label of it; may be repeated."),
+]
+Deadline = Annotated[
+    int | None,
+    typer.Option(metavar="SEC", help="Pause it so long from now whatever it does; 0: never."),
+]
+DeleteAtDeadline = Annotated[
+    bool | None,
+    typer.Option("--delete-at-deadline/--pause-at-deadline", help="What the deadline does."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
 
@@ -45,6 +53,8 @@ def create(
     timeout: Annotated[
         int | None, typer.Option(help="Pause it after so long without activity.", metavar="SEC")
     ] = None,
+    deadline: Deadline = None,
+    delete_at_deadline: DeleteAtDeadline = None,
     internet: network.Internet = None,
     allow: network.Allow = None,
     deny: network.Deny = None,
@@ -70,12 +80,20 @@ def create(
             vcpus=vcpus,
             memory_mb=memory_mb,
             timeout_sec=timeout,
+            deadline_sec=deadline,
+            on_deadline=_on_deadline(delete_at_deadline),
             network=policy,
             metadata=_labels_of(label),
             envs=exec.environment_of(env or []),
             idempotency_key=idempotency_key,
         )
     output.say(sandbox.info, sandbox.id, json=json)
+
+
+def _on_deadline(delete: bool | None) -> Literal["pause", "delete"] | None:
+    if delete is None:
+        return None
+    return "delete" if delete else "pause"
 
 
 def _labels_of(given: list[str] | None) -> dict[str, str]:
@@ -108,6 +126,7 @@ def get(id: Id, json: Json = False) -> None:
         ("memory", f"{info.memory_mb} MB"),
         ("disk used", f"{info.disk_bytes // (1024 * 1024)} MB"),
         ("timeout", f"{info.timeout_sec} s" if info.timeout_sec else "none"),
+        ("deadline", f"{info.on_deadline} at {when(info.deadline_at)}" if info.deadline_at else ""),
         *(("label", f"{key}={value}") for key, value in sorted(info.metadata.items())),
         ("internet", "open" if info.network.internet else "closed"),
         ("created", when(info.created_at)),
@@ -148,6 +167,8 @@ def update(
         int | None,
         typer.Option(help="Pause it after so long without activity; 0: never.", metavar="SEC"),
     ] = None,
+    deadline: Deadline = None,
+    delete_at_deadline: DeleteAtDeadline = None,
     json: Json = False,
 ) -> None:
     """Change labels or timers of a sandbox. Labels that are given replace all that it has."""
@@ -155,7 +176,13 @@ def update(
         raise typer.BadParameter("it cannot stand beside --label", param_hint="--no-labels")
     metadata = _labels_of(label) if label or no_labels else None
     with open_client() as client:
-        info = client.sandboxes.update(id, metadata=metadata, timeout_sec=timeout)
+        info = client.sandboxes.update(
+            id,
+            metadata=metadata,
+            timeout_sec=timeout,
+            deadline_sec=deadline,
+            on_deadline=_on_deadline(delete_at_deadline),
+        )
     output.say(info, json=json)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Self
+from typing import Literal, Self
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.frames import Command, Size
@@ -21,6 +21,8 @@ from .files import AsyncFiles
 from .processes import AsyncProcesses
 from .streams import AsyncStream, AsyncTerminal, open_stream, open_terminal
 
+OnDeadline = Literal["pause", "delete"]
+
 
 class AsyncSandboxes:
     """The team's sandboxes, by id. `NotFound`: there is none of that id."""
@@ -35,6 +37,8 @@ class AsyncSandboxes:
         vcpus: int | None = None,
         memory_mb: int | None = None,
         timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        on_deadline: OnDeadline | None = None,
         network: NetworkPolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
@@ -45,14 +49,17 @@ class AsyncSandboxes:
         `metadata` holds labels, at most 32, by which `list` finds it. Every command in it has
         `envs` in its environment; no answer shows them. The same call with the same
         `idempotency_key` gives the same sandbox for 24 hours: `Conflict` for another call. After
-        `timeout_sec` without activity it is paused. As the context of a `with` block it is deleted
-        in the end. `NoCapacity`: the host is full.
+        `timeout_sec` without activity it is paused, and `deadline_sec` from now it is paused or
+        deleted, as `on_deadline` says. As the context of a `with` block it is deleted in the end.
+        `NoCapacity`: the host is full.
         """
         body = given(
             template=template,
             vcpus=vcpus,
             memory_mb=memory_mb,
             timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            on_deadline=on_deadline,
             network=network,
             metadata=metadata,
             envs=envs,
@@ -98,9 +105,19 @@ class AsyncSandboxes:
         *,
         metadata: Mapping[str, str] | None = None,
         timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        on_deadline: OnDeadline | None = None,
     ) -> SandboxInfo:
-        """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended."""
-        body = given(metadata=metadata, timeout_sec=timeout_sec)
+        """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended.
+
+        `deadline_sec` counts from now; 0 takes the deadline away.
+        """
+        body = given(
+            metadata=metadata,
+            timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            on_deadline=on_deadline,
+        )
         return await self._api.call("PATCH", _path(id), SandboxInfo, body)
 
     async def delete(self, id: str) -> None:
@@ -177,11 +194,20 @@ class AsyncSandbox:
         return self.info
 
     async def update(
-        self, *, metadata: Mapping[str, str] | None = None, timeout_sec: int | None = None
+        self,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        on_deadline: OnDeadline | None = None,
     ) -> SandboxInfo:
-        """Change what is given; `metadata` replaces all labels."""
+        """Change what is given; `metadata` replaces all labels, `deadline_sec` counts from now."""
         self.info = await self._sandboxes.update(
-            self.id, metadata=metadata, timeout_sec=timeout_sec
+            self.id,
+            metadata=metadata,
+            timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            on_deadline=on_deadline,
         )
         return self.info
 

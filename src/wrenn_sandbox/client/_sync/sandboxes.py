@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Self
+from typing import Literal, Self
 
 from wrenn_sandbox.client import frames
 from wrenn_sandbox.client.frames import Command, Size
@@ -22,6 +22,8 @@ from .files import Files
 from .processes import Processes
 from .streams import Stream, Terminal, open_stream, open_terminal
 
+OnDeadline = Literal["pause", "delete"]
+
 
 class Sandboxes:
     """The team's sandboxes, by id. `NotFound`: there is none of that id."""
@@ -36,6 +38,8 @@ class Sandboxes:
         vcpus: int | None = None,
         memory_mb: int | None = None,
         timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        on_deadline: OnDeadline | None = None,
         network: NetworkPolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
@@ -46,14 +50,17 @@ class Sandboxes:
         `metadata` holds labels, at most 32, by which `list` finds it. Every command in it has
         `envs` in its environment; no answer shows them. The same call with the same
         `idempotency_key` gives the same sandbox for 24 hours: `Conflict` for another call. After
-        `timeout_sec` without activity it is paused. As the context of a `with` block it is deleted
-        in the end. `NoCapacity`: the host is full.
+        `timeout_sec` without activity it is paused, and `deadline_sec` from now it is paused or
+        deleted, as `on_deadline` says. As the context of a `with` block it is deleted in the end.
+        `NoCapacity`: the host is full.
         """
         body = given(
             template=template,
             vcpus=vcpus,
             memory_mb=memory_mb,
             timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            on_deadline=on_deadline,
             network=network,
             metadata=metadata,
             envs=envs,
@@ -99,9 +106,19 @@ class Sandboxes:
         *,
         metadata: Mapping[str, str] | None = None,
         timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        on_deadline: OnDeadline | None = None,
     ) -> SandboxInfo:
-        """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended."""
-        body = given(metadata=metadata, timeout_sec=timeout_sec)
+        """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended.
+
+        `deadline_sec` counts from now; 0 takes the deadline away.
+        """
+        body = given(
+            metadata=metadata,
+            timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            on_deadline=on_deadline,
+        )
         return self._api.call("PATCH", _path(id), SandboxInfo, body)
 
     def delete(self, id: str) -> None:
@@ -178,10 +195,21 @@ class Sandbox:
         return self.info
 
     def update(
-        self, *, metadata: Mapping[str, str] | None = None, timeout_sec: int | None = None
+        self,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        on_deadline: OnDeadline | None = None,
     ) -> SandboxInfo:
-        """Change what is given; `metadata` replaces all labels."""
-        self.info = self._sandboxes.update(self.id, metadata=metadata, timeout_sec=timeout_sec)
+        """Change what is given; `metadata` replaces all labels, `deadline_sec` counts from now."""
+        self.info = self._sandboxes.update(
+            self.id,
+            metadata=metadata,
+            timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            on_deadline=on_deadline,
+        )
         return self.info
 
     def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:

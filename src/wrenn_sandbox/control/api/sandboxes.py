@@ -13,7 +13,7 @@ from wrenn_sandbox.control.store.records import Position, SandboxFilter, Sandbox
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import new_sandbox_id
 from wrenn_sandbox.model.limits import LABELS_MAX
-from wrenn_sandbox.model.sandbox import Status
+from wrenn_sandbox.model.sandbox import OnDeadline, Status
 
 from .authentication import CallerTeam
 from .body import JsonBody
@@ -34,6 +34,10 @@ from .services import ServicesDependency
 
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 _PREFIX: Final = "metadata."
+_INTEGER: Final = WithJsonSchema({"type": "integer"})
+_ON_DEADLINE: Final = WithJsonSchema(
+    {"type": "string", "enum": [each.value for each in OnDeadline]}
+)
 _LABELS_SCHEMA: Final = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
@@ -60,6 +64,9 @@ FilterDependency = Annotated[SandboxFilter, Depends(_filter)]
 class CreateSandboxRequest(RequestModel):
     """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does.
 
+    `deadline_sec` from now it is paused or deleted whatever it does, as `on_deadline` says; 0 is no
+    deadline.
+
     `metadata` holds labels, by which the list finds it. Every command in it has `envs` in its
     environment, and goes before them with its own; no answer shows them.
     """
@@ -68,17 +75,24 @@ class CreateSandboxRequest(RequestModel):
     vcpus: Integer = 1
     memory_mb: Integer = 512
     timeout_sec: Integer = 0
+    deadline_sec: Integer = 0
+    on_deadline: Annotated[OnDeadline, _ON_DEADLINE] = OnDeadline.PAUSE
     network: NetworkPolicy = NetworkPolicy()
     metadata: Metadata = Field({})
     envs: DefaultEnvironment = Field({})
 
 
 class UpdateSandboxRequest(RequestModel):
-    """What is left out or null stays; `metadata` replaces all labels."""
+    """What is left out or null stays; `metadata` replaces all labels.
+
+    `deadline_sec` counts from now, and 0 takes the deadline away.
+    """
 
     needed: ClassVar[bool] = False
     metadata: Annotated[Metadata | None, WithJsonSchema(_LABELS_SCHEMA)] = None
-    timeout_sec: Annotated[Integer | None, WithJsonSchema({"type": "integer"})] = None
+    timeout_sec: Annotated[Integer | None, _INTEGER] = None
+    deadline_sec: Annotated[Integer | None, _INTEGER] = None
+    on_deadline: Annotated[OnDeadline | None, _ON_DEADLINE] = None
 
 
 class ResumeSandboxRequest(RequestModel):
@@ -99,6 +113,8 @@ class Sandbox(ResponseModel):
     timeout_sec: int
     network: NetworkPolicy
     metadata: dict[str, str]
+    deadline_at: NullableTime = None
+    on_deadline: Annotated[OnDeadline, _ON_DEADLINE]
     guest_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     host_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     reason: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
@@ -132,6 +148,8 @@ async def create_sandbox(
         vcpus=body.vcpus if "vcpus" in given else None,
         memory_mb=body.memory_mb if "memory_mb" in given else None,
         timeout_sec=body.timeout_sec,
+        deadline_sec=body.deadline_sec,
+        on_deadline=body.on_deadline,
         network=body.network.egress(),
         metadata=body.metadata,
         envs=body.envs,
@@ -186,7 +204,12 @@ async def update_sandbox(
     body: JsonBody[UpdateSandboxRequest],
 ) -> Sandbox:
     """Change labels and timers of a sandbox that has not ended."""
-    changed = SandboxUpdate(metadata=body.metadata, timeout_sec=body.timeout_sec)
+    changed = SandboxUpdate(
+        metadata=body.metadata,
+        timeout_sec=body.timeout_sec,
+        deadline_sec=body.deadline_sec,
+        on_deadline=body.on_deadline,
+    )
     return Sandbox.of(await services.sandboxes.update(team_id, id, changed))
 
 

@@ -6,12 +6,9 @@ after 5, 10, 20, ... at most 300 seconds.
 """
 
 import asyncio
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
-import structlog
-
-from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
@@ -21,20 +18,11 @@ from wrenn_sandbox.patience import patience
 from .activity import Activity
 from .context import ControlContext
 from .lifecycle import Lifecycle
+from .timers import LONGEST_SLEEP, Attempts, sweep_for_ever
 
-_log = structlog.get_logger(__name__)
-_LONGEST_SLEEP = timedelta(seconds=30)
 _BUSY_RECHECK = timedelta(seconds=1)
 _COMMANDS_RECHECK = timedelta(seconds=10)
 _COMMANDS_SECONDS = 5.0
-_FIRST_BACKOFF = timedelta(seconds=5)
-_LONGEST_BACKOFF = timedelta(seconds=300)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    not_before: datetime
-    next_wait: timedelta
 
 
 class AutoPause:
@@ -52,31 +40,18 @@ class AutoPause:
         self._metrics = metrics
         self._wakeup = context.wakeups.autopause
         self._clock = context.clock
-        self._failures: dict[SandboxId, _Failure] = {}
+        self._attempts = Attempts(context.clock, "auto-pause failed")
         self._commands: dict[SandboxId, datetime] = {}
         """When to look again at sandboxes in which a command was running."""
 
     async def run(self) -> None:
         """Sleep until the next sandbox may be due, or until the wake-up is set."""
-        while True:
-            self._wakeup.clear()
-            sleep = _LONGEST_SLEEP
-            try:
-                sleep = await shielded(self.sweep())
-            except Exception:
-                _log.exception("auto-pause failed")
-            try:
-                async with asyncio.timeout(sleep.total_seconds()):
-                    await self._wakeup.wait()
-            except TimeoutError:
-                pass
+        await sweep_for_ever(self.sweep, self._wakeup, "auto-pause failed")
 
     async def sweep(self) -> timedelta:
         """Pause what is due; gives the time until something else may be."""
         candidates = await self._store.with_timeout()
-        self._failures = {
-            each.id: self._failures[each.id] for each in candidates if each.id in self._failures
-        }
+        self._attempts.keep({each.id for each in candidates})
         self._commands = {
             each.id: self._commands[each.id] for each in candidates if each.id in self._commands
         }
@@ -86,7 +61,7 @@ class AutoPause:
                     pauses.create_task(self._pause(sandbox))
         now = self._clock()
         rest = [self._due(sandbox) - now for sandbox in candidates if self._due(sandbox) > now]
-        return min(rest, default=_LONGEST_SLEEP)
+        return min(rest, default=LONGEST_SLEEP)
 
     def _due(self, sandbox: Sandbox) -> datetime:
         if sandbox.team_id in self._activity.users_of(sandbox.id):
@@ -94,9 +69,7 @@ class AutoPause:
         saved = sandbox.last_active_at or sandbox.last_updated
         latest = self._activity.latest(sandbox.id, saved) or saved
         due = latest + timedelta(seconds=sandbox.timeout_sec)
-        failure = self._failures.get(sandbox.id)
-        if failure is not None:
-            due = max(due, failure.not_before)
+        due = self._attempts.not_before(sandbox.id, due)
         return max(due, self._commands.get(sandbox.id, due))
 
     async def _pause(self, sandbox: Sandbox) -> None:
@@ -106,17 +79,9 @@ class AutoPause:
         if self._commands.pop(sandbox.id, None) is not None:
             self._activity.touch(sandbox.id)  # the last one has ended just now
             return
-        try:
-            await self._lifecycle.pause(sandbox.id, "auto")
-        except WrennError as error:
-            self._failed(sandbox.id)
-            _log.warning("auto-pause failed", sandbox_id=sandbox.id, error=error.message)
-        except Exception:
-            self._failed(sandbox.id)
-            _log.exception("auto-pause failed", sandbox_id=sandbox.id)
-        else:
-            self._failures.pop(sandbox.id, None)
-            self._metrics.auto_pause(done=True)
+        pause = partial(self._lifecycle.pause, sandbox.id, "auto")
+        done = await self._attempts.make(sandbox.id, pause)
+        self._metrics.auto_pause(done=done)
 
     async def _is_working(self, sandbox_id: SandboxId) -> bool:
         """Whether a command runs; a guest that does not say has none."""
@@ -125,9 +90,3 @@ class AutoPause:
                 return bool(await self._host.guest(sandbox_id).processes())
         except (WrennError, TimeoutError):
             return False
-
-    def _failed(self, sandbox_id: SandboxId) -> None:
-        before = self._failures.get(sandbox_id)
-        wait = _FIRST_BACKOFF if before is None else before.next_wait
-        self._failures[sandbox_id] = _Failure(self._clock() + wait, min(2 * wait, _LONGEST_BACKOFF))
-        self._metrics.auto_pause(done=False)

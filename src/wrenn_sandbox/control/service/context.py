@@ -16,6 +16,7 @@ class Wakeups:
     """Set by whoever knows that there is work for a background task."""
 
     autopause: asyncio.Event = field(default_factory=asyncio.Event)
+    deadlines: asyncio.Event = field(default_factory=asyncio.Event)
     reconciler: asyncio.Event = field(default_factory=asyncio.Event)
 
 

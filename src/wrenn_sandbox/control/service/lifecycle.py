@@ -8,6 +8,7 @@ nothing, and the step undoes its work.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final
 
 from wrenn_sandbox.control.store.records import Sandbox
@@ -88,9 +89,13 @@ class Lifecycle:
         return self._operations.run(sandbox.id, self._create(sandbox, envs))
 
     def pause(
-        self, sandbox_id: SandboxId, actor: str = "user", reason: str | None = None
+        self,
+        sandbox_id: SandboxId,
+        actor: str = "user",
+        reason: str | None = None,
+        due: datetime | None = None,
     ) -> "asyncio.Future[Sandbox]":
-        work = self._pause(sandbox_id, actor, reason)
+        work = self._pause(sandbox_id, actor, reason, due)
         return self._operations.run(sandbox_id, work, of_stop=actor == SHUTDOWN)
 
     def resume(
@@ -99,11 +104,20 @@ class Lifecycle:
         self._draining.refuse()
         return self._operations.run(sandbox_id, self._resume(sandbox_id, actor, memory))
 
-    async def delete(self, sandbox_id: SandboxId, actor: str = "user") -> None:
-        """Free everything of a sandbox; callers that come meanwhile wait for the same task."""
+    async def delete(
+        self,
+        sandbox_id: SandboxId,
+        actor: str = "user",
+        reason: str | None = None,
+        due: datetime | None = None,
+    ) -> None:
+        """Free everything of a sandbox; callers that come meanwhile wait for the same task.
+
+        With `due` only of one that has this deadline: else `Conflict`.
+        """
         task = self._deletions.get(sandbox_id)
         if task is None:
-            task = self._operations.start(sandbox_id, self._delete(sandbox_id, actor))
+            task = self._operations.start(sandbox_id, self._delete(sandbox_id, actor, reason, due))
             self._deletions[sandbox_id] = task
             task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
         await asyncio.shield(task)
@@ -136,10 +150,13 @@ class Lifecycle:
             await self._host.destroy(sandbox.id, new_operation_id())
             raise InvalidState("The sandbox was deleted while it was starting") from error
         self._wakeups.autopause.set()
+        self._wakeups.deadlines.set()
         return started
 
-    async def _pause(self, sandbox_id: SandboxId, actor: str, reason: str | None) -> Sandbox:
-        change = Change(Event.PAUSE, actor, self._clock(), reason)
+    async def _pause(
+        self, sandbox_id: SandboxId, actor: str, reason: str | None, due: datetime | None
+    ) -> Sandbox:
+        change = Change(Event.PAUSE, actor, self._clock(), reason, due=due)
         with refusals(_WANTED[Event.PAUSE]):
             sandbox = await self._store.apply(sandbox_id, change)
         try:
@@ -174,11 +191,15 @@ class Lifecycle:
         with refusals(_CHANGED):
             resumed = await self._store.apply(sandbox_id, change)
         self._wakeups.autopause.set()
+        self._wakeups.deadlines.set()
         return resumed
 
-    async def _delete(self, sandbox_id: SandboxId, actor: str) -> None:
+    async def _delete(
+        self, sandbox_id: SandboxId, actor: str, reason: str | None, due: datetime | None
+    ) -> None:
+        change = Change(Event.DELETE, actor, self._clock(), reason, due=due)
         try:
-            await self._store.apply(sandbox_id, Change(Event.DELETE, actor, self._clock()))
+            await self._store.apply(sandbox_id, change)
         except Missing:
             return
         except IllegalTransition as error:

@@ -11,11 +11,12 @@ from wrenn_sandbox.control.store.records import (
     SandboxFilter,
     SandboxUpdate,
 )
-from wrenn_sandbox.errors import Conflict, InvalidRequest, NotFound
+from wrenn_sandbox.control.store.sandboxes import deadline
+from wrenn_sandbox.errors import Conflict, InvalidRequest, InvalidState, NotFound
 from wrenn_sandbox.ids import SandboxId, TeamId, is_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
-from wrenn_sandbox.model.sandbox import Event, State, Status
+from wrenn_sandbox.model.sandbox import Event, OnDeadline, State, Status
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import Egress
 
@@ -75,6 +76,8 @@ class SandboxService:
         vcpus: int | None,
         memory_mb: int | None,
         timeout_sec: int,
+        deadline_sec: int,
+        on_deadline: OnDeadline,
         network: Egress = Egress(),  # noqa: B008 - immutable
         metadata: dict[str, str],
         envs: dict[str, str],
@@ -89,7 +92,12 @@ class SandboxService:
             self._settings.default_memory_mb if memory_mb is None else memory_mb,
         )
         with _bounded():
-            self._bounds.check(vcpus=size.vcpus, memory_mb=size.memory_mb, timeout_sec=timeout_sec)
+            self._bounds.check(
+                vcpus=size.vcpus,
+                memory_mb=size.memory_mb,
+                timeout_sec=timeout_sec,
+                deadline_sec=deadline_sec,
+            )
         policy = self._policies.accepted(network, "network.")
         name = self._settings.default_template if template is None else template
         image_id, fixed = await self._templates.find(team_id, name)
@@ -107,6 +115,8 @@ class SandboxService:
             timeout_sec=timeout_sec,
             network=policy,
             metadata=metadata,
+            deadline_at=deadline(deadline_sec, now),
+            on_deadline=on_deadline,
             created_at=now,
             last_updated=now,
         )
@@ -135,7 +145,7 @@ class SandboxService:
     async def update(self, team_id: TeamId, sandbox_id: str, changed: SandboxUpdate) -> Sandbox:
         """Change what is given; raises `InvalidState` for a sandbox that has ended."""
         with _bounded():
-            self._bounds.check(timeout_sec=changed.timeout_sec)
+            self._bounds.check(timeout_sec=changed.timeout_sec, deadline_sec=changed.deadline_sec)
         sandbox = await self.get(team_id, sandbox_id)
         if changed == SandboxUpdate():
             return sandbox
@@ -145,6 +155,7 @@ class SandboxService:
             sandbox = await self.get(team_id, sandbox_id)
             raise not_possible(sandbox.state, "one that has ended cannot be changed")
         self._wakeups.autopause.set()
+        self._wakeups.deadlines.set()
         return self._with_activity(updated)
 
     async def page(
@@ -170,9 +181,17 @@ class SandboxService:
         return await self._lifecycle.pause(sandbox.id)
 
     async def resume(self, team_id: TeamId, sandbox_id: str, *, memory: bool = True) -> Sandbox:
-        """Continue a paused sandbox; without `memory` it starts from its disk."""
+        """Continue a paused sandbox; without `memory` it starts from its disk.
+
+        `InvalidState` also where its deadline has passed: it would be paused again at once.
+        """
         sandbox = await self.get(team_id, sandbox_id)
         require(sandbox, Event.RESUME)
+        if sandbox.deadline_at is not None and sandbox.deadline_at <= self._clock():
+            raise InvalidState(
+                "The deadline of the sandbox has passed; give it another one or none "
+                "(deadline_sec) before it is resumed"
+            )
         return await self._lifecycle.resume(sandbox.id, memory=memory)
 
     async def usage(self, team_id: TeamId) -> tuple[Quota, Usage]:

@@ -26,7 +26,10 @@ RESPONDING: Final = "responding"
 UPDATED: Final = "updated"
 """What the history calls a change of what callers say of a sandbox; no state changes."""
 
-UNRELATED: Final = frozenset({NETWORK, UPDATED})
+DEADLINE_NEAR: Final = "deadline_near"
+"""What the history calls the last minute before a deadline; no state changes."""
+
+UNRELATED: Final = frozenset({NETWORK, UPDATED, DEADLINE_NEAR})
 """What says nothing of whether a guest responds."""
 
 _REPEATED = UNRELATED | {Event.PAUSE, Event.RESUME, Event.SNAPSHOT, SILENT, RESPONDING}

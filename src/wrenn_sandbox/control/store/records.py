@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Executable, Row, Select, Table, and_, or_
 
 from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
-from wrenn_sandbox.model.sandbox import State, Status
+from wrenn_sandbox.model.sandbox import OnDeadline, State, Status
 from wrenn_sandbox.model.template import TemplateType
 from wrenn_sandbox.wire.messages import Egress
 
@@ -79,7 +79,8 @@ class KeyOwner:
 class Sandbox:
     """One sandbox. `state` is the internal one, `status` what callers see; memory in MiB.
 
-    `disk_bytes` is what it takes on the host's disk, as last reported.
+    `disk_bytes` is what it takes on the host's disk, as last reported. `deadline_told` is the
+    deadline whose coming its history has noted.
     """
 
     id: SandboxId
@@ -101,6 +102,9 @@ class Sandbox:
     started_at: datetime | None = None
     last_active_at: datetime | None = None
     disk_bytes: int = 0
+    deadline_at: datetime | None = None
+    deadline_told: datetime | None = None
+    on_deadline: OnDeadline = OnDeadline.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,12 @@ class SandboxFilter:
 
 @dataclass(frozen=True, slots=True)
 class SandboxUpdate:
-    """What a caller changes of a sandbox; None leaves it."""
+    """What a caller changes of a sandbox; None leaves it. `deadline_sec` is from now, 0 is none."""
 
     metadata: dict[str, str] | None = None
     timeout_sec: int | None = None
+    deadline_sec: int | None = None
+    on_deadline: OnDeadline | None = None
 
 
 @dataclass(frozen=True, slots=True)

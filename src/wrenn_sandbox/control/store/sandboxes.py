@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from wrenn_sandbox.errors import Conflict
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.limits import ENDED_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
@@ -14,6 +15,7 @@ from wrenn_sandbox.model.sandbox import (
     ENDED,
     Event,
     IllegalTransition,
+    OnDeadline,
     State,
     after,
     shown,
@@ -24,7 +26,7 @@ from wrenn_sandbox.wire.messages import Placement
 from . import labels
 from .accounts import has_somebody
 from .database import Database
-from .events import UPDATED, note
+from .events import DEADLINE_NEAR, UPDATED, note
 from .quotas import QuotaTransaction
 from .records import (
     Position,
@@ -45,7 +47,8 @@ _REASON_LENGTH = 1000
 class Change:
     """What happens to a sandbox, why and by whom.
 
-    Actors are `user`, `auto`, `reconciler`, `host`, `health`, `shutdown` and `admin`.
+    Actors are `user`, `auto`, `deadline`, `reconciler`, `host`, `health`, `shutdown` and `admin`.
+    With `due` it happens only to a sandbox that has this deadline.
     """
 
     event: Event
@@ -54,10 +57,16 @@ class Change:
     reason: str | None = None
     placement: Placement | None = None
     active_at: datetime | None = None
+    due: datetime | None = None
 
 
 class Missing(Exception):
     """There is no such sandbox."""
+
+
+def deadline(seconds: int, now: datetime) -> datetime | None:
+    """The deadline so many seconds from now; none for 0."""
+    return now + timedelta(seconds=seconds) if seconds else None
 
 
 async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None:
@@ -79,7 +88,7 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
     """Apply one event to one sandbox, or raise and change nothing.
 
     Raises `Missing`, or `IllegalTransition` when the event is not legal in the sandbox's state,
-    also when another caller changed that state first.
+    also when another caller changed that state first. `Conflict`: it has another deadline.
     """
     for _ in range(len(State)):
         row = (
@@ -89,11 +98,15 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
             raise Missing(sandbox_id)
         sandbox = record(Sandbox, row)
         state = after(sandbox.state, change.event)
+        query = update(sandboxes).where(
+            sandboxes.c.id == sandbox_id, sandboxes.c.state == sandbox.state
+        )
+        if change.due is not None:
+            if sandbox.deadline_at != change.due:
+                raise Conflict("The sandbox was given another deadline")
+            query = query.where(sandboxes.c.deadline_at == change.due)
         result = await connection.execute(
-            update(sandboxes)
-            .where(sandboxes.c.id == sandbox_id, sandboxes.c.state == sandbox.state)
-            .values(**_values(sandbox, state, change))
-            .returning(sandboxes)
+            query.values(**_values(sandbox, state, change)).returning(sandboxes)
         )
         changed = result.one_or_none()
         if changed is None:
@@ -177,12 +190,15 @@ class TeamSandboxes:
     ) -> Sandbox | None:
         """Change what is given of a sandbox that has not ended; None where there is none."""
         given = {name: value for name, value in values(changed).items() if value is not None}
+        columns = {name: value for name, value in given.items() if name != "deadline_sec"}
+        if changed.deadline_sec is not None:
+            columns["deadline_at"] = deadline(changed.deadline_sec, at)
         not_ended = sandboxes.c.state.not_in(ENDED)
         async with self._database.write() as connection:
             result = await connection.execute(
                 update(sandboxes)
                 .where(sandboxes.c.id == sandbox_id, self._mine, not_ended)
-                .values(**given, last_updated=at)
+                .values(**columns, last_updated=at)
                 .returning(sandboxes)
             )
             row = result.one_or_none()
@@ -275,6 +291,41 @@ class AllSandboxes:
     async def with_timeout(self) -> list[Sandbox]:
         """The running sandboxes that are paused after a time without activity."""
         return await self._all(sandboxes.c.state == State.RUNNING, sandboxes.c.timeout_sec > 0)
+
+    async def with_deadline(self) -> list[Sandbox]:
+        """The sandboxes to which something happens at their deadline."""
+        deleted = sandboxes.c.on_deadline == OnDeadline.DELETE
+        return await self._all(
+            sandboxes.c.deadline_at.is_not(None),
+            or_(
+                sandboxes.c.state == State.RUNNING,
+                and_(sandboxes.c.state == State.PAUSED, deleted),
+            ),
+        )
+
+    async def tell_deadline(self, sandbox: Sandbox, actor: str, at: datetime) -> None:
+        """Note in the history, once, that the deadline of a sandbox is near."""
+        if sandbox.deadline_at is None or sandbox.deadline_told == sandbox.deadline_at:
+            return
+        query = update(sandboxes).where(
+            sandboxes.c.id == sandbox.id,
+            sandboxes.c.state == sandbox.state,
+            sandboxes.c.deadline_at == sandbox.deadline_at,
+        )
+        async with self._database.write() as connection:
+            changed = await connection.execute(query.values(deadline_told=sandbox.deadline_at))
+            if changed.rowcount == 0:
+                return
+            await note(
+                connection,
+                sandbox.id,
+                DEADLINE_NEAR,
+                actor,
+                at,
+                from_state=sandbox.state,
+                to_state=sandbox.state,
+                reason=f"{sandbox.on_deadline} at {sandbox.deadline_at:%Y-%m-%dT%H:%M:%SZ}",
+            )
 
     async def running_without_somebody(self) -> list[Sandbox]:
         """The running sandboxes of teams whose users are all disabled."""

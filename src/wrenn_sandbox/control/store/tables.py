@@ -154,6 +154,9 @@ sandboxes = Table(
     Column("reason", Text),
     Column("network", Policy),
     Column("metadata", Texts),
+    Column("deadline_at", UtcDateTime),
+    Column("deadline_told", UtcDateTime),
+    Column("on_deadline", String(8), nullable=False, server_default="pause"),
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
@@ -162,6 +165,7 @@ sandboxes = Table(
     Index("sandboxes_by_team", "team_id", "created_at", "id"),
     Index("sandboxes_by_team_and_state", "team_id", "state"),
     Index("sandboxes_by_state", "state", "last_updated"),
+    Index("sandboxes_by_deadline", "deadline_at"),
 )
 
 sandbox_labels = Table(

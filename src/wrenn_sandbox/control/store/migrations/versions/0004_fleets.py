@@ -1,4 +1,4 @@
-"""What callers of many sandboxes need: labels, environments, idempotency keys."""
+"""What callers of many sandboxes need: labels, environments, idempotency keys, deadlines."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +12,12 @@ _TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
+    op.add_column("sandboxes", sa.Column("deadline_at", _TIME))
+    op.add_column("sandboxes", sa.Column("deadline_told", _TIME))
+    op.add_column(
+        "sandboxes", sa.Column("on_deadline", sa.String(8), nullable=False, server_default="pause")
+    )
+    op.create_index("sandboxes_by_deadline", "sandboxes", ["deadline_at"])
     op.add_column("sandboxes", sa.Column("metadata", sa.Text))
     op.create_table(
         "sandbox_labels",

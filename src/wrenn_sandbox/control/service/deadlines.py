@@ -1,0 +1,68 @@
+"""Pauses or deletes sandboxes at their deadlines, whatever they are doing then.
+
+A minute before, the history of a sandbox notes that it is near. A deadline that came while the
+server was down is acted on at the next start.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+from wrenn_sandbox.control.store.records import Sandbox
+from wrenn_sandbox.model.sandbox import OnDeadline
+
+from .context import ControlContext
+from .lifecycle import Lifecycle
+from .timers import LONGEST_SLEEP, Attempts, sweep_for_ever
+
+ACTOR: Final = "deadline"
+REASON: Final = "its deadline has come"
+_NEAR: Final = timedelta(minutes=1)
+
+
+class Deadlines:
+    def __init__(self, context: ControlContext, lifecycle: Lifecycle) -> None:
+        self._store = context.store.all_sandboxes
+        self._lifecycle = lifecycle
+        self._wakeup = context.wakeups.deadlines
+        self._clock = context.clock
+        self._attempts = Attempts(context.clock, "deadline missed")
+
+    async def run(self) -> None:
+        """Sleep until something may be due, or until the wake-up is set."""
+        await sweep_for_ever(self.sweep, self._wakeup, "deadlines missed")
+
+    async def sweep(self) -> timedelta:
+        """Act on what is due; gives the time until something else may be."""
+        candidates = await self._store.with_deadline()
+        self._attempts.keep({each.id for each in candidates})
+        async with asyncio.TaskGroup() as actions:
+            for sandbox in candidates:
+                now = self._clock()
+                if self._due(sandbox) <= now:
+                    actions.create_task(self._act(sandbox))
+                elif _near(sandbox) <= now < _deadline(sandbox):
+                    await self._store.tell_deadline(sandbox, ACTOR, now)
+        now = self._clock()
+        times = [each(sandbox) for sandbox in candidates for each in (_near, self._due)]
+        return min([LONGEST_SLEEP, *(time - now for time in times if time > now)])
+
+    def _due(self, sandbox: Sandbox) -> datetime:
+        return self._attempts.not_before(sandbox.id, _deadline(sandbox))
+
+    async def _act(self, sandbox: Sandbox) -> None:
+        deletes = sandbox.on_deadline is OnDeadline.DELETE
+        act = self._lifecycle.delete if deletes else self._lifecycle.pause
+        await self._attempts.make(
+            sandbox.id, partial(act, sandbox.id, ACTOR, REASON, _deadline(sandbox))
+        )
+
+
+def _deadline(sandbox: Sandbox) -> datetime:
+    assert sandbox.deadline_at is not None
+    return sandbox.deadline_at
+
+
+def _near(sandbox: Sandbox) -> datetime:
+    return _deadline(sandbox) - _NEAR

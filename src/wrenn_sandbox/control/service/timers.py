@@ -1,0 +1,79 @@
+"""What happens to sandboxes at a time of their own: how its tasks sleep, and try again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from wrenn_sandbox.aio import shielded
+from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.ids import SandboxId
+
+_log = structlog.get_logger(__name__)
+LONGEST_SLEEP: Final = timedelta(seconds=30)
+_FIRST_BACKOFF: Final = timedelta(seconds=5)
+_LONGEST_BACKOFF: Final = timedelta(seconds=300)
+
+
+async def sweep_for_ever(
+    sweep: Callable[[], Coroutine[object, object, timedelta]], wakeup: asyncio.Event, complaint: str
+) -> None:
+    """Do `sweep`, sleep for the time that it gives or until the wake-up is set, and so on."""
+    while True:
+        wakeup.clear()
+        sleep = LONGEST_SLEEP
+        try:
+            sleep = await shielded(sweep())
+        except Exception:
+            _log.exception(complaint)
+        try:
+            async with asyncio.timeout(sleep.total_seconds()):
+                await wakeup.wait()
+        except TimeoutError:
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    not_before: datetime
+    next_wait: timedelta
+
+
+class Attempts:
+    """What failed is tried again after 5, 10, 20, ... at most 300 seconds."""
+
+    def __init__(self, clock: Clock, complaint: str) -> None:
+        self._clock = clock
+        self._complaint = complaint
+        self._failures: dict[SandboxId, _Failure] = {}
+
+    def keep(self, candidates: Collection[SandboxId]) -> None:
+        """Forget the failures of all other sandboxes."""
+        self._failures = {
+            each: failure for each, failure in self._failures.items() if each in candidates
+        }
+
+    def not_before(self, sandbox_id: SandboxId, due: datetime) -> datetime:
+        """When what is due then may be tried."""
+        failure = self._failures.get(sandbox_id)
+        return due if failure is None else max(due, failure.not_before)
+
+    async def make(self, sandbox_id: SandboxId, work: Callable[[], Awaitable[object]]) -> bool:
+        """Whether `work` succeeded; the log says why it did not."""
+        try:
+            await work()
+        except WrennError as error:
+            _log.warning(self._complaint, sandbox_id=sandbox_id, error=error.message)
+        except Exception:
+            _log.exception(self._complaint, sandbox_id=sandbox_id)
+        else:
+            self._failures.pop(sandbox_id, None)
+            return True
+        before = self._failures.get(sandbox_id)
+        wait = _FIRST_BACKOFF if before is None else before.next_wait
+        self._failures[sandbox_id] = _Failure(self._clock() + wait, min(2 * wait, _LONGEST_BACKOFF))
+        return False
