@@ -76,7 +76,8 @@ def test_a_served_sandbox_outlives_the_server_and_ends_with_its_page_server(
     api.resume(sandbox)
     assert _digest(api, sandbox) == first
     machine = rig.machine_of(sandbox)
-    os.kill(*_page_servers(rig), signal.SIGKILL)
+    (server,) = _page_servers(rig)
+    os.kill(server, signal.SIGKILL)
     assert eventually(lambda: not is_alive(machine), within=1)
     assert eventually(lambda: api.get(sandbox).status == "paused", within=15)
     assert "page server" in rig.reasons_of(sandbox)[-1]
@@ -96,7 +97,8 @@ def test_a_resume_whose_page_server_is_killed_leaves_the_sandbox_paused(new_rig:
             resuming = threads.submit(api.request, "POST", f"/v1/sandboxes/{sandbox}/resume")
             assert eventually(lambda: _page_servers(rig) != [], within=60)
             time.sleep(delay)
-            os.kill(*_page_servers(rig), signal.SIGKILL)
+            (server,) = _page_servers(rig)
+            os.kill(server, signal.SIGKILL)
             answer = resuming.result()
         if answer.status_code == 200:
             pytest.skip("the resume was done before")
