@@ -214,6 +214,39 @@ class HostDouble(GuestState):
         self.images[image_id] = self._snapshots[operation_id] = image
         return image
 
+    async def checkpoint(
+        self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
+    ) -> ImageInfo:
+        if image_id in self.images:
+            return self.images[image_id]
+        phase = self.phases.get(sandbox_id)
+        if phase not in (Phase.RUNNING, Phase.PAUSED):
+            raise NotFound("It is not here")
+        await self._enter("checkpoint", sandbox_id)
+        self._require(sandbox_id, phase)
+        self.images[image_id] = ImageInfo(
+            image_id=image_id, vcpus=2, memory_mb=256, size=self.image_bytes, created_at=BORN
+        )
+        return self.images[image_id]
+
+    async def rollback(
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        image_id: ImageId,
+        network: Egress,
+    ) -> Placement:
+        phase = self.phases.get(sandbox_id)
+        if phase not in (Phase.RUNNING, Phase.PAUSED):
+            raise NotFound("It is not here")
+        if image_id != BASE_IMAGE and image_id not in self.images:
+            raise NotFound("There is no such image")
+        await self._enter("rollback", sandbox_id)
+        self._require(sandbox_id, phase)
+        self.phases[sandbox_id] = Phase.RUNNING
+        self.networks[sandbox_id] = network
+        return PLACEMENT
+
     async def remove_image(self, image_id: ImageId) -> None:
         await self._enter("remove_image", image_id)
         self.images.pop(image_id, None)

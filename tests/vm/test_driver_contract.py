@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -25,7 +26,6 @@ from wrenn_sandbox.host.memory.pages import PAGE, Run
 from wrenn_sandbox.host.paths import MachineFiles
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import own_memory
-from wrenn_sandbox.host.snapshots import copy_sparse
 from wrenn_sandbox.host.vmm.base import Driver, MachineSpec, Process, Snapshot
 from wrenn_sandbox.ids import new_machine_id
 from wrenn_sandbox.patience import patience
@@ -236,6 +236,10 @@ async def test_what_was_in_memory_and_on_disk_is_there_after_each_restore(stand:
         finally:
             client.close()
             await driver.kill(process)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
 
 
 async def _continued(stand: Stand, spec: MachineSpec, image: Path, disk: Path) -> MachineSpec:

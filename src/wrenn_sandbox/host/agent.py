@@ -369,13 +369,63 @@ class HostAgent:
                 return image
         sandbox = self._sandbox(sandbox_id)
         if (sandbox_id, operation_id) not in self._operations:
-            disk = await disk_use.measured(self._context, [sandbox.holding])
-            needed_mb = sandbox.memory_mb + (disk.get(sandbox_id, 0) >> 20)
-            await self._admission.require_disk(needed_mb)
+            await self._require_image_room(sandbox)
         await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
         self._sandboxes.pop(sandbox_id, None)
         await sandbox.destroy()
         return await self._image_info(image_id)
+
+    async def checkpoint(
+        self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
+    ) -> ImageInfo:
+        if (sandbox_id, operation_id) not in self._operations:
+            with suppress(NotFound):
+                return await self._image_info(image_id)
+        sandbox = self._sandbox(sandbox_id)
+        await self._once(sandbox_id, operation_id, lambda: self._checkpoint(sandbox, image_id))
+        return await self._image_info(image_id)
+
+    async def _checkpoint(self, sandbox: Sandbox, image_id: ImageId) -> Manifest:
+        await self._require_image_room(sandbox)
+        return await sandbox.checkpoint(image_id)
+
+    async def _require_image_room(self, sandbox: Sandbox) -> None:
+        """Raise `NoCapacity` unless there is disk space for an image of a sandbox."""
+        disk = await disk_use.measured(self._context, [sandbox.holding])
+        needed = disk.get(sandbox.sandbox_id, 0)
+        if sandbox.phase is Phase.RUNNING:
+            needed += await asyncio.to_thread(own_memory, sandbox.machine.process.pid)
+        await self._admission.require_disk(needed >> 20)
+
+    async def rollback(
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        image_id: ImageId,
+        network: Egress,
+    ) -> Placement:
+        sandbox, policy = self._sandbox(sandbox_id), network.policy()
+        if (sandbox_id, operation_id) not in self._operations:
+            if sandbox.phase is Phase.RUNNING and sandbox.operation_id == operation_id:
+                return sandbox.machine.placement
+            image = await asyncio.to_thread(self._store.open, image_id)
+            await self._admission.reserve(sandbox_id, operation_id, image.memory_mb)
+        return await self._once(
+            sandbox_id,
+            operation_id,
+            lambda: self._roll_back(sandbox, operation_id, image_id, policy),
+        )
+
+    async def _roll_back(
+        self,
+        sandbox: Sandbox,
+        operation_id: OperationId,
+        image_id: ImageId,
+        policy: NetworkPolicy,
+    ) -> Placement:
+        async with self._collection.sparing(image_id):
+            image = await asyncio.to_thread(self._store.open_sound, image_id)
+            return await sandbox.roll_back(operation_id, image, policy)
 
     async def _image_info(self, image_id: ImageId) -> ImageInfo:
         image = await asyncio.to_thread(self._store.open, image_id)

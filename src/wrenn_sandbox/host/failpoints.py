@@ -60,6 +60,20 @@ SNAPSHOT: Final = (
     "snapshot.published",
     "snapshot.released",
 )
+CHECKPOINT: Final = (
+    "machine.stopped",
+    "machine.saved",
+    "checkpoint.stored",
+    "layer.linked",
+    "layer.added",
+    "layer.noted",
+    "checkpoint.running",
+    "snapshot.held",
+    "snapshot.memory",
+    "snapshot.disk",
+    "checkpoint.published",
+)
+ROLLBACK: Final = (*_MACHINE, "rollback.switched", "rollback.ended", "rollback.done")
 MERGE: Final = ("merge.published", "pause.manifest", "pause.renamed", "merge.switched")
 COLLAPSE: Final = ("collapse.made", "collapse.replaced", "collapse.noted", "collapse.done")
 STOP: Final = ("pause.manifest", "pause.renamed", "stop.committed")
@@ -70,8 +84,8 @@ RETIRE: Final = ("engine.retired",)
 DESTROY: Final = ("destroy.released", "destroy.done")
 POINTS: Final = frozenset(
     {
-        *(*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *MERGE, *COLLAPSE, *STOP),
-        *(*ENGINE, *RETIRE, *DESTROY),
+        *(*CREATE, *RESUME, *PAUSE, *REBOOT, *SNAPSHOT, *CHECKPOINT, *ROLLBACK),
+        *(*MERGE, *COLLAPSE, *STOP, *ENGINE, *RETIRE, *DESTROY),
     }
 )
 

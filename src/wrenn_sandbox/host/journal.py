@@ -32,8 +32,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `image_id` is the image that it was restored or booted from, `engine` the digest of what it runs
     on. `rebooted` says why it does not continue what was stored, though its owner asked for that.
     Without `sandbox_id` it waits in a pool. `generation` counts how often its sandbox has been
-    stored, and `layers` names the generations whose disks its own disk builds on. `network` holds
-    while it runs as a sandbox.
+    stored, and `layers` names the generations whose disks its own disk builds on. `disk` is the
+    name of that, and `added_layers` how many of them its VMM has put on while it ran. `network`
+    holds while it runs as a sandbox.
     """
 
     format: int = FORMAT
@@ -51,6 +52,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     generation: int = 0
     layers: tuple[int, ...] = ()
+    disk: str = "disk"
+    added_layers: int = 0
     network: Egress = Egress()
     engine: str = ""
     rebooted: str = ""

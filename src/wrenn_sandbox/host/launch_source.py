@@ -85,7 +85,7 @@ def spec_of(context: HostContext, record: Record) -> MachineSpec:
     boot = context.store.boot_files(image)
     disks = {context.store.disk(each) for each in (image, context.store.cold(image))}
     return MachineSpec(
-        files=context.paths.machine(record.machine_id),
+        files=replace(context.paths.machine(record.machine_id), disk=record.disk),
         slot=record.slot,
         vcpus=record.vcpus,
         memory_mb=record.memory_mb,
@@ -96,6 +96,7 @@ def spec_of(context: HostContext, record: Record) -> MachineSpec:
         disk_mb=image.disk_mb,
         disks=tuple(disks),
         memory=None if image.is_cold else context.store.memory(image),
+        memory_below=context.store.memory_below(image),
         private_memory=image.private,
         engine=record.engine,
         disk_bytes_per_sec=0 if image.is_cold else context.settings.disk_mbps << 20,

@@ -11,8 +11,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Final, Self
 import msgspec
 import structlog
 
-from wrenn_sandbox.aio import first_of
+from wrenn_sandbox.aio import first_of, shielded
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
@@ -32,6 +32,7 @@ from wrenn_sandbox.wire.messages import Egress, Phase, Placement
 
 from . import admission, failpoints, journal
 from .context import HostContext
+from .disk.base import Disk
 from .guest import (
     GuestClient,
     GuestUnreachable,
@@ -42,7 +43,7 @@ from .guest import (
 )
 from .journal import Record
 from .launch_source import LaunchSource, spec_of
-from .paths import PASSAGE_DIRECTORY
+from .paths import PASSAGE_DIRECTORY, MachineFiles
 from .slot import Slot
 
 _log = structlog.get_logger(__name__)
@@ -214,14 +215,17 @@ class Machine:
             if given_up.is_set():
                 raise HostFailure("The start was given up")
 
-        files, uid = self._spec.files, self._spec.slot.uid
+        files = self._spec.files
         files.directory.mkdir(mode=PASSAGE_DIRECTORY)
         self.note()
         size = source.image.disk_mb << 20
         room = partial(admission.require_room, self._context.settings)
         self._context.driver.disk_format.create(files.overlay, source.disk, size, check, room)
+        self._hand_over(files.overlay)
+
+    def _hand_over(self, layer: Path) -> None:
         if os.geteuid() == 0:
-            os.chown(files.overlay, uid, uid)
+            os.chown(layer, self._spec.slot.uid, self._spec.slot.uid)
 
     @classmethod
     async def adopt(cls, context: HostContext, record: Record) -> Self | None:
@@ -236,6 +240,11 @@ class Machine:
         if not await context.driver.adopt(record.process, spec):
             return None
         machine = cls(context, record, spec, record.token)
+        try:
+            await machine._find_layer()
+        except (OSError, WrennError) as error:
+            _log.warning("machine of unknown disk", machine=record.machine_id, detail=str(error))
+            return None
         machine._client = machine._new_client(record.token)
         machine._watch()
         return machine
@@ -330,6 +339,72 @@ class Machine:
         """Let a machine that was stored run on. Raises `HostFailure` where it is gone."""
         await self._context.driver.unpause(self.process, self._spec)
         self._client = self._new_client(self._token)
+
+    @asynccontextmanager
+    async def standing_still(self, into: Path) -> AsyncIterator[dict[str, FileDigest]]:
+        """Write the machine's state to `into`, and let it run on when the block is left.
+
+        Gives what was written. The guest's connections stay; its clock is set afterwards. Raises
+        `HostFailure`.
+        """
+        files = await self._context.driver.pause(self.process, self._spec, into)
+        try:
+            yield files
+        finally:
+            await shielded(self._context.driver.unpause(self.process, self._spec))
+            if self._clock_setter is not None:
+                self._clock_setter.cancel()
+            if self._client is not None:
+                self._clock_setter = asyncio.create_task(self._set_clock(self._client))
+
+    async def add_layer(self, generation: int, below: Path, size: int) -> None:
+        """Have a stopped machine write to a new disk layer over that of a generation, `below`.
+
+        The disk has `size` bytes. Not to be cancelled. Raises OSError and `HostFailure`: the
+        machine writes to the old layer still, or is lost to this server.
+        """
+        context, above = self._context, self._spec.files.above(generation)
+        layer = above.overlay
+        try:
+            await asyncio.to_thread(self._make_layer, layer, below, size)
+            await context.driver.add_layer(self.process, self._spec, layer)
+        except (OSError, HostFailure):
+            if not await context.driver.writes_to(self.process, layer):
+                layer.unlink(missing_ok=True)
+                raise
+        failpoints.reach("layer.added")
+        self._note_layer(generation)
+        failpoints.reach("layer.noted")
+
+    def _make_layer(self, layer: Path, below: Path, size: int) -> None:
+        layer.unlink(missing_ok=True)
+        self._context.driver.disk_format.create(layer, Disk(below, raw=False), size)
+        self._hand_over(layer)
+
+    def _note_layer(self, generation: int) -> None:
+        old, files = self._spec.files, self._spec.files.above(generation)
+        self._spec = replace(self._spec, files=files)
+        self.note(
+            generation=generation,
+            layers=(*self._record.layers, generation),
+            disk=files.disk,
+            added_layers=self._record.added_layers + 1,
+        )
+        old.overlay.unlink()
+
+    async def _find_layer(self) -> None:
+        """Note a layer that was added by a server which did not live to note it.
+
+        What is there besides is removed: a layer that was not added, or the name of an old one.
+        """
+        generation = self._record.generation + 1
+        layer = self._spec.files.above(generation).overlay
+        if layer.exists() and await self._context.driver.writes_to(self.process, layer):
+            self._note_layer(generation)
+        directory = self._spec.files.directory
+        found = {*directory.glob("disk-*"), directory / MachineFiles(directory).disk}
+        for other in found - {self._spec.files.overlay}:
+            other.unlink(missing_ok=True)
 
     async def end(self) -> None:
         """End the machine; its files stay until `release`. Safe to repeat."""

@@ -28,7 +28,10 @@ def make(
     pages = context.paths.generation(manifest.sandbox_id, manifest.generation)
     with store.staging() as made:
         memory = made / form.MEMORY
-        _clone(store.memory(base), memory, check)
+        below = store.memory_below(base)
+        _clone(below or store.memory(base), memory, check)
+        if below is not None:
+            diff.merge(store.directory(base.image_id), memory, check)
         diff.merge(pages, memory, check)
         check()
         private = describe(made, base, manifest.machine, image_id)

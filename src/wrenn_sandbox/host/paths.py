@@ -19,7 +19,7 @@ have 107 bytes.
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
@@ -64,6 +64,8 @@ class MachineFiles:
     """Files of one live machine, in a directory that belongs to its slot's user."""
 
     directory: Path
+    disk: str = "disk"
+    """Name of the writable disk layer: another one where a layer was added while the VM runs."""
 
     @property
     def journal(self) -> Path:
@@ -77,7 +79,11 @@ class MachineFiles:
     @property
     def overlay(self) -> Path:
         """The writable disk layer."""
-        return self.directory / "disk"
+        return self.directory / self.disk
+
+    def above(self, generation: int) -> "MachineFiles":
+        """The same with the writable layer that a running VM gets over a generation's disk."""
+        return replace(self, disk=f"disk-{generation}")
 
     @property
     def vmstate(self) -> Path:

@@ -19,6 +19,7 @@ import msgspec
 from blake3 import blake3
 
 from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import DISK, FILE_NAME, VMSTATE, FileDigest, HardwareProfile
 from wrenn_sandbox.host.memory.pages import PAGE
 from wrenn_sandbox.ids import ImageId, SandboxId, is_id
@@ -91,7 +92,40 @@ def take_disk(staged: Path, overlay: Path) -> FileDigest:
     No monitor may open it any more; one that has it open goes on with it.
     """
     os.link(overlay, staged / DISK, follow_symlinks=False)
-    fd = os.open(staged / DISK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    _seclude(staged / DISK)
+    return describe(staged / DISK)
+
+
+def add_layer(paths: Paths, sandbox_id: SandboxId, generation: int, overlay: Path) -> Path:
+    """Make the disk layer of a machine that runs on with another one that of a generation.
+
+    Nothing is synced, and its monitor may open it until `seclude_layer`. Raises OSError.
+    """
+    directory = paths.generation(sandbox_id, generation)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.parent.mkdir(mode=PASSAGE_DIRECTORY, exist_ok=True)
+    directory.mkdir(mode=PASSAGE_DIRECTORY)
+    os.link(overlay, directory / DISK, follow_symlinks=False)
+    return directory / DISK
+
+
+def seclude_layer(paths: Paths, sandbox_id: SandboxId, generation: int) -> None:
+    """Let no monitor open that any more and make it durable; raises OSError."""
+    _seclude(paths.generation(sandbox_id, generation) / DISK)
+    _sync_layers(paths, sandbox_id, (generation,))
+    sync_directory(paths.stored(sandbox_id))
+    sync_directory(paths.paused)
+
+
+def _sync_layers(paths: Paths, sandbox_id: SandboxId, layers: Collection[int]) -> None:
+    """Those that were made while the sandbox ran may not be durable yet."""
+    for disk in disks(paths, sandbox_id, layers):
+        _sync(disk)
+        sync_directory(disk.parent)
+
+
+def _seclude(disk: Path) -> None:
+    fd = os.open(disk, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError("the disk layer is not a file")
@@ -100,7 +134,6 @@ def take_disk(staged: Path, overlay: Path) -> FileDigest:
         os.fchmod(fd, OWNER_ONLY_FILE)
     finally:
         os.close(fd)
-    return describe(staged / DISK)
 
 
 def require_disks(
@@ -134,6 +167,7 @@ def commit(paths: Paths, manifest: PausedSandbox) -> None:
     Raises OSError, after which it is not there: its machine may run on.
     """
     staged = _staged(paths, manifest.sandbox_id, manifest.generation)
+    _sync_layers(paths, manifest.sandbox_id, manifest.layers)
     withdraw_disks(paths, manifest.sandbox_id, manifest.layers)
     for name in manifest.files:
         _sync(staged / name)
@@ -230,6 +264,11 @@ def newest(paths: Paths, sandbox_id: SandboxId) -> PausedSandbox | None:
     except OSError as error:
         raise IncompatibleImage(f"{_DAMAGED}its manifest", detail=str(error)) from error
     return None
+
+
+def newest_number(paths: Paths, sandbox_id: SandboxId) -> int:
+    """The highest number of a generation of which anything is there; 0 where there is none."""
+    return max(_generations(paths, sandbox_id), default=0)
 
 
 def check(paths: Paths, manifest: PausedSandbox) -> None:
@@ -331,6 +370,12 @@ def withdraw_disks(paths: Paths, sandbox_id: SandboxId, generations: Collection[
         with suppress(FileNotFoundError):
             os.chown(disk, 0, 0)
             disk.chmod(OWNER_ONLY_FILE)
+
+
+def described(manifest: PausedSandbox, path: Path) -> FileDigest:
+    """The entry that a stored file, now at `path`, has in the manifest of an image; blocks."""
+    entry = manifest.files[path.name]
+    return entry if entry.blake3 else form.describe(path)
 
 
 def describe(path: Path) -> FileDigest:

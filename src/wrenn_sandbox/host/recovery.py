@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -36,14 +37,12 @@ class Recovery:
         """Every sandbox that runs or is stored here. Starts the network slots.
 
         A machine is adopted when its process is still the one in the journal, its monitor
-        answers and nothing newer is stored of its sandbox. Whether the guest answers is its own
-        affair.
+        answers and nothing newer is stored of its sandbox, or runs: a server may have died between
+        a rollback and the end of what was before. Whether the guest answers is its own affair.
         """
         context = self._context
         kept: dict[int, NetworkPolicy] = {}
-        for directory in await asyncio.to_thread(lambda: sorted(context.paths.run.iterdir())):
-            journal_of = context.paths.machine(MachineId(directory.name)).journal
-            record = await asyncio.to_thread(journal.read, journal_of)
+        for directory, record in await asyncio.to_thread(self._found):
             machine = None if record is None else await self._adopted(record)
             if machine is not None:
                 kept[machine.record.slot.index] = machine.record.network.policy()
@@ -64,10 +63,19 @@ class Recovery:
                 _log.error("not tidied up", sandbox=sandbox_id, detail=str(error))
         return self._sandboxes
 
+    def _found(self) -> list[tuple[Path, Record | None]]:
+        """The directories of all machines with their records, newer ones of a sandbox first."""
+        paths = self._context.paths
+        machines = [paths.machine(MachineId(each.name)) for each in sorted(paths.run.iterdir())]
+        found = [(each.directory, journal.read(each.journal)) for each in machines]
+        return sorted(found, key=lambda each: -each[1].generation if each[1] else 0)
+
     async def _adopted(self, record: Record) -> Machine | None:
         """The machine of a journal, now its sandbox's; None where there is nothing to adopt."""
         driver = self._context.driver.capabilities.name
-        if record.sandbox_id is None or record.driver != driver or not self._is_current(record):
+        if record.sandbox_id is None or record.sandbox_id in self._sandboxes:
+            return None
+        if record.driver != driver or not self._is_current(record):
             return None
         with suppress(IncompatibleImage):
             complete = await asyncio.to_thread(

@@ -6,6 +6,7 @@ cancels whatever is under way. What is acknowledged is on disk first.
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -57,6 +58,11 @@ _NO_START: Final = (
 )
 
 
+_MOST_ADDED_LAYERS: Final = 32
+"""What a VMM has open grows with each, and housekeeping cannot merge what it has open."""
+_MANY_LAYERS: Final = (
+    "The sandbox was checkpointed many times since it was started; pause and resume it first"
+)
 _NO_SPACE: Final = "The host has no disk space left for another sandbox"
 
 
@@ -433,12 +439,13 @@ class Sandbox:
             async with AsyncExitStack() as undo:
                 made = undo.enter_context(self._context.store.staging())
                 async with AsyncExitStack() as stopped:
-                    await machine.store(made)
+                    files = await machine.store(made)
                     stopped.push_async_callback(machine.run_on)
                     failpoints.reach("snapshot.stored")
                     disks = paused.disks(self._context.paths, self.sandbox_id, record.layers)
                     source = snapshots.Source(
                         directory=made,
+                        files=files,
                         disks=(*disks, machine.spec.files.overlay),
                         base=base,
                         hardware=_hardware(record, base),
@@ -453,6 +460,132 @@ class Sandbox:
             await completed(machine.release())
             failpoints.reach("snapshot.released")
             return image
+
+    async def checkpoint(self, image_id: ImageId) -> Manifest:
+        """Make an image of the sandbox, which then goes on as it was, running or stored.
+
+        A guest stands still only while its state is captured.
+        """
+        async with self._exclusive():
+            with self._context.store.staging() as made:
+                if self._machine is not None:
+                    source = await self._captured(self._machine, made)
+                else:
+                    source = await completed(asyncio.to_thread(self._linked, made))
+                publish = partial(snapshots.publish, self._context, source, image_id)
+                image = await completed(asyncio.to_thread(publish))
+            failpoints.reach("checkpoint.published")
+            return image
+
+    async def _captured(self, machine: Machine, made: Path) -> snapshots.Source:
+        """What an image of a machine is made of, which runs on."""
+        context, record = self._context, machine.record
+        base = await asyncio.to_thread(context.store.open, record.image_id)
+        await asyncio.to_thread(self._require_another_layer, machine, base.disk_mb)
+        async with machine.standing_still(made) as files:
+            failpoints.reach("checkpoint.stored")
+            if context.driver.disk_format.layered:
+                await completed(self._add_layer(machine, base.disk_size))
+            else:
+                own = (machine.spec.files.overlay,)
+                await asyncio.to_thread(snapshots.merge_disks, context, own, base, made)
+        failpoints.reach("checkpoint.running")
+        layers = machine.record.layers
+        if context.driver.disk_format.layered:
+            await asyncio.to_thread(
+                paused.seclude_layer, context.paths, self.sandbox_id, layers[-1]
+            )
+        return snapshots.Source(
+            directory=made,
+            files=files,
+            disks=paused.disks(context.paths, self.sandbox_id, layers),
+            base=base,
+            hardware=_hardware(record, base),
+            token=record.token,
+        )
+
+    def _require_another_layer(self, machine: Machine, disk_mb: int) -> None:
+        """Raise unless what a machine has written may become a layer below another one; blocks."""
+        if not self._context.driver.disk_format.layered:
+            return
+        if machine.record.added_layers >= _MOST_ADDED_LAYERS:
+            raise InvalidState(_MANY_LAYERS)
+        older = paused.disks(self._context.paths, self.sandbox_id, self.layers)
+        layers = Layers.of(disk_mb, older, (machine.spec.files.overlay,))
+        compatibility.require_bounded(self._context, layers)
+
+    async def _add_layer(self, machine: Machine, size: int) -> None:
+        """Make the disk layer of a stopped machine that of a generation, and give it another."""
+        paths, generation = self._context.paths, machine.record.generation + 1
+        overlay = machine.spec.files.overlay
+        disk = await asyncio.to_thread(
+            paused.add_layer, paths, self.sandbox_id, generation, overlay
+        )
+        failpoints.reach("layer.linked")
+        try:
+            await machine.add_layer(generation, disk, size)
+        except BaseException:
+            if not machine.spec.files.above(generation).overlay.exists():
+                await asyncio.to_thread(paused.drop, paths, self.sandbox_id, (generation,))
+            raise
+
+    def _linked(self, made: Path) -> snapshots.Source:
+        """What an image of a stored sandbox is made of; blocks."""
+        if self._damage is not None:
+            raise self._damage
+        context, manifest = self._context, self._stored
+        if manifest is None:
+            raise NotFound("The sandbox is not stored")
+        if manifest.stopped:
+            raise InvalidState(f"{_STOPPED} {_WAY_OUT}")
+        paths = context.paths
+        base = context.store.open_sound(manifest.image_id)
+        paused.check(paths, manifest)
+        compatibility.require_disks(context, manifest, base)
+        for name in manifest.files.keys() - {form.DISK}:
+            os.link(paths.generation(self.sandbox_id, manifest.generation) / name, made / name)
+        layers = (*manifest.layers, manifest.generation)
+        return snapshots.Source(
+            directory=made,
+            files={path.name: paused.described(manifest, path) for path in made.iterdir()},
+            disks=paused.disks(paths, self.sandbox_id, layers),
+            base=base,
+            hardware=manifest.machine,
+            token=manifest.token,
+        )
+
+    async def roll_back(
+        self, operation_id: OperationId, image: Manifest, policy: NetworkPolicy
+    ) -> Placement:
+        """Continue an image's snapshot instead of what runs or is stored, which is gone then.
+
+        On failure the sandbox is as it was.
+        """
+        async with self._exclusive():
+            machine, stored, paths = self._machine, self._stored, self._context.paths
+            engine = compatibility.require_image(self._context, image)
+            newest = await asyncio.to_thread(paused.newest_number, paths, self.sandbox_id)
+            if machine is not None:
+                newest = max(newest, machine.record.generation)
+            source = source_of(self._context, image, engine)
+            placement = await self._launch(replace(source, generation=newest + 1), policy)
+            self.operation_id = operation_id
+            self._stored = self._damage = None
+            await completed(self._forsake(machine, stored))
+            return placement
+
+    async def _forsake(self, machine: Machine | None, stored: PausedSandbox | None) -> None:
+        """Free what the sandbox was before another machine became its own."""
+        paths = self._context.paths
+        failpoints.reach("rollback.switched")
+        if machine is not None:
+            machine.on_exit = None
+            await machine.release()
+        failpoints.reach("rollback.ended")
+        if stored is not None:
+            await asyncio.to_thread(paused.consume, paths, stored)
+        await asyncio.to_thread(paused.keep, paths, self.sandbox_id, ())
+        failpoints.reach("rollback.done")
 
     async def refer_to(self, image_id: ImageId, *, instead_of: PausedSandbox) -> bool:
         """Take an image that holds all stored pages as the base, unless they are others by now."""

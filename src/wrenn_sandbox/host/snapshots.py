@@ -1,31 +1,38 @@
-"""Making an image of a stopped machine: its memory whole, its disk as one layer. Blocks."""
+"""Making an image of a machine: its own pages over another image's memory, its disk as one layer.
 
-import subprocess
+All calls block. Memory is not copied. Where the machine's image is itself no more than pages over
+another one, the new image is over that as well: such images never build on each other.
+"""
+
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.images.manifest import HardwareProfile, Manifest
+from wrenn_sandbox.host.images.manifest import FileDigest, HardwareProfile, Manifest
 from wrenn_sandbox.host.images.store import disk_beside
 from wrenn_sandbox.ids import ImageId
-from wrenn_sandbox.patience import patience
 
 from . import failpoints
 from .context import HostContext
 from .images import manifest as form
 from .memory import diff
+from .memory.pages import PAGE
 
-_CONVERT_SEC: Final = 600
+_OWN: Final = "own"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A stopped machine: what it stored in `directory`, and what that builds on."""
+    """What was stored of a machine in `directory`: the `files` with their digests.
+
+    `disks` are the sandbox's own disk layers over the base's, oldest first.
+    """
 
     directory: Path
+    files: Mapping[str, FileDigest]
     disks: tuple[Path, ...]
-    """The sandbox's own disk layers over the base's, oldest first."""
     base: Manifest
     hardware: HardwareProfile
     token: str
@@ -34,7 +41,7 @@ class Source:
 def publish(context: HostContext, source: Source, image_id: ImageId) -> Manifest:
     """Complete the image in the source's directory, make it durable and keep it.
 
-    Raises OSError and `HostFailure`; no image is left then. The machine is not touched.
+    Raises OSError and `IncompatibleImage`; no image is left then. The machine is not touched.
     """
     context.store.hold(image_id)
     failpoints.reach("snapshot.held")
@@ -46,51 +53,48 @@ def publish(context: HostContext, source: Source, image_id: ImageId) -> Manifest
 
 
 def _publish(context: HostContext, source: Source, image_id: ImageId) -> Manifest:
-    made, base = source.directory, source.base
-    store = context.store
-    copy_sparse(store.memory(base), made / form.MEMORY)
-    diff.merge(made, made / form.MEMORY)
-    for name in (diff.PAGES, diff.INDEX):
-        (made / name).unlink()
+    made, base, store = source.directory, source.base, context.store
+    files = dict(source.files)
+    if base.memory_base_id is not None:
+        files |= _combine(made, store.directory(base.image_id), source.hardware.memory_mb)
     failpoints.reach("snapshot.memory")
     cold = store.cold(base)
-    context.driver.disk_format.merge(
-        (store.disk(base), *source.disks), made / form.DISK, disk_beside(cold), base.disk_size
-    )
+    if not (made / form.DISK).exists():
+        merge_disks(context, source.disks, base, made)
+    files[form.DISK] = form.describe(made / form.DISK)
     failpoints.reach("snapshot.disk")
-    names = (form.VMSTATE, form.MEMORY, form.DISK)
     manifest = Manifest(
         image_id=image_id,
         created_at=form.now(),
         name=base.name,
         recipe_sha256=base.recipe_sha256,
-        files={name: form.describe(made / name) for name in names},
+        files=files,
         kernel_args=base.kernel_args,
         vcpus=source.hardware.vcpus,
         memory_mb=source.hardware.memory_mb,
         disk_mb=base.disk_mb,
         base_image_id=cold.image_id,
+        memory_base_id=base.memory_base_id or base.image_id,
         token=source.token,
         machine=source.hardware,
     )
     return store.publish(made, manifest)
 
 
-def copy_sparse(source: Path, target: Path) -> None:
-    """A copy that shares blocks where the file system can, and has holes where it cannot."""
-    _run(["cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target)])
-    target.chmod(0o600)
+def merge_disks(context: HostContext, disks: tuple[Path, ...], base: Manifest, made: Path) -> None:
+    """Write the image's disk: all layers in one. Raises OSError and `IncompatibleImage`."""
+    store, target = context.store, made / form.DISK
+    below = disk_beside(store.cold(base))
+    chain = (store.disk(base), *disks)
+    context.driver.disk_format.merge(chain, target, below, base.disk_size)
 
 
-def _run(argv: list[str]) -> None:
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, timeout=patience(_CONVERT_SEC), check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise HostFailure("The image could not be made in time", detail=str(error)) from error
-    if done.returncode != 0:
-        detail = done.stderr.decode("utf-8", "replace")[:2000]
-        if "No space left" in detail:
-            raise OSError(28, detail)
-        raise HostFailure("The image could not be made", detail=detail)
+def _combine(made: Path, older: Path, memory_mb: int) -> Mapping[str, FileDigest]:
+    """Add to the pages in `made` those that the image below has."""
+    newer = made / _OWN
+    newer.mkdir()
+    for name in (diff.INDEX, diff.PAGES):
+        (made / name).rename(newer / name)
+    found = diff.combine(newer, older, (memory_mb << 20) // PAGE, made)
+    shutil.rmtree(newer)
+    return found

@@ -110,6 +110,34 @@ class Host(Protocol):
         """
         ...
 
+    async def checkpoint(
+        self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
+    ) -> ImageInfo:
+        """Make an image of a VM, which runs on or stays stored; its guest stands still a moment.
+
+        The image is kept until it is given up. On failure none is left, and the sandbox is as it
+        was. `NotFound`: not here. `InvalidState`: it cannot be told from its disk alone, or has
+        to be paused and resumed first. `NoCapacity`: no disk space, or not just now.
+        Safe to repeat with the same image id: the image that is there is the answer.
+        """
+        ...
+
+    async def rollback(
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        image_id: ImageId,
+        network: Egress,
+    ) -> Placement:
+        """Continue an image instead of a running or stored VM, of which nothing is left then.
+
+        Both run for a moment: there has to be room for the new one. `network` holds from its first
+        moment. On failure the sandbox is as it was. `NotFound`: it or the image is not here.
+        `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
+        Safe to repeat with the same operation, as long as nothing else was done to it since.
+        """
+        ...
+
     async def remove_image(self, image_id: ImageId) -> None:
         """Give up an image; its files go when the last sandbox made from it goes.
 
@@ -118,7 +146,7 @@ class Host(Protocol):
         ...
 
     async def held_images(self) -> list[ImageInfo]:
-        """The images made by `snapshot` that were not given up. Safe to repeat."""
+        """The images made by `snapshot` and `checkpoint` that were not given up. Safe to repeat."""
         ...
 
     async def sandboxes(self) -> list[SandboxReport]:

@@ -134,10 +134,10 @@ def test_forgetting_waits_for_a_copy_that_is_being_made(
     making, make = threading.Event(), threading.Event()
     real = base_image._sealed_copy
 
-    def slowly(path: Path) -> int:
+    def slowly(path: Path, below: Path | None) -> int:
         making.set()
         assert make.wait(10)
-        return real(path)
+        return real(path, below)
 
     monkeypatch.setattr(base_image, "_sealed_copy", slowly)
     user = threading.Thread(target=used, args=(sealed, image))

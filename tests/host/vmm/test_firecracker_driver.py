@@ -54,7 +54,11 @@ class StartingDriver(FirecrackerDriver):
         self.diagnosing = asyncio.Event()
 
     async def _spawn(
-        self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
+        self,
+        firecracker: Firecracker,
+        spec: MachineSpec,
+        readable: Sequence[Path],
+        fds: Sequence[int] = (),
     ) -> Running:
         api = Api(spec.files.directory / "socket", self.child.pid)
         return Running(ProcessHandle.of_child(self.child), api, spec.files)

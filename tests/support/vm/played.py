@@ -34,7 +34,11 @@ class PlayedDriver(FirecrackerDriver):
         super().__init__(program, engines, namespaces, Confinement())
 
     async def _spawn(
-        self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
+        self,
+        firecracker: Firecracker,
+        spec: MachineSpec,
+        readable: Sequence[Path],
+        fds: Sequence[int] = (),
     ) -> Running:
         port = spec.files.directory / played_firecracker.PORT
         await asyncio.to_thread(port.write_text, str(spec.slot.host_port), "ascii")
@@ -42,7 +46,7 @@ class PlayedDriver(FirecrackerDriver):
         await asyncio.to_thread(home.mkdir)
         if os.geteuid() == 0:
             os.chown(home, spec.slot.uid, spec.slot.uid)
-        return await super()._spawn(firecracker, spec, readable)
+        return await super()._spawn(firecracker, spec, readable, fds)
 
     async def _boot(self, running: Running, spec: MachineSpec) -> None:
         await super()._boot(running, replace(spec, slot=replace(spec.slot, tap="tap0")))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -26,6 +27,8 @@ from . import manifest as form
 from .manifest import HardwareProfile, Manifest
 from .recipe import check_name
 from .staging import discard, exclusive, staging, sweep, sync_file
+
+_RESTORED: Final = frozenset({form.VMSTATE, form.MEMORY, form.INDEX, form.PAGES})
 
 
 class _Pointer(msgspec.Struct, frozen=True):
@@ -96,12 +99,15 @@ class ImageStore:
     def open_sound(self, image_id: ImageId) -> Manifest:
         """Like `open`, but the first time reads what machines are restored from.
 
-        Raises NotFound, and IncompatibleImage when a byte is not as it was written.
+        That is not needed of what this server has just written. Raises NotFound, and
+        IncompatibleImage when a byte is not as it was written.
         """
         manifest = self.open(image_id)
         if image_id not in self._sound:
-            form.verify(self.directory(image_id), manifest, {form.VMSTATE, form.MEMORY})
+            form.verify(self.directory(image_id), manifest, _RESTORED)
             self._sound.add(image_id)
+        if manifest.memory_base_id is not None:
+            self.open_sound(manifest.memory_base_id)
         return manifest
 
     def verify(self, image_id: ImageId) -> Manifest:
@@ -130,8 +136,17 @@ class ImageStore:
         return Disk(self.disk(manifest), raw=manifest.is_cold)
 
     def memory(self, manifest: Manifest) -> Path:
-        """The memory that machines of a snapshot map privately."""
-        return self.file(manifest, form.MEMORY)
+        """The memory that machines of a snapshot map privately, or its pages over `memory_below`.
+
+        In its directory is what says where these belong.
+        """
+        return self.file(manifest, form.MEMORY if manifest.memory_base_id is None else form.PAGES)
+
+    def memory_below(self, manifest: Manifest) -> Path | None:
+        """The whole memory that an image's own pages are over; None where it has its own."""
+        if manifest.memory_base_id is None:
+            return None
+        return self.directory(manifest.memory_base_id) / form.MEMORY
 
     def vmstate(self, manifest: Manifest) -> Path:
         """The device state of a snapshot."""
@@ -180,6 +195,7 @@ class ImageStore:
                 made.rename(self.directory(manifest.image_id))
                 sync_directory(self._paths.images)
                 published = manifest
+                self._sound.add(manifest.image_id)
             if name is not None:
                 pointer = msgspec.json.encode(_Pointer(manifest.image_id))
                 write_durably(self._paths.template(check_name(name)), pointer, mode=IMMUTABLE_FILE)
@@ -313,9 +329,9 @@ class ImageStore:
                 continue
             needed.add(image_id)
             with contextlib.suppress(NotFound):
-                base = self.open(image_id).base_image_id
-                if base is not None:
-                    waiting.append(base)
+                image = self.open(image_id)
+                bases = (image.base_image_id, image.memory_base_id)
+                waiting += [each for each in bases if each is not None]
         return needed
 
 

@@ -19,6 +19,7 @@ from typing import IO, Final, NamedTuple
 from blake3 import blake3
 
 from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host.images import manifest
 from wrenn_sandbox.host.images.manifest import FileDigest
 
 from .fault_handler import (
@@ -47,8 +48,8 @@ _BATCH_PAGES: Final = 1024
 _WRITERS: Final = 2
 """Threads that put pages into a process: most of the work is the kernel's, which finds a page of
 memory for each."""
-INDEX: Final = "memory.idx"
-PAGES: Final = "memory.diff"
+INDEX: Final = manifest.INDEX
+PAGES: Final = manifest.PAGES
 _DAMAGED: Final = "The stored memory of the sandbox is damaged"
 
 
@@ -99,13 +100,42 @@ def capture_served(
             present = own_pages(mapping)
             changed = _changed(mapping, present, image.fileno())
             left = without(within(stored, mapping.first, mapping.end), present)
-            sources = {True: partial(read, mapping), False: partial(_read_stored, old, stored)}
-            runs = [*((run, True) for run in changed), *((run, False) for run in left)]
-            runs.sort(key=lambda each: each[0].first)
-            for fresh, group in itertools.groupby(runs, key=lambda each: each[1]):
-                found = split([run for run, _ in group], _BATCH_PAGES)
-                batches += [_Batch(batch, sources[fresh]) for batch in found]
+            batches += _in_order(
+                changed, partial(read, mapping), left, partial(_read_stored, old, stored)
+            )
         return _store(batches, pages, directory)
+
+
+def combine(newer: Path, older: Path, pages: int, directory: Path) -> dict[str, FileDigest]:
+    """Store in `directory` what two diffs of a guest of so many pages hold together; blocks.
+
+    Of a page that is in both, the newer one counts. Raises OSError and `IncompatibleImage`.
+    """
+    above, below = (read_index(each, pages) for each in (newer, older))
+    with (
+        (newer / PAGES).open("rb", buffering=0) as new,
+        (older / PAGES).open("rb", buffering=0) as old,
+    ):
+        _require_fit(new.fileno(), above)
+        _require_fit(old.fileno(), below)
+        left = without(below, above)
+        batches = _in_order(
+            above, partial(_read_stored, new, above), left, partial(_read_stored, old, below)
+        )
+        return _store(batches, pages, directory)
+
+
+def _in_order(
+    runs: Sequence[Run], fill: "_Fill", others: Sequence[Run], fill_others: "_Fill"
+) -> "list[_Batch]":
+    """Runs from two sources, none in both, in the order of their pages."""
+    found = [*((run, True) for run in runs), *((run, False) for run in others)]
+    found.sort(key=lambda each: each[0].first)
+    batches: list[_Batch] = []
+    for first, group in itertools.groupby(found, key=lambda each: each[1]):
+        source = fill if first else fill_others
+        batches += [_Batch(each, source) for each in split([run for run, _ in group], _BATCH_PAGES)]
+    return batches
 
 
 def _changed(mapping: Mapping, runs: Sequence[Run], base: int) -> list[Run]:
@@ -142,11 +172,14 @@ def _read_stored(
         at += run.size
 
 
+_Fill = Callable[[Sequence[Run], memoryview], None]
+
+
 class _Batch(NamedTuple):
     """Runs that are read at once, which `fill` does into a buffer of their size."""
 
     runs: Sequence[Run]
-    fill: Callable[[Sequence[Run], memoryview], None]
+    fill: _Fill
 
 
 def _from_process(mapping: Mapping) -> list[_Batch]:

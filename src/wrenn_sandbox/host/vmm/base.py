@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.disk.base import DiskFormat
 from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.paths import MachineFiles
@@ -57,6 +58,8 @@ class MachineSpec:
     layers that are stored of its sandbox."""
     memory: Path | None = None
     """The immutable image that guest memory is a private mapping of; none after a cold boot."""
+    memory_below: Path | None = None
+    """The memory that `memory` is no more than pages over: the mapping is of both together."""
     private_memory: bool = False
     """No other machine maps that image."""
     engine: str = ""
@@ -94,7 +97,7 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Driver(Protocol):
-    """Nine calls, and `tend` for a driver that has something to tend.
+    """Nine calls, two for disks that are layered, and `tend` where there is something to tend.
 
     A driver inherits from this class, so that it has what it does not define.
     """
@@ -125,6 +128,22 @@ class Driver(Protocol):
         Nothing is synced.
         """
         ...
+
+    async def add_layer(self, process: Process, spec: MachineSpec, layer: Path) -> None:
+        """Have a machine that `pause` stopped write to this empty layer over its disk.
+
+        The layer is in the machine's directory and its user's. What the guest has written before is
+        in the file of the old one. Only where the disk format is layered. After a failure
+        `writes_to` says which one it is.
+        """
+        raise HostFailure("Disks of this driver have no layers")
+
+    async def writes_to(self, process: Process, layer: Path) -> bool:
+        """Whether a machine has the layer that `add_layer` was to add, perhaps by another server.
+
+        Raises `HostFailure` where it does not say.
+        """
+        return False
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         """Let a machine that `pause` stopped run on."""

@@ -31,6 +31,7 @@ from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_t
 from .base import Capabilities, Driver, MachineSpec, Process, Snapshot
 
 _HOME: Final = "home"
+_LAYER: Final = "layer"
 _TEMPLATE: Final = "minimal"
 _DISK_MB: Final = 64
 
@@ -68,6 +69,14 @@ class FakeDriver(Driver):
         except OSError as error:
             self._handles[process].signal(signal.SIGCONT)
             raise HostFailure("The sandbox could not be stored", detail=str(error)) from error
+
+    async def add_layer(self, process: Process, spec: MachineSpec, layer: Path) -> None:
+        """Nothing writes to either."""
+        (spec.files.directory / _LAYER).write_text(layer.name)
+
+    async def writes_to(self, process: Process, layer: Path) -> bool:
+        note = layer.with_name(_LAYER)
+        return note.exists() and note.read_text() == layer.name
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         self._handles[process].signal(signal.SIGCONT)

@@ -17,7 +17,8 @@ paths is relative to it, so a restored machine finds its own files under the sam
 import asyncio
 import os
 import shutil
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -32,6 +33,7 @@ from wrenn_sandbox.host.disk.raw import Raw
 from wrenn_sandbox.host.engines import EngineStore
 from wrenn_sandbox.host.images.manifest import VMSTATE, FileDigest
 from wrenn_sandbox.host.memory import diff, pages
+from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.memory.page_server import GuestMemory, PageServer
 from wrenn_sandbox.host.paths import IMMUTABLE_FILE, Paths
 from wrenn_sandbox.host.privileged.confinement import Confinement, confinement
@@ -105,6 +107,7 @@ class FirecrackerDriver(Driver):
         self._confinement = confined
         self._serves = confined.jail is not None and _USERFAULTFD.exists()
         """A page server can give VMs their memory: they may open the device for it."""
+        self._sealed = SealedMemories()
         self._running: dict[Process, Running] = {}
         self._cpu_model = cpu_model()
 
@@ -192,13 +195,27 @@ class FirecrackerDriver(Driver):
         async with beside(snapshot.checked()) as checked:
             try:
                 served = await asyncio.to_thread(_put, spec, snapshot, self._serves)
-                assert spec.memory is not None
-                running = await self._spawn(firecracker, spec, () if served else (spec.memory,))
-                load = self._load(running, spec, snapshot, served, checked)
-                return await self._begun(running, load, spec.files.vmstate)
+                async with self._base(spec) as (base, fds):
+                    readable = () if served or fds else (base,)
+                    running = await self._spawn(firecracker, spec, readable, fds)
+                    running.backing = base
+                    load = self._load(running, spec, snapshot, served, checked)
+                    return await self._begun(running, load, spec.files.vmstate)
             except (HostFailure, IncompatibleImage, OSError):
                 await checked  # it knows best what is wrong with what was stored
                 raise
+
+    @asynccontextmanager
+    async def _base(self, spec: MachineSpec) -> AsyncIterator[tuple[Path, tuple[int, ...]]]:
+        """The image's memory for the time of a block: a file, here and in a process that has been
+        given these descriptors.
+        """
+        assert spec.memory is not None
+        if spec.memory_below is None:
+            yield spec.memory, ()
+            return
+        async with self._sealed.lent(spec.memory, spec.memory_below) as fd:
+            yield Path(f"/proc/self/fd/{fd}"), (fd,)
 
     async def _load(
         self,
@@ -209,7 +226,7 @@ class FirecrackerDriver(Driver):
         checked: "asyncio.Task[None]",
     ) -> None:
         if not served:
-            backend = {"backend_type": "File", "backend_path": str(spec.memory)}
+            backend = {"backend_type": "File", "backend_path": str(running.backing)}
             await self._continue(running, spec, backend, snapshot.diff, checked)
             return
         running.pages = await self._page_server(spec)
@@ -230,7 +247,8 @@ class FirecrackerDriver(Driver):
         load = {"snapshot_path": spec.files.vmstate.name, "mem_backend": backend}
         await running.api.call("PUT", "/snapshot/load", load, ANSWER_SEC)
         if pages_in is not None:
-            await asyncio.to_thread(_inject, running, spec, pages_in)
+            async with self._base(spec) as (base, _):
+                await asyncio.to_thread(_inject, running, spec, pages_in, base)
         if running.pages is not None:
             await running.pages.connected()
         limits = {"drive_id": _DISK, "rate_limiter": _rate_limiter(spec)}
@@ -240,14 +258,14 @@ class FirecrackerDriver(Driver):
 
     async def _page_server(self, spec: MachineSpec) -> PageServer:
         """One for the image and what is stored over it; raises `HostFailure`."""
-        assert spec.memory is not None
-        memory = GuestMemory(spec.memory, spec.files.directory)
         group: int | None = None
         try:
             if self._confinement.groups is not None:
                 group = await asyncio.to_thread(group_of, self._confinement.groups, spec)
             jail = self._confinement.jail
-            return await PageServer.start(spec.slot, spec.files, memory, jail=jail, group=group)
+            async with self._base(spec) as (base, _):
+                memory = GuestMemory(base, spec.files.directory)
+                return await PageServer.start(spec.slot, spec.files, memory, jail=jail, group=group)
         finally:
             if group is not None:
                 os.close(group)
@@ -289,7 +307,11 @@ class FirecrackerDriver(Driver):
             await self.kill(process)
 
     async def _spawn(
-        self, firecracker: Firecracker, spec: MachineSpec, readable: Sequence[Path]
+        self,
+        firecracker: Firecracker,
+        spec: MachineSpec,
+        readable: Sequence[Path],
+        fds: Sequence[int] = (),
     ) -> Running:
         """A Firecracker that answers. Its console is a pipe, which it keeps open itself: no server
         need be there to read it, and what does not fit is lost. The server reads from an end of its
@@ -306,7 +328,7 @@ class FirecrackerDriver(Driver):
                 argv,
                 programs=firecracker.directory,
                 readable=readable,
-                pass_fds=(kept,),
+                pass_fds=(kept, *fds),
                 output=output,
                 groups=kvm_groups(),
             )
@@ -315,7 +337,7 @@ class FirecrackerDriver(Driver):
             os.close(kept)
             os.close(output)
         api = Api(files.directory / API_SOCKET, handle.pid)
-        running = Running(handle, api, files, console)
+        running = Running(handle, api, files, console, spec.memory)
         try:
             await listening(handle, api)
             await asyncio.to_thread(seal_api_directory, files)
@@ -338,7 +360,7 @@ class FirecrackerDriver(Driver):
             failpoints.reach("machine.stopped")
             await unless_ended(handle, _save(running, spec))
             failpoints.reach("machine.saved")
-            files = await asyncio.to_thread(_capture, running, handle.pid, spec, into)
+            files = await self._capture(running, handle.pid, spec, into)
             _ = running.process
             return files
         except (OSError, LookupError) as error:
@@ -347,6 +369,14 @@ class FirecrackerDriver(Driver):
         except BaseException:
             await asyncio.shield(self.unpause(process, spec))
             raise
+
+    async def _capture(
+        self, running: Running, pid: int, spec: MachineSpec, into: Path
+    ) -> dict[str, FileDigest]:
+        if running.pages is None:
+            return await asyncio.to_thread(_capture, running, pid, spec, spec.memory, into)
+        async with self._base(spec) as (base, _):
+            return await asyncio.to_thread(_capture, running, pid, spec, base, into)
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         running = self._running[process]
@@ -394,7 +424,7 @@ class FirecrackerDriver(Driver):
                 self._running[process] = ended
                 return True
             return False
-        running = Running(handle, api, spec.files, lost=lost)
+        running = Running(handle, api, spec.files, memory=spec.memory, lost=lost)
         try:
             if not lost and await asyncio.to_thread(spec.files.page_server.exists):
                 running.pages = await PageServer.adopt(spec.files)
@@ -434,12 +464,14 @@ class FirecrackerDriver(Driver):
         for running in self._running.values():
             running.close()
         self._running.clear()
+        self._sealed.close()
         await asyncio.to_thread(self._confinement.close)
 
     async def tend(self, idle: float) -> None:
         """Keeps consoles, shortens long logs, and removes control groups that machines left."""
         found = self._running.values()
         alive = [each for each in found if each.handle is not None and each.handle.alive]
+        self._sealed.trim(idle, {each.memory for each in alive if each.memory is not None})
         await asyncio.to_thread(self._tidy, alive)
 
     def _tidy(self, running: Sequence[Running]) -> None:
@@ -487,15 +519,13 @@ def _put(spec: MachineSpec, snapshot: Snapshot, serves: bool) -> bool:
     return True
 
 
-def _inject(running: Running, spec: MachineSpec, directory: Path) -> None:
+def _inject(running: Running, spec: MachineSpec, directory: Path, base: Path) -> None:
     """Put stored pages into a loaded machine; blocks.
 
     Firecracker has written to some already: where the guest looks for the number of its generation.
     """
-    assert spec.memory is not None
     try:
-        pieces = pages.find_pieces(running.process.pid, str(spec.memory), spec.memory_mb << 20)
-        diff.inject(pieces, directory, spec.memory)
+        diff.inject(_mapped(running.process.pid, spec), directory, base)
         _ = running.process
     except (OSError, LookupError) as error:
         raise HostFailure("The sandbox could not be loaded", detail=str(error)) from error
@@ -517,19 +547,30 @@ async def _save(running: Running, spec: MachineSpec) -> None:
             raise
 
 
-def _capture(running: Running, pid: int, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
-    """Store device state and, of a machine that continues another, its own pages; blocks."""
+def _mapped(pid: int, spec: MachineSpec) -> list[pages.Mapping]:
+    """Where a machine has its image, or the sealed copy of that; raises LookupError."""
+    assert spec.memory is not None
+    name = str(spec.memory) if spec.memory_below is None else SealedMemories.name(spec.memory)
+    return pages.find_pieces(pid, name, spec.memory_mb << 20)
+
+
+def _capture(
+    running: Running, pid: int, spec: MachineSpec, base: Path | None, into: Path
+) -> dict[str, FileDigest]:
+    """Store device state and, of a machine that continues another, its own pages; blocks.
+
+    They are over the image's memory, `base`.
+    """
     data = read_state(spec.files.vmstate)
     (into / VMSTATE).write_bytes(data)
     spec.files.vmstate.unlink()
     files = {VMSTATE: FileDigest(len(data), blake3=blake3(data).hexdigest())}
-    if spec.memory is None:
+    if base is None:
         return files
     if running.pages is not None:
         mappings = running.pages.mappings(pid, spec.memory_mb << 20)
-        return files | diff.capture_served(mappings, spec.memory, spec.files.directory, into)
-    pieces = pages.find_pieces(pid, str(spec.memory), spec.memory_mb << 20)
-    return files | diff.capture(pieces, into)
+        return files | diff.capture_served(mappings, base, spec.files.directory, into)
+    return files | diff.capture(_mapped(pid, spec), into)
 
 
 def _rate_limiter(spec: MachineSpec) -> dict[str, dict[str, int]]:

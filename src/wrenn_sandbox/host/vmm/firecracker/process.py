@@ -45,6 +45,10 @@ class Running:
     files: MachineFiles
     console: int = -1
     """The end of its console that is read; -1 where there is none any more."""
+    memory: Path | None = None
+    """The image that its memory is over."""
+    backing: Path | None = None
+    """That image's memory as the process opens it, if it maps that."""
     record: Path | None = None
     """Where guest memory goes when it is stored whole."""
     pages: PageServer | None = None

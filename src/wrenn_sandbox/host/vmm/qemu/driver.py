@@ -178,15 +178,12 @@ class QemuDriver(Driver):
         if qemu is None:
             qemu = await asyncio.to_thread(self._kept, spec.engine)
         vmstate = await asyncio.to_thread(os.open, snapshot.vmstate, os.O_RDONLY | os.O_CLOEXEC)
-        passed = [vmstate]
-        try:
-            memory, fds = await self._base(qemu, spec)
-            passed += fds
+        async with AsyncExitStack() as stack:
+            stack.callback(os.close, vmstate)
+            memory, fds = await self._base(qemu, spec, stack)
             readable = [Path(memory.path)] if memory.read_only_file else []
+            passed = [vmstate, *fds]
             running = await self._spawn(qemu, spec, memory, passed, readable, restore=True)
-        finally:
-            for fd in passed:
-                os.close(fd)
         failpoints.reach("machine.spawned")
         process = self._register(running)
         try:
@@ -208,17 +205,15 @@ class QemuDriver(Driver):
         finally:
             await self.kill(process)
 
-    async def _base(self, qemu: Qemu, spec: MachineSpec) -> tuple[Memory, list[int]]:
-        """The immutable memory to map privately, and the descriptors to pass on and close."""
+    async def _base(
+        self, qemu: Qemu, spec: MachineSpec, stack: AsyncExitStack
+    ) -> tuple[Memory, list[int]]:
+        """The immutable memory to map privately, and the descriptors to pass on."""
         assert spec.memory is not None
-        if qemu.version[:2] >= READ_ONLY_BASE_SINCE:
+        below = spec.memory_below
+        if qemu.version[:2] >= READ_ONLY_BASE_SINCE and below is None:
             return Memory(str(spec.memory), shared=False, read_only_file=True), []
-        getting = asyncio.ensure_future(asyncio.to_thread(self._sealed.get, spec.memory))
-        try:
-            fd = await asyncio.shield(getting)
-        except asyncio.CancelledError:
-            getting.add_done_callback(_close_unwanted)
-            raise
+        fd = await stack.enter_async_context(self._sealed.lent(spec.memory, below))
         return Memory(f"/proc/self/fd/{fd}", shared=False, read_only_file=False), [fd]
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
@@ -240,6 +235,7 @@ class QemuDriver(Driver):
             failpoints.reach("machine.saved")
             files = await asyncio.to_thread(self._capture, process.pid, spec, state, into)
             require_same(running)
+            running.held = True
             return files
         except OSError as error:
             await asyncio.shield(self.unpause(process, spec))
@@ -250,7 +246,16 @@ class QemuDriver(Driver):
 
     async def unpause(self, process: Process, spec: MachineSpec) -> None:
         running = self._running[process]
+        running.held = False
         await unless_ended(running, running.monitor.cont())
+
+    async def add_layer(self, process: Process, spec: MachineSpec, layer: Path) -> None:
+        running = self._running[process]
+        await unless_ended(running, running.monitor.add_layer(layer))
+
+    async def writes_to(self, process: Process, layer: Path) -> bool:
+        running = self._running[process]
+        return await unless_ended(running, running.monitor.disk()) == str(layer)
 
     async def stopped(self, process: Process) -> bool:
         running = self._running.get(process)
@@ -448,14 +453,9 @@ def _prepared(variant: Variant, engine: Engine, directory: Path) -> Qemu:
     return Qemu(variant, version, engine.digest, directory)
 
 
-def _close_unwanted(memory: "asyncio.Future[int]") -> None:
-    if not memory.cancelled() and memory.exception() is None:
-        os.close(memory.result())
-
-
 async def _wake(running: Running) -> None:
     """Let a machine go on that a full disk has stopped, unless it is being stored."""
-    if running.lock.locked():
+    if running.lock.locked() or running.held:
         return
     try:
         async with running.lock:

@@ -15,7 +15,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.vmm.files import short_path
 from wrenn_sandbox.patience import patience
 
-from .command import CONSOLE, CONSOLE_BYTES
+from .command import CONSOLE, CONSOLE_BYTES, ROOT_DRIVE
 from .qmp import ANSWER_SEC, Event, QmpError, Session
 
 Answer = TypeVar("Answer")
@@ -58,6 +58,15 @@ class _Package(msgspec.Struct):
 
 class _Greeting(msgspec.Struct):
     version: _Package
+
+
+class _Medium(msgspec.Struct):
+    file: str = ""
+
+
+class _Drive(msgspec.Struct):
+    device: str = ""
+    inserted: _Medium = msgspec.field(default_factory=_Medium)
 
 
 class _Reason(msgspec.Struct):
@@ -109,6 +118,18 @@ class Monitor:
     async def save(self, vmstate: Path) -> None:
         """Write the device state of a stopped machine to a new file."""
         await self._execute("xen-save-devices-state", {"filename": str(vmstate), "live": False})
+
+    async def add_layer(self, layer: Path) -> None:
+        """Put an empty layer on the guest's disk: all that is written goes there from then on."""
+        arguments = {"device": ROOT_DRIVE, "snapshot-file": str(layer)}
+        arguments |= {"format": "qcow2", "mode": "existing"}
+        await self._execute("blockdev-snapshot-sync", arguments)
+
+    async def disk(self) -> str:
+        """The path of the layer that the guest's disk is, as QEMU has it."""
+        answer = await self._execute("query-block")
+        drives = _decoded(answer, list[_Drive])
+        return next((each.inserted.file for each in drives if each.device == ROOT_DRIVE), "")
 
     async def stop(self) -> None:
         await self._execute("stop")

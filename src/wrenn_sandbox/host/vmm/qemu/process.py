@@ -34,6 +34,8 @@ class Running:
     """No other machine maps that image."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the machine is stored, so that nothing lets it go on."""
+    held: bool = False
+    """It was stored and stands still until it is told to run on."""
     stopped: str | None = None
     """In which state it was adopted, where its guest had stopped before."""
 

@@ -1,0 +1,140 @@
+"""The server is killed at each step of a checkpoint and of a rollback, and started again.
+
+The sandbox is what it was, with all that its guest wrote, or what it was to become; nothing is
+left when all is deleted.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from support.vm.world import World, world_of
+from wrenn_sandbox.errors import NotFound
+from wrenn_sandbox.host import failpoints
+from wrenn_sandbox.ids import ImageId, SandboxId, new_image_id
+from wrenn_sandbox.patience import patience
+from wrenn_sandbox.wire.messages import Phase
+
+pytestmark = pytest.mark.vm
+
+_SERVER: Final = """
+import asyncio, sys
+from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.messages import Egress
+
+async def main():
+    host = await HostAgent.start(Settings())
+    what, sandbox, image = sys.argv[1:]
+    arguments = SandboxId(sandbox), new_operation_id(), ImageId(image)
+    if what == "checkpoint":
+        await host.checkpoint(*arguments)
+    else:
+        await host.rollback(*arguments, Egress())
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def world(images: Path) -> AsyncIterator[World]:
+    async with world_of(images) as world:
+        yield world
+
+
+async def _dies(world: World, point: str, what: str, sandbox: SandboxId, image: ImageId) -> None:
+    """A server that takes over, is asked for this and does not survive it; then another one."""
+    await world.host.close()
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("WRENN_")}
+    variables = {
+        "WRENN_DATA_DIR": str(world.settings.data_dir),
+        "WRENN_HOT_POOL_SIZE": "0",
+        "WRENN_SLOT_POOL_SIZE": "2",
+        "WRENN_FAULT_POINT": point,
+    }
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _SERVER, what, sandbox, image],
+        env={**inherited, **variables},
+        capture_output=True,
+        timeout=patience(60),
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    await world.start()
+
+
+def _disks(world: World, sandbox: SandboxId) -> int:
+    """How many disk files there are of a sandbox that runs."""
+    directories = (world.settings.data_dir / "run", world.settings.data_dir / "paused" / sandbox)
+    return sum(len(list(each.glob("*/disk*"))) for each in directories)
+
+
+@pytest.mark.parametrize("point", failpoints.CHECKPOINT)
+async def test_a_checkpoint_killed_at_any_step_loses_nothing(world: World, point: str) -> None:
+    images = world.images()
+    sandbox = await world.create()
+    await world.output(sandbox, "head -c 3M /dev/urandom > /root/before; sync")
+    image = new_image_id()
+    await _dies(world, point, "checkpoint", sandbox, image)
+    added = failpoints.CHECKPOINT.index(point) >= failpoints.CHECKPOINT.index("layer.added")
+    assert world.phase(sandbox) is Phase.RUNNING
+    assert world.layers(sandbox) == added
+    assert _disks(world, sandbox) == 1 + added
+    digests = await world.output(
+        sandbox, "head -c 3M /dev/urandom > /root/after; sync; cd /root; sha256sum before after"
+    )
+    if point == "checkpoint.published":
+        clone = await world.create(image)
+        found = await world.output(clone, "cd /root; sha256sum before; ls")
+        assert found.splitlines() == [digests.splitlines()[0], "before"]
+        await world.destroy(clone)
+        await world.host.remove_image(image)
+    else:
+        with pytest.raises(NotFound):
+            await world.create(image)
+        assert await world.host.held_images() == []
+    assert world.images() == images
+    script = "echo 3 > /proc/sys/vm/drop_caches; cd /root; sha256sum before after"
+    assert await world.output(sandbox, script) == digests
+    again = await world.checkpoint(sandbox)
+    await world.pause(sandbox)
+    await world.resume(sandbox)
+    assert await world.output(sandbox, script) == digests
+    clone = await world.create(again)
+    assert await world.output(clone, script) == digests
+
+
+@pytest.mark.parametrize("state", [Phase.RUNNING, Phase.PAUSED])
+@pytest.mark.parametrize("point", failpoints.ROLLBACK)
+async def test_a_rollback_killed_at_any_step_is_done_or_not(
+    world: World, point: str, state: Phase
+) -> None:
+    sandbox = await world.create()
+    await world.output(sandbox, "echo then > /root/file; sync")
+    image = await world.checkpoint(sandbox)
+    await world.output(sandbox, "echo now > /root/file; sync")
+    if state is Phase.PAUSED:
+        await world.pause(sandbox)
+    await _dies(world, point, "rollback", sandbox, image)
+    done = point == "machine.running" or point.startswith("rollback.")
+    assert world.phase(sandbox) is (Phase.RUNNING if done else state)
+    assert len(list((world.settings.data_dir / "run").iterdir())) == (
+        world.phase(sandbox) is Phase.RUNNING
+    )
+    if not done and state is Phase.PAUSED:
+        await world.resume(sandbox)
+    script = "echo 3 > /proc/sys/vm/drop_caches; cat /root/file"
+    assert await world.output(sandbox, script) == ("then" if done else "now")
+    await world.pause(sandbox)
+    await world.resume(sandbox)
+    assert await world.output(sandbox, script) == ("then" if done else "now")
+    await world.roll_back(sandbox, image)
+    assert await world.output(sandbox, script) == "then"
