@@ -16,7 +16,7 @@ import uvloop
 
 from wrenn_sandbox.settings import Settings
 
-from . import disk, faults, files, interactive, kvm, memory, overhead, pause, start, steps
+from . import disk, faults, files, fork, interactive, kvm, memory, overhead, pause, start, steps
 from .machine import describe
 from .report import Report, save
 from .rig import TEMPLATE
@@ -28,6 +28,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "start": lambda settings, options: start.measure(settings, options.rounds, options.cold),
     "pause": lambda settings, options: pause.measure(settings, options.rounds, options.cycles),
     "faults": lambda settings, options: faults.measure(settings, options.faults, options.copies),
+    "fork": lambda settings, options: fork.measure(settings, options.forks),
     "memory": lambda settings, _: memory.measure(settings),
     "interactive": lambda settings, _: interactive.measure(settings),
     "exec": lambda settings, options: overhead.measure(settings, options.commands),
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="of most figures")
     parser.add_argument("--cold", type=int, default=5, help="cold boots")
     parser.add_argument("--cycles", type=int, default=5, help="sandboxes paused ten times")
+    parser.add_argument("--forks", type=int, default=3, help="sandboxes that are forked")
     parser.add_argument("--commands", type=int, default=50, help="commands of the exec figure")
     parser.add_argument(
         "--copies", type=int, default=3, help="of the faults, files and disk figures"

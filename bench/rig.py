@@ -15,7 +15,7 @@ from wrenn_sandbox.host.memory.base_image import SealedMemories
 from wrenn_sandbox.host.network.pool import SlotPool
 from wrenn_sandbox.host.variants import Variants
 from wrenn_sandbox.host.vmm.base import MachineSpec
-from wrenn_sandbox.ids import SandboxId, new_operation_id, new_sandbox_id
+from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Command, CreateSandbox, Egress
@@ -67,14 +67,14 @@ class Rig:
         ):
             await asyncio.sleep(0.01)
 
-    async def create(self) -> SandboxId:
-        """A running sandbox of the template's own size."""
+    async def create(self, image: ImageId | None = None) -> SandboxId:
+        """A running sandbox of the template's own size, or of an image."""
         sandbox = new_sandbox_id()
         await self.agent.create(
             CreateSandbox(
                 sandbox_id=sandbox,
                 operation_id=new_operation_id(),
-                image_id=self.cold.image_id,
+                image_id=image or self.cold.image_id,
                 vcpus=self.cold.vcpus,
                 memory_mb=self.cold.memory_mb,
             )

@@ -100,8 +100,10 @@ class Recovery:
         paths = self._context.paths
         running = self._sandboxes.get(sandbox_id)
         if running is not None:
-            layers = running.machine.record.layers
-            await asyncio.to_thread(paused.settle, paths, sandbox_id, layers)
+            record = running.machine.record
+            await asyncio.to_thread(paused.settle, paths, sandbox_id, record.layers)
+            if record.added_layers and record.layers:
+                await asyncio.to_thread(paused.seclude_layer, paths, sandbox_id, record.layers[-1])
             return
         sandbox = self._new_sandbox(sandbox_id)
         try:

@@ -563,13 +563,19 @@ class Sandbox:
         """
         async with self._exclusive():
             machine, stored, paths = self._machine, self._stored, self._context.paths
+            if self.phase is Phase.STARTING:
+                raise NotFound("The sandbox is not running")
             engine = compatibility.require_image(self._context, image)
             newest = await asyncio.to_thread(paused.newest_number, paths, self.sandbox_id)
             if machine is not None:
                 newest = max(newest, machine.record.generation)
-            source = source_of(self._context, image, engine)
-            placement = await self._launch(replace(source, generation=newest + 1), policy)
-            self.operation_id = operation_id
+            source = replace(source_of(self._context, image, engine), generation=newest + 1)
+            before, self.operation_id = self.operation_id, operation_id
+            try:
+                placement = await self._launch(source, policy)
+            except BaseException:
+                self.operation_id = before
+                raise
             self._stored = self._damage = None
             await completed(self._forsake(machine, stored))
             return placement
