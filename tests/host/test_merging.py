@@ -130,6 +130,29 @@ def test_an_image_is_never_over_a_private_one(stand: Stand) -> None:
     store.open(stand.snapshot.image_id)
 
 
+def test_pages_over_an_image_of_pages_are_put_into_whole_memory(stand: Stand) -> None:
+    """As of a sandbox that was created from a checkpoint."""
+    store, paths = stand.context.store, stand.paths
+    with store.staging() as made:
+        for name in (form.VMSTATE, form.DISK):
+            (made / name).write_bytes(b"checkpoint")
+        pages = (_MEMORY_MB << 20) // PAGE
+        (made / diff.INDEX).write_bytes(diff.encode_index([Run(0, 2), Run(5, 1)], pages))
+        (made / diff.PAGES).write_bytes(b"x" * PAGE + b"y" * PAGE + b"z" * PAGE)
+        checkpoint = store.publish(
+            made,
+            msgspec.structs.replace(
+                stand.snapshot,
+                image_id=new_image_id(),
+                memory_base_id=stand.snapshot.image_id,
+                files={path.name: form.describe(path) for path in made.iterdir()},
+            ),
+        )
+    stand.stored = paused.refer(paths, stand.stored, checkpoint.image_id)
+    assert stand.memory(stand.make()) == {0: b"x", 1: b"y", 5: b"z", 9: b"C"}
+    assert store.collect({checkpoint.image_id}).isdisjoint({stand.snapshot.image_id})
+
+
 def test_the_sandbox_refers_to_it(stand: Stand) -> None:
     image = stand.make()
     after = paused.refer(stand.paths, stand.stored, image.image_id)

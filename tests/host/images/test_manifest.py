@@ -41,7 +41,17 @@ SNAPSHOT = msgspec.structs.replace(
 )
 
 
-@pytest.mark.parametrize("original", [COLD, SNAPSHOT])
+PAGES = msgspec.structs.replace(
+    SNAPSHOT,
+    memory_base_id=ImageId("img-" + "c" * 20),
+    files={
+        name: FileDigest(1, blake3="ff")
+        for name in ("vmstate", "memory.idx", "memory.diff", "disk")
+    },
+)
+
+
+@pytest.mark.parametrize("original", [COLD, SNAPSHOT, PAGES])
 def test_a_manifest_is_read_as_it_was_written(original: Manifest) -> None:
     assert manifest.decode(manifest.encode(original)) == original
 
@@ -69,6 +79,21 @@ def test_the_disk_of_each_kind() -> None:
 def test_damage_is_refused(damage: Callable[[bytes], bytes]) -> None:
     with pytest.raises(IncompatibleImage):
         manifest.decode(damage(manifest.encode(COLD)))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        msgspec.structs.replace(PAGES, memory_base_id=ImageId("../img")),
+        msgspec.structs.replace(PAGES, private=True),
+        msgspec.structs.replace(PAGES, memory_base_id=None),
+        msgspec.structs.replace(SNAPSHOT, memory_base_id=PAGES.memory_base_id),
+        msgspec.structs.replace(COLD, memory_base_id=PAGES.memory_base_id),
+    ],
+)
+def test_pages_without_the_memory_that_they_are_over_are_refused(damaged: Manifest) -> None:
+    with pytest.raises(IncompatibleImage):
+        manifest.decode(manifest.encode(damaged))
 
 
 def test_another_version_is_refused_by_number() -> None:

@@ -1,5 +1,6 @@
 """Sealed copies of memory images: made once, closed when nobody needs them, never early."""
 
+import asyncio
 import fcntl
 import os
 import threading
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.host.memory import base_image
+from wrenn_sandbox.errors import IncompatibleImage
+from wrenn_sandbox.host.memory import base_image, diff
 from wrenn_sandbox.host.memory.base_image import SealedMemories
+from wrenn_sandbox.host.memory.pages import PAGE, Run
 
 _MB = 1 << 20
 
@@ -77,6 +80,65 @@ def test_a_sealed_copy_is_equal_sparse_and_unchangeable(
     with pytest.raises(PermissionError):
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, 0)
     os.close(memory)
+
+
+def test_a_copy_of_pages_over_another_memory_holds_both(
+    sealed: SealedMemories, image: Path, tmp_path: Path
+) -> None:
+    pages = tmp_path / "img-b" / diff.PAGES
+    pages.parent.mkdir()
+    runs = [Run(1, 1), Run(512, 2)]
+    (pages.parent / diff.INDEX).write_bytes(diff.encode_index(runs, 4 * _MB // PAGE))
+    pages.write_bytes(b"a" * PAGE + bytes(PAGE) + b"c" * PAGE)
+    fd = sealed.get(pages, image)
+    try:
+        found = os.pread(fd, 4 * _MB, 0)
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:wrenn-img-b")
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+    finally:
+        os.close(fd)
+    expected = bytearray(image.read_bytes())
+    expected[PAGE : 2 * PAGE] = b"a" * PAGE
+    expected[512 * PAGE : 514 * PAGE] = bytes(PAGE) + b"c" * PAGE
+    assert found == expected, "a page of zeros is the newer one too"
+
+
+def test_pages_that_are_damaged_make_no_copy(
+    sealed: SealedMemories, image: Path, tmp_path: Path
+) -> None:
+    pages = tmp_path / "img-b" / diff.PAGES
+    pages.parent.mkdir()
+    (pages.parent / diff.INDEX).write_bytes(diff.encode_index([Run(1, 1)], 4 * _MB // PAGE))
+    pages.touch()
+    with pytest.raises(IncompatibleImage):
+        sealed.get(pages, image)
+    assert copies() == 0
+
+
+async def test_a_copy_that_nobody_waits_for_any_more_is_closed(
+    sealed: SealedMemories, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, make, real = threading.Event(), threading.Event(), base_image._sealed_copy
+
+    def slowly(path: Path, below: Path | None) -> int:
+        making.set()
+        assert make.wait(10)
+        return real(path, below)
+
+    async def borrow() -> None:
+        async with sealed.lent(image):
+            raise AssertionError
+
+    monkeypatch.setattr(base_image, "_sealed_copy", slowly)
+    borrowing = asyncio.create_task(borrow())
+    await asyncio.to_thread(making.wait)
+    borrowing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await borrowing
+    make.set()
+    async with sealed.lent(image):
+        await asyncio.sleep(0)
+        assert copies() == 2, "the one that is kept, and this"
 
 
 def test_all_machines_share_one_copy(sealed: SealedMemories, image: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -274,6 +275,31 @@ def test_a_second_generation_holds_the_first(owner: Owner, base: Path, tmp_path:
     assert _numbers(pages.own_pages(again.mapping)) == {*range(100, 150), 200}
     resumed.end()
     again.end()
+
+
+@given(st.data())
+def test_two_diffs_together_are_what_both_put_into_an_image(data: st.DataObject) -> None:
+    count = 64
+    with tempfile.TemporaryDirectory() as name:
+        directories = [Path(name, each) for each in ("older", "newer", "both")]
+        held: dict[int, bytes] = {}
+        for number, directory in enumerate(directories):
+            directory.mkdir()
+            if directory.name == "both":
+                continue
+            found = sorted(data.draw(st.sets(st.integers(0, count - 1))))
+            runs = [Run(each, 1) for each in found]
+            (directory / diff.INDEX).write_bytes(diff.encode_index(runs, count))
+            contents = [bytes([number + 1, each]) * (PAGE // 2) for each in found]
+            (directory / diff.PAGES).write_bytes(b"".join(contents))
+            held |= dict(zip(found, contents, strict=True))
+        older, newer, both = directories
+        files = diff.combine(newer, older, count, both)
+        stored = (both / diff.PAGES).read_bytes()
+        assert files[diff.PAGES] == FileDigest(len(stored), blake3=blake3(stored).hexdigest())
+        assert stored == b"".join(held[each] for each in sorted(held))
+        runs = diff.read_index(both, count)
+        assert [n for run in runs for n in range(run.first, run.first + run.count)] == sorted(held)
 
 
 def test_a_process_that_changed_nothing(owner: Owner, other: Owner, tmp_path: Path) -> None:
