@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from wrenn_sandbox.host.agent import HostAgent
+from wrenn_sandbox.host.guest import GuestUnreachable
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.memory import pages
 from wrenn_sandbox.host.memory.base_image import SealedMemories
@@ -71,9 +72,15 @@ class World:
 
     async def output(self, sandbox: SandboxId, script: str) -> str:
         """Standard output of a shell script that must succeed, stripped."""
-        result = await self.host.guest(sandbox).exec(
-            Command(cmd="sh", args=("-c", script)), timeout=patience(60), output_limit=1 << 16
-        )
+        command, limit = Command(cmd="sh", args=("-c", script)), patience(60)
+        guest = self.host.guest(sandbox)
+        async with asyncio.timeout(3 * limit):
+            while True:
+                try:
+                    result = await guest.exec(command, timeout=limit, output_limit=1 << 16)
+                    break
+                except GuestUnreachable:  # not even connected: the host is busy
+                    await asyncio.sleep(0.1)
         assert result.exit_code == 0, result
         return result.stdout.decode().strip()
 

@@ -255,7 +255,7 @@ class QemuDriver(Driver):
 
     async def writes_to(self, process: Process, layer: Path) -> bool:
         running = self._running[process]
-        return await unless_ended(running, running.monitor.disk()) == str(layer)
+        return await unless_ended(running, running.monitor.layer()) == layer.name
 
     async def stopped(self, process: Process) -> bool:
         running = self._running.get(process)

@@ -60,13 +60,9 @@ class _Greeting(msgspec.Struct):
     version: _Package
 
 
-class _Medium(msgspec.Struct):
-    file: str = ""
-
-
 class _Drive(msgspec.Struct):
     device: str = ""
-    inserted: _Medium = msgspec.field(default_factory=_Medium)
+    node: str = msgspec.field(default="", name="node-name")
 
 
 class _Reason(msgspec.Struct):
@@ -122,14 +118,17 @@ class Monitor:
     async def add_layer(self, layer: Path) -> None:
         """Put an empty layer on the guest's disk: all that is written goes there from then on."""
         arguments = {"device": ROOT_DRIVE, "snapshot-file": str(layer)}
-        arguments |= {"format": "qcow2", "mode": "existing"}
+        arguments |= {"format": "qcow2", "mode": "existing", "snapshot-node-name": layer.name}
         await self._execute("blockdev-snapshot-sync", arguments)
 
-    async def disk(self) -> str:
-        """The path of the layer that the guest's disk is, as QEMU has it."""
-        answer = await self._execute("query-block")
-        drives = _decoded(answer, list[_Drive])
-        return next((each.inserted.file for each in drives if each.device == ROOT_DRIVE), "")
+    async def layer(self) -> str:
+        """The name of the last layer that was added to the guest's disk.
+
+        It is asked for with the statistics: all else that QEMU says of a disk repeats the names of
+        all files below at each of them.
+        """
+        drives = _decoded(await self._execute("query-blockstats"), list[_Drive])
+        return next((each.node for each in drives if each.device == ROOT_DRIVE), "")
 
     async def stop(self) -> None:
         await self._execute("stop")
