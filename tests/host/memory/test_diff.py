@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrenn_sandbox.errors import IncompatibleImage
@@ -277,6 +277,7 @@ def test_a_second_generation_holds_the_first(owner: Owner, base: Path, tmp_path:
     again.end()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_two_diffs_together_are_what_both_put_into_an_image(data: st.DataObject) -> None:
     count = 64
