@@ -235,6 +235,8 @@ class HostDouble(GuestState):
         operation_id: OperationId,
         image_id: ImageId,
         network: Egress,
+        *,
+        envs: dict[str, str] | None = None,
     ) -> Placement:
         phase = self.phases.get(sandbox_id)
         if phase not in (Phase.RUNNING, Phase.PAUSED):
@@ -245,6 +247,7 @@ class HostDouble(GuestState):
         self._require(sandbox_id, phase)
         self.phases[sandbox_id] = Phase.RUNNING
         self.networks[sandbox_id] = network
+        self.envs[sandbox_id] = envs
         return PLACEMENT
 
     async def remove_image(self, image_id: ImageId) -> None:

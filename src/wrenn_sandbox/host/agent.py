@@ -403,6 +403,8 @@ class HostAgent:
         operation_id: OperationId,
         image_id: ImageId,
         network: Egress,
+        *,
+        envs: dict[str, str] | None = None,
     ) -> Placement:
         sandbox, policy = self._sandbox(sandbox_id), network.policy()
         if (sandbox_id, operation_id) not in self._operations:
@@ -413,7 +415,7 @@ class HostAgent:
         return await self._once(
             sandbox_id,
             operation_id,
-            lambda: self._roll_back(sandbox, operation_id, image_id, policy),
+            lambda: self._roll_back(sandbox, operation_id, image_id, policy, envs),
         )
 
     async def _roll_back(
@@ -422,10 +424,11 @@ class HostAgent:
         operation_id: OperationId,
         image_id: ImageId,
         policy: NetworkPolicy,
+        envs: dict[str, str] | None,
     ) -> Placement:
         async with self._collection.sparing(image_id):
             image = await asyncio.to_thread(self._store.open_sound, image_id)
-            return await sandbox.roll_back(operation_id, image, policy)
+            return await sandbox.roll_back(operation_id, image, policy, envs)
 
     async def _image_info(self, image_id: ImageId) -> ImageInfo:
         image = await asyncio.to_thread(self._store.open, image_id)

@@ -555,7 +555,11 @@ class Sandbox:
         )
 
     async def roll_back(
-        self, operation_id: OperationId, image: Manifest, policy: NetworkPolicy
+        self,
+        operation_id: OperationId,
+        image: Manifest,
+        policy: NetworkPolicy,
+        envs: dict[str, str] | None,
     ) -> Placement:
         """Continue an image's snapshot instead of what runs or is stored, which is gone then.
 
@@ -572,7 +576,7 @@ class Sandbox:
             source = replace(source_of(self._context, image, engine), generation=newest + 1)
             before, self.operation_id = self.operation_id, operation_id
             try:
-                placement = await self._launch(source, policy)
+                placement = await self._launch(source, policy, envs)
             except BaseException:
                 self.operation_id = before
                 raise

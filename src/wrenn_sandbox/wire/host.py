@@ -128,12 +128,14 @@ class Host(Protocol):
         operation_id: OperationId,
         image_id: ImageId,
         network: Egress,
+        *,
+        envs: dict[str, str] | None = None,
     ) -> Placement:
         """Continue an image instead of a running or stored VM, of which nothing is left then.
 
         Both run for a moment: there has to be room for the new one. `network` holds from its first
-        moment. On failure the sandbox is as it was. `NotFound`: it or the image is not here.
-        `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
+        moment, and `envs` are as in resume. On failure the sandbox is as it was. `NotFound`: it or
+        the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
         Safe to repeat with the same operation, as long as nothing else was done to it since.
         """
         ...
