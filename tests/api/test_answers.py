@@ -84,6 +84,10 @@ POST /v1/sandboxes/ID/files/mkdir {{"path": "/made"}}
 PUT /v1/sandboxes/ID/files/archive?path=/tree TAR
 POST /v1/sandboxes/ID/pause
 POST /v1/sandboxes/ID/resume
+POST /v1/sandboxes/ID/snapshots {{"name": "good"}}
+POST /v1/sandboxes/ID/fork
+POST /v1/sandboxes/ID/rollback {{"snapshot": "good"}}
+DELETE /v1/snapshots/good
 POST /v1/snapshots {{"sandbox_id": "ID", "name": "mine"}}
 GET /v1/snapshots
 GET /v1/sandboxes/ID

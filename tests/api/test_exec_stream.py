@@ -18,6 +18,7 @@ from support.sockets import Frame, Peer, output_of, talking
 from wrenn_sandbox.control.api.streams import frames, session, websocket
 from wrenn_sandbox.errors import AgentError, InvalidRequest
 from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Channel, Ended, Output
 
 pytestmark = pytest.mark.slow
@@ -455,17 +456,24 @@ async def test_a_credential_that_does_not_come(url: str, monkeypatch: pytest.Mon
         assert peer.closed_with[0] == 4400
 
 
-@pytest.mark.parametrize("ending", ["pause", "delete"])
+@pytest.mark.parametrize("ending", ["pause", "rollback", "delete"])
 async def test_the_websocket_of_a_command_ends_with_its_sandbox(
     server: Server, peer: Peer, team: Team, sandbox: str, ending: str
 ) -> None:
+    if ending == "rollback":
+        body = {"name": "before"}
+        made = await team.client.post(f"/v1/sandboxes/{sandbox}/snapshots", json=body)
+        assert made.status_code == 201
     await peer.say(type="start", cmd="sh", args=["-c", "echo up; sleep 60"])
     await peer.until("stdout", "up")
-    if ending == "pause":
+    if ending == "rollback":
+        path = f"/v1/sandboxes/{sandbox}/rollback"
+        work = server.start(team.client.post(path, json={"snapshot": "before"}))
+    elif ending == "pause":
         work = server.start(team.client.post(f"/v1/sandboxes/{sandbox}/pause"))
     else:
         work = server.start(team.client.delete(f"/v1/sandboxes/{sandbox}"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(20)):
         (frame,) = await peer.rest()
     assert (frame["type"], frame["code"]) == ("error", "invalid_state")
     code, reason = peer.closed_with
@@ -473,6 +481,8 @@ async def test_the_websocket_of_a_command_ends_with_its_sandbox(
     assert reason
     assert reason in str(frame["data"])
     assert (await work).status_code in (200, 204)
+    if ending == "rollback":
+        assert "roll" in reason
 
 
 async def test_a_stream_tells_of_a_guest_that_fails(

@@ -22,7 +22,7 @@ from wrenn_sandbox.wire.messages import Phase
 
 pytestmark = pytest.mark.slow
 
-_FAULTS = ("create", "pause", "resume", "snapshot", "destroy")
+_FAULTS = ("create", "pause", "resume", "snapshot", "checkpoint", "rollback", "destroy")
 _EXPECTED_PHASE = {State.RUNNING: Phase.RUNNING, State.PAUSED: Phase.PAUSED}
 
 
@@ -34,7 +34,12 @@ class Step:
     faults: frozenset[str]
 
 
-_ACTIONS = ("create", "pause", "resume", "delete", "snapshot", "exec", "exit", "sweep")
+_COPIES: dict[str, dict[str, object]] = {
+    "snapshots?overwrite=true": {"name": "same"},
+    "fork": {"count": 2},
+    "rollback": {"snapshot": "same"},
+}
+_ACTIONS = ("create", "pause", "resume", "delete", "snapshot", *_COPIES, "exec", "exit", "sweep")
 _actions = st.tuples(st.sampled_from((*_ACTIONS, "pause", "resume")), st.integers(0, 2))
 _steps = st.builds(
     Step,
@@ -74,7 +79,8 @@ class Scenario:
             if self.host.phases.get(id) is Phase.RUNNING:
                 await self.host.exit(id, "the guest stopped")
         else:
-            await client.post(f"/v1/sandboxes/{id}/{action}", json={"cmd": "c"})
+            content = _COPIES.get(action, {"cmd": "c"})
+            await client.post(f"/v1/sandboxes/{id}/{action}", json=content)
 
     async def check_histories(self) -> None:
         for sandbox in (await self.team.client.get("/v1/sandboxes")).json():
@@ -99,6 +105,7 @@ class Scenario:
         names = (await self.team.client.get("/v1/snapshots?type=snapshot")).json()
         assert len(self.host.images) == len(names) <= 1
         assert await self.server.plane.store.snapshots.intents() == []
+        assert await self.server.plane.store.snapshots.fork_images() == []
 
 
 async def _play(steps: list[Step], directory: Path) -> None:

@@ -245,6 +245,72 @@ async def test_a_snapshot_counts_with_its_size_and_a_replaced_one_once(
         assert (await _used(team))["disk_bytes"] == 100 << 20
 
 
+async def test_a_snapshot_under_way_counts_with_all_that_its_sandbox_has(
+    limited: Limited, host: HostDouble
+) -> None:
+    async with limited(disk_mb=250, snapshots=1) as (server, team):
+        id = await _created(team, memory_mb=128)
+        host.disk_bytes[id] = 60 << 20
+        await server.plane.reconciler.sweep()
+        gate = host.hold("checkpoint")
+        making = server.start(_do(team, id, "snapshots"))
+        await gate.arrived.wait()
+        assert await _used(team) | {"snapshots": 1, "disk_bytes": 248 << 20} == await _used(team)
+        assert _is_over(await _do(team, id, "fork"), "disk_mb")
+        gate.opened.set()
+        assert (await making).status_code == 201
+        assert (await _used(team))["disk_bytes"] == (60 << 20) + host.image_bytes
+        assert (await _do(team, id, "fork")).status_code == 201
+        assert _is_over(await _do(team, id, "snapshots"), "snapshots")
+        assert (await _used(team))["disk_bytes"] == (60 << 20) + host.image_bytes
+
+
+async def test_forks_never_pass_a_limit(limited: Limited, host: HostDouble) -> None:
+    async with limited(running=4) as (_, team):
+        id = await _created(team)
+        answers = await asyncio.gather(
+            *(
+                team.client.post(f"/v1/sandboxes/{id}/fork", json={"count": count})
+                for count in (5, 2)
+            )
+        )
+        forks = [each for answer in answers for each in answer.json()]
+        errors = [each["error"] for each in forks if "error" in each]
+        assert len(errors) == 4
+        assert {(each["code"], each["limit"]) for each in errors} == {("quota_exceeded", "running")}
+        assert len(host.phases) == 4
+        assert (await _used(team))["running"] == 4
+
+
+async def test_a_rollback_counts_as_a_resume_where_the_sandbox_was_paused(
+    limited: Limited, host: HostDouble
+) -> None:
+    async with limited(running=1) as (server, team):
+        id = await _created(team)
+        await team.client.post(f"/v1/sandboxes/{id}/snapshots", json={"name": "mine"})
+        path, body = f"/v1/sandboxes/{id}/rollback", {"snapshot": "mine"}
+        assert (await team.client.post(path, json=body)).status_code == 200
+        assert (await _do(team, id, "pause")).status_code == 200
+        other = await _created(team)
+        refused = await team.client.post(path, json=body)
+        assert _is_over(refused, "running")
+        assert host.phases[SandboxId(id)] == "paused"
+        events = (await team.client.get(f"/v1/sandboxes/{id}/events")).json()
+        assert events[0]["event"] == "paused", "a refusal leaves no trace"
+        assert await server.plane.store.rollbacks.all() == []
+        await _give(server, team, QuotaOverride(running=2))
+        gate = host.hold("rollback")
+        rolling = server.start(team.client.post(path, json=body))
+        await gate.arrived.wait()
+        assert (await _used(team))["running"] == 2, "it counts on its way"
+        gate.opened.set()
+        assert (await rolling).status_code == 200
+        await _give(server, team, QuotaOverride(running=1))
+        again = await team.client.post(path, json=body)
+        assert again.status_code == 200, "one that runs takes no more"
+        assert (await team.client.delete(f"/v1/sandboxes/{other}")).status_code == 204
+
+
 async def test_small_changes_of_disk_are_not_written_down(
     limited: Limited, host: HostDouble
 ) -> None:

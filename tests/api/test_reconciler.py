@@ -22,6 +22,7 @@ _PATHS = {
     State.PAUSED: (Event.PAUSE, Event.PAUSED),
     State.RESUMING: (Event.PAUSE, Event.PAUSED, Event.RESUME),
     State.SNAPSHOTTING: (Event.SNAPSHOT,),
+    State.ROLLING_BACK: (Event.ROLLBACK,),
     State.STOPPING: (Event.DELETE,),
 }
 _EXPECTED = [
@@ -41,6 +42,9 @@ _EXPECTED = [
     (State.SNAPSHOTTING, Phase.RUNNING, State.RUNNING),
     (State.SNAPSHOTTING, Phase.PAUSED, State.PAUSED),
     (State.SNAPSHOTTING, None, State.ERROR),
+    (State.ROLLING_BACK, Phase.RUNNING, State.RUNNING),
+    (State.ROLLING_BACK, Phase.PAUSED, State.PAUSED),
+    (State.ROLLING_BACK, None, State.ERROR),
     (State.STOPPING, Phase.RUNNING, State.STOPPED),
     (State.STOPPING, Phase.PAUSED, State.STOPPED),
     (State.STOPPING, None, State.STOPPED),

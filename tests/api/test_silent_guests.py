@@ -200,6 +200,30 @@ async def test_a_silence_ends_with_the_machine(
     assert await _kinds(team, id) == ["not_responding", "pause", "paused", "resume", "resumed"]
 
 
+async def test_a_copy_of_a_silent_guest_ends_no_silence_and_a_rollback_does(
+    server: Server, team: Team, host: HostDouble
+) -> None:
+    id = await _create(team)
+    _deafen(host)
+    await team.client.get(f"/v1/sandboxes/{id}/metrics")
+    for verb, body in (("snapshots", {"name": "mine"}), ("fork", {})):
+        answer = await team.client.post(f"/v1/sandboxes/{id}/{verb}", json=body)
+        assert answer.status_code == 201
+    assert await server.plane.store.silences.all() != {}
+    await team.client.get(f"/v1/sandboxes/{id}/metrics")
+    kinds = await _kinds(team, id)
+    assert kinds == ["not_responding", "checkpoint", "checkpointed", "fork", "forked"]
+    assert (await team.client.get(f"/v1/sandboxes/{id}")).json()["reason"] == _SINCE
+    host.fail.clear()
+    body = {"snapshot": "mine"}
+    rolled = await team.client.post(f"/v1/sandboxes/{id}/rollback", json=body)
+    assert "reason" not in rolled.json()
+    assert await server.plane.store.silences.all() == {}
+    await server.plane.health.sweep()
+    assert (await _kinds(team, id))[-1] == "rolled_back"
+    assert await _gauge(server) == 0
+
+
 async def test_a_pause_and_a_resume_between_two_looks(
     server: Server, team: Team, host: HostDouble
 ) -> None:

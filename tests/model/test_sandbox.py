@@ -45,9 +45,26 @@ def test_failures_go_back_to_where_they_came_from() -> None:
         (Event.PAUSE, Event.PAUSE_FAILED),
         (Event.RESUME, Event.RESUME_FAILED),
         (Event.SNAPSHOT, Event.SNAPSHOT_FAILED),
+        (Event.CHECKPOINT, Event.CHECKPOINT_FAILED),
+        (Event.FORK, Event.FORK_FAILED),
     ):
         for state in sources(begin):
             assert after(after(state, begin), failed) is state
+    back = {State.RUNNING: Event.ROLLBACK_FAILED, State.PAUSED: Event.ROLLBACK_LEFT_PAUSED}
+    assert sources(Event.ROLLBACK) == back.keys()
+    for state, failed in back.items():
+        assert after(after(state, Event.ROLLBACK), failed) is state
+
+
+def test_a_copy_ends_in_any_state_but_that_of_what_is_deleted() -> None:
+    for begin, end in ((Event.CHECKPOINT, Event.CHECKPOINTED), (Event.FORK, Event.FORKED)):
+        assert sources(begin) == {State.RUNNING, State.PAUSED}
+        for state in sources(end):
+            assert after(state, end) is state
+        for event in (Event.PAUSE, Event.RESUME, Event.SNAPSHOT, Event.ROLLBACK, Event.LOST):
+            for state in sources(begin) & sources(event):
+                assert after(state, event) in sources(end)
+        assert not sources(end) & {State.STOPPING, State.STOPPED}
 
 
 @given(st.sampled_from(State), st.sampled_from(Status))

@@ -154,7 +154,7 @@ async def test_a_teams_view_holds_nothing_of_another(faulty: Server, user: Team)
     assert await own.events(id, None, None)
     assert await other.events(id, None, None) == []
     assert await other.page(SandboxFilter(), None, None) == []
-    assert (await other.get(id), await other.state(id)) == (None, None)
+    assert (await other.get(id), await other.life(id)) == (None, None)
 
 
 async def test_reasons_that_a_database_cannot_keep_are_cleaned(

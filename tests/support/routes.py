@@ -123,6 +123,8 @@ _FIELDS: dict[str, str | None] = {
     "sandbox_id": "sandbox",
     "template": "snapshot",
     "name": "snapshot",
+    "snapshot": "snapshot",
+    "count": None,
     "path": "file",
     "raw_path": None,
     "mode": None,

@@ -27,8 +27,12 @@ PUBLIC = frozenset(
 )
 """What answers without a credential of a team's; whatever else is added needs one."""
 
-NOT_FOUND = {"createSandbox": "snapshot", "createSnapshot": "sandbox"}
-"""Operations whose path names nothing, and what in their body must be the caller's."""
+NOT_FOUND = {
+    "createSandbox": "snapshot",
+    "createSnapshot": "sandbox",
+    "rollbackSandbox": "snapshot",
+}
+"""Operations, and what in their body must be the caller's."""
 
 _VOLATILE = frozenset({"downloadArchive", "getSandboxMetrics", "listProcesses"})
 """Reads that differ from one moment to the next, or keep a sandbox awake."""
@@ -154,7 +158,7 @@ def is_foreign(route: Route, names: Names, world: World) -> bool:
     """Whether a request to this route names something of `world`'s."""
     kinds = set(route.parameters.values())
     if route.name in NOT_FOUND:
-        kinds = {NOT_FOUND[route.name]}
+        kinds.add(NOT_FOUND[route.name])
     mine = {world.running, world.paused, world.stopped, world.pid, *world.marks}
     return any(getattr(names, kind) in mine for kind in kinds)
 

@@ -19,6 +19,7 @@ from wrenn_sandbox.control.service.context import ControlContext
 from wrenn_sandbox.control.service.deadlines import Deadlines
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.evacuation import Evacuation
+from wrenn_sandbox.control.service.forks import Forks
 from wrenn_sandbox.control.service.guest_health import GuestHealth
 from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.host_events import HostEvents
@@ -76,7 +77,10 @@ class ControlPlane:
         calls = ConcurrencyLimiter(
             per_sandbox=settings.calls_per_sandbox, per_team=settings.calls_per_team
         )
-        self.sandboxes = SandboxService(context, self.lifecycle, templates, self.activity, policies)
+        forks = Forks(context, self.lifecycle, self.draining, images)
+        self.sandboxes = SandboxService(
+            context, self.lifecycle, templates, self.activity, policies, forks
+        )
         self.guests = GuestService(context, self.activity, calls, self.health)
         self.snapshots = SnapshotService(context, templates, images)
         self.idempotency = Idempotency(context)

@@ -14,6 +14,8 @@ IDEMPOTENCY_KEYS_KEPT: Final = 1000
 """How many idempotency keys of a team are remembered at most."""
 IDEMPOTENCY_KEPT_SEC: Final = 24 * 3600
 DEADLINE_MAX_SEC: Final = 365 * 24 * 3600
+FORKS_MAX: Final = 20
+"""How many forks of a sandbox one request makes at most."""
 EVENTS_KEPT: Final = 1000
 """How many of its last transitions the history of a sandbox holds."""
 ENDED_KEPT: Final = 1000

@@ -21,6 +21,7 @@ HOLDING: Final = frozenset(
         State.PAUSING,
         State.RESUMING,
         State.SNAPSHOTTING,
+        State.ROLLING_BACK,
         State.STOPPING,
     }
 )

@@ -4,11 +4,14 @@ Rules, all of them in `TRANSITIONS`:
 
 * an event that the table does not list for a state is illegal, raises `IllegalTransition` and
   changes nothing;
-* a sandbox in flight (`starting`, `pausing`, `resuming`, `snapshotting`, `stopping`) is shown to
-  callers as the state that it left;
+* a sandbox in flight (`starting`, `pausing`, `resuming`, `snapshotting`, `rolling_back`,
+  `stopping`) is shown to callers as the state that it left;
 * `delete` is legal in every state but `stopped`, also while something is in flight: what was in
   flight then finds its own finishing event illegal and undoes its work;
-* a failed pause or snapshot leaves the sandbox running, a failed resume leaves it paused;
+* a failed pause or snapshot leaves the sandbox running, a failed resume leaves it paused, a failed
+  rollback leaves it as it was;
+* a checkpoint or a fork changes no state: it begins in a running or paused sandbox and ends in
+  whatever state that is by then, unless it was deleted;
 * `stopped` is final.
 """
 
@@ -24,6 +27,7 @@ class State(StrEnum):
     PAUSED = "paused"
     RESUMING = "resuming"
     SNAPSHOTTING = "snapshotting"
+    ROLLING_BACK = "rolling_back"
     STOPPING = "stopping"
     STOPPED = "stopped"
     ERROR = "error"
@@ -59,6 +63,16 @@ class Event(StrEnum):
     SNAPSHOTTED = "snapshotted"
     SNAPSHOT_FAILED = "snapshot_failed"
     SNAPSHOT_LEFT_PAUSED = "snapshot_left_paused"
+    ROLLBACK = "rollback"
+    ROLLED_BACK = "rolled_back"
+    ROLLBACK_FAILED = "rollback_failed"
+    ROLLBACK_LEFT_PAUSED = "rollback_left_paused"
+    CHECKPOINT = "checkpoint"
+    CHECKPOINTED = "checkpointed"
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    FORK = "fork"
+    FORKED = "forked"
+    FORK_FAILED = "fork_failed"
     DELETE = "delete"
     DELETED = "deleted"
     FAILED = "failed"
@@ -89,6 +103,27 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.SNAPSHOTTING, Event.SNAPSHOTTED): State.STOPPED,
     (State.SNAPSHOTTING, Event.SNAPSHOT_FAILED): State.RUNNING,
     (State.SNAPSHOTTING, Event.SNAPSHOT_LEFT_PAUSED): State.PAUSED,
+    (State.RUNNING, Event.ROLLBACK): State.ROLLING_BACK,
+    (State.PAUSED, Event.ROLLBACK): State.ROLLING_BACK,
+    (State.ROLLING_BACK, Event.ROLLED_BACK): State.RUNNING,
+    (State.ROLLING_BACK, Event.ROLLBACK_FAILED): State.RUNNING,
+    (State.ROLLING_BACK, Event.ROLLBACK_LEFT_PAUSED): State.PAUSED,
+    **{
+        (state, event): state
+        for state in (State.RUNNING, State.PAUSED)
+        for event in (Event.CHECKPOINT, Event.FORK)
+    },
+    **{
+        (state, event): state
+        for state in State
+        if state not in (State.PENDING, State.STARTING, State.STOPPING, State.STOPPED)
+        for event in (
+            Event.CHECKPOINTED,
+            Event.CHECKPOINT_FAILED,
+            Event.FORKED,
+            Event.FORK_FAILED,
+        )
+    },
     **{
         (state, Event.LOST): State.ERROR
         for state in (
@@ -97,6 +132,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
             State.PAUSED,
             State.RESUMING,
             State.SNAPSHOTTING,
+            State.ROLLING_BACK,
         )
     },
     **{
@@ -108,7 +144,14 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 }
 
 IN_FLIGHT: Final = frozenset(
-    {State.STARTING, State.PAUSING, State.RESUMING, State.SNAPSHOTTING, State.STOPPING}
+    {
+        State.STARTING,
+        State.PAUSING,
+        State.RESUMING,
+        State.SNAPSHOTTING,
+        State.ROLLING_BACK,
+        State.STOPPING,
+    }
 )
 
 ENDED: Final = frozenset({State.STOPPED, State.ERROR})

@@ -28,9 +28,14 @@ from wrenn_sandbox.errors import (
 )
 
 
+def content_of(error: WrennError) -> dict[str, str]:
+    """What a caller is told of `error`: `code`, `message` and what else it has."""
+    return {"code": error.code, "message": error.message, **error.extra()}
+
+
 def error_response(error: WrennError, headers: Mapping[str, str] | None = None) -> Response:
     """The response that tells a caller of `error`."""
-    content = {"code": error.code, "message": error.message, **error.extra()}
+    content = content_of(error)
     all_headers = dict(headers or {})
     if error.retry_after is not None:
         all_headers["Retry-After"] = str(ceil(error.retry_after))

@@ -14,7 +14,7 @@ from wrenn_sandbox.model.template import TemplateType
 
 from .authentication import CallerTeam
 from .body import JsonBody
-from .fields import NullableInteger, RequestModel, ResponseModel
+from .fields import NullableInteger, NullableText, RequestModel, ResponseModel
 from .idempotency import Once
 from .paging import PageDependency
 from .responses import failures
@@ -29,6 +29,8 @@ class CreateSnapshotRequest(RequestModel):
 
 
 class Template(ResponseModel):
+    """`sandbox_id` is the sandbox that a snapshot was made of."""
+
     name: str
     type: Annotated[
         TemplateType,
@@ -38,6 +40,7 @@ class Template(ResponseModel):
     memory_mb: NullableInteger = None
     size_bytes: Annotated[int, Field(json_schema_extra={"format": "int64"})]
     created_at: datetime
+    sandbox_id: NullableText = None
 
 
 @router.post(

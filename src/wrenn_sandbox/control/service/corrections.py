@@ -59,5 +59,13 @@ CORRECTIONS: Final[dict[tuple[State, Phase | None], Correction]] = {
         (Event.SNAPSHOT_LEFT_PAUSED,), "the snapshot was interrupted; the sandbox is paused"
     ),
     (State.SNAPSHOTTING, None): Correction((Event.LOST,), _GONE),
+    (State.ROLLING_BACK, Phase.RUNNING): Correction(
+        (Event.ROLLBACK_FAILED,), "the rollback was interrupted; the sandbox runs on"
+    ),
+    (State.ROLLING_BACK, Phase.PAUSED): Correction(
+        (Event.ROLLBACK_LEFT_PAUSED,), "the rollback was interrupted; the sandbox is still paused"
+    ),
+    (State.ROLLING_BACK, None): Correction((Event.LOST,), _GONE),
 }
-"""`(SNAPSHOTTING, None)` holds only when the host does not know of a finished image either."""
+"""`(SNAPSHOTTING, None)` holds only when the host does not know of a finished image either, and the
+first two of `ROLLING_BACK` only when the host cannot finish what it was asked for."""

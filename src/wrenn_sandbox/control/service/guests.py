@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from wrenn_sandbox.control.store.sandboxes import Life
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
     InvalidRequest,
+    InvalidState,
     NotFound,
     NotInGuest,
     WrennError,
@@ -42,6 +44,8 @@ SPOOLS_PER_TEAM = 16
 
 _DOUBTFUL_SEC = 1.0
 """After so long without metrics the guest is asked whether it is there at all."""
+
+_ANOTHER_LIFE = "The sandbox was rolled back meanwhile, or paused and resumed"
 
 PATH_LIMIT = 4096
 """Bytes of a path, as in Linux."""
@@ -107,8 +111,8 @@ class GuestService:
     async def using(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
         """A running sandbox, in use until the end of the block.
 
-        Raises `NotFound` and `InvalidState`, also when the sandbox is paused or deleted during the
-        block; `AgentError` when the guest fails.
+        Raises `NotFound` and `InvalidState`, also when the sandbox is paused, rolled back or
+        deleted during the block; `AgentError` when the guest fails.
         """
         known = sandbox_id_of(sandbox_id)
         with self._activity.using(known, team_id):
@@ -126,7 +130,7 @@ class GuestService:
         Raises `NotResponding` where the guest does not respond.
         """
         known = sandbox_id_of(sandbox_id)
-        await self._require_running(team_id, known)
+        life = await self._require_running(team_id, known)
         await self._health.require(known)
         try:
             with self._calls.acquire(team_id, known):
@@ -134,7 +138,8 @@ class GuestService:
         except NotInGuest:
             raise
         except (NotFound, AgentError) as error:
-            await self._require_running(team_id, known)
+            if await self._require_running(team_id, known) != life:
+                raise InvalidState(_ANOTHER_LIFE) from error
             self._wakeups.reconciler.set()
             raise await self._health.explained(known, _as_agent_error(error)) from error
 
@@ -202,12 +207,13 @@ class GuestService:
                 return event.data.decode("utf-8", "replace").strip()
         return "The command could not be started"
 
-    async def _require_running(self, team_id: TeamId, sandbox_id: SandboxId) -> None:
-        state = await self._store.team(team_id).sandboxes.state(sandbox_id)
-        if state is None:
+    async def _require_running(self, team_id: TeamId, sandbox_id: SandboxId) -> Life:
+        life = await self._store.team(team_id).sandboxes.life(sandbox_id)
+        if life is None:
             raise NotFound("There is no such sandbox")
-        if state is not State.RUNNING:
-            raise not_possible(state, "only a running sandbox can be used")
+        if life.state is not State.RUNNING:
+            raise not_possible(life.state, "only a running sandbox can be used")
+        return life
 
 
 def _as_agent_error(error: WrennError) -> AgentError:

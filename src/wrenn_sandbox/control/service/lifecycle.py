@@ -7,15 +7,15 @@ nothing, and the step undoes its work.
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final
 
-from wrenn_sandbox.control.store.records import Sandbox
+from wrenn_sandbox.control.store.records import Rollback, Sandbox, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, new_operation_id
-from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, sources
+from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, Status, sources
 from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 
 from .activity import Activity
@@ -25,9 +25,13 @@ from .draining import Draining
 SHUTDOWN: Final = "shutdown"
 """The actor of what the server does to sandboxes because it stops."""
 
-_WANTED: Final = {
+WANTED: Final = {
     Event.PAUSE: "only a running sandbox can be paused",
     Event.RESUME: "only a paused sandbox can be resumed",
+    Event.ROLLBACK: "only a running or paused sandbox can be rolled back",
+    Event.CHECKPOINT: "only of a running or paused sandbox a snapshot can be made",
+    Event.FORK: "only a running or paused sandbox can be forked",
+    Event.SNAPSHOT: "only a running sandbox can become a template",
 }
 _CHANGED: Final = "it was changed meanwhile"
 _REBOOTING: Final = "to be rebooted: a resume without memory was asked for"
@@ -47,7 +51,7 @@ def rebooted(placement: Placement | None) -> str | None:
 
 
 def not_possible(state: State, wanted: str) -> InvalidState:
-    return InvalidState(f"The sandbox is {state}; {wanted}")
+    return InvalidState(f"The sandbox is {state.replace('_', ' ')}; {wanted}")
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def require(sandbox: Sandbox, event: Event) -> None:
     and over for what is refused would keep a sandbox from being corrected.
     """
     if sandbox.state not in sources(event):
-        raise not_possible(sandbox.state, _WANTED[event])
+        raise not_possible(sandbox.state, WANTED[event])
 
 
 class Lifecycle:
@@ -76,6 +80,7 @@ class Lifecycle:
 
     def __init__(self, context: ControlContext, activity: Activity, draining: Draining) -> None:
         self._store = context.store.all_sandboxes
+        self._rollbacks = context.store.rollbacks
         self._host = context.host
         self._operations = context.operations
         self._activity = activity
@@ -84,9 +89,11 @@ class Lifecycle:
         self._clock = context.clock
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
-    def create(self, sandbox: Sandbox, envs: dict[str, str]) -> "asyncio.Future[Sandbox]":
+    def create(
+        self, sandbox: Sandbox, envs: dict[str, str], reason: str | None = None
+    ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return self._operations.run(sandbox.id, self._create(sandbox, envs))
+        return self._operations.run(sandbox.id, self._create(sandbox, envs, reason))
 
     def pause(
         self,
@@ -103,6 +110,10 @@ class Lifecycle:
     ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
         return self._operations.run(sandbox_id, self._resume(sandbox_id, actor, memory))
+
+    def roll_back(self, sandbox: Sandbox, template: TeamTemplate) -> "asyncio.Future[Sandbox]":
+        self._draining.refuse()
+        return self._operations.run(sandbox.id, self._roll_back(sandbox, template))
 
     async def delete(
         self,
@@ -122,8 +133,9 @@ class Lifecycle:
             task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
         await asyncio.shield(task)
 
-    async def _create(self, sandbox: Sandbox, envs: dict[str, str]) -> Sandbox:
-        await self._store.add(sandbox, Change(Event.START, "user", sandbox.created_at), envs)
+    async def _create(self, sandbox: Sandbox, envs: dict[str, str], reason: str | None) -> Sandbox:
+        start = Change(Event.START, "user", sandbox.created_at, reason)
+        await self._store.add(sandbox, start, envs)
         request = CreateSandbox(
             sandbox_id=sandbox.id,
             operation_id=new_operation_id(),
@@ -157,7 +169,7 @@ class Lifecycle:
         self, sandbox_id: SandboxId, actor: str, reason: str | None, due: datetime | None
     ) -> Sandbox:
         change = Change(Event.PAUSE, actor, self._clock(), reason, due=due)
-        with refusals(_WANTED[Event.PAUSE]):
+        with refusals(WANTED[Event.PAUSE]):
             sandbox = await self._store.apply(sandbox_id, change)
         try:
             if actor == "auto" and sandbox.team_id in self._activity.users_of(sandbox_id):
@@ -175,7 +187,7 @@ class Lifecycle:
     async def _resume(self, sandbox_id: SandboxId, actor: str, memory: bool) -> Sandbox:
         reason = None if memory else _REBOOTING
         change = Change(Event.RESUME, actor, self._clock(), reason)
-        with refusals(_WANTED[Event.RESUME]):
+        with refusals(WANTED[Event.RESUME]):
             sandbox = await self._store.resume(sandbox_id, change)
         try:
             envs = await self._store.envs(sandbox_id)
@@ -193,6 +205,51 @@ class Lifecycle:
         self._wakeups.autopause.set()
         self._wakeups.deadlines.set()
         return resumed
+
+    async def _roll_back(self, sandbox: Sandbox, template: TeamTemplate) -> Sandbox:
+        rollback = Rollback(sandbox.id, new_operation_id(), template.image_id)
+        change = Change(Event.ROLLBACK, "user", self._clock(), f"to the snapshot {template.name}")
+        with refusals(WANTED[Event.ROLLBACK]):
+            sandbox = await self._rollbacks.begin(sandbox.team_id, rollback, change)
+        try:
+            placement = await self.ask_for_rollback(sandbox, rollback)
+        except Exception as error:
+            ran = sandbox.status is Status.RUNNING
+            failed = Event.ROLLBACK_FAILED if ran else Event.ROLLBACK_LEFT_PAUSED
+            with suppress(IllegalTransition, Missing):
+                await self.end_rollback(sandbox.id, failed, "user", reason_of(error))
+            self._wakeups.reconciler.set()
+            raise
+        with refusals(_CHANGED):
+            return await self.end_rollback(
+                sandbox.id, Event.ROLLED_BACK, "user", rebooted(placement), placement
+            )
+
+    async def ask_for_rollback(self, sandbox: Sandbox, rollback: Rollback) -> Placement:
+        """Let the host roll a sandbox back; may be repeated. Raises what `Host.rollback` raises."""
+        envs = await self._store.envs(sandbox.id)
+        return await self._host.rollback(
+            sandbox.id, rollback.operation_id, rollback.image_id, sandbox.network, envs=envs
+        )
+
+    async def end_rollback(
+        self,
+        sandbox_id: SandboxId,
+        event: Event,
+        actor: str,
+        reason: str | None,
+        placement: Placement | None = None,
+    ) -> Sandbox:
+        """Record the outcome of a rollback; raises `Missing` or `IllegalTransition`."""
+        change = Change(event, actor, self._clock(), reason, placement)
+        try:
+            sandbox = await self._rollbacks.end(sandbox_id, change)
+        except (IllegalTransition, Missing):
+            await self._rollbacks.forget(sandbox_id)
+            raise
+        self._wakeups.autopause.set()
+        self._wakeups.deadlines.set()
+        return sandbox
 
     async def _delete(
         self, sandbox_id: SandboxId, actor: str, reason: str | None, due: datetime | None

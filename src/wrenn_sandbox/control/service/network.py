@@ -60,7 +60,7 @@ class NetworkPolicies:
         is wanted and the reconciler goes on trying.
         """
         policy = self.accepted(wanted)
-        if await self._store.team(team_id).sandboxes.state(sandbox_id) is None:
+        if await self._store.team(team_id).sandboxes.life(sandbox_id) is None:
             raise NotFound("There is no such sandbox")
         return await self._operations.run(sandbox_id, self._change(team_id, sandbox_id, policy))
 

@@ -8,13 +8,14 @@ guarded like all others, so it cannot undo what a request has just done.
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
 
 from wrenn_sandbox.aio import shielded
 from wrenn_sandbox.control.metrics import Metrics
-from wrenn_sandbox.control.store.records import Sandbox, SnapshotIntent
+from wrenn_sandbox.control.store.records import Rollback, Sandbox, SnapshotIntent
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, new_operation_id
@@ -31,6 +32,8 @@ from .snapshots import REASON
 
 _log = structlog.get_logger(__name__)
 _ACTOR = "reconciler"
+_INTERRUPTED = "the server stopped meanwhile"
+_FINISHED = "the rollback was finished although its answer was lost"
 _DISK_STEP = 1 << 20
 _SOON_SEC = 1.0
 _LIVE = [state for state in State if state not in (State.STOPPED, State.ERROR)]
@@ -83,10 +86,12 @@ class Reconciler:
             reports = {report.sandbox_id: report for report in await self._host.sandboxes()}
             live = {each.id: each for each in await self._store.all_sandboxes.in_states(_LIVE)}
             intents = {each.sandbox_id: each for each in await self._store.snapshots.intents()}
+            rollbacks = {each.sandbox_id: each for each in await self._store.rollbacks.all()}
             for sandbox in live.values():
                 report = reports.get(sandbox.id)
                 if sandbox.id not in touched and not (report is not None and report.busy):
-                    await self._check(sandbox, report, intents.get(sandbox.id))
+                    under_way = intents.get(sandbox.id), rollbacks.get(sandbox.id)
+                    await self._check(sandbox, report, *under_way)
                 elif not self._operations.busy(sandbox.id):
                     phase = None if report is None else report.phase
                     left_alone |= (sandbox.state, phase) in CORRECTIONS
@@ -94,9 +99,16 @@ class Reconciler:
                 if report.sandbox_id not in touched | live.keys() and not report.busy:
                     await self._destroy_unwanted(report.sandbox_id)
             making = {each.id for each in live.values() if each.state is State.SNAPSHOTTING}
+            busy = {each.sandbox_id for each in reports.values() if each.busy}
             for sandbox_id, intent in intents.items():
-                if sandbox_id not in touched | making:
-                    await self._store.snapshots.abandon(intent, None, self._clock())
+                if sandbox_id not in touched | making | busy:
+                    change = self._interrupted(Event.CHECKPOINT_FAILED)
+                    await self._store.snapshots.abandon(intent, change, change.at)
+            for image in await self._store.snapshots.fork_images():
+                if image.sandbox_id not in touched | busy:
+                    await self._store.snapshots.end_fork(
+                        image, self._interrupted(Event.FORK_FAILED)
+                    )
         if left_alone:
             asyncio.get_running_loop().call_later(_SOON_SEC, self._wakeup.set)
         await self._note_disk(reports, live)
@@ -120,7 +132,11 @@ class Reconciler:
             await self._store.all_sandboxes.note_disk(changed)
 
     async def _check(
-        self, sandbox: Sandbox, report: SandboxReport | None, intent: SnapshotIntent | None
+        self,
+        sandbox: Sandbox,
+        report: SandboxReport | None,
+        intent: SnapshotIntent | None,
+        rollback: Rollback | None,
     ) -> None:
         phase = None if report is None else report.phase
         if sandbox.state is State.STOPPING:
@@ -135,6 +151,8 @@ class Reconciler:
             return
         if sandbox.state is State.SNAPSHOTTING and intent is not None:
             work = self._settle_snapshot(intent, phase, correction)
+        elif sandbox.state is State.ROLLING_BACK and rollback is not None:
+            work = self._settle_rollback(sandbox, rollback, phase, correction)
         else:
             work = self._correct(sandbox, report, correction)
         await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
@@ -171,6 +189,23 @@ class Reconciler:
         change = Change(correction.events[0], _ACTOR, self._clock(), correction.reason)
         await self._store.snapshots.abandon(intent, change, self._clock())
         self._note(intent.sandbox_id, correction)
+
+    async def _settle_rollback(
+        self, sandbox: Sandbox, rollback: Rollback, phase: Phase | None, correction: Correction
+    ) -> None:
+        """Ask for it again, which does no harm: what is running may be one or the other."""
+        event, reason, placement = correction.events[0], correction.reason, None
+        if phase is not None:
+            try:
+                placement = await self._lifecycle.ask_for_rollback(sandbox, rollback)
+                event, reason = Event.ROLLED_BACK, _FINISHED
+            except WrennError as error:
+                reason = f"{reason}: {error.message}"
+        await self._lifecycle.end_rollback(sandbox.id, event, _ACTOR, reason, placement)
+        self._note(sandbox.id, replace(correction, events=(event,), reason=reason))
+
+    def _interrupted(self, event: Event) -> Change:
+        return Change(event, _ACTOR, self._clock(), _INTERRUPTED)
 
     async def _destroy_unwanted(self, sandbox_id: SandboxId) -> None:
         _log.warning("destroying an unknown sandbox", sandbox_id=sandbox_id)

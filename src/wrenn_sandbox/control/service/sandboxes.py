@@ -12,7 +12,7 @@ from wrenn_sandbox.control.store.records import (
     SandboxUpdate,
 )
 from wrenn_sandbox.control.store.sandboxes import deadline
-from wrenn_sandbox.errors import Conflict, InvalidRequest, InvalidState, NotFound
+from wrenn_sandbox.errors import Conflict, InvalidRequest, InvalidState, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, TeamId, is_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
@@ -22,6 +22,7 @@ from wrenn_sandbox.wire.messages import Egress
 
 from .activity import Activity
 from .context import ControlContext
+from .forks import Forks
 from .lifecycle import Lifecycle, not_possible, require
 from .network import NetworkPolicies
 from .templates import Templates
@@ -51,8 +52,10 @@ class SandboxService:
         templates: Templates,
         activity: Activity,
         policies: NetworkPolicies,
+        forks: Forks,
     ) -> None:
         self._store = context.store
+        self._forks = forks
         self._lifecycle = lifecycle
         self._templates = templates
         self._activity = activity
@@ -187,12 +190,38 @@ class SandboxService:
         """
         sandbox = await self.get(team_id, sandbox_id)
         require(sandbox, Event.RESUME)
-        if sandbox.deadline_at is not None and sandbox.deadline_at <= self._clock():
-            raise InvalidState(
-                "The deadline of the sandbox has passed; give it another one or none "
-                "(deadline_sec) before it is resumed"
-            )
+        self._require_time(sandbox)
         return await self._lifecycle.resume(sandbox.id, memory=memory)
+
+    async def fork(
+        self,
+        team_id: TeamId,
+        sandbox_id: str,
+        *,
+        count: int,
+        timeout_sec: int | None,
+        network: Egress | None,
+    ) -> list[Sandbox | WrennError]:
+        """Make sandboxes that go on from where this one is; see `Forks.make`."""
+        source = await self.get(team_id, sandbox_id)
+        with _bounded():
+            self._bounds.check(timeout_sec=timeout_sec)
+        policy = None if network is None else self._policies.accepted(network, "network.")
+        require(source, Event.FORK)
+        self._require_time(source)
+        return await self._forks.make(source, count, timeout_sec=timeout_sec, network=policy)
+
+    async def roll_back(self, team_id: TeamId, sandbox_id: str, snapshot: str) -> Sandbox:
+        """Let a running or paused sandbox go on from a snapshot that was made of it."""
+        sandbox = await self.get(team_id, sandbox_id)
+        template = await self._templates.snapshot(team_id, snapshot)
+        if template.sandbox_id != sandbox.id:
+            raise InvalidRequest(
+                f"snapshot: {snapshot} was not made of this sandbox; create a sandbox from it"
+            )
+        require(sandbox, Event.ROLLBACK)
+        self._require_time(sandbox)
+        return await self._lifecycle.roll_back(sandbox, template)
 
     async def usage(self, team_id: TeamId) -> tuple[Quota, Usage]:
         """What a team may have, and what it has."""
@@ -202,6 +231,14 @@ class SandboxService:
     async def set_network(self, team_id: TeamId, sandbox_id: str, wanted: Egress) -> Egress:
         """Give a running or paused sandbox another network policy; see `NetworkPolicies.change`."""
         return await self._policies.change(team_id, sandbox_id_of(sandbox_id), wanted)
+
+    def _require_time(self, sandbox: Sandbox) -> None:
+        """Raise `InvalidState` for one whose deadline has passed: what runs would end at once."""
+        if sandbox.deadline_at is not None and sandbox.deadline_at <= self._clock():
+            raise InvalidState(
+                "The deadline of the sandbox has passed; give it another one or none "
+                "(deadline_sec) first"
+            )
 
     def _with_activity(self, sandbox: Sandbox) -> Sandbox:
         latest = self._activity.latest(sandbox.id, sandbox.last_active_at)

@@ -1,6 +1,13 @@
-"""Templates made from running sandboxes."""
+"""Templates made of sandboxes, which end with it or stay.
+
+A sandbox that stays is in no state of its own meanwhile. The row of the snapshot under way protects
+name and image and lets one at a time be made of a sandbox; the host does one thing after the other
+with it. So a pause or a resume waits for the copy and needs not be refused.
+"""
 
 import base64
+from dataclasses import dataclass
+from typing import Final
 
 from wrenn_sandbox.control.store.records import SnapshotIntent, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
@@ -12,17 +19,30 @@ from wrenn_sandbox.errors import (
     InvalidState,
     NotFound,
 )
-from wrenn_sandbox.ids import ImageId, TeamId, new_operation_id, new_random
+from wrenn_sandbox.ids import ImageId, TeamId, new_image_id, new_operation_id, new_random
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.model.template import TemplateType, is_template_name
 
 from .context import ControlContext
 from .images import DiscardedImages
-from .lifecycle import reason_of, refusals
+from .lifecycle import WANTED, reason_of, refusals, require
 from .sandboxes import sandbox_id_of
 from .templates import Listed, Templates
 
 REASON = "snapshotted"
+
+
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """What happens to the source while a template is made of it."""
+
+    begin: Event
+    made: Event
+    failed: Event
+
+
+_ENDING: Final = _Events(Event.SNAPSHOT, Event.SNAPSHOTTED, Event.SNAPSHOT_FAILED)
+_STAYING: Final = _Events(Event.CHECKPOINT, Event.CHECKPOINTED, Event.CHECKPOINT_FAILED)
 
 
 class SnapshotService:
@@ -54,6 +74,25 @@ class SnapshotService:
         Raises `InvalidRequest` for the name, `AlreadyExists` when it is taken, `InvalidState`
         when the sandbox does not run.
         """
+        return await self._make(_ENDING, team_id, image_id, sandbox_id, name, overwrite=overwrite)
+
+    async def checkpoint(
+        self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool
+    ) -> TeamTemplate:
+        """Make a template of a running or paused sandbox, which stays as it is; raises as above."""
+        image_id = new_image_id()
+        return await self._make(_STAYING, team_id, image_id, sandbox_id, name, overwrite=overwrite)
+
+    async def _make(
+        self,
+        events: _Events,
+        team_id: TeamId,
+        image_id: ImageId,
+        sandbox_id: str,
+        name: str | None,
+        *,
+        overwrite: bool,
+    ) -> TeamTemplate:
         if name is not None and not is_template_name(name):
             raise InvalidRequest(
                 "name must be 1 to 64 letters, digits, dots, underscores or hyphens "
@@ -65,6 +104,7 @@ class SnapshotService:
         chosen = name or self._automatic_name()
         if await self._templates.base_image(chosen) is not None:
             raise AlreadyExists(f"{chosen} is the name of a base template; choose another")
+        require(sandbox, events.begin)
         intent = SnapshotIntent(
             team_id=team_id,
             name=chosen,
@@ -72,7 +112,8 @@ class SnapshotService:
             operation_id=new_operation_id(),
             image_id=image_id,
         )
-        return await self._operations.run(sandbox.id, self._create(intent, overwrite=overwrite))
+        work = self._made(events, intent, overwrite=overwrite)
+        return await self._operations.run(sandbox.id, work)
 
     async def made(self, team_id: TeamId, image_id: ImageId) -> TeamTemplate | None:
         """What came of a create with this image whose answer was lost, None where it has failed.
@@ -100,22 +141,26 @@ class SnapshotService:
             raise Forbidden("Base templates belong to the host; they cannot be deleted here")
         raise NotFound("There is no such template; the list of templates has their names")
 
-    async def _create(self, intent: SnapshotIntent, *, overwrite: bool) -> TeamTemplate:
-        with refusals("only a running sandbox can become a template"):
+    async def _made(
+        self, events: _Events, intent: SnapshotIntent, *, overwrite: bool
+    ) -> TeamTemplate:
+        ends = events is _ENDING
+        begun = None if ends else f"the snapshot {intent.name} was asked for"
+        made = REASON if ends else f"the snapshot {intent.name} was made"
+        with refusals(WANTED[events.begin]):
             await self._store.snapshots.begin(
-                intent, self._change(Event.SNAPSHOT, None), overwrite=overwrite
+                intent, self._change(events.begin, begun), overwrite=overwrite
             )
+        make = self._host.snapshot if ends else self._host.checkpoint
         try:
-            image = await self._host.snapshot(
-                intent.sandbox_id, intent.operation_id, intent.image_id
-            )
+            image = await make(intent.sandbox_id, intent.operation_id, intent.image_id)
         except Exception as error:
-            await self._abandon(intent, self._change(Event.SNAPSHOT_FAILED, reason_of(error)))
+            await self._abandon(intent, self._change(events.failed, reason_of(error)))
             self._wakeups.reconciler.set()
             raise
         try:
             template = await self._store.snapshots.complete(
-                intent, image, self._change(Event.SNAPSHOTTED, REASON)
+                intent, image, self._change(events.made, made)
             )
         except (IllegalTransition, Missing) as error:
             await self._abandon(intent, None)
@@ -124,10 +169,7 @@ class SnapshotService:
         return template
 
     async def _abandon(self, intent: SnapshotIntent, change: Change | None) -> None:
-        try:
-            await self._store.snapshots.abandon(intent, change, self._clock())
-        except (IllegalTransition, Missing):
-            await self._store.snapshots.abandon(intent, None, self._clock())
+        await self._store.snapshots.abandon(intent, change, self._clock())
         await self._images.remove()
 
     def _change(self, event: Event, reason: str | None) -> Change:

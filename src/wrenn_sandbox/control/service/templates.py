@@ -21,14 +21,25 @@ class Templates:
 
         Raises `NotFound`.
         """
-        if is_template_name(name):
-            own = await self._store.team(team_id).templates.get(name)
-            if own is not None:
-                return own.image_id, Size(own.vcpus, own.memory_mb)
-            image_id = await self.base_image(name)
-            if image_id is not None:
-                return image_id, None
+        own = await self._own(team_id, name)
+        if own is not None:
+            return own.image_id, Size(own.vcpus, own.memory_mb)
+        image_id = await self.base_image(name) if is_template_name(name) else None
+        if image_id is not None:
+            return image_id, None
         raise NotFound("There is no such template; the list of templates has their names")
+
+    async def snapshot(self, team_id: TeamId, name: str) -> TeamTemplate:
+        """A template of the team's own; raises `NotFound`."""
+        own = await self._own(team_id, name)
+        if own is None:
+            raise NotFound("This team has no such snapshot; the list of templates has their names")
+        return own
+
+    async def _own(self, team_id: TeamId, name: str) -> TeamTemplate | None:
+        if not is_template_name(name):
+            return None
+        return await self._store.team(team_id).templates.get(name)
 
     async def base_image(self, name: str) -> ImageId | None:
         """The image of a base template; None where there is none of that name."""

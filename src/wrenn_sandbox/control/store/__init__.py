@@ -1,8 +1,8 @@
 """Durable facts in SQL.
 
 `store.team(id)` gives one team's view: whatever is reached through it belongs to that team.
-`store.all_sandboxes`, `store.snapshots` and `store.keys` see every team and serve the platform's
-own work: lifecycle, reconciliation and the check of credentials.
+`store.all_sandboxes`, `store.snapshots`, `store.rollbacks` and `store.keys` see every team and
+serve the platform's own work: lifecycle, reconciliation and the check of credentials.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from .idempotency import IdempotencyKeys
 from .installation import Installation
 from .migrate import migrate
 from .quotas import QuotaTransaction, TeamQuota
+from .rollbacks import Rollbacks
 from .sandboxes import AllSandboxes, TeamSandboxes
 from .silence import Silences
 from .spent_states import SpentStates
@@ -52,6 +53,7 @@ class Store:
         self.idempotency_keys = IdempotencyKeys(self._database)
         self.silences = Silences(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
+        self.rollbacks = Rollbacks(self._database, self._guard)
 
     def team(self, team_id: TeamId) -> TeamStore:
         return TeamStore(

@@ -29,10 +29,25 @@ UPDATED: Final = "updated"
 DEADLINE_NEAR: Final = "deadline_near"
 """What the history calls the last minute before a deadline; no state changes."""
 
-UNRELATED: Final = frozenset({NETWORK, UPDATED, DEADLINE_NEAR})
+_COPIES = {
+    Event.CHECKPOINT,
+    Event.CHECKPOINTED,
+    Event.CHECKPOINT_FAILED,
+    Event.FORK,
+    Event.FORKED,
+    Event.FORK_FAILED,
+}
+UNRELATED: Final = frozenset({NETWORK, UPDATED, DEADLINE_NEAR, *_COPIES})
 """What says nothing of whether a guest responds."""
 
-_REPEATED = UNRELATED | {Event.PAUSE, Event.RESUME, Event.SNAPSHOT, SILENT, RESPONDING}
+_REPEATED = UNRELATED | {
+    Event.PAUSE,
+    Event.RESUME,
+    Event.SNAPSHOT,
+    Event.ROLLBACK,
+    SILENT,
+    RESPONDING,
+}
 """What can happen to a sandbox again and again."""
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 import msgspec
-from sqlalchemy import Select, func, select, union
+from sqlalchemy import Select, func, select, union, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import QuotaExceeded
@@ -29,7 +29,7 @@ from wrenn_sandbox.model.quota import (
 from wrenn_sandbox.model.sandbox import State
 
 from .database import Database
-from .tables import api_keys, sandboxes, snapshot_intents, teams, templates
+from .tables import api_keys, fork_images, sandboxes, snapshot_intents, teams, templates
 
 Check = Callable[[Quota, Usage], None]
 
@@ -108,13 +108,33 @@ async def _usage(connection: AsyncConnection, team_id: TeamId) -> Usage:
         )
 
     stored_memory = total({State.SNAPSHOTTING}, "memory_mb") << 20
+    copies = (await connection.execute(_copies(team_id))).one()
     return msgspec.structs.replace(
         machines(HOLDING),
         sandboxes=total(EXISTING, "number"),
         snapshots=rest.snapshots,
-        disk_bytes=total(EXISTING, "disk_bytes") + stored_memory + int(rest.bytes),
+        disk_bytes=total(EXISTING, "disk_bytes")
+        + stored_memory
+        + (int(copies.memory_mb) << 20)
+        + int(copies.disk_bytes)
+        + int(rest.bytes),
         api_keys=rest.keys,
         leaving=machines(LEAVING),
+    )
+
+
+def _copies(team_id: TeamId) -> Select[tuple[int, int]]:
+    """What the images under way of sandboxes that stay may take: as much as these have."""
+    images = union_all(
+        select(snapshot_intents.c.sandbox_id), select(fork_images.c.sandbox_id)
+    ).subquery()
+    return (
+        select(
+            func.coalesce(func.sum(sandboxes.c.memory_mb), 0).label("memory_mb"),
+            func.coalesce(func.sum(sandboxes.c.disk_bytes), 0).label("disk_bytes"),
+        )
+        .join_from(images, sandboxes, images.c.sandbox_id == sandboxes.c.id)
+        .where(sandboxes.c.team_id == team_id, sandboxes.c.state != State.SNAPSHOTTING)
     )
 
 

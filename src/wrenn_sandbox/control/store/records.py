@@ -28,7 +28,8 @@ def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
 
 def values(
     of: (
-        "ApiKey | Identity | KeyedRequest | Sandbox | SandboxUpdate | SnapshotIntent | TeamTemplate"
+        "ApiKey | ForkImage | Identity | KeyedRequest | Rollback | Sandbox | SandboxUpdate "
+        "| SnapshotIntent | TeamTemplate"
     ),
 ) -> dict[str, object]:
     """The columns of a record's row."""
@@ -143,7 +144,10 @@ class SandboxEvent:
 
 @dataclass(frozen=True, slots=True)
 class TeamTemplate:
-    """A team's own snapshot; `size_bytes` counts allocated bytes."""
+    """A team's own snapshot; `size_bytes` counts allocated bytes.
+
+    `sandbox_id` is the sandbox that it was made of, None where that was not written down.
+    """
 
     type: ClassVar = TemplateType.SNAPSHOT
     name: str
@@ -152,6 +156,7 @@ class TeamTemplate:
     memory_mb: int
     size_bytes: int
     created_at: datetime
+    sandbox_id: SandboxId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,24 @@ class KeyedRequest:
     subject: str
     created_at: datetime
     answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForkImage:
+    """What the forks of a sandbox are started from, as long as they are being started."""
+
+    image_id: ImageId
+    sandbox_id: SandboxId
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """A rollback under way: enough to finish it after a crash."""
+
+    sandbox_id: SandboxId
+    operation_id: OperationId
+    image_id: ImageId
 
 
 @dataclass(frozen=True, slots=True)

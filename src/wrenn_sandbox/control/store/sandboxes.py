@@ -60,6 +60,14 @@ class Change:
     due: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The state of a sandbox, and since when it has the guest that it has or had."""
+
+    state: State
+    started_at: datetime | None
+
+
 class Missing(Exception):
     """There is no such sandbox."""
 
@@ -143,9 +151,9 @@ def _values(
         "status": shown(state, sandbox.status),
         "last_updated": change.at,
     }
-    if change.event in (Event.STARTED, Event.RESUMED):
+    if change.event in (Event.STARTED, Event.RESUMED, Event.ROLLED_BACK):
         values |= {"started_at": change.at, "last_active_at": change.at, "reason": None}
-    elif change.reason is not None:
+    elif change.reason is not None and state is not sandbox.state:
         values["reason"] = _storable(change.reason)
     if change.active_at is not None:
         values["last_active_at"] = change.active_at
@@ -166,11 +174,12 @@ class TeamSandboxes:
         query = select(sandboxes).where(sandboxes.c.id == sandbox_id, self._mine)
         return await self._database.record(Sandbox, query)
 
-    async def state(self, sandbox_id: SandboxId) -> State | None:
-        """The state alone: what the hot path needs."""
-        query = select(sandboxes.c.state).where(sandboxes.c.id == sandbox_id, self._mine)
-        row = await self._database.row(query)
-        return None if row is None else State(row.state)
+    async def life(self, sandbox_id: SandboxId) -> Life | None:
+        """What the hot path needs, and no more."""
+        query = select(sandboxes.c.state, sandboxes.c.started_at).where(
+            sandboxes.c.id == sandbox_id, self._mine
+        )
+        return await self._database.record(Life, query)
 
     async def page(
         self, wanted: SandboxFilter, limit: int | None, position: Position | None

@@ -209,6 +209,7 @@ templates = Table(
     Column("memory_mb", Integer, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("sandbox_id", String(40)),
 )
 
 snapshot_intents = Table(
@@ -239,6 +240,23 @@ idempotency_keys = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Index("idempotency_keys_by_age", "created_at"),
     Index("idempotency_keys_by_team_and_age", "team_id", "created_at"),
+)
+
+fork_images = Table(
+    "fork_images",
+    metadata,
+    Column("image_id", String(80), primary_key=True),
+    Column("sandbox_id", ForeignKey("sandboxes.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("fork_images_by_sandbox", "sandbox_id"),
+)
+
+rollbacks = Table(
+    "rollbacks",
+    metadata,
+    Column("sandbox_id", ForeignKey("sandboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("operation_id", String(40), nullable=False),
+    Column("image_id", String(80), nullable=False),
 )
 
 discarded_images = Table(

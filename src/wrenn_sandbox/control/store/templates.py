@@ -1,6 +1,7 @@
-"""A team's own templates, the snapshots under way and the images that nobody names any more."""
+"""A team's own templates, what is made of sandboxes, and images that nobody names any more."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from sqlalchemy import delete, insert, select, union
@@ -10,13 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from wrenn_sandbox.errors import AlreadyExists, Conflict
 from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
 from wrenn_sandbox.model.quota import check_disk, check_snapshots
+from wrenn_sandbox.model.sandbox import IllegalTransition
 from wrenn_sandbox.wire.messages import ImageInfo
 
 from . import sandboxes
 from .database import Database
 from .quotas import QuotaTransaction
-from .records import Sandbox, SnapshotIntent, TeamTemplate, values
-from .tables import discarded_images, snapshot_intents, templates
+from .records import ForkImage, Sandbox, SnapshotIntent, TeamTemplate, values
+from .tables import discarded_images, fork_images, snapshot_intents, templates
 
 
 async def _discard(connection: AsyncConnection, team_id: TeamId, name: str, now: datetime) -> bool:
@@ -30,6 +32,19 @@ async def _discard(connection: AsyncConnection, team_id: TeamId, name: str, now:
         return False
     await connection.execute(insert(discarded_images).values(image_id=image_id, created_at=now))
     return True
+
+
+async def _end(
+    connection: AsyncConnection,
+    sandbox_id: SandboxId,
+    image_id: ImageId,
+    change: sandboxes.Change | None,
+    now: datetime,
+) -> None:
+    await connection.execute(insert(discarded_images).values(image_id=image_id, created_at=now))
+    if change is not None:
+        with suppress(sandboxes.Missing, IllegalTransition):
+            await sandboxes.apply(connection, sandbox_id, change)
 
 
 class TeamTemplates:
@@ -62,7 +77,7 @@ class TeamTemplates:
 
 
 class Snapshots:
-    """Snapshots under way, of every team."""
+    """Snapshots and forks under way, of every team."""
 
     def __init__(self, database: Database, guard: QuotaTransaction) -> None:
         self._database = database
@@ -100,7 +115,7 @@ class Snapshots:
     async def complete(
         self, intent: SnapshotIntent, image: ImageInfo, change: sandboxes.Change
     ) -> TeamTemplate:
-        """Give the name to the new image, discard the old one's and end the sandbox, at once."""
+        """Give the name to the new image, discard the old one's and apply `change`, at once."""
         template = TeamTemplate(
             name=intent.name,
             image_id=image.image_id,
@@ -108,6 +123,7 @@ class Snapshots:
             memory_mb=image.memory_mb,
             size_bytes=image.size,
             created_at=change.at,
+            sandbox_id=intent.sandbox_id,
         )
         async with self._database.write() as connection:
             await _discard(connection, intent.team_id, intent.name, change.at)
@@ -121,14 +137,10 @@ class Snapshots:
     async def abandon(
         self, intent: SnapshotIntent, change: sandboxes.Change | None, now: datetime
     ) -> None:
-        """Release the name, discard the image and apply `change`, at once."""
+        """Release the name, discard the image and apply `change` where it is legal, at once."""
         async with self._database.write() as connection:
             await self._forget(connection, intent.sandbox_id)
-            await connection.execute(
-                insert(discarded_images).values(image_id=intent.image_id, created_at=now)
-            )
-            if change is not None:
-                await sandboxes.apply(connection, intent.sandbox_id, change)
+            await _end(connection, intent.sandbox_id, intent.image_id, change, now)
 
     async def _forget(self, connection: AsyncConnection, sandbox_id: SandboxId) -> None:
         await connection.execute(
@@ -138,16 +150,38 @@ class Snapshots:
     async def intents(self) -> list[SnapshotIntent]:
         return await self._database.records(SnapshotIntent, select(snapshot_intents))
 
+    async def begin_fork(
+        self, team_id: TeamId, image: ForkImage, change: sandboxes.Change
+    ) -> Sandbox:
+        """Announce the image of forks, in one transaction with their sandbox's `change`.
+
+        Raises `Missing` or `IllegalTransition` for the sandbox, `QuotaExceeded` for the team.
+        """
+        async with self._guard.write(team_id, check_disk) as connection:
+            await connection.execute(insert(fork_images).values(values(image)))
+            return await sandboxes.apply(connection, image.sandbox_id, change)
+
+    async def end_fork(self, image: ForkImage, change: sandboxes.Change) -> None:
+        """Discard the image of forks and apply `change` where it is legal, at once."""
+        async with self._database.write() as connection:
+            mine = fork_images.c.image_id == image.image_id
+            await connection.execute(delete(fork_images).where(mine))
+            await _end(connection, image.sandbox_id, image.image_id, change, change.at)
+
+    async def fork_images(self) -> list[ForkImage]:
+        return await self._database.records(ForkImage, select(fork_images))
+
     async def discarded(self) -> list[ImageId]:
         """The images to remove from the host."""
         rows = await self._database.rows(select(discarded_images.c.image_id))
         return [ImageId(row.image_id) for row in rows]
 
     async def known_images(self) -> set[ImageId]:
-        """Every image that a template, a snapshot under way or a note to remove it names."""
+        """Every image that a template, something under way or a note to remove it names."""
         query = union(
             select(templates.c.image_id),
             select(snapshot_intents.c.image_id),
+            select(fork_images.c.image_id),
             select(discarded_images.c.image_id),
         )
         return {ImageId(row.image_id) for row in await self._database.rows(query)}
