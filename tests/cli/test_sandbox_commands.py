@@ -249,6 +249,32 @@ def test_a_template_of_a_sandbox(person: Person, sandbox: Sandbox) -> None:
     assert "mine" not in person.out("template", "list").split()
 
 
+def test_copies_of_a_sandbox_and_the_way_back(person: Person, sandbox: Sandbox) -> None:
+    person.out("sandbox", "exec", sandbox.id, "touch", "kept")
+    assert person.out("sandbox", "checkpoint", "--name", "good", sandbox.id) == "good\n"
+    assert sandbox.id in person.out("template", "list")
+    forks = person.out("sandbox", "fork", "-n", "2", "--timeout", "600", sandbox.id).split()
+    for fork in forks:
+        assert person.out("sandbox", "exec", fork, "ls") == "kept\n"
+    assert len(set(forks)) == 2
+    (made,) = json.loads(person.out("sandbox", "fork", "--json", sandbox.id))
+    assert (made["status"], made["timeout_sec"]) == ("running", 0)
+    person.out("sandbox", "exec", sandbox.id, "rm", "kept")
+    assert person.out("sandbox", "rollback", sandbox.id, "good") == f"{sandbox.id} running\n"
+    assert person.out("sandbox", "exec", sandbox.id, "ls") == "kept\n"
+    for argv, named in (
+        (("fork", "-n", "21", sandbox.id), "--count"),
+        (("rollback", sandbox.id, "none"), "wrenn template list"),
+        (("rollback", made["id"], "good"), "not made of this sandbox"),
+        (("checkpoint", "--name", "good", sandbox.id), "--overwrite"),
+    ):
+        done = person.run("sandbox", *argv)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert named in done.stderr.decode()
+    person.out("sandbox", "delete", *forks, made["id"])
+    person.out("template", "delete", "good")
+
+
 def test_templates_of_the_machine_need_no_server(stranger: Person) -> None:
     machine = {**stranger.environment, "WRENN_DATA_DIR": str(stranger.directory)}
     listed = Person(machine, stranger.directory).out("template", "list", "--host", "--json")

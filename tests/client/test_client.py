@@ -7,8 +7,11 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx2
+import msgspec
 import pytest
 from websockets.sync.client import connect
 
@@ -27,8 +30,10 @@ from wrenn_sandbox.client import (
     InvalidRequest,
     InvalidState,
     NetworkPolicy,
+    NoCapacity,
     NotFound,
     Sandbox,
+    SandboxInfo,
     Size,
     Stderr,
     Stdout,
@@ -177,6 +182,54 @@ def test_the_client_makes_and_deletes_snapshots(client: Client) -> None:
     client.snapshots.delete("mine")
     with pytest.raises(NotFound):
         client.snapshots.delete("mine")
+
+
+def test_the_client_copies_a_sandbox_and_goes_back(client: Client, sandbox: Sandbox) -> None:
+    sandbox.files.write("kept", "content")
+    template = sandbox.snapshot("good")
+    assert template.sandbox_id == sandbox.id
+    with pytest.raises(AlreadyExists):
+        sandbox.snapshot("good")
+    sandbox.snapshot("good", overwrite=True)
+    closed = NetworkPolicy(internet=False)
+    forks = sandbox.fork(2, timeout_sec=600, network=closed)
+    for fork in forks:
+        assert isinstance(fork, Sandbox)
+        assert (fork.info.timeout_sec, fork.info.network) == (600, closed)
+        assert fork.files.read("kept") == b"content"
+        with pytest.raises(InvalidRequest, match="not made of this sandbox"):
+            fork.rollback("good")
+        fork.delete()
+    with pytest.raises(InvalidRequest, match="count"):
+        sandbox.fork(21)
+    sandbox.files.write("kept", "other")
+    sandbox.pause()
+    assert sandbox.rollback("good").status == "running"
+    assert sandbox.files.read("kept") == b"content"
+    client.snapshots.delete("good")
+    with pytest.raises(NotFound):
+        sandbox.rollback("good")
+
+
+async def test_what_could_not_be_forked_is_an_error_in_its_place() -> None:
+    info = SandboxInfo(
+        id="sb-a",
+        status="running",
+        template="minimal",
+        vcpus=1,
+        memory_mb=512,
+        timeout_sec=0,
+        created_at=datetime.now(UTC),
+        last_updated=datetime.now(UTC),
+    )
+    error = {"code": "no_capacity", "message": "The host is full"}
+    answer = msgspec.json.encode([{"error": error}, {"sandbox": info}])
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(201, content=answer))
+    async with AsyncClient("http://wrenn.test", transport=transport) as client:
+        failed, made = await client.sandboxes.fork("sb-b", 2)
+    assert isinstance(failed, NoCapacity)
+    assert isinstance(made, AsyncSandbox)
+    assert (failed.message, made.id) == ("The host is full", "sb-a")
 
 
 def test_the_client_runs_commands(sandbox: Sandbox) -> None:

@@ -20,6 +20,8 @@ _OPTIONS: Final = {
     "Idempotency-Key": "--idempotency-key",
     "metadata": "--label",
     "name": "--name",
+    "count": "--count",
+    "snapshot": "SNAPSHOT",
     "cmd": "CMD",
     "args": "ARG",
 }
@@ -32,7 +34,8 @@ _ADVICE: Final = (
     ("credential does not count", "wrenn login gets you another key"),
     ("no such sandbox", "wrenn sandbox list shows those there are"),
     ("no such template", "wrenn template list shows those there are"),
-    ("overwrite it", "wrenn template snapshot --overwrite does"),
+    ("no such snapshot", "wrenn template list shows those there are"),
+    ("overwrite it", "--overwrite does"),
     ("deadline of the sandbox has passed", "wrenn sandbox update --deadline SEC gives it another"),
     ("sandbox is paused", "wrenn sandbox resume continues it"),
     ("process '", "wrenn process list shows those there are"),

@@ -51,7 +51,7 @@ def show(
         raise ClientError(f"{error} (--host lists what is built on this machine)") from error
     with client:
         found = client.snapshots.list()
-    output.show(found, "name type vcpus memory_mb size_bytes created_at", json=json)
+    output.show(found, "name type vcpus memory_mb size_bytes created_at sandbox_id", json=json)
 
 
 @app.command("delete")

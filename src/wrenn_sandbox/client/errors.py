@@ -149,7 +149,9 @@ def _by_code(kind: type[ApiError]) -> dict[str, type[ApiError]]:
 _BY_CODE: Final = _by_code(ApiError)
 
 
-class _Detail(msgspec.Struct):
+class ErrorDetail(msgspec.Struct):
+    """An error as it is on the wire."""
+
     code: str
     message: str
     stdout: str = ""
@@ -158,7 +160,7 @@ class _Detail(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
-    error: _Detail
+    error: ErrorDetail
 
 
 def error_of_code(

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from .errors import CommandFailed, decoded
+from .errors import CommandFailed, ErrorDetail, decoded
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +66,13 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     on_deadline: Literal["pause", "delete"] = "pause"
 
 
+class Fork(msgspec.Struct, frozen=True, kw_only=True):
+    """A fork as it is on the wire: one of both is there."""
+
+    sandbox: SandboxInfo | None = None
+    error: ErrorDetail | None = None
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One transition of a sandbox; `from_state` is absent for its creation."""
 
@@ -109,7 +116,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """What sandboxes start from. A snapshot fixes `vcpus` and `memory_mb`."""
+    """What sandboxes start from. A snapshot fixes `vcpus` and `memory_mb`.
+
+    `sandbox_id` is the sandbox that a snapshot was made of, which can be rolled back to it.
+    """
 
     name: str
     type: Literal["base", "snapshot"]
@@ -117,6 +127,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     vcpus: int | None = None
     memory_mb: int | None = None
+    sandbox_id: str | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

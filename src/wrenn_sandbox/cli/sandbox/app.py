@@ -8,7 +8,7 @@ import typer
 from wrenn_sandbox.cli import output
 from wrenn_sandbox.cli.account import open_client
 from wrenn_sandbox.cli.output import IdempotencyKey, printable, when
-from wrenn_sandbox.client import SandboxInfo
+from wrenn_sandbox.client import Sandbox, SandboxInfo
 
 from . import exec, network, shell
 
@@ -207,6 +207,52 @@ def resume(
     """Continue paused sandboxes where they were."""
     with open_client() as client:
         _tell([client.sandboxes.resume(each, memory=not reboot) for each in ids], json)
+
+
+@app.command("checkpoint")
+def checkpoint(
+    id: Id,
+    name: Annotated[str | None, typer.Option(help="The snapshot's name; one is made up.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a template of that name.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a snapshot of a sandbox, which stays as it is, and print the snapshot's name."""
+    with open_client() as client:
+        template = client.sandboxes.snapshot(id, name, overwrite=overwrite)
+    output.say(template, template.name, json=json)
+
+
+@app.command("fork")
+def fork(
+    id: Id,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many, up to 20.")] = 1,
+    timeout: Annotated[
+        int | None, typer.Option(help="Pause them after so long without activity.", metavar="SEC")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make sandboxes that go on from where one is, and print their ids; it stays as it is."""
+    with open_client() as client:
+        forks = client.sandboxes.fork(id, count, timeout_sec=timeout)
+    made = [each.info for each in forks if isinstance(each, Sandbox)]
+    output.say(made, *(each.id for each in made), json=json)
+    failures = [each for each in forks if not isinstance(each, Sandbox)]
+    if failures:
+        raise failures[0]
+
+
+@app.command("rollback")
+def rollback(
+    id: Id,
+    snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="One that was made of it.")],
+    json: Json = False,
+) -> None:
+    """Let a sandbox go on from a snapshot that was made of it; what it was until then is gone."""
+    with open_client() as client:
+        info = client.sandboxes.rollback(id, snapshot)
+    output.say(info, f"{info.id} {info.status}", json=json)
 
 
 def _tell(infos: list[SandboxInfo], json: bool) -> None:

@@ -5,14 +5,17 @@ from contextlib import AbstractAsyncContextManager
 from typing import Literal, Self
 
 from wrenn_sandbox.client import frames
+from wrenn_sandbox.client.errors import ApiError, UnexpectedAnswer, error_of_code
 from wrenn_sandbox.client.frames import Command, Size
 from wrenn_sandbox.client.models import (
     Event,
     ExecAnswer,
+    Fork,
     Metrics,
     NetworkPolicy,
     Result,
     SandboxInfo,
+    Template,
 )
 from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, given, path_of
 
@@ -140,6 +143,51 @@ class AsyncSandboxes:
         body = None if memory else {"memory": False}
         return await self._api.call("POST", _path(id) + "/resume", SandboxInfo, body)
 
+    async def snapshot(
+        self, id: str, name: str | None = None, *, overwrite: bool = False
+    ) -> Template:
+        """Make a template of it; it stays as it is, running or paused.
+
+        `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
+        """
+        params = given(overwrite="true" if overwrite else None)
+        path = _path(id) + "/snapshots"
+        return await self._api.call("POST", path, Template, given(name=name), params=params)
+
+    async def fork(
+        self,
+        id: str,
+        count: int = 1,
+        *,
+        timeout_sec: int | None = None,
+        network: NetworkPolicy | None = None,
+    ) -> "tuple[AsyncSandbox | ApiError, ...]":
+        """Make up to 20 sandboxes that go on from where it is; it stays, running or paused.
+
+        They have its size, and what is not given is as in it. An error stands in the place of one
+        that could not be made.
+        """
+        body = given(count=count, timeout_sec=timeout_sec, network=network)
+        wait = self._api.timeout * (1 + count // 4)
+        path = _path(id) + "/fork"
+        forks = await self._api.call("POST", path, tuple[Fork, ...], body, timeout=wait)
+        return tuple(self._forked(each) for each in forks)
+
+    def _forked(self, fork: Fork) -> "AsyncSandbox | ApiError":
+        if fork.sandbox is not None:
+            return AsyncSandbox(self._api, self, fork.sandbox)
+        if fork.error is None:
+            raise UnexpectedAnswer("the server says neither what it made nor why it did not")
+        return error_of_code(fork.error.code, fork.error.message)
+
+    async def rollback(self, id: str, snapshot: str) -> SandboxInfo:
+        """Let it go on from a snapshot that was made of it; what it was until then is gone.
+
+        `InvalidState`: it is neither running nor paused. Afterwards it runs.
+        """
+        body = given(snapshot=snapshot)
+        return await self._api.call("POST", _path(id) + "/rollback", SandboxInfo, body)
+
     async def network(self, id: str) -> NetworkPolicy:
         """What it may reach."""
         return await self._api.call("GET", _path(id) + "/network", NetworkPolicy)
@@ -209,6 +257,28 @@ class AsyncSandbox:
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
         )
+        return self.info
+
+    async def snapshot(self, name: str | None = None, *, overwrite: bool = False) -> Template:
+        """Make a template of it; it stays as it is, and can be rolled back to it."""
+        return await self._sandboxes.snapshot(self.id, name, overwrite=overwrite)
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        timeout_sec: int | None = None,
+        network: NetworkPolicy | None = None,
+    ) -> "tuple[AsyncSandbox | ApiError, ...]":
+        """Make up to 20 sandboxes that go on from where it is; it stays as it is.
+
+        An error stands in the place of one that could not be made.
+        """
+        return await self._sandboxes.fork(self.id, count, timeout_sec=timeout_sec, network=network)
+
+    async def rollback(self, snapshot: str) -> SandboxInfo:
+        """Let it go on from a snapshot that was made of it; what it was until then is gone."""
+        self.info = await self._sandboxes.rollback(self.id, snapshot)
         return self.info
 
     async def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:
