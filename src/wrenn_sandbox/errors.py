@@ -19,6 +19,7 @@
     │   ├── MissingCode         missing_code
     │   └── ExchangeFailed      exchange_failed     the provider does not say who it is
     ├── RequestTimeout          408 request_timeout
+    ├── Gone                    410 gone            events that are not kept any more
     ├── TooLarge                413 too_large
     │   ├── UrlTooLong          414 too_large
     │   └── HeadTooLarge        431 too_large
@@ -144,6 +145,12 @@ class RequestTimeout(WrennError):
     """The client took too long to send its request."""
 
     code, status = "request_timeout", 408
+
+
+class Gone(WrennError):
+    """What was asked for was there and is not kept any more."""
+
+    code, status = "gone", 410
 
 
 class TooLarge(WrennError):

@@ -247,7 +247,9 @@ async def test_a_new_server_knows_which_guests_are_silent(
         _deafen(host)
         await team.client.get(f"/v1/sandboxes/{id}/metrics")
         change = PolicyChange(Egress(), "reconciler", "again", clock())
-        await server.plane.store.policies.note(id, change)
+        sandbox = await server.plane.store.all_sandboxes.get(id)
+        assert sandbox is not None
+        await server.plane.store.policies.note(sandbox, change)
         host.fail.clear()
         await team.client.get(f"/v1/sandboxes/{other}/metrics")
         _deafen(host)

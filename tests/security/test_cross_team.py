@@ -23,6 +23,7 @@ from support.postgres import PostgresServer
 from support.routes import METHODS, Json, Names, Route, Unclassified, document_of, routes_of
 from support.sockets import talking
 from support.worlds import (
+    ENDLESS,
     NOT_FOUND,
     PUBLIC,
     SECRET,
@@ -39,7 +40,17 @@ from wrenn_sandbox.ids import api_key_digest, new_api_key
 from wrenn_sandbox.settings import Settings
 
 _HERE = pytest.mark.asyncio(loop_scope="module")
-_OWN = frozenset({"createAPIKey", "listAPIKeys", "listSandboxes", "listSnapshots", "getUsage"})
+_OWN = frozenset(
+    {
+        "createAPIKey",
+        "getUsage",
+        "listAPIKeys",
+        "listEvents",
+        "listSandboxes",
+        "listSnapshots",
+        ENDLESS,
+    }
+)
 """Operations that work on the caller's own things alone."""
 
 
@@ -168,7 +179,7 @@ async def test_lists_hold_a_teams_own_things_alone(
     routes = [each for each in routes_of(server.app) if each.name in _OWN]
     assert {each.name for each in routes} == _OWN
     for route, credential in itertools.product(routes, credentials(bravo.team)):
-        if route.needs_token and not credential.is_token:
+        if route.name == ENDLESS or (route.needs_token and not credential.is_token):
             continue
         client = server.client(credential.headers)
         for cursor in (None, *await _cursors(server, alpha, route)):
@@ -208,6 +219,28 @@ async def test_places_in_a_history_are_no_right_to_another(
         )
         assert answer.status_code == status
         _reveals_nothing(answer, alpha, target)
+
+
+@_HERE
+async def test_places_in_a_teams_events_are_no_right_to_them(
+    server: Server, worlds: tuple[World, World]
+) -> None:
+    """Ids of events are numbers that every team has: each is told of its own, streams too."""
+    alpha, bravo = worlds
+    listed = (await alpha.team.client.get("/v1/events")).json()
+    assert {each["team_id"] for each in listed} == {alpha.team.team_id}
+    async with (
+        listening(server.app) as port,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bravo.team.bearer) as own,
+        own.stream("GET", "/v1/events/stream", params={"after": "0"}) as stream,
+    ):
+        assert stream.status_code == 200
+        seen = 0
+        async for line in stream.aiter_lines():
+            assert [mark for mark in (*alpha.marks, SECRET) if mark in line] == [], line
+            seen += line.startswith("data: ")
+            if seen == 5:
+                break
 
 
 @_HERE

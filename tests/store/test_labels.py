@@ -7,10 +7,12 @@ from sqlalchemy import ClauseElement, insert, text
 
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.database import Database
+from wrenn_sandbox.control.store.quotas import QuotaTransaction
 from wrenn_sandbox.control.store.records import Query, Record, SandboxFilter
 from wrenn_sandbox.control.store.sandboxes import TeamSandboxes
 from wrenn_sandbox.control.store.tables import sandbox_labels, sandboxes, teams
 from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.model.quota import NO_LIMITS
 from wrenn_sandbox.settings import Settings
 
 _TEAM = TeamId("team-a")
@@ -71,7 +73,8 @@ async def test_sandboxes_are_found_by_an_index_of_labels(
     await store.open()
     await _fill(database)
     wanted = SandboxFilter(labels=[("run", "77"), ("app", "2")])
-    await TeamSandboxes(database, _TEAM).page(wanted, limit, None)
+    guard = QuotaTransaction(database, NO_LIMITS)
+    await TeamSandboxes(database, _TEAM, guard).page(wanted, limit, None)
     await database.close()
     await store.close()
     assert "sandbox_labels_by_value" in database.plan

@@ -14,7 +14,7 @@ Json = dict[str, object]
 
 _DOCUMENT = Path(__file__).parents[1] / "contract" / "openapi.yaml"
 CONTRACT = cast("Json", yaml.safe_load(_DOCUMENT.read_text()))
-GENERAL_STATUSES = frozenset({400, 401, 403, 404, 409, 413, 429, 502, 503, 504, 507})
+GENERAL_STATUSES = frozenset({400, 401, 403, 404, 409, 410, 413, 429, 502, 503, 504, 507})
 """What any operation may answer although the contract does not list it."""
 
 _BEYOND: dict[tuple[str, int], Json] = {

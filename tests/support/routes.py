@@ -116,6 +116,7 @@ _IN_QUERY = {
     "raw_path": None,
     "mode": None,
     "cursor": "cursor",
+    "after": None,
 }
 """What a parameter of a query names; None for what names nothing of a team's."""
 
@@ -148,10 +149,14 @@ _FIELDS: dict[str, str | None] = {
     "metadata": None,
     "deadline_sec": None,
     "on_deadline": None,
+    "url": None,
+    "events": None,
+    "description": None,
+    "enabled": None,
 }
 """What a field of a body names; None for what names nothing of a team's."""
 
-_REQUIRED: Json = {"cmd": "true"}
+_REQUIRED: Json = {"cmd": "true", "url": "https://192.0.2.1/"}
 """Values of fields that name nothing and may not be left out."""
 
 
@@ -159,6 +164,7 @@ def _query(route: Route, names: Names) -> dict[str, str]:
     found = {}
     for parameter in cast("list[Json]", route.operation.get("parameters", [])):
         if parameter["in"] != "query":
+            assert parameter["name"] == "Last-Event-ID", parameter
             continue
         name = str(parameter["name"])
         if name not in _IN_QUERY:

@@ -34,7 +34,10 @@ NOT_FOUND = {
 }
 """Operations, and what in their body must be the caller's."""
 
-_VOLATILE = frozenset({"downloadArchive", "getSandboxMetrics", "listProcesses"})
+ENDLESS = "streamEvents"
+"""The read that goes on until the caller hangs up."""
+
+_VOLATILE = frozenset({"downloadArchive", "getSandboxMetrics", "listProcesses", ENDLESS})
 """Reads that differ from one moment to the next, or keep a sandbox awake."""
 
 _SMALL = 1 << 20

@@ -19,6 +19,7 @@ from wrenn_sandbox.control.service.context import ControlContext
 from wrenn_sandbox.control.service.deadlines import Deadlines
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.evacuation import Evacuation
+from wrenn_sandbox.control.service.events import EventFeed
 from wrenn_sandbox.control.service.forks import Forks
 from wrenn_sandbox.control.service.guest_health import GuestHealth
 from wrenn_sandbox.control.service.guests import GuestService
@@ -71,6 +72,7 @@ class ControlPlane:
         self.revocations = Revocations(self.store)
         self.lifecycle = Lifecycle(context, self.activity, self.draining)
         self.health = GuestHealth(context, self.metrics)
+        self.events = EventFeed(context)
         images = DiscardedImages(self.store, host)
         templates = Templates(self.store, host)
         policies = NetworkPolicies(context)
@@ -123,6 +125,7 @@ class ControlPlane:
                         self.draining,
                         self.evacuation,
                         self.health,
+                        self.events,
                     )
                 ]
                 try:
@@ -162,6 +165,7 @@ class ControlPlane:
                 OAuthService(self._context, accounts, limits, providers, states),
                 self.revocations,
                 self.draining,
+                self.events,
             )
 
     async def _secret(self) -> str:

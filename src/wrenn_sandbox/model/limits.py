@@ -27,6 +27,9 @@ LABEL_VALUE_MAX: Final = 512
 ENVIRONMENT_NAMES: Final = 64
 ENVIRONMENT_BYTES: Final = 32 * 1024
 """Environment variables that all commands of a sandbox get, and their names and values in all."""
+EVENT_STREAMS_PER_TEAM: Final = 64
+EVENT_STREAMS_PER_CALLER: Final = 16
+"""How many streams of events may be open at once, by all callers of a team and by one of them."""
 COMMAND_BYTES: Final = 1024 * 1024
 """Of a command with its arguments and environment; a guest's kernel takes two MiB at most."""
 

@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from wrenn_sandbox.control.api.event_stream import STOPPING_EVENT
 from wrenn_sandbox.control.api.forwarded import TrustedProxies
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.patience import patience
@@ -150,11 +151,12 @@ class HttpServer(uvicorn.Server):
 
     async def _let_in(self, accepted: socket.socket, place: ExitStack) -> None:
         context = None if self._certificate is None else self._certificate.context
+        state: dict[str, object] = {STOPPING_EVENT: self._exit}
         done = False
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: HttpProtocol(self.config, self.server_state, {}, self._settings, place),
+                lambda: HttpProtocol(self.config, self.server_state, state, self._settings, place),
                 accepted,
                 ssl=context,
                 ssl_handshake_timeout=None if context is None else self._settings.head_timeout_sec,

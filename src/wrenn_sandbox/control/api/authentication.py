@@ -55,10 +55,18 @@ async def caller_of_connection(connection: HTTPConnection, services: Services) -
     return await services.accounts.caller_of_token(token)
 
 
-async def _team_of_either(
+async def _caller_by_either(
     connection: HTTPConnection, services: ServicesDependency, _: _ApiKey, __: _Bearer
-) -> TeamId:
-    return (await caller_of_connection(connection, services)).team_id
+) -> Caller:
+    return await caller_of_connection(connection, services)
+
+
+AnyCaller = Annotated[Caller, Depends(_caller_by_either)]
+"""Who asks; an API key or a token is needed."""
+
+
+async def _team_of_either(caller: AnyCaller) -> TeamId:
+    return caller.team_id
 
 
 def has_credentials(connection: HTTPConnection) -> bool:

@@ -13,7 +13,14 @@ from .errors import error_response
 from .idempotency import HEADER, REPLAYED
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", HEADER)
+_REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Last-Event-ID",
+    "X-API-Key",
+    "X-Request-Id",
+    HEADER,
+)
 _ANSWER_HEADERS = ("X-Request-Id", "X-Next-Cursor", "Link", "Retry-After", REPLAYED)
 
 

@@ -32,7 +32,8 @@ class SandboxEvent(ResponseModel):
     time: Annotated[datetime, Field(validation_alias="at")]
 
 
-def _before(page: Page) -> int | None:
+def before_number(page: Page) -> int | None:
+    """The number that the cursor of a list of numbered things names."""
     if page.after is None:
         return None
     if not page.after.key.isdecimal() or len(page.after.key) > 18:
@@ -53,6 +54,6 @@ async def list_sandbox_events(
     page: PageDependency,
 ) -> list[SandboxEvent]:
     """The transitions of a sandbox, newest first."""
-    found = await services.sandboxes.events(team_id, id, page.one_more, _before(page))
+    found = await services.sandboxes.events(team_id, id, page.one_more, before_number(page))
     shown = page.cut(found, lambda last: Position(last.at, str(last.number)))
     return [SandboxEvent.of(event) for event in shown]

@@ -16,6 +16,7 @@ _MEANING: Final = {
     403: "The credential or the server does not allow this",
     404: "There is no such thing, or it belongs to another team",
     409: "The state of things does not allow this",
+    410: "What follows this id is not kept any more",
     413: "The body is too large",
     429: "Too many attempts, or a limit of the team is reached",
     502: "The host or the agent in the guest failed",

@@ -10,6 +10,7 @@ from wrenn_sandbox.control.service.accounts import AccountService
 from wrenn_sandbox.control.service.api_keys import ApiKeyService
 from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.draining import Draining
+from wrenn_sandbox.control.service.events import EventFeed
 from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.oauth import OAuthService
@@ -28,6 +29,7 @@ class Services:
     oauth: OAuthService
     revocations: Revocations
     draining: Draining
+    events: EventFeed
 
 
 def services_of(connection: HTTPConnection) -> Services:

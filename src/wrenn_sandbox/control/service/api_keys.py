@@ -50,7 +50,7 @@ class ApiKeyService:
     async def delete(self, team_id: TeamId, key_id: str) -> None:
         """The key stops working at once; raises `NotFound`."""
         if not is_id("key", key_id) or not await self._store.team(team_id).api_keys.remove(
-            KeyId(key_id)
+            KeyId(key_id), self._clock()
         ):
             raise NotFound("There is no such API key")
 

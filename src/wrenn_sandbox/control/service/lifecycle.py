@@ -147,8 +147,8 @@ class Lifecycle:
         )
         try:
             placement = await self._host.create(request)
-        except NoCapacity:
-            await self._store.remove_starting(sandbox.id)
+        except NoCapacity as error:
+            await self._store.remove_starting(sandbox, reason_of(error), self._clock())
             raise
         except Exception as error:
             await self._record(sandbox.id, Event.FAILED, "user", reason_of(error))

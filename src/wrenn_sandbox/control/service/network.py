@@ -95,7 +95,7 @@ class NetworkPolicies:
             await self._host.set_network(sandbox_id, new_operation_id(), sandbox.network)
             reason = "the host applied another network policy"
             change = PolicyChange(sandbox.network, actor, reason, self._clock())
-            await self._store.policies.note(sandbox_id, change)
+            await self._store.policies.note(sandbox, change)
         _log.warning("corrected", sandbox_id=sandbox_id, reason=reason)
 
     def _in_order(self, sandbox_id: SandboxId) -> asyncio.Lock:

@@ -5,6 +5,7 @@
 serve the platform's own work: lifecycle, reconciliation and the check of credentials.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wrenn_sandbox.ids import TeamId
@@ -22,6 +23,7 @@ from .rollbacks import Rollbacks
 from .sandboxes import AllSandboxes, TeamSandboxes
 from .silence import Silences
 from .spent_states import SpentStates
+from .team_events import AllEvents, TeamEvents
 from .templates import Snapshots, TeamTemplates
 
 
@@ -34,6 +36,7 @@ class TeamStore:
     policies: TeamPolicies
     api_keys: TeamApiKeys
     templates: TeamTemplates
+    events: TeamEvents
     quota: TeamQuota
 
 
@@ -49,21 +52,27 @@ class Store:
         self.spent_states = SpentStates(self._database)
         self.keys = ApiKeyDirectory(self._database)
         self.all_sandboxes = AllSandboxes(self._database, self._guard)
-        self.policies = AllPolicies(self._database)
+        self.policies = AllPolicies(self._guard)
+        self.silences = Silences(self._database, self._guard)
+        self.events = AllEvents(self._database)
         self.idempotency_keys = IdempotencyKeys(self._database)
-        self.silences = Silences(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
         self.rollbacks = Rollbacks(self._database, self._guard)
 
     def team(self, team_id: TeamId) -> TeamStore:
         return TeamStore(
             team_id=team_id,
-            sandboxes=TeamSandboxes(self._database, team_id),
-            policies=TeamPolicies(self._database, team_id),
+            sandboxes=TeamSandboxes(self._database, team_id, self._guard),
+            policies=TeamPolicies(team_id, self._guard),
             api_keys=TeamApiKeys(self._database, team_id, self._guard),
-            templates=TeamTemplates(self._database, team_id),
+            templates=TeamTemplates(self._database, team_id, self._guard),
+            events=TeamEvents(self._database, team_id),
             quota=TeamQuota(self._database, team_id, self._quota),
         )
+
+    def listen(self, listener: Callable[[TeamId], None]) -> None:
+        """Tell `listener` of each team for which this store has committed something."""
+        self._guard.listen(listener)
 
     async def open(self) -> None:
         """Make the database ready for use: bring its schema up to date; raises `HostFailure`."""

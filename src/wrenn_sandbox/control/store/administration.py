@@ -13,7 +13,6 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     UpdateBase,
-    delete,
     func,
     insert,
     literal,
@@ -37,10 +36,12 @@ from wrenn_sandbox.model.quota import QuotaOverride, decode_override, encode_ove
 from wrenn_sandbox.model.sandbox import IN_FLIGHT, State
 
 from .accounts import add_account
+from .api_keys import remove_keys
 from .database import UNUSABLE, Database, unusable
 from .installation import Installation
 from .migrate import newest_revision, revision_of
 from .overview import ActionRow, KeyRow, SandboxRow, TeamRow, UserRow
+from .quotas import lock_team
 from .records import Account
 from .tables import (
     UtcDateTime,
@@ -193,13 +194,28 @@ class Administration:
 
     async def revoke_key(self, key_id: KeyId, now: datetime) -> None:
         """The key stops working at once."""
-        query = delete(api_keys).where(api_keys.c.id == key_id)
-        await self._change(now, "revoke-key", key_id, query)
+        query = select(api_keys.c.team_id).where(api_keys.c.id == key_id)
+        for row in await self._database.rows(query):
+            team_id = TeamId(row.team_id)
+            await self._revoke(team_id, now, "revoke-key", key_id, api_keys.c.id == key_id)
 
     async def revoke_keys(self, team_id: TeamId, now: datetime) -> int:
         """All keys of a team stop working at once; gives how many."""
-        query = delete(api_keys).where(api_keys.c.team_id == team_id)
-        return await self._change(now, "revoke-keys", team_id, query)
+        return await self._revoke(team_id, now, "revoke-keys", team_id)
+
+    async def _revoke(
+        self,
+        team_id: TeamId,
+        now: datetime,
+        action: str,
+        subject: str,
+        *conditions: ColumnElement[bool],
+    ) -> int:
+        async with self._database.write() as connection:
+            await lock_team(connection, team_id)
+            removed = await remove_keys(connection, team_id, now, "admin", *conditions)
+            await self._note(connection, now, action, subject)
+        return removed
 
     async def quota(self, team_id: TeamId) -> QuotaOverride:
         """What is different for this team; raises `BadQuota`."""

@@ -9,25 +9,22 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.events import (
+    DEADLINE_NEAR,
+    NETWORK,
+    RESPONDING,
+    SANDBOX,
+    SILENT,
+    UPDATED,
+)
 from wrenn_sandbox.model.limits import EVENTS_KEPT
 from wrenn_sandbox.model.sandbox import Event, State
 from wrenn_sandbox.wire.messages import Egress
 
-from .database import Database
+from .quotas import QuotaTransaction
+from .records import Sandbox
 from .tables import sandbox_events, sandboxes
-
-NETWORK: Final = "network"
-"""What the history calls a change of a policy, which is none of the sandbox's state."""
-
-SILENT: Final = "not_responding"
-RESPONDING: Final = "responding"
-"""What the history calls the beginning and the end of a guest's silence; no state changes."""
-
-UPDATED: Final = "updated"
-"""What the history calls a change of what callers say of a sandbox; no state changes."""
-
-DEADLINE_NEAR: Final = "deadline_near"
-"""What the history calls the last minute before a deadline; no state changes."""
+from .team_events import record_event
 
 _COPIES = {
     Event.CHECKPOINT,
@@ -64,8 +61,9 @@ class PolicyChange:
 class TeamPolicies:
     """The policies of one team's sandboxes; those of others do not exist here."""
 
-    def __init__(self, database: Database, team_id: TeamId) -> None:
-        self._database = database
+    def __init__(self, team_id: TeamId, guard: QuotaTransaction) -> None:
+        self._team_id = team_id
+        self._guard = guard
         self._mine = sandboxes.c.team_id == team_id
 
     async def change(
@@ -77,7 +75,7 @@ class TeamPolicies:
         """
         this = (sandboxes.c.id == sandbox_id) & self._mine
         allowed = sandboxes.c.state.in_(states)
-        async with self._database.write() as connection:
+        async with self._guard.write(self._team_id) as connection:
             result = await connection.execute(
                 update(sandboxes)
                 .where(this, allowed)
@@ -89,27 +87,32 @@ class TeamPolicies:
                 found = await connection.execute(select(sandboxes.c.state).where(this))
                 state = found.scalar_one_or_none()
             else:
-                await _note(connection, sandbox_id, State(state), change)
+                await _note(connection, self._team_id, sandbox_id, State(state), change)
         return None if state is None else State(state)
 
 
 class AllPolicies:
     """Policies of every team's sandboxes, for the platform's own work."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, guard: QuotaTransaction) -> None:
+        self._guard = guard
 
-    async def note(self, sandbox_id: SandboxId, change: PolicyChange) -> None:
+    async def note(self, sandbox: Sandbox, change: PolicyChange) -> None:
         """Add to the history of a running sandbox that its policy was set again."""
-        async with self._database.write() as connection:
-            await _note(connection, sandbox_id, State.RUNNING, change)
+        async with self._guard.write(sandbox.team_id) as connection:
+            await _note(connection, sandbox.team_id, sandbox.id, State.RUNNING, change)
 
 
 async def _note(
-    connection: AsyncConnection, sandbox_id: SandboxId, state: State, change: PolicyChange
+    connection: AsyncConnection,
+    team_id: TeamId,
+    sandbox_id: SandboxId,
+    state: State,
+    change: PolicyChange,
 ) -> None:
     await note(
         connection,
+        team_id,
         sandbox_id,
         NETWORK,
         change.actor,
@@ -122,6 +125,7 @@ async def _note(
 
 async def note(
     connection: AsyncConnection,
+    team_id: TeamId,
     sandbox_id: SandboxId,
     event: str,
     actor: str,
@@ -131,7 +135,10 @@ async def note(
     to_state: State,
     reason: str | None = None,
 ) -> None:
-    """Add a row to the history of a sandbox; old ones go when that can happen again and again."""
+    """Add a row to the history of a sandbox, and tell its team.
+
+    Old rows go when that can happen again and again.
+    """
     await connection.execute(
         insert(sandbox_events).values(
             sandbox_id=sandbox_id,
@@ -142,6 +149,19 @@ async def note(
             actor=actor,
             at=at,
         )
+    )
+    await record_event(
+        connection,
+        team_id,
+        SANDBOX + event,
+        at,
+        {
+            "sandbox_id": sandbox_id,
+            "from": from_state,
+            "to": to_state,
+            "reason": reason,
+            "actor": actor,
+        },
     )
     if event not in _REPEATED:
         return

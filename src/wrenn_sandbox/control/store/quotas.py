@@ -1,6 +1,7 @@
 """What a team has and may have, and the guard that keeps the one within the other.
 
-The guard locks the team's row first: what the same team does at the same time waits for it. On
+The guard locks the team's row first: what the same team does at the same time waits for it, and is
+told of in that order (`team_events.py`). On
 SQLite all writing transactions take turns anyway. Within one server a team waits before it takes a
 connection, so that it never holds more than one of those that all teams share.
 """
@@ -16,7 +17,7 @@ from sqlalchemy import Select, func, select, union, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import QuotaExceeded
-from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.quota import (
     EXISTING,
     HOLDING,
@@ -46,15 +47,30 @@ class QuotaTransaction:
         self._database = database
         self._quota = quota
         self._turns: WeakValueDictionary[TeamId, asyncio.Lock] = WeakValueDictionary()
+        self._listeners: list[Callable[[TeamId], None]] = []
+
+    def listen(self, listener: Callable[[TeamId], None]) -> None:
+        """Tell `listener` of each team for which something was committed."""
+        self._listeners.append(listener)
 
     @asynccontextmanager
     async def write(self, team_id: TeamId, *checks: Check) -> AsyncIterator[AsyncConnection]:
         """A transaction; raises `QuotaExceeded` at its end, after which nothing has changed."""
         turn = self._turns.setdefault(team_id, asyncio.Lock())
         async with turn, self._database.write() as connection:
-            override = await _override(connection, team_id, lock=True)
+            override = await lock_team(connection, team_id)
             yield connection
-            self._require(_own(self._quota, override), await _usage(connection, team_id), checks)
+            if checks:
+                quota = _own(self._quota, override)
+                self._require(quota, await _usage(connection, team_id), checks)
+        for listener in self._listeners:
+            listener(team_id)
+
+    async def team_of(self, sandbox_id: SandboxId) -> TeamId | None:
+        """Whose sandbox it is, which never changes; None where there is no such sandbox."""
+        query = select(sandboxes.c.team_id).where(sandboxes.c.id == sandbox_id)
+        row = await self._database.row(query)
+        return None if row is None else TeamId(row.team_id)
 
     @staticmethod
     def _require(quota: Quota, usage: Usage, checks: Sequence[Check]) -> None:
@@ -71,10 +87,16 @@ def _own(quota: Quota, override: str | None) -> Quota:
     return quota if override is None else decode_override(override).over(quota)
 
 
-async def _override(connection: AsyncConnection, team_id: TeamId, *, lock: bool) -> str | None:
-    query = select(teams.c.quota).where(teams.c.id == team_id)
-    if lock:
-        query = query.with_for_update(key_share=True)
+async def lock_team(connection: AsyncConnection, team_id: TeamId) -> str | None:
+    """Lock a team's row until the end of the transaction; gives its override of quotas."""
+    return await _override(connection, _quota_of(team_id).with_for_update(key_share=True))
+
+
+def _quota_of(team_id: TeamId) -> Select[tuple[str | None]]:
+    return select(teams.c.quota).where(teams.c.id == team_id)
+
+
+async def _override(connection: AsyncConnection, query: Select[tuple[str | None]]) -> str | None:
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else row.quota
 
@@ -168,7 +190,7 @@ class TeamQuota:
     async def limits(self) -> Quota:
         """What holds for the team; raises `BadQuota`."""
         async with self._database.read() as connection:
-            return _own(self._quota, await _override(connection, self._team_id, lock=False))
+            return _own(self._quota, await _override(connection, _quota_of(self._team_id)))
 
     async def usage(self) -> Usage:
         async with self._database.read() as connection:

@@ -143,6 +143,17 @@ class SandboxEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class TeamEvent:
+    """What a team is told: `number` is its place among the team's, `data` an object in JSON."""
+
+    team_id: TeamId
+    number: int
+    type: str
+    at: datetime
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
 class TeamTemplate:
     """A team's own snapshot; `size_bytes` counts allocated bytes.
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import Conflict
 from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.events import CREATE, DEADLINE_NEAR, REFUSED, SANDBOX, UPDATED
 from wrenn_sandbox.model.limits import ENDED_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
 from wrenn_sandbox.model.sandbox import (
@@ -26,7 +27,7 @@ from wrenn_sandbox.wire.messages import Placement
 from . import labels
 from .accounts import has_somebody
 from .database import Database
-from .events import DEADLINE_NEAR, UPDATED, note
+from .events import note
 from .quotas import QuotaTransaction
 from .records import (
     Position,
@@ -39,6 +40,7 @@ from .records import (
     values,
 )
 from .tables import sandbox_envs, sandbox_events, sandboxes
+from .team_events import record_event
 
 _REASON_LENGTH = 1000
 
@@ -83,8 +85,9 @@ async def add(connection: AsyncConnection, sandbox: Sandbox, actor: str) -> None
     await labels.index(connection, sandbox.team_id, sandbox.id, sandbox.metadata)
     await note(
         connection,
+        sandbox.team_id,
         sandbox.id,
-        "create",
+        CREATE,
         actor,
         sandbox.created_at,
         from_state=None,
@@ -125,6 +128,7 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
             )
         await note(
             connection,
+            sandbox.team_id,
             sandbox_id,
             change.event,
             change.actor,
@@ -165,9 +169,10 @@ def _values(
 class TeamSandboxes:
     """The sandboxes of one team; those of others do not exist here."""
 
-    def __init__(self, database: Database, team_id: TeamId) -> None:
+    def __init__(self, database: Database, team_id: TeamId, guard: QuotaTransaction) -> None:
         self._database = database
         self._team_id = team_id
+        self._guard = guard
         self._mine = sandboxes.c.team_id == team_id
 
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
@@ -203,7 +208,7 @@ class TeamSandboxes:
         if changed.deadline_sec is not None:
             columns["deadline_at"] = deadline(changed.deadline_sec, at)
         not_ended = sandboxes.c.state.not_in(ENDED)
-        async with self._database.write() as connection:
+        async with self._guard.write(self._team_id) as connection:
             result = await connection.execute(
                 update(sandboxes)
                 .where(sandboxes.c.id == sandbox_id, self._mine, not_ended)
@@ -218,6 +223,7 @@ class TeamSandboxes:
                 await labels.index(connection, self._team_id, sandbox_id, changed.metadata)
             await note(
                 connection,
+                self._team_id,
                 sandbox_id,
                 UPDATED,
                 "user",
@@ -271,15 +277,18 @@ class AllSandboxes:
 
         Raises `Missing`, `IllegalTransition` or `QuotaExceeded`; nothing has changed then.
         """
-        sandbox = await self.get(sandbox_id)
-        if sandbox is None:
+        team_id = await self._guard.team_of(sandbox_id)
+        if team_id is None:
             raise Missing(sandbox_id)
-        async with self._guard.write(sandbox.team_id, check_machines, check_disk) as connection:
+        async with self._guard.write(team_id, check_machines, check_disk) as connection:
             return await apply(connection, sandbox_id, change)
 
     async def apply(self, sandbox_id: SandboxId, *changes: Change) -> Sandbox:
         """Apply events in one transaction; raises `Missing` or `IllegalTransition`."""
-        async with self._database.write() as connection:
+        team_id = await self._guard.team_of(sandbox_id)
+        if team_id is None:
+            raise Missing(sandbox_id)
+        async with self._guard.write(team_id) as connection:
             for change in changes:
                 sandbox = await apply(connection, sandbox_id, change)
         return sandbox
@@ -321,12 +330,13 @@ class AllSandboxes:
             sandboxes.c.state == sandbox.state,
             sandboxes.c.deadline_at == sandbox.deadline_at,
         )
-        async with self._database.write() as connection:
+        async with self._guard.write(sandbox.team_id) as connection:
             changed = await connection.execute(query.values(deadline_told=sandbox.deadline_at))
             if changed.rowcount == 0:
                 return
             await note(
                 connection,
+                sandbox.team_id,
                 sandbox.id,
                 DEADLINE_NEAR,
                 actor,
@@ -345,11 +355,19 @@ class AllSandboxes:
     async def _all(self, *conditions: ColumnElement[bool]) -> list[Sandbox]:
         return await self._database.records(Sandbox, select(sandboxes).where(*conditions))
 
-    async def remove_starting(self, sandbox_id: SandboxId) -> bool:
-        """Forget a sandbox for which nothing was started; false when it was deleted meanwhile."""
+    async def remove_starting(self, sandbox: Sandbox, reason: str, now: datetime) -> bool:
+        """Forget a sandbox for which nothing was started; false when it was deleted meanwhile.
+
+        Its team, which was told of its beginning, is told `reason`.
+        """
         starting = sandboxes.c.state.in_(sources(Event.STARTED))
-        removed = delete(sandboxes).where(sandboxes.c.id == sandbox_id, starting)
-        return await self._database.change(removed) == 1
+        removed = delete(sandboxes).where(sandboxes.c.id == sandbox.id, starting)
+        async with self._guard.write(sandbox.team_id) as connection:
+            if (await connection.execute(removed)).rowcount != 1:
+                return False
+            told = {"sandbox_id": sandbox.id, "from": State.STARTING, "reason": reason}
+            await record_event(connection, sandbox.team_id, SANDBOX + REFUSED, now, told)
+        return True
 
     async def remove_ended(self, before: datetime) -> int:
         """Remove stopped and failed sandboxes that changed last before `before`.

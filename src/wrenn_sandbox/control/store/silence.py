@@ -9,19 +9,22 @@ from datetime import datetime
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.events import RESPONDING, SILENT
 from wrenn_sandbox.model.sandbox import State
 
 from .database import Database
-from .events import RESPONDING, SILENT, UNRELATED, note
+from .events import UNRELATED, note
+from .quotas import QuotaTransaction
 from .tables import sandbox_events, sandboxes
 
 
 class Silences:
     """For the platform's own work: sandboxes of every team."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, guard: QuotaTransaction) -> None:
         self._database = database
+        self._guard = guard
 
     async def all(self) -> dict[SandboxId, datetime]:
         """The running sandboxes that are silent, and since when."""
@@ -45,19 +48,25 @@ class Silences:
 
         Returns since when it does not, None where the sandbox does not run.
         """
-        async with self._database.write() as connection:
+        team_id = await self._guard.team_of(sandbox_id)
+        if team_id is None:
+            return None
+        async with self._guard.write(team_id) as connection:
             if not await _runs(connection, sandbox_id):
                 return None
             known = await _silent_since(connection, sandbox_id)
             if known is None:
-                await _note(connection, sandbox_id, SILENT, reason, actor, since)
+                await _note(connection, team_id, sandbox_id, SILENT, reason, actor, since)
             return known or since
 
     async def end(self, sandbox_id: SandboxId, reason: str, actor: str, at: datetime) -> None:
         """Note that the guest of a running sandbox responds, if it is known not to have done so."""
-        async with self._database.write() as connection:
+        team_id = await self._guard.team_of(sandbox_id)
+        if team_id is None:
+            return
+        async with self._guard.write(team_id) as connection:
             if await _runs(connection, sandbox_id) and await _silent_since(connection, sandbox_id):
-                await _note(connection, sandbox_id, RESPONDING, reason, actor, at)
+                await _note(connection, team_id, sandbox_id, RESPONDING, reason, actor, at)
 
 
 async def _runs(connection: AsyncConnection, sandbox_id: SandboxId) -> bool:
@@ -80,6 +89,7 @@ async def _silent_since(connection: AsyncConnection, sandbox_id: SandboxId) -> d
 
 async def _note(
     connection: AsyncConnection,
+    team_id: TeamId,
     sandbox_id: SandboxId,
     event: str,
     reason: str,
@@ -93,5 +103,13 @@ async def _note(
     )
     runs = State.RUNNING
     await note(
-        connection, sandbox_id, event, actor, at, from_state=runs, to_state=runs, reason=reason
+        connection,
+        team_id,
+        sandbox_id,
+        event,
+        actor,
+        at,
+        from_state=runs,
+        to_state=runs,
+        reason=reason,
     )

@@ -112,6 +112,18 @@ teams = Table(
     Column("name", String(400), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("quota", Text),
+    Column("last_event", BigInteger, nullable=False, server_default="0"),
+)
+
+team_events = Table(
+    "team_events",
+    metadata,
+    Column("team_id", ForeignKey("teams.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("type", String(64), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("data", Text, nullable=False),
+    Index("team_events_by_time", "at"),
 )
 
 memberships = Table(

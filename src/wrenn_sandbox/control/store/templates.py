@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import AlreadyExists, Conflict
 from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
+from wrenn_sandbox.model.events import SNAPSHOT_CREATED, SNAPSHOT_DELETED
 from wrenn_sandbox.model.quota import check_disk, check_snapshots
 from wrenn_sandbox.model.sandbox import IllegalTransition
 from wrenn_sandbox.wire.messages import ImageInfo
@@ -19,6 +20,7 @@ from .database import Database
 from .quotas import QuotaTransaction
 from .records import ForkImage, Sandbox, SnapshotIntent, TeamTemplate, values
 from .tables import discarded_images, fork_images, snapshot_intents, templates
+from .team_events import record_event
 
 
 async def _discard(connection: AsyncConnection, team_id: TeamId, name: str, now: datetime) -> bool:
@@ -50,9 +52,10 @@ async def _end(
 class TeamTemplates:
     """The templates of one team; those of others do not exist here."""
 
-    def __init__(self, database: Database, team_id: TeamId) -> None:
+    def __init__(self, database: Database, team_id: TeamId, guard: QuotaTransaction) -> None:
         self._database = database
         self._team_id = team_id
+        self._guard = guard
 
     async def all(self) -> list[TeamTemplate]:
         query = select(templates).where(templates.c.team_id == self._team_id)
@@ -72,8 +75,12 @@ class TeamTemplates:
 
     async def remove(self, name: str, now: datetime) -> bool:
         """Give up a name and its image; false when there is none."""
-        async with self._database.write() as connection:
-            return await _discard(connection, self._team_id, name, now)
+        async with self._guard.write(self._team_id) as connection:
+            found = await _discard(connection, self._team_id, name, now)
+            if found:
+                told = {"name": name, "actor": "user"}
+                await record_event(connection, self._team_id, SNAPSHOT_DELETED, now, told)
+            return found
 
 
 class Snapshots:
@@ -125,20 +132,22 @@ class Snapshots:
             created_at=change.at,
             sandbox_id=intent.sandbox_id,
         )
-        async with self._database.write() as connection:
+        async with self._guard.write(intent.team_id) as connection:
             await _discard(connection, intent.team_id, intent.name, change.at)
             await connection.execute(
                 insert(templates).values(team_id=intent.team_id, **values(template))
             )
             await self._forget(connection, intent.sandbox_id)
             await sandboxes.apply(connection, intent.sandbox_id, change)
+            told = {"name": intent.name, "sandbox_id": intent.sandbox_id, "actor": change.actor}
+            await record_event(connection, intent.team_id, SNAPSHOT_CREATED, change.at, told)
         return template
 
     async def abandon(
         self, intent: SnapshotIntent, change: sandboxes.Change | None, now: datetime
     ) -> None:
         """Release the name, discard the image and apply `change` where it is legal, at once."""
-        async with self._database.write() as connection:
+        async with self._guard.write(intent.team_id) as connection:
             await self._forget(connection, intent.sandbox_id)
             await _end(connection, intent.sandbox_id, intent.image_id, change, now)
 
