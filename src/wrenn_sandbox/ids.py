@@ -16,6 +16,7 @@ MachineId = NewType("MachineId", str)
 OperationId = NewType("OperationId", str)
 RequestId = NewType("RequestId", str)
 InstallationId = NewType("InstallationId", str)
+WebhookId = NewType("WebhookId", str)
 
 Random = Callable[[int], bytes]
 """Given a count, returns that many random bytes."""
@@ -72,6 +73,15 @@ def new_tag(random: Random = secrets.token_bytes) -> str:
 
 def new_installation_id(random: Random = secrets.token_bytes) -> InstallationId:
     return InstallationId(_new("inst", random))
+
+
+def new_webhook_id(random: Random = secrets.token_bytes) -> WebhookId:
+    return WebhookId(_new("wh", random))
+
+
+def new_webhook_secret(random: Random = secrets.token_bytes) -> str:
+    """What a webhook's deliveries are signed with: `whsec_` and 64 lower-case hex digits."""
+    return "whsec_" + random(32).hex()
 
 
 def is_id(prefix: str, value: str) -> bool:

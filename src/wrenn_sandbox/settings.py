@@ -246,6 +246,9 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
     output_limit_bytes: int = 10 * 1024 * 1024
     guest_check_sec: float = Field(default=5.0, gt=0)
 
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, _SPLIT] = ()
+    webhook_timeout_sec: float = Field(default=10.0, gt=0, le=20)
+
     reconcile_interval_sec: float = 5.0
     retention_sec: float = 86_400.0
     on_stop: Literal["keep", "pause"] = "keep"

@@ -14,7 +14,8 @@ from wrenn_sandbox.wire.messages import FileEntry, FileType, LeftOut, Unpacked
 ANSWERS = Path(__file__).parent / "answers.txt"
 _VARIES = (
     (re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+"), "TOKEN"),
-    (re.compile(r"\b(sb|usr|team|key)-[0-9a-z]{10,}"), r"\1-ID"),
+    (re.compile(r"\b(sb|usr|team|key|wh)-[0-9a-z]{10,}"), r"\1-ID"),
+    (re.compile(r"whsec_\w+"), "whsec_SECRET"),
     (re.compile(r"wrn_\w+"), "wrn_KEY"),
     (re.compile(r'"version":"[^"]+"'), '"version":"VERSION"'),
 )
@@ -94,6 +95,9 @@ GET /v1/sandboxes/ID
 GET /v1/sandboxes/ID/events
 GET /v1/usage
 DELETE /v1/snapshots/mine
+GET /v1/events?limit=2
+POST /v1/webhooks {{"url": "https://hook.invalid/", "events": ["snapshot.*"]}}
+GET /v1/webhooks
 """
 
 

@@ -76,6 +76,8 @@ class Caller:
             return "minimal"
         if parameter != "id":
             return "proc-00000000"
+        if path.startswith("/v1/webhooks"):
+            return self._webhook()
         return self._key() if path.startswith("/v1/api-keys") else self._sandbox()
 
     def _sandbox(self) -> str:
@@ -90,6 +92,13 @@ class Caller:
 
     def _key(self) -> str:
         return str(self.client.post("/v1/api-keys", json={}).json()["id"])
+
+    def _webhook(self) -> str:
+        """One that nothing can be delivered to; deleted again where there are too many."""
+        for each in self.client.get("/v1/webhooks").json()[10:]:
+            self.client.delete(f"/v1/webhooks/{each['id']}")
+        body = {"url": "https://webhook.invalid/"}
+        return str(self.client.post("/v1/webhooks", json=body).json()["id"])
 
 
 NewCaller = Callable[[], AbstractContextManager[Caller]]

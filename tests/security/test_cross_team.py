@@ -43,11 +43,13 @@ _HERE = pytest.mark.asyncio(loop_scope="module")
 _OWN = frozenset(
     {
         "createAPIKey",
+        "createWebhook",
         "getUsage",
         "listAPIKeys",
         "listEvents",
         "listSandboxes",
         "listSnapshots",
+        "listWebhooks",
         ENDLESS,
     }
 )
@@ -284,11 +286,18 @@ async def test_forms_that_are_not_quite_an_id(server: Server, worlds: tuple[Worl
     id, name, key = alpha.running, alpha.names.snapshot, alpha.names.key
     for odd in ("{}%20", "%20{}", "{}%00", "{}%0A", "{}%2F", ".%2F{}", "{}%3Fx", "{}'--", "{}%25"):
         names = replace(
-            alpha.names, sandbox=odd.format(id), snapshot=odd.format(name), key=odd.format(key)
+            alpha.names,
+            sandbox=odd.format(id),
+            snapshot=odd.format(name),
+            key=odd.format(key),
+            webhook=odd.format(alpha.names.webhook),
         )
         await _all_refused(server, bravo, document, names)
     for sandbox in (id.upper(), id[:-1], f"{id}a", id.removeprefix("sb-"), "%", "sb-%", "*", key):
-        names = replace(alpha.names, sandbox=sandbox, snapshot=name.upper(), key=id)
+        webhook = alpha.names.webhook.upper()
+        names = replace(
+            alpha.names, sandbox=sandbox, snapshot=name.upper(), key=id, webhook=webhook
+        )
         await _all_refused(server, bravo, document, names)
     assert await alpha.state(server) == before
 

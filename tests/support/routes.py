@@ -35,6 +35,7 @@ class Names:
     key: str
     snapshot: str
     file: str
+    webhook: str
     cursor: str | None = None
 
 
@@ -99,6 +100,7 @@ _IN_PATH = {
     ("processes", "process"): "process",
     ("api-keys", "id"): "key",
     ("snapshots", "name"): "snapshot",
+    ("webhooks", "id"): "webhook",
 }
 """What a parameter of a path names, by the part before it."""
 
@@ -156,7 +158,7 @@ _FIELDS: dict[str, str | None] = {
 }
 """What a field of a body names; None for what names nothing of a team's."""
 
-_REQUIRED: Json = {"cmd": "true", "url": "https://192.0.2.1/"}
+_REQUIRED: Json = {"cmd": "true", "url": "https://hook.invalid/"}
 """Values of fields that name nothing and may not be left out."""
 
 

@@ -9,7 +9,7 @@ import httpx2
 
 from support.api_server import Server, Team
 from support.routes import Names, Route, document_of, routes_of
-from wrenn_sandbox.ids import new_key_id, new_sandbox_id
+from wrenn_sandbox.ids import new_key_id, new_sandbox_id, new_webhook_id
 
 PUBLIC = frozenset(
     {
@@ -83,8 +83,10 @@ class World:
             key=key.json()["id"],
             snapshot=f"{word}-snapshot",
             file=f"{word}-file",
+            webhook=await cls._webhook(team, word),
         )
-        marks = [*ids, names.process, names.key, names.snapshot, team.email, team.team_id, word]
+        things = (names.process, names.key, names.snapshot, names.webhook)
+        marks = [*ids, *things, team.email, team.team_id, word]
         del team.client.headers["X-API-Key"]  # whose last use would be written down
         team.client.headers.update(team.bearer)
         await server.plane.activity.save()
@@ -100,6 +102,14 @@ class World:
         written = await team.client.post(f"/v1/sandboxes/{id}/files/write", **form)  # type: ignore[arg-type]
         assert written.status_code == 204
         return id
+
+    @staticmethod
+    async def _webhook(team: Team, word: str) -> str:
+        """The id of a webhook that nothing is delivered to."""
+        body = {"url": f"https://{word}.invalid/", "events": ["snapshot.*"]}
+        made = await team.client.post("/v1/webhooks", json=body)
+        assert made.status_code == 201, made.text
+        return str(made.json()["id"])
 
     async def state(self, server: Server) -> dict[str, str]:
         """What its team reads of it, and what lies on the disk; reading it changes nothing."""
@@ -153,6 +163,7 @@ def of_nobody(names: Names, world: World) -> Names:
         sandbox=new_sandbox_id() if names.sandbox in ids else names.sandbox,
         process={world.names.process: "nobody-it", world.pid: "9" * len(world.pid)}[names.process],
         key=new_key_id(),
+        webhook=new_webhook_id(),
         snapshot="nobodys-things" if names.snapshot == world.names.snapshot else names.snapshot,
     )
 
@@ -168,7 +179,7 @@ def is_foreign(route: Route, names: Names, world: World) -> bool:
 
 def masked(text: str, names: Names) -> str:
     """Without what the caller has said: an answer may repeat that."""
-    for kind in ("sandbox", "process", "key", "snapshot"):
+    for kind in ("sandbox", "process", "key", "snapshot", "webhook"):
         text = text.replace(str(getattr(names, kind)), kind)
     return text
 

@@ -41,6 +41,7 @@ from .api import (
     sandboxes,
     snapshots,
     usage,
+    webhooks,
 )
 from .api.streams import exec as exec_stream
 from .api.streams import pty
@@ -63,6 +64,7 @@ _ROUTERS = (
     processes.router,
     pty.router,
     snapshots.router,
+    webhooks.router,
     usage.router,
     health.router,
 )

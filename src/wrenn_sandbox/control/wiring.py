@@ -9,6 +9,7 @@ from argon2 import PasswordHasher
 from wrenn_sandbox.control.api.services import Services
 from wrenn_sandbox.control.oauth.registry import open_providers
 from wrenn_sandbox.control.oauth.state import States
+from wrenn_sandbox.control.outbound import Caller, http_client
 from wrenn_sandbox.control.service.accounts import AccountService
 from wrenn_sandbox.control.service.activity import Activity
 from wrenn_sandbox.control.service.api_keys import ApiKeyService
@@ -17,6 +18,7 @@ from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.calls import ConcurrencyLimiter
 from wrenn_sandbox.control.service.context import ControlContext
 from wrenn_sandbox.control.service.deadlines import Deadlines
+from wrenn_sandbox.control.service.deliveries import AT_ONCE, Deliveries
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.evacuation import Evacuation
 from wrenn_sandbox.control.service.events import EventFeed
@@ -37,6 +39,7 @@ from wrenn_sandbox.control.service.snapshots import SnapshotService
 from wrenn_sandbox.control.service.stop import PauseAtStop
 from wrenn_sandbox.control.service.templates import Templates
 from wrenn_sandbox.control.service.tokens import Tokens, load_or_make_secret
+from wrenn_sandbox.control.service.webhooks import WebhookService
 from wrenn_sandbox.ids import new_installation_id
 from wrenn_sandbox.model.sandbox import Status
 from wrenn_sandbox.patience import patience
@@ -73,6 +76,8 @@ class ControlPlane:
         self.lifecycle = Lifecycle(context, self.activity, self.draining)
         self.health = GuestHealth(context, self.metrics)
         self.events = EventFeed(context)
+        self.deliveries = Deliveries(context)
+        self.webhooks = WebhookService(context, self.deliveries)
         images = DiscardedImages(self.store, host)
         templates = Templates(self.store, host)
         policies = NetworkPolicies(context)
@@ -126,6 +131,7 @@ class ControlPlane:
                         self.evacuation,
                         self.health,
                         self.events,
+                        self.deliveries,
                     )
                 ]
                 try:
@@ -153,7 +159,7 @@ class ControlPlane:
         accounts = AccountService(
             self._context, self.passwords, Tokens(secret, self._context.clock), limits
         )
-        async with open_providers(self._settings) as providers:
+        async with open_providers(self._settings) as providers, self._outbound():
             states = States(secret, clock=self._context.clock)
             yield Services(
                 accounts,
@@ -166,7 +172,17 @@ class ControlPlane:
                 self.revocations,
                 self.draining,
                 self.events,
+                self.webhooks,
             )
+
+    @asynccontextmanager
+    async def _outbound(self) -> AsyncIterator[None]:
+        """The way to webhooks: no proxy, and a connection for each delivery."""
+        timeout = self._settings.webhook_timeout_sec
+        async with http_client(timeout, connections=AT_ONCE, idle=0, trust_env=False) as client:
+            caller = Caller(client, self._settings.webhook_networks, timeout)
+            async with self.deliveries.through(caller):
+                yield
 
     async def _secret(self) -> str:
         if self._settings.jwt_secret is not None:

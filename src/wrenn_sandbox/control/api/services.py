@@ -16,6 +16,7 @@ from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.oauth import OAuthService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
+from wrenn_sandbox.control.service.webhooks import WebhookService
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Services:
     revocations: Revocations
     draining: Draining
     events: EventFeed
+    webhooks: WebhookService
 
 
 def services_of(connection: HTTPConnection) -> Services:

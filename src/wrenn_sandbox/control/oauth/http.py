@@ -1,19 +1,18 @@
 """The way to a provider: bounded in time and size, and nothing of it is kept or logged."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, TypeVar
 
 import httpx2
 import msgspec
 
+from wrenn_sandbox.control.outbound import http_client
 from wrenn_sandbox.errors import ExchangeFailed
 
 ANSWER_LIMIT_BYTES: Final = 256 * 1024
-_CONNECTIONS: Final = httpx2.Limits(max_connections=20, max_keepalive_connections=5)
-_HEADERS: Final = {"User-Agent": "wrenn-sandbox", "Accept-Encoding": "identity"}
+_CONNECTIONS: Final = 20
+_IDLE: Final = 5
 
 _Answer = TypeVar("_Answer")
 
@@ -71,15 +70,5 @@ def failed(detail: str) -> ExchangeFailed:
 @asynccontextmanager
 async def provider_http(timeout: float) -> AsyncIterator[ProviderHttp]:
     """One client as long as the block lasts; each wait for the network ends after `timeout` s."""
-
-    def make() -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
-            timeout=timeout,
-            limits=_CONNECTIONS,
-            headers=_HEADERS,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        )
-
-    # reads the certificates of the system
-    async with await asyncio.to_thread(make) as client:
+    async with http_client(timeout, connections=_CONNECTIONS, idle=_IDLE) as client:
         yield ProviderHttp(client)

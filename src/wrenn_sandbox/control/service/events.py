@@ -37,7 +37,7 @@ _SOON_SEC: Final = 1.0
 
 
 class Message(msgspec.Struct, frozen=True):
-    """An event as it is told; `data` is JSON as it is."""
+    """An event as it is told, over a stream or to a webhook; `data` is JSON as it is."""
 
     id: str
     team_id: str

@@ -25,6 +25,7 @@ from .silence import Silences
 from .spent_states import SpentStates
 from .team_events import AllEvents, TeamEvents
 from .templates import Snapshots, TeamTemplates
+from .webhooks import AllWebhooks, TeamWebhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class TeamStore:
     api_keys: TeamApiKeys
     templates: TeamTemplates
     events: TeamEvents
+    webhooks: TeamWebhooks
     quota: TeamQuota
 
 
@@ -56,6 +58,7 @@ class Store:
         self.silences = Silences(self._database, self._guard)
         self.events = AllEvents(self._database)
         self.idempotency_keys = IdempotencyKeys(self._database)
+        self.webhooks = AllWebhooks(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
         self.rollbacks = Rollbacks(self._database, self._guard)
 
@@ -67,6 +70,7 @@ class Store:
             api_keys=TeamApiKeys(self._database, team_id, self._guard),
             templates=TeamTemplates(self._database, team_id, self._guard),
             events=TeamEvents(self._database, team_id),
+            webhooks=TeamWebhooks(self._database, team_id, self._guard),
             quota=TeamQuota(self._database, team_id, self._quota),
         )
 

@@ -6,12 +6,13 @@ A record has the names of its columns: `record` makes one of a row, `values` a r
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from enum import StrEnum
 from typing import ClassVar, TypeVar
 
 import msgspec
 from sqlalchemy import Executable, Row, Select, Table, and_, or_
 
-from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId
+from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId, WebhookId
 from wrenn_sandbox.model.sandbox import OnDeadline, State, Status
 from wrenn_sandbox.model.template import TemplateType
 from wrenn_sandbox.wire.messages import Egress
@@ -28,8 +29,8 @@ def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
 
 def values(
     of: (
-        "ApiKey | ForkImage | Identity | KeyedRequest | Rollback | Sandbox | SandboxUpdate "
-        "| SnapshotIntent | TeamTemplate"
+        "ApiKey | Delivery | ForkImage | Identity | KeyedRequest | Rollback | Sandbox"
+        " | SandboxUpdate | SnapshotIntent | TeamTemplate | Webhook"
     ),
 ) -> dict[str, object]:
     """The columns of a record's row."""
@@ -151,6 +152,59 @@ class TeamEvent:
     type: str
     at: datetime
     data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where a team wants to be told of events. `events` are patterns with spaces in between.
+
+    `position` is the last event that is settled. The one behind it has been tried `attempts` times
+    since `trying_since`; no delivery has succeeded since `failing_since`.
+    """
+
+    id: WebhookId
+    team_id: TeamId
+    url: str
+    events: str
+    description: str
+    secret: str
+    created_at: datetime
+    position: int = 0
+    attempts: int = 0
+    trying_since: datetime | None = None
+    retry_at: datetime | None = None
+    failing_since: datetime | None = None
+    claimed_until: datetime | None = None
+    disabled_at: datetime | None = None
+    disabled_reason: str | None = None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return tuple(self.events.split())
+
+
+class Outcome(StrEnum):
+    """What became of an attempt to deliver: `retrying` is another one to come."""
+
+    DELIVERED = "delivered"
+    RETRYING = "retrying"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One attempt to deliver an event: the status of the answer, or why there was none."""
+
+    webhook_id: WebhookId
+    event_id: str
+    type: str
+    attempt: int
+    outcome: Outcome
+    status: int | None
+    error: str | None
+    duration_ms: int
+    at: datetime
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,43 @@ api_keys = Table(
     Index("api_keys_by_team", "team_id", "created_at", "id"),
 )
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("team_id", ForeignKey("teams.id", ondelete="CASCADE"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("secret", String(80), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("trying_since", UtcDateTime),
+    Column("retry_at", UtcDateTime),
+    Column("failing_since", UtcDateTime),
+    Column("claimed_until", UtcDateTime),
+    Column("disabled_at", UtcDateTime),
+    Column("disabled_reason", Text),
+    Index("webhooks_by_team", "team_id", "created_at", "id"),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("number", _BigId, primary_key=True, autoincrement=True),
+    Column("webhook_id", ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("event_id", String(40), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("status", Integer),
+    Column("error", Text),
+    Column("duration_ms", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("webhook_deliveries_by_webhook", "webhook_id", "number"),
+)
+
 sandboxes = Table(
     "sandboxes",
     metadata,
