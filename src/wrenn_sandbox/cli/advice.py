@@ -38,6 +38,7 @@ _ADVICE: Final = (
     ("overwrite it", "--overwrite does"),
     ("deadline of the sandbox has passed", "wrenn sandbox update --deadline SEC gives it another"),
     ("sandbox is paused", "wrenn sandbox resume continues it"),
+    ("no such webhook", "wrenn webhook list shows those there are"),
     ("process '", "wrenn process list shows those there are"),
 )
 """Parts of the server's messages, and the commands that help."""

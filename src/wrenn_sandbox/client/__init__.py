@@ -26,6 +26,7 @@ from .errors import (
     ConnectionFailed,
     ExecTimeout,
     Forbidden,
+    Gone,
     InvalidRequest,
     InvalidState,
     NoCapacity,
@@ -53,9 +54,12 @@ from .models import (
     Result,
     SandboxInfo,
     Session,
+    TeamEvent,
     Template,
     Usage,
     Used,
+    Webhook,
+    WebhookDelivery,
 )
 
 __all__ = [
@@ -81,6 +85,7 @@ __all__ = [
     "FileEntry",
     "Forbidden",
     "Frame",
+    "Gone",
     "InvalidRequest",
     "InvalidState",
     "LeftOut",
@@ -103,6 +108,7 @@ __all__ = [
     "Stdout",
     "Stream",
     "StreamFailed",
+    "TeamEvent",
     "Template",
     "Terminal",
     "TooLarge",
@@ -110,4 +116,6 @@ __all__ = [
     "UnexpectedAnswer",
     "Usage",
     "Used",
+    "Webhook",
+    "WebhookDelivery",
 ]

@@ -1,9 +1,10 @@
-"""Work on files, which would keep an event loop from everything else.
+"""Work on files and waits, which would keep an event loop from everything else.
 
-Both do the same; `tools/make_sync_client.py` puts the second in the place of the first.
+Of two that do the same, `tools/make_sync_client.py` puts the second in the place of the first.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -23,3 +24,11 @@ def aside(
 ) -> _Result:
     """What `work` returns, done here."""
     return work(*args, **kwargs)
+
+
+async def async_sleep(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)

@@ -14,6 +14,7 @@ ClientError
     │   ├── InvalidState  409 invalid_state
     │   └── AlreadyExists 409 already_exists, email_taken
     ├── RequestTimeout    408 request_timeout
+    ├── Gone              410 gone: the events that were asked for are not kept any more
     ├── TooLarge          413 too_large
     ├── RateLimited       429 rate_limited
     ├── QuotaExceeded     429 quota_exceeded
@@ -105,6 +106,12 @@ class RequestTimeout(ApiError):
     """The server stopped waiting for the rest of the request."""
 
     codes = ("request_timeout",)
+
+
+class Gone(ApiError):
+    """The events that were asked for are not kept any more."""
+
+    codes = ("gone",)
 
 
 class TooLarge(ApiError):

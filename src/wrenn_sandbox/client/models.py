@@ -84,6 +84,50 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class TeamEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened: ids are numbers, one after the other for each team.
+
+    `data` names what it happened to, such as `sandbox_id`, and why (`reason`), by whom (`actor`).
+    """
+
+    id: str
+    team_id: str
+    type: str
+    time: datetime
+    data: dict[str, str]
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where events are delivered to. `secret` is there only when it was just created."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    description: str
+    enabled: bool
+    created_at: datetime
+    disabled_reason: str | None = None
+    failing_since: datetime | None = None
+    next_attempt_at: datetime | None = None
+    secret: str | None = None
+
+
+class WebhookDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to deliver: the `status` of the answer, or the `error` for which there was none.
+
+    `retrying` has failed, and another attempt is to come.
+    """
+
+    event_id: str
+    type: str
+    attempt: int
+    outcome: Literal["delivered", "retrying", "failed"]
+    duration_ms: int
+    time: datetime
+    status: int | None = None
+    error: str | None = None
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a team may have; None is no limit."""
 

@@ -34,6 +34,13 @@ SEND_SEC: Final = 1.0
 QUIET_SEC: Final = 0.1
 """After so long without a message all that has arrived has been read."""
 
+EVENTS_SILENCE_SEC: Final = 60.0
+"""After so long without a sign of life a stream of events is broken; the server gives one in 15."""
+
+RECONNECT_SEC: Final = 1.0
+RECONNECT_LONGEST_SEC: Final = 30.0
+"""How long to wait before a stream of events is opened again: at first, and at most."""
+
 MESSAGE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 _Answer = TypeVar("_Answer")

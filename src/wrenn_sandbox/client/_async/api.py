@@ -108,13 +108,22 @@ class AsyncApi:
 
     @contextlib.asynccontextmanager
     async def receive(
-        self, path: str, body: object = None, method: str = "POST"
+        self,
+        path: str,
+        body: object = None,
+        method: str = "POST",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> AsyncIterator[httpx2.Response]:
-        """Read the answer in pieces while the block lasts."""
-        content, headers = _json(body)
-        headers |= {**self.credentials, "Accept-Encoding": "identity"}
+        """Read the answer in pieces while the block lasts; each may take `timeout` seconds."""
+        content, own = _json(body)
         request = self._http.build_request(
-            method, self.url + path, content=content, headers=headers
+            method,
+            self.url + path,
+            content=content,
+            headers={**own, **self.credentials, "Accept-Encoding": "identity", **(headers or {})},
+            timeout=self._limits(self.timeout if timeout is None else timeout),
         )
         with http_failures():
             response = await self._http.send(request, stream=True)

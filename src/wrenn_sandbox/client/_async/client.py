@@ -8,6 +8,7 @@ from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage
 from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 
 from .api import AsyncApi
+from .events import AsyncEvents, AsyncWebhooks
 from .sandboxes import AsyncSandboxes
 
 
@@ -92,6 +93,8 @@ class AsyncClient:
         self.api_keys = AsyncApiKeys(self._api)
         self.sandboxes = AsyncSandboxes(self._api)
         self.snapshots = AsyncSnapshots(self._api)
+        self.events = AsyncEvents(self._api)
+        self.webhooks = AsyncWebhooks(self._api)
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage
 from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 
 from .api import Api
+from .events import Events, Webhooks
 from .sandboxes import Sandboxes
 
 
@@ -91,6 +92,8 @@ class Client:
         self.api_keys = ApiKeys(self._api)
         self.sandboxes = Sandboxes(self._api)
         self.snapshots = Snapshots(self._api)
+        self.events = Events(self._api)
+        self.webhooks = Webhooks(self._api)
 
     def __enter__(self) -> Self:
         return self
