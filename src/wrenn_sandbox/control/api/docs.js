@@ -124,6 +124,10 @@ async function said(response) {
   if (response.type === "opaqueredirect") return "A redirect, which this page does not follow";
   const type = response.headers.get("content-type") || "";
   const head = response.status + " " + response.statusText;
+  if (type.startsWith("text/event-stream")) {
+    await response.body.cancel();
+    return head + "\nA stream, which this page does not follow";
+  }
   if (/json|text/.test(type)) {
     const text = await response.text();
     try {
