@@ -42,7 +42,10 @@ class Rollbacks:
 
     async def end(self, sandbox_id: SandboxId, change: sandboxes.Change) -> Sandbox:
         """Record the outcome; raises `Missing` or `IllegalTransition`."""
-        async with self._database.write() as connection:
+        team_id = await self._guard.team_of(sandbox_id)
+        if team_id is None:
+            raise sandboxes.Missing(sandbox_id)
+        async with self._guard.write(team_id) as connection:
             await _forget(connection, sandbox_id)
             return await sandboxes.apply(connection, sandbox_id, change)
 

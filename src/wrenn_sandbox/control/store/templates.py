@@ -172,7 +172,9 @@ class Snapshots:
 
     async def end_fork(self, image: ForkImage, change: sandboxes.Change) -> None:
         """Discard the image of forks and apply `change` where it is legal, at once."""
-        async with self._database.write() as connection:
+        team_id = await self._guard.team_of(image.sandbox_id)
+        writing = self._database.write() if team_id is None else self._guard.write(team_id)
+        async with writing as connection:
             mine = fork_images.c.image_id == image.image_id
             await connection.execute(delete(fork_images).where(mine))
             await _end(connection, image.sandbox_id, image.image_id, change, change.at)
