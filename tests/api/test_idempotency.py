@@ -75,6 +75,19 @@ async def test_a_key_means_something_to_its_team_and_operation_alone(
     assert [call for call, _ in host.calls].count("snapshot") == 1
 
 
+async def test_copies_may_be_asked_for_again(faulty: Server, user: Team, host: HostDouble) -> None:
+    id = (await _create(user, "k")).json()["id"]
+    for path, body in (("snapshots", {"name": "good"}), ("fork", {"count": 2})):
+        url = f"/v1/sandboxes/{id}/{path}"
+        first, again = [
+            await user.client.post(url, json=body, headers=_header("k")) for _ in range(2)
+        ]
+        assert (first.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+    assert [call for call, _ in host.calls].count("checkpoint") == 2
+    assert await _number(user) == 3
+
+
 async def test_what_is_behind_the_question_mark_belongs_to_the_request(
     faulty: Server, user: Team
 ) -> None:

@@ -144,15 +144,25 @@ class AsyncSandboxes:
         return await self._api.call("POST", _path(id) + "/resume", SandboxInfo, body)
 
     async def snapshot(
-        self, id: str, name: str | None = None, *, overwrite: bool = False
+        self,
+        id: str,
+        name: str | None = None,
+        *,
+        overwrite: bool = False,
+        idempotency_key: str | None = None,
     ) -> Template:
         """Make a template of it; it stays as it is, running or paused.
 
         `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
         """
-        params = given(overwrite="true" if overwrite else None)
-        path = _path(id) + "/snapshots"
-        return await self._api.call("POST", path, Template, given(name=name), params=params)
+        return await self._api.call(
+            "POST",
+            _path(id) + "/snapshots",
+            Template,
+            given(name=name),
+            params=given(overwrite="true" if overwrite else None),
+            idempotency_key=idempotency_key,
+        )
 
     async def fork(
         self,
@@ -161,6 +171,7 @@ class AsyncSandboxes:
         *,
         timeout_sec: int | None = None,
         network: NetworkPolicy | None = None,
+        idempotency_key: str | None = None,
     ) -> "tuple[AsyncSandbox | ApiError, ...]":
         """Make up to 20 sandboxes that go on from where it is; it stays, running or paused.
 
@@ -168,9 +179,14 @@ class AsyncSandboxes:
         that could not be made.
         """
         body = given(count=count, timeout_sec=timeout_sec, network=network)
-        wait = self._api.timeout * (1 + count // 4)
-        path = _path(id) + "/fork"
-        forks = await self._api.call("POST", path, tuple[Fork, ...], body, timeout=wait)
+        forks = await self._api.call(
+            "POST",
+            _path(id) + "/fork",
+            tuple[Fork, ...],
+            body,
+            timeout=self._api.timeout * (1 + count // 4),
+            idempotency_key=idempotency_key,
+        )
         return tuple(self._forked(each) for each in forks)
 
     def _forked(self, fork: Fork) -> "AsyncSandbox | ApiError":
@@ -259,9 +275,17 @@ class AsyncSandbox:
         )
         return self.info
 
-    async def snapshot(self, name: str | None = None, *, overwrite: bool = False) -> Template:
+    async def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        overwrite: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Template:
         """Make a template of it; it stays as it is, and can be rolled back to it."""
-        return await self._sandboxes.snapshot(self.id, name, overwrite=overwrite)
+        return await self._sandboxes.snapshot(
+            self.id, name, overwrite=overwrite, idempotency_key=idempotency_key
+        )
 
     async def fork(
         self,
@@ -269,12 +293,19 @@ class AsyncSandbox:
         *,
         timeout_sec: int | None = None,
         network: NetworkPolicy | None = None,
+        idempotency_key: str | None = None,
     ) -> "tuple[AsyncSandbox | ApiError, ...]":
         """Make up to 20 sandboxes that go on from where it is; it stays as it is.
 
         An error stands in the place of one that could not be made.
         """
-        return await self._sandboxes.fork(self.id, count, timeout_sec=timeout_sec, network=network)
+        return await self._sandboxes.fork(
+            self.id,
+            count,
+            timeout_sec=timeout_sec,
+            network=network,
+            idempotency_key=idempotency_key,
+        )
 
     async def rollback(self, snapshot: str) -> SandboxInfo:
         """Let it go on from a snapshot that was made of it; what it was until then is gone."""

@@ -144,14 +144,26 @@ class Sandboxes:
         body = None if memory else {"memory": False}
         return self._api.call("POST", _path(id) + "/resume", SandboxInfo, body)
 
-    def snapshot(self, id: str, name: str | None = None, *, overwrite: bool = False) -> Template:
+    def snapshot(
+        self,
+        id: str,
+        name: str | None = None,
+        *,
+        overwrite: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Template:
         """Make a template of it; it stays as it is, running or paused.
 
         `AlreadyExists`: the name is taken, and `overwrite` is not set or the name is the host's.
         """
-        params = given(overwrite="true" if overwrite else None)
-        path = _path(id) + "/snapshots"
-        return self._api.call("POST", path, Template, given(name=name), params=params)
+        return self._api.call(
+            "POST",
+            _path(id) + "/snapshots",
+            Template,
+            given(name=name),
+            params=given(overwrite="true" if overwrite else None),
+            idempotency_key=idempotency_key,
+        )
 
     def fork(
         self,
@@ -160,6 +172,7 @@ class Sandboxes:
         *,
         timeout_sec: int | None = None,
         network: NetworkPolicy | None = None,
+        idempotency_key: str | None = None,
     ) -> "tuple[Sandbox | ApiError, ...]":
         """Make up to 20 sandboxes that go on from where it is; it stays, running or paused.
 
@@ -167,9 +180,14 @@ class Sandboxes:
         that could not be made.
         """
         body = given(count=count, timeout_sec=timeout_sec, network=network)
-        wait = self._api.timeout * (1 + count // 4)
-        path = _path(id) + "/fork"
-        forks = self._api.call("POST", path, tuple[Fork, ...], body, timeout=wait)
+        forks = self._api.call(
+            "POST",
+            _path(id) + "/fork",
+            tuple[Fork, ...],
+            body,
+            timeout=self._api.timeout * (1 + count // 4),
+            idempotency_key=idempotency_key,
+        )
         return tuple(self._forked(each) for each in forks)
 
     def _forked(self, fork: Fork) -> "Sandbox | ApiError":
@@ -258,9 +276,17 @@ class Sandbox:
         )
         return self.info
 
-    def snapshot(self, name: str | None = None, *, overwrite: bool = False) -> Template:
+    def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        overwrite: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Template:
         """Make a template of it; it stays as it is, and can be rolled back to it."""
-        return self._sandboxes.snapshot(self.id, name, overwrite=overwrite)
+        return self._sandboxes.snapshot(
+            self.id, name, overwrite=overwrite, idempotency_key=idempotency_key
+        )
 
     def fork(
         self,
@@ -268,12 +294,19 @@ class Sandbox:
         *,
         timeout_sec: int | None = None,
         network: NetworkPolicy | None = None,
+        idempotency_key: str | None = None,
     ) -> "tuple[Sandbox | ApiError, ...]":
         """Make up to 20 sandboxes that go on from where it is; it stays as it is.
 
         An error stands in the place of one that could not be made.
         """
-        return self._sandboxes.fork(self.id, count, timeout_sec=timeout_sec, network=network)
+        return self._sandboxes.fork(
+            self.id,
+            count,
+            timeout_sec=timeout_sec,
+            network=network,
+            idempotency_key=idempotency_key,
+        )
 
     def rollback(self, snapshot: str) -> SandboxInfo:
         """Let it go on from a snapshot that was made of it; what it was until then is gone."""

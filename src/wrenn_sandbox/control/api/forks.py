@@ -1,17 +1,21 @@
 """`/v1/sandboxes/{id}/snapshots`, `fork` and `rollback`: copies of a sandbox, and the way back."""
 
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 from fastapi import APIRouter, Query
 from pydantic import Field, WithJsonSchema
+from starlette.responses import Response
 
 from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.ids import new_image_id
 from wrenn_sandbox.model.limits import FORKS_MAX
 
 from .authentication import CallerTeam
 from .body import JsonBody
 from .errors import content_of
 from .fields import Integer, RequestModel, ResponseModel
+from .idempotency import Once
 from .network import NetworkPolicy
 from .responses import ErrorDetail, failures
 from .sandboxes import Sandbox
@@ -56,6 +60,7 @@ class Fork(ResponseModel):
     "/{id}/snapshots",
     operation_id="createSandboxSnapshot",
     status_code=201,
+    response_model=Template,
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
 )
@@ -64,38 +69,51 @@ async def create_sandbox_snapshot(
     team_id: CallerTeam,
     services: ServicesDependency,
     body: JsonBody[CheckpointRequest],
+    once: Once,
     overwrite: Annotated[Literal["true"] | None, Query()] = None,
-) -> Template:
+) -> Response:
     """Make a template of a running or paused sandbox, which stays as it is."""
-    template = await services.snapshots.checkpoint(
-        team_id, id, body.name, overwrite=overwrite is not None
+    create = partial(
+        services.snapshots.checkpoint,
+        team_id,
+        sandbox_id=id,
+        name=body.name,
+        overwrite=overwrite is not None,
     )
-    return Template.of(template)
+    made = partial(services.snapshots.made, team_id)
+    return await once.answer(Template, new_image_id(), create, made)
 
 
 @router.post(
     "/{id}/fork",
     operation_id="forkSandbox",
     status_code=201,
+    response_model=list[Fork],
     response_model_exclude_none=True,
     responses=failures(400, 401, 404, 409, 413, 429, 502, 503),
 )
 async def fork_sandbox(
-    id: str, team_id: CallerTeam, services: ServicesDependency, body: JsonBody[ForkRequest]
-) -> list[Fork]:
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: JsonBody[ForkRequest],
+    once: Once,
+) -> Response:
     """Make sandboxes that go on from where a running or paused one is; it stays as it is.
 
     Each has its own id, network address, host name and random numbers. The answer has `sandbox` or
     `error` for each, in order: some may be made where others find no room.
     """
-    forks = await services.sandboxes.fork(
+    fork = partial(
+        services.sandboxes.fork,
         team_id,
-        id,
+        sandbox_id=id,
         count=body.count,
         timeout_sec=body.timeout_sec,
         network=None if body.network is None else body.network.egress(),
     )
-    return [Fork.of(each) for each in forks]
+    made = partial(services.sandboxes.forks_made, team_id)
+    return await once.answer(Fork, new_image_id(), fork, made)
 
 
 @router.post(

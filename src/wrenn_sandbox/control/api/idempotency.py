@@ -98,6 +98,8 @@ class _Once:
 
 
 def _json(shape: type[ResponseModel], source: object) -> str:
+    if isinstance(source, list):
+        return f"[{','.join(_json(shape, each) for each in source)}]"
     return shape.of(source).model_dump_json(exclude_none=True)
 
 

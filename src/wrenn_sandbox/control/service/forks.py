@@ -13,7 +13,7 @@ import structlog
 from wrenn_sandbox.control.store.records import ForkImage, Sandbox
 from wrenn_sandbox.control.store.sandboxes import Change
 from wrenn_sandbox.errors import InternalError, InvalidState, WrennError
-from wrenn_sandbox.ids import SandboxId, new_image_id, new_operation_id, new_sandbox_id
+from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.model.sandbox import Event, State, Status
 from wrenn_sandbox.wire.messages import Egress, ImageInfo
 
@@ -45,7 +45,13 @@ class Forks:
         self._clock = context.clock
 
     def make(
-        self, source: Sandbox, count: int, *, timeout_sec: int | None, network: Egress | None
+        self,
+        source: Sandbox,
+        image_id: ImageId,
+        count: int,
+        *,
+        timeout_sec: int | None,
+        network: Egress | None,
     ) -> "asyncio.Future[list[Sandbox | WrennError]]":
         """Fork a running or paused sandbox: each fork, or why it could not be made.
 
@@ -53,13 +59,18 @@ class Forks:
         and `QuotaExceeded`; nothing was made then.
         """
         self._draining.refuse()
-        work = self._make(source, count, timeout_sec, network)
+        held = ForkImage(image_id, source.id, self._clock())
+        work = self._make(source, held, count, timeout_sec, network)
         return self._operations.run(source.id, work)
 
     async def _make(
-        self, source: Sandbox, count: int, timeout_sec: int | None, network: Egress | None
+        self,
+        source: Sandbox,
+        held: ForkImage,
+        count: int,
+        timeout_sec: int | None,
+        network: Egress | None,
     ) -> list[Sandbox | WrennError]:
-        held = ForkImage(new_image_id(), source.id, self._clock())
         change = Change(Event.FORK, "user", held.created_at, f"{count} forks were asked for")
         with refusals(WANTED[Event.FORK]):
             source = await self._store.snapshots.begin_fork(source.team_id, held, change)

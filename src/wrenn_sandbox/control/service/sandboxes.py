@@ -13,7 +13,7 @@ from wrenn_sandbox.control.store.records import (
 )
 from wrenn_sandbox.control.store.sandboxes import deadline
 from wrenn_sandbox.errors import Conflict, InvalidRequest, InvalidState, NotFound, WrennError
-from wrenn_sandbox.ids import SandboxId, TeamId, is_id
+from wrenn_sandbox.ids import ImageId, SandboxId, TeamId, is_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import Event, OnDeadline, State, Status
@@ -196,20 +196,38 @@ class SandboxService:
     async def fork(
         self,
         team_id: TeamId,
-        sandbox_id: str,
+        image_id: ImageId,
         *,
+        sandbox_id: str,
         count: int,
         timeout_sec: int | None,
         network: Egress | None,
     ) -> list[Sandbox | WrennError]:
-        """Make sandboxes that go on from where this one is; see `Forks.make`."""
+        """Make sandboxes that go on from where this one is, with an image of this new id.
+
+        See `Forks.make`.
+        """
         source = await self.get(team_id, sandbox_id)
         with _bounded():
             self._bounds.check(timeout_sec=timeout_sec)
         policy = None if network is None else self._policies.accepted(network, "network.")
         require(source, Event.FORK)
         self._require_time(source)
-        return await self._forks.make(source, count, timeout_sec=timeout_sec, network=policy)
+        return await self._forks.make(
+            source, image_id, count, timeout_sec=timeout_sec, network=policy
+        )
+
+    async def forks_made(self, team_id: TeamId, image_id: ImageId) -> list[Sandbox] | None:
+        """The forks that were started from this image by a request whose answer was lost.
+
+        None where there are none. Raises `Conflict` where that is not known yet.
+        """
+        found = await self._store.team(team_id).sandboxes.of_image(image_id)
+        if any(sandbox.state in (State.PENDING, State.STARTING) for sandbox in found):
+            raise Conflict(
+                "The server was interrupted while it made these forks; try again", retry_after=1
+            )
+        return [self._with_activity(each) for each in found if each.started_at is not None] or None
 
     async def roll_back(self, team_id: TeamId, sandbox_id: str, snapshot: str) -> Sandbox:
         """Let a running or paused sandbox go on from a snapshot that was made of it."""

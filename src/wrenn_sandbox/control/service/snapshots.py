@@ -19,7 +19,7 @@ from wrenn_sandbox.errors import (
     InvalidState,
     NotFound,
 )
-from wrenn_sandbox.ids import ImageId, TeamId, new_image_id, new_operation_id, new_random
+from wrenn_sandbox.ids import ImageId, TeamId, new_operation_id, new_random
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition
 from wrenn_sandbox.model.template import TemplateType, is_template_name
 
@@ -77,10 +77,15 @@ class SnapshotService:
         return await self._make(_ENDING, team_id, image_id, sandbox_id, name, overwrite=overwrite)
 
     async def checkpoint(
-        self, team_id: TeamId, sandbox_id: str, name: str | None, *, overwrite: bool
+        self,
+        team_id: TeamId,
+        image_id: ImageId,
+        *,
+        sandbox_id: str,
+        name: str | None,
+        overwrite: bool,
     ) -> TeamTemplate:
         """Make a template of a running or paused sandbox, which stays as it is; raises as above."""
-        image_id = new_image_id()
         return await self._make(_STAYING, team_id, image_id, sandbox_id, name, overwrite=overwrite)
 
     async def _make(

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import Conflict
-from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.ids import ImageId, SandboxId, TeamId
 from wrenn_sandbox.model.events import CREATE, DEADLINE_NEAR, REFUSED, SANDBOX, UPDATED
 from wrenn_sandbox.model.limits import ENDED_KEPT
 from wrenn_sandbox.model.quota import check_disk, check_machines, check_sandboxes
@@ -178,6 +178,11 @@ class TeamSandboxes:
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
         query = select(sandboxes).where(sandboxes.c.id == sandbox_id, self._mine)
         return await self._database.record(Sandbox, query)
+
+    async def of_image(self, image_id: ImageId) -> list[Sandbox]:
+        """Those that were made from an image, oldest first."""
+        query = select(sandboxes).where(self._mine, sandboxes.c.image_id == image_id)
+        return await self._database.records(Sandbox, query.order_by(sandboxes.c.created_at))
 
     async def life(self, sandbox_id: SandboxId) -> Life | None:
         """What the hot path needs, and no more."""
