@@ -132,6 +132,7 @@ import os, sqlite3, sys
 if os.fork():
     sys.exit()
 os.setsid()
+print(os.getpid(), file=open("/root/writer.pid", "w"))
 database = sqlite3.connect("/root/db", isolation_level=None)
 database.execute("PRAGMA journal_mode = WAL")
 database.execute("CREATE TABLE pairs (a INTEGER, b INTEGER)")
@@ -159,13 +160,16 @@ async def test_a_database_is_whole_in_every_checkpoint(world: World) -> None:
     for _ in range(3):
         image = await world.checkpoint(source)
         clone = await world.create(image)
-        for command in ("true", "pkill -9 -f writer.py; echo 3 > /proc/sys/vm/drop_caches"):
+        for command in (
+            "true",
+            "kill -9 $(cat /root/writer.pid); echo 3 > /proc/sys/vm/drop_caches",
+        ):
             await world.output(clone, command)
             assert await world.output(clone, f'python3 -c "{_READER}"') == "ok (1, 0)"
         await world.destroy(clone)
         await world.host.remove_image(image)
     assert await world.output(source, f'python3 -c "{_READER}"') == "ok (1, 0)"
-    assert await world.output(source, "pgrep -f writer.py") != ""
+    await world.output(source, "kill $(cat /root/writer.pid)")
 
 
 async def test_going_back_to_a_checkpoint(world: World) -> None:
