@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
@@ -208,7 +208,7 @@ async def test_no_number_is_seen_before_a_lower_one(faulty: Server, user: Team) 
 
 async def _record(connection: AsyncConnection, user: Team, name: str) -> None:
     await team_events.record_event(
-        connection, TeamId(user.team_id), "snapshot.deleted", FakeClock()(), {"name": name}
+        connection, TeamId(user.team_id), "snapshot.deleted", datetime.now(UTC), {"name": name}
     )
 
 
@@ -220,7 +220,7 @@ async def test_another_process_is_noticed(faulty: Server, user: Team, url: str) 
         administration(faulty.settings.sql_url, "root") as admin,
     ):
         await stream.block()
-        await admin.revoke_key(KeyId(keys[0]["id"]), FakeClock()())
+        await admin.revoke_key(KeyId(keys[0]["id"]), datetime.now(UTC))
         (event,) = await stream.events(1)
     assert event["type"] == "api_key.deleted"
     assert _data(event)["actor"] == "admin"

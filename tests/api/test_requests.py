@@ -106,7 +106,7 @@ async def test_unknown_routes_and_methods(faulty: Server, user: Team) -> None:
         assert (answer.status_code, _code(answer)) == (404, "not_found"), path
     for method, path, allowed in (
         ("PATCH", "/v1/sandboxes", "GET, HEAD, POST"),
-        ("PUT", "/v1/sandboxes/sb-x", "DELETE, GET, HEAD"),
+        ("PUT", "/v1/sandboxes/sb-x", "DELETE, GET, HEAD, PATCH"),
         ("GET", "/v1/sandboxes/sb-x/exec", "POST"),
         ("DELETE", "/health", "GET, HEAD"),
         ("NONSENSE", "/v1/auth/login", "POST"),

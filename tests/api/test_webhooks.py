@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -234,7 +234,7 @@ async def test_a_team_whose_users_are_disabled_is_told_nothing(
     await _webhook(user, hook)
     await change(faulty.settings, "UPDATE users SET disabled_at = created_at")
     await faulty.plane.store.team(TeamId(user.team_id)).api_keys.add(
-        ApiKey(new_key_id(), TeamId(user.team_id), "k", "p", FakeClock()(), None), "digest"
+        ApiKey(new_key_id(), TeamId(user.team_id), "k", "p", datetime.now(UTC), None), "digest"
     )
     await asyncio.sleep(0.3)
     assert hook.requests.empty()

@@ -221,6 +221,8 @@ async def test_paths_and_queries(
     for method, path, _ in operations:
         if method == "DELETE" and path == "/v1/sandboxes/{id}":
             continue
+        if path == "/v1/events/stream":  # which has no end
+            continue
         places = [
             path.replace("{id}", id, 1).replace(wanted, segment)
             if wanted != "{id}"

@@ -166,7 +166,7 @@ def _query(route: Route, names: Names) -> dict[str, str]:
     found = {}
     for parameter in cast("list[Json]", route.operation.get("parameters", [])):
         if parameter["in"] != "query":
-            assert parameter["name"] == "Last-Event-ID", parameter
+            assert parameter["name"] in ("Idempotency-Key", "Last-Event-ID"), parameter
             continue
         name = str(parameter["name"])
         if name not in _IN_QUERY:

@@ -15,7 +15,7 @@ from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.agent import HostAgent
 from wrenn_sandbox.host.vmm import fake
 
-_LIMIT = 12
+_LIMIT = 13
 _PACKAGE = str(Path(wrenn_sandbox.__file__).parent)
 
 

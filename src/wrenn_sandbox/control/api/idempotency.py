@@ -75,7 +75,7 @@ class _Once:
         assert isinstance(route, APIRoute)
         headers = {}
         if self._key is None:
-            text = await written(id)
+            text = _json(shape, await make(id))
         else:
             making = Making(id, written, found)
             digest = await self._digest()
