@@ -113,7 +113,8 @@ def _bench(host: Host, options: argparse.Namespace) -> int:
     data_dir = _data_dir(host, options)
     host.put(paths.templates, f"{data_dir}/{paths.templates.name}")
     host.put(paths.images / image.image_id, f"{data_dir}/images/{image.image_id}")
-    bench = ["python3", "-u", "-m", "bench", "--as-built", *(options.argv or _FIGURES)]
+    figures = [each for each in options.argv if each != "--"]
+    bench = ["python3", "-u", "-m", "bench", "--as-built", *(figures or _FIGURES)]
     if options.firecracker is not None:
         bench += ["--firecracker", _put_firecracker(host, options.firecracker)]
     return host.run(f"cd {MOUNT} && WRENN_DATA_DIR={data_dir} {shlex.join(bench)}")

@@ -71,6 +71,7 @@ class Forks:
         timeout_sec: int | None,
         network: Egress | None,
     ) -> list[Sandbox | WrennError]:
+        envs = await self._store.all_sandboxes.envs(source.id)
         change = Change(Event.FORK, "user", held.created_at, f"{count} forks were asked for")
         with refusals(WANTED[Event.FORK]):
             source = await self._store.snapshots.begin_fork(source.team_id, held, change)
@@ -81,7 +82,6 @@ class Forks:
             self._wakeups.reconciler.set()
             raise
         fork = _fork_of(source, image, timeout_sec, network)
-        envs = await self._store.all_sandboxes.envs(source.id)
         turn = asyncio.Semaphore(_AT_ONCE)
         forks = await asyncio.gather(
             *(self._start(fork, envs, source.id, turn) for _ in range(count))
