@@ -5,6 +5,7 @@ this checkout, without its changes coming back, and no network. All it wrote is 
 """
 
 import argparse
+import contextlib
 import shlex
 import shutil
 import signal
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
@@ -39,15 +41,20 @@ mount -o loop /var/lib/xfs.img {_XFS}
 _TEMPLATE: Final = "minimal"
 _FIGURES: Final = ("kvm", "--rounds", "5")
 _CHOSEN: Final = (
-    "tests/vm/test_service.py",
-    "tests/vm/test_pools.py",
-    "tests/vm/test_pause.py::test_memory_and_files_survive_ten_cycles",
-    "tests/vm/test_snapshots.py::test_a_template_of_a_running_sandbox",
-    "tests/vm/test_network.py::test_a_policy_opens_and_closes_a_running_sandbox",
-    "tests/vm/test_machine.py::test_the_machine_runs_as_nobody_of_the_host",
+    (
+        "tests/vm/test_service.py",
+        "tests/vm/test_network.py::test_a_policy_opens_and_closes_a_running_sandbox",
+        "tests/vm/test_machine.py::test_the_machine_runs_as_nobody_of_the_host",
+    ),
+    (
+        "tests/vm/test_pools.py",
+        "tests/vm/test_pause.py::test_memory_and_files_survive_ten_cycles",
+        "tests/vm/test_snapshots.py::test_a_template_of_a_running_sandbox",
+    ),
 )
-"""What `./dev test` runs on a host each time: few tests, of all that differs there. Together they
-boot a VM cold (for the template), restore one, take one from the pool, pause, snapshot, adopt."""
+"""What `./dev test` runs each time, on as many hosts: few tests, of all that differs there.
+Together they boot a VM cold (for the template), restore one, take one from the pool, pause,
+snapshot, adopt."""
 
 
 def main() -> int:
@@ -72,9 +79,8 @@ def main() -> int:
     store = Settings().data_dir / "lab"
     try:
         image = image_of(RELEASES[options.release], options.packages.split(), store, _say)
-        count: int = options.hosts if options.command == "run" else 1
-        with started_together(image, store / "run", _say, count) as [host, *_]:
-            return _COMMANDS[options.command](host, options)
+        with started_together(image, store / "run", _say, _count(options)) as hosts:
+            return _COMMANDS[options.command](hosts, options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
@@ -83,33 +89,64 @@ def main() -> int:
         return 1
 
 
-def _run(host: Host, options: argparse.Namespace) -> int:
-    return host.run(shlex.join(options.argv))
+def _count(options: argparse.Namespace) -> int:
+    """How many hosts the command takes."""
+    if options.command == "run":
+        hosts: int = options.hosts
+        return hosts
+    return len(_CHOSEN) if options.command == "test" and options.chosen else 1
 
 
-def _shell(host: Host, _: argparse.Namespace) -> int:
-    return host.shell()
+def _run(hosts: list[Host], options: argparse.Namespace) -> int:
+    return hosts[0].run(shlex.join(options.argv))
 
 
-def _test(host: Host, options: argparse.Namespace) -> int:
-    """The tests of the checkout, with the template's parts that this machine has made."""
+def _shell(hosts: list[Host], _: argparse.Namespace) -> int:
+    return hosts[0].shell()
+
+
+def _test(hosts: list[Host], options: argparse.Namespace) -> int:
+    """The tests of the checkout, with the template's parts that this machine has made.
+
+    Several hosts share the chosen ones. What the first one writes is seen at once, what the others
+    write when all are done.
+    """
     _build_template()
+    shares = _CHOSEN if options.chosen else ((),)
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in hosts[1:]]
+        workers = stack.enter_context(ThreadPoolExecutor(len(hosts)))
+        done = [
+            workers.submit(_test_on, host, options, (*share, *options.argv), output)
+            for host, share, output in zip(hosts, shares, [None, *outputs], strict=True)
+        ]
+        wait(done)
+        for output in outputs:
+            output.seek(0)
+            shutil.copyfileobj(output, sys.stdout.buffer)
+            sys.stdout.flush()
+        return max(each.result() for each in done)
+
+
+def _test_on(
+    host: Host, options: argparse.Namespace, tests: Sequence[str], output: IO[bytes] | None
+) -> int:
     data_dir = _data_dir(host, options)
     host.put(Paths(Settings().data_dir).cache, f"{data_dir}/cache")
-    tests = [*(_CHOSEN if options.chosen else ()), *options.argv] or ["tests/vm"]
-    pytest = ["python3", "-u", "-m", "pytest", "-p", "no:cacheprovider", *tests]
+    pytest = ["python3", "-u", "-m", "pytest", "-p", "no:cacheprovider", *(tests or ["tests/vm"])]
     settings = f"WRENN_DATA_DIR={data_dir}"
     if options.firecracker is not None:
         binary = _put_firecracker(host, options.firecracker)
         settings += f" WRENN_FIRECRACKER={binary} WRENN_TEST_FIRECRACKER={binary}"
-    return host.run(f"cd {MOUNT} && {settings} {shlex.join(pytest)}")
+    return host.run(f"cd {MOUNT} && {settings} {shlex.join(pytest)}", output)
 
 
-def _bench(host: Host, options: argparse.Namespace) -> int:
+def _bench(hosts: list[Host], options: argparse.Namespace) -> int:
     """The figure of that name, or others, of the template that is built on this machine."""
     _build_template()
     paths = Paths(Settings().data_dir)
     image = ImageStore(paths).resolve(_TEMPLATE)
+    [host] = hosts
     data_dir = _data_dir(host, options)
     host.put(paths.templates, f"{data_dir}/{paths.templates.name}")
     host.put(paths.images / image.image_id, f"{data_dir}/images/{image.image_id}")
@@ -147,7 +184,7 @@ def _say(step: str) -> None:
     print(f"lab: {time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
 
 
-_COMMANDS: Final[dict[str, Callable[[Host, argparse.Namespace], int]]] = {
+_COMMANDS: Final[dict[str, Callable[[list[Host], argparse.Namespace], int]]] = {
     "run": _run,
     "shell": _shell,
     "test": _test,

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from .image import CHECKOUT, MOUNT, Image, locked
 
@@ -90,13 +90,17 @@ class Host:
         self._lock = lock
         """A descriptor whose lock says that the directory is in use."""
 
-    def run(self, script: str) -> int:
-        """Run a shell script as root with this process's output streams; its exit status.
+    def run(self, script: str, output: IO[bytes] | None = None) -> int:
+        """Run a shell script as root; its exit status.
 
-        Raises `LabError` where the host hangs or ends meanwhile.
+        It writes to `output`, by default to this process's own output streams. Raises `LabError`
+        where the host hangs or ends meanwhile.
         """
         argv = [*self._ssh(), "--", script]
-        status = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode
+        errors = None if output is None else subprocess.STDOUT
+        status = subprocess.run(
+            argv, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        ).returncode
         if status == _SSH_FAILED and not self._answers():
             raise self._lost("the host ended or hung")
         return status
