@@ -30,6 +30,7 @@ class HostEvents:
         self._store = context.store.all_sandboxes
         self._host = context.host
         self._operations = context.operations
+        self._metrics = context.metrics
         self._wakeup = context.wakeups.reconciler
 
     async def run(self) -> None:
@@ -39,6 +40,7 @@ class HostEvents:
             try:
                 found = await self._host.events(epoch, last)
                 for event in found.events:
+                    self._metrics.guest_failure(event.kind.value)
                     await shielded(self._handle(event))
                     epoch, last = found.epoch, event.number
                 wait = _FIRST_WAIT
