@@ -12,7 +12,7 @@ from support.samples import Samples
 
 _ON_SQLITE = pytest.mark.parametrize("database_url", [None])
 _TABLE = Path(__file__).parents[2] / "docs/operations.md"
-_ROW = re.compile(r"^\| `(wrenn_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
+_ROW = re.compile(r"^\| `(wrenn_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 
 
 @pytest.fixture
