@@ -48,7 +48,7 @@ async def test_a_host_that_fails_is_told_apart_from_the_server(
     faulty: Server, host: HostDouble, id: SandboxId
 ) -> None:
     assert (await _read(faulty)).value("wrenn_host_up") == 1
-    host.fail["metrics"] = HostFailure("The host is gone")
+    host.fail["host_metrics"] = HostFailure("The host is gone")
     samples = await _read(faulty)
     assert samples.value("wrenn_host_up") == 0
     assert samples.value("wrenn_host_memory_total_bytes") is None

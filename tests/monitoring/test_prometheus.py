@@ -76,7 +76,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Watched]:
 def _use(client: httpx2.Client) -> None:
     """Each operation once, so that there is something to count."""
     client.timeout = httpx2.Timeout(patience(60))
-    body = {"email": f"user{len(client.headers)}@example.com", "password": "correct horse"}
+    body = {"email": "ada@example.com", "password": "correct horse"}
     answer = client.post("/v1/auth/signup", json=body)
     if answer.status_code == 409:
         answer = client.post("/v1/auth/login", json=body)
@@ -105,14 +105,21 @@ def _configuration(directory: Path, url: str) -> Json:
     token = directory / "token"
     token.write_text(_TOKEN)
     made: Json = yaml.safe_load(CONFIGURATION.read_text())
-    [scrape] = made["scrape_configs"]  # type: ignore[misc]
-    scrape["authorization"]["credentials_file"] = str(token)
-    scrape["static_configs"][0]["targets"] = [url.removeprefix("https://")]
-    scrape |= {"scheme": "https", "tls_config": {"ca_file": str(directory / "server.pem")}}
+    assert isinstance(made["scrape_configs"], list)
+    [scrape] = made["scrape_configs"]
+    assert scrape["authorization"].keys() == {"credentials_file"}
     return {
-        **made,
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],
+        "scrape_configs": [
+            {
+                **scrape,
+                "scheme": "https",
+                "tls_config": {"ca_file": str(directory / "server.pem")},
+                "authorization": {"credentials_file": str(token)},
+                "static_configs": [{"targets": [url.removeprefix("https://")]}],
+            }
+        ],
     }
 
 

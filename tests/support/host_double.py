@@ -129,7 +129,7 @@ class HostDouble(GuestState):
         )
 
     async def metrics(self) -> HostMetrics:
-        await self._enter("metrics", "")
+        await self._enter("host_metrics", "")
         return HostMetrics(
             vms={each.value: list(self.phases.values()).count(each) for each in Phase},
             vms_limit=10,
