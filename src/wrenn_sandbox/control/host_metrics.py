@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Final
 
+import msgspec
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -42,7 +43,7 @@ class HostCollector(Collector):
         yield from _pool(host)
         yield _by(
             GaugeMetricFamily("wrenn_stored_bytes", "Allocated on the disk", labels=("kind",)),
-            {each: getattr(host.stored, each) for each in host.stored.__struct_fields__},
+            {} if host.stored is None else msgspec.structs.asdict(host.stored),
         )
         yield _stages(host.stages)
 

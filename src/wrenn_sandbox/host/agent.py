@@ -173,6 +173,7 @@ class HostAgent:
         """Let go of everything; machines run on and are adopted by the next start."""
         self._closing.set()
         self._admission.close()
+        await self._stored.close()
         await self._housekeeper.close()
         await self._pool.close()
         await self._variants.close()

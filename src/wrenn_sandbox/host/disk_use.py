@@ -28,6 +28,9 @@ from .paths import Paths
 _log = structlog.get_logger(__name__)
 
 _STORED_SEC: Final = 60.0
+_WAIT_SEC: Final = 1.0
+"""What is stored is measured so often at most, and waited for so long."""
+
 _BLOCK: Final = 512
 """Bytes of what `st_blocks` counts."""
 
@@ -79,20 +82,30 @@ class Stored:
     def __init__(self, paths: Paths, store: ImageStore) -> None:
         self._paths = paths
         self._store = store
-        self._turn = asyncio.Lock()
+        self._measuring: asyncio.Task[None] | None = None
         self._at = -math.inf
-        self._found = StoredBytes()
+        self._found: StoredBytes | None = None
 
-    async def now(self) -> StoredBytes:
-        """As it was a minute ago at most, and where that cannot be told as it was before."""
-        async with self._turn:
-            if time.monotonic() - self._at >= _STORED_SEC:
-                try:
-                    self._found = await asyncio.to_thread(self._measure)
-                except OSError as error:
-                    _log.warning("disk use not measured", detail=str(error))
-                self._at = time.monotonic()
-            return self._found
+    async def now(self) -> StoredBytes | None:
+        """As it was a minute ago, or longer where measuring takes long; None until it is known."""
+        if self._measuring is None and time.monotonic() - self._at >= _STORED_SEC:
+            self._measuring = asyncio.create_task(self._measure_again(), name="stored bytes")
+        if self._measuring is not None:
+            await asyncio.wait([self._measuring], timeout=_WAIT_SEC)
+        return self._found
+
+    async def close(self) -> None:
+        """Wait for what is being measured."""
+        if self._measuring is not None:
+            await asyncio.wait([self._measuring])
+
+    async def _measure_again(self) -> None:
+        try:
+            self._found = await asyncio.to_thread(self._measure)
+        except OSError as error:
+            _log.warning("disk use not measured", detail=str(error))
+        finally:
+            self._at, self._measuring = time.monotonic(), None
 
     def _measure(self) -> StoredBytes:
         paths, held = self._paths, self._store.held()

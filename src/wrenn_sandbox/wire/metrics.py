@@ -86,7 +86,8 @@ class HostMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
     `vms` counts sandboxes by what the host has of them, and the pool's machines as `pooled`.
     `memory_limit` is what all VMs together may be promised; None where nothing bounds that.
-    `stored` may be a minute old. `refusals` are of requests for which there was no room.
+    `stored` may be a minute old; None where it is not known yet. `refusals` are of requests for
+    which there was no room.
     """
 
     vms: dict[str, int]
@@ -101,6 +102,6 @@ class HostMetrics(msgspec.Struct, frozen=True, kw_only=True):
     disk_reserve: int
     slots: SlotMetrics
     pool: PoolMetrics
-    stored: StoredBytes
+    stored: StoredBytes | None
     refusals: dict[Shortage, int]
     stages: tuple[StageTimes, ...] = ()

@@ -40,9 +40,9 @@ class HostEvents:
             try:
                 found = await self._host.events(epoch, last)
                 for event in found.events:
-                    self._metrics.guest_failure(event.kind.value)
                     await shielded(self._handle(event))
                     epoch, last = found.epoch, event.number
+                    self._metrics.guest_failure(event.kind.value)
                 wait = _FIRST_WAIT
                 if not found.events:
                     await asyncio.sleep(wait)
