@@ -144,7 +144,7 @@ async def test_head_is_answered_as_get_without_the_body(faulty: Server, user: Te
         bare = await client.head("/v1/sandboxes", headers={"X-API-Key": "wrn_none"})
         assert bare.status_code == 401
         told = (await client.get("/metrics")).text
-    assert 'method="HEAD",route="/v1/sandboxes/{id}",status="404"' in told.replace(" ", "")
+    assert 'method="HEAD",route="/v1/sandboxes/{id}",status="4xx"' in told.replace(" ", "")
 
 
 async def test_the_root_leads_to_the_documents(faulty: Server) -> None:
@@ -174,7 +174,7 @@ async def test_metrics_for_this_machine(faulty: Server, user: Team) -> None:
     await user.client.post("/v1/sandboxes")
     text = (await faulty.client().get("/metrics")).text
     assert 'wrenn_sandboxes{status="running"} 1.0' in text
-    assert 'route="/v1/sandboxes",status="201"' in text
+    assert 'route="/v1/sandboxes",status="2xx"' in text
     other = httpx2.AsyncClient(
         transport=httpx2.ASGITransport(app=faulty.app, client=("192.0.2.1", 1)),
         base_url="http://wrenn.test",

@@ -9,6 +9,7 @@ import pytest
 
 from support.api_server import FakeClock, Server, Team, eventually, serve
 from support.host_double import HostDouble
+from support.samples import Samples
 from wrenn_sandbox.control.store.events import PolicyChange
 from wrenn_sandbox.errors import AgentError, HostFailure, NotResponding
 from wrenn_sandbox.ids import SandboxId
@@ -59,10 +60,9 @@ def _message(answer: httpx2.Response) -> str:
     return str(answer.json()["error"]["message"])
 
 
-async def _gauge(server: Server) -> float:
-    text = (await server.plane.metrics.text(server.plane.store)).decode()
-    [line] = [each for each in text.splitlines() if each.startswith("wrenn_sandboxes_not_resp")]
-    return float(line.split()[-1])
+async def _gauge(server: Server) -> float | None:
+    samples = await Samples.of(server.client())
+    return samples.value("wrenn_sandboxes_not_responding")
 
 
 async def test_a_healthy_guest_is_never_asked(server: Server, team: Team, host: HostDouble) -> None:

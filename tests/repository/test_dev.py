@@ -34,7 +34,10 @@ def checkout(tmp_path: Path) -> Path:
     program.chmod(0o755)
     version = subprocess.run(["/usr/bin/python3", "-VV"], capture_output=True, check=True).stdout
     digest = hashlib.sha256("".join(_LOCKS).encode() + version).hexdigest()
-    (tmp_path / ".dev").mkdir()
+    promtool = tmp_path / ".dev/prometheus/usr/bin/promtool"
+    promtool.parent.mkdir(parents=True)
+    promtool.write_text("")
+    promtool.chmod(0o755)
     (tmp_path / ".dev/python").write_text(digest)
     return tmp_path
 

@@ -14,7 +14,7 @@ _DOCUMENTS = [
 ]
 _DESIGN = [_ROOT / "ARCHITECTURE.md", *sorted((_ROOT / "docs/design").glob("*.md"))]
 _SHORT = [_ROOT / "README.md", _ROOT / "docs/security.md", *_DESIGN]
-_SOURCES = [_ROOT / name for name in ("src", "guest", "tests", "bench", "lab", "docs")]
+_SOURCES = [_ROOT / name for name in ("src", "guest", "tests", "bench", "lab", "docs", "deploy")]
 _MOST_WORDS = 30
 _MOST_COLUMNS = 100
 

@@ -63,6 +63,25 @@ def test_without_settings_there_is_none() -> None:
     assert Certificate.of(_settings()) is None
 
 
+def _expired(directory: Path, pair: Pair) -> Pair:
+    """One with the same key that expired yesterday, or never was valid."""
+    made = Pair(directory / "expired.pem", pair.key)
+    request = ("openssl", "req", "-new", "-key", str(pair.key), "-subj", "/CN=expired")
+    signed = ("openssl", "x509", "-req", "-signkey", str(pair.key), "-days", "-1")
+    asked = subprocess.run(request, check=True, capture_output=True).stdout
+    files = ("-out", str(made.cert))
+    subprocess.run([*signed, *files], input=asked, check=True, capture_output=True)
+    return made
+
+
+def test_when_a_certificate_expires_is_known(tmp_path: Path, pair: Pair, other: Pair) -> None:
+    for each in (pair, other, _expired(tmp_path, pair)):
+        command = ("openssl", "x509", "-in", str(each.cert), "-noout", "-enddate")
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        at = ssl.cert_time_to_seconds(said.strip().removeprefix("notAfter="))
+        assert _certificate(each).expires == at
+
+
 def test_certificates_that_cannot_be_used_are_refused(
     tmp_path: Path, pair: Pair, other: Pair
 ) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from support.api_server import Server, Team
 from support.host_double import HostDouble
 from support.postgres import PostgresServer
 from wrenn_sandbox.control.store import Store
-from wrenn_sandbox.control.store.database import Database
+from wrenn_sandbox.control.store.database import Database, DatabaseFault
 from wrenn_sandbox.control.store.records import SandboxFilter
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.control.store.tables import metadata
@@ -184,3 +185,25 @@ async def test_a_database_has_another_version_after_each_change(
     assert len(seen) == 3
     await ours.close()
     await another.close()
+
+
+async def test_what_fails_is_told_by_its_kind(settings: Settings, tmp_path: Path) -> None:
+    database = Database(settings.sql_url)
+    faults: list[DatabaseFault] = []
+    database.on_fault = faults.append
+    with pytest.raises(DBAPIError):
+        await database.rows(select(text("nothing")))
+    table = metadata.tables["teams"]
+    statement = insert(table).values(dict.fromkeys(table.c.keys()))
+    store = Store(settings.sql_url)
+    await store.open()
+    with pytest.raises(IntegrityError):
+        await database.change(statement)
+    await store.close()
+    await database.close()
+    lost = Database(Settings(database_url=f"postgresql://wrenn@/x?host={tmp_path}").sql_url)
+    lost.on_fault = faults.append
+    with pytest.raises(OSError):
+        await lost.rows(select(text("1")))
+    await lost.close()
+    assert faults == [DatabaseFault.OTHER, DatabaseFault.CONSTRAINT, DatabaseFault.CONNECTION]

@@ -24,6 +24,7 @@ from wrenn_sandbox.wire.messages import (
     Placement,
     SandboxReport,
 )
+from wrenn_sandbox.wire.metrics import HostMetrics, PoolMetrics, SlotMetrics, StoredBytes
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 PLACEMENT = Placement(guest_ip="169.254.0.21", host_ip="10.231.0.2")
@@ -125,6 +126,25 @@ class HostDouble(GuestState):
             memory_total_mb=1024,
             memory_free_mb=1024,
             disk_free_mb=1024,
+        )
+
+    async def metrics(self) -> HostMetrics:
+        await self._enter("host_metrics", "")
+        return HostMetrics(
+            vms={each.value: list(self.phases.values()).count(each) for each in Phase},
+            vms_limit=10,
+            memory_total=1 << 30,
+            memory_free=1 << 30,
+            memory_reserve=0,
+            memory_promised=0,
+            memory_limit=None,
+            disk_total=1 << 30,
+            disk_free=1 << 30,
+            disk_reserve=0,
+            slots=SlotMetrics(),
+            pool=PoolMetrics(),
+            stored=StoredBytes(),
+            refusals={},
         )
 
     async def templates(self) -> list[BaseTemplate]:

@@ -107,7 +107,7 @@ def create_app(
     for router in _ROUTERS:
         # include_router would analyze each of these routes again for every application
         app.router.routes.extend(router.routes)
-    app.include_router(metrics_router(plane.metrics, plane.store, settings.metrics_token))
+    app.include_router(metrics_router(plane.metrics, plane.store, host, settings.metrics_token))
     add_docs(app, settings.public_url or _LOCAL_URL)
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)

@@ -47,7 +47,6 @@ from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
 
 from .clock import Clock
-from .metrics import Metrics
 from .store import Store
 
 
@@ -66,7 +65,8 @@ class ControlPlane:
         self._context = context
         self._settings = settings
         self.store = context.store
-        self.metrics = Metrics()
+        self.metrics = context.metrics
+        self.store.report_faults(self.metrics.database_error)
         self.operations = context.operations
         self.activity = Activity(self.store, clock)
         self.draining = Draining(self.store, self.metrics)
@@ -74,7 +74,7 @@ class ControlPlane:
         self.api_keys = ApiKeyService(context, self.activity)
         self.revocations = Revocations(self.store)
         self.lifecycle = Lifecycle(context, self.activity, self.draining)
-        self.health = GuestHealth(context, self.metrics)
+        self.health = GuestHealth(context)
         self.events = EventFeed(context)
         self.deliveries = Deliveries(context)
         self.webhooks = WebhookService(context, self.deliveries)
@@ -91,12 +91,12 @@ class ControlPlane:
         self.guests = GuestService(context, self.activity, calls, self.health)
         self.snapshots = SnapshotService(context, templates, images)
         self.idempotency = Idempotency(context)
-        self.reconciler = Reconciler(context, self.lifecycle, images, policies, self.metrics)
+        self.reconciler = Reconciler(context, self.lifecycle, images, policies)
         self.host_events = HostEvents(context)
         self.pause_at_stop = PauseAtStop(context, self.lifecycle)
         self.evacuation = Evacuation(context, self.lifecycle, self.draining)
         self.deadlines = Deadlines(context, self.lifecycle)
-        self.autopause = AutoPause(context, self.lifecycle, self.activity, self.metrics)
+        self.autopause = AutoPause(context, self.lifecycle, self.activity)
 
     async def _claim_host(self) -> None:
         owner = await self.store.installation.identity(new_installation_id())

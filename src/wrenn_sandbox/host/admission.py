@@ -8,6 +8,7 @@ are decided one after the other, and each remembers its promise before the next 
 import asyncio
 import re
 import shutil
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Final
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.ids import OperationId, SandboxId
 from wrenn_sandbox.settings import HostSettings
+from wrenn_sandbox.wire.metrics import Shortage
 
 _LATER_SEC: Final = 10.0
+_WORDS: Final = {Shortage.MEMORY: "memory", Shortage.DISK: "disk space"}
 
 
 @dataclass(frozen=True)
 class _Shortage:
-    what: str
+    of: Shortage
     missing_mb: int = 0
     """How much memory has to be freed; 0 where that would not help."""
 
@@ -42,6 +45,8 @@ class Admission:
         self._running = running
         self._make_room = make_room
         self._promised: dict[tuple[SandboxId, OperationId], int] = {}
+        self.refusals: Counter[Shortage] = Counter()
+        """Requests for which there was no room."""
         self._turn = asyncio.Lock()
         self._closed = False
 
@@ -54,6 +59,7 @@ class Admission:
                 raise NoCapacity("The host is shutting down", retry_after=_LATER_SEC)
             others = self._others(sandbox_id)
             if len(others) >= self._settings.max_running:
+                self.refusals[Shortage.SANDBOXES] += 1
                 raise _full("The host runs as many sandboxes as it may")
             shortage = await self._shortage(others, memory_mb)
             if shortage is not None and shortage.missing_mb:
@@ -61,12 +67,25 @@ class Admission:
                 others = self._others(sandbox_id)
                 shortage = await self._shortage(others, memory_mb)
             if shortage is not None:
-                raise _full(f"The host has no {shortage.what} left for another sandbox")
+                self.refusals[shortage.of] += 1
+                raise _full(f"The host has no {_WORDS[shortage.of]} left for another sandbox")
             self._promised[sandbox_id, operation_id] = memory_mb
 
     def release(self, sandbox_id: SandboxId, operation_id: OperationId) -> None:
         """Forget a promise: its machine runs, or will not; harmless without one."""
         self._promised.pop((sandbox_id, operation_id), None)
+
+    @property
+    def promised_mb(self) -> int:
+        """The memory of every machine that runs or is promised."""
+        return sum(self._others(None).values())
+
+    def bound_mb(self, total_mb: int) -> int | None:
+        """What all machines may come to take of so much memory; None where nothing bounds that."""
+        settings = self._settings
+        if not settings.memory_overcommit:
+            return None
+        return int(settings.memory_overcommit * (total_mb - settings.memory_reserve_mb))
 
     async def has_room(self, memory_mb: int) -> bool:
         """Whether a machine that was not asked for may be made ready."""
@@ -93,14 +112,14 @@ class Admission:
         """What keeps one more machine of this size out; None where nothing does."""
         settings = self._settings
         free = await asyncio.to_thread(measure, settings.data_dir)
-        bound = settings.memory_overcommit * (free.memory_total_mb - settings.memory_reserve_mb)
-        if settings.memory_overcommit and sum(others.values()) + memory_mb > bound:
-            return _Shortage("memory")
+        bound = self.bound_mb(free.memory_total_mb)
+        if bound is not None and sum(others.values()) + memory_mb > bound:
+            return _Shortage(Shortage.MEMORY)
         if free.disk_free_mb < settings.disk_reserve_mb:
-            return _Shortage("disk space")
+            return _Shortage(Shortage.DISK)
         promised = sum(mb for (each, _), mb in self._promised.items() if each in others)
         missing = settings.memory_reserve_mb + promised + memory_mb - free.memory_free_mb
-        return _Shortage("memory", missing) if missing > 0 else None
+        return _Shortage(Shortage.MEMORY, missing) if missing > 0 else None
 
 
 def _full(what: str) -> NoCapacity:

@@ -2,13 +2,15 @@
 
 import asyncio
 import itertools
-from collections import deque
+import shutil
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Self, TypeVar, cast
 
+import msgspec
 import structlog
 
 from wrenn_sandbox.aio import shielded
@@ -41,6 +43,7 @@ from wrenn_sandbox.wire.messages import (
     Placement,
     SandboxReport,
 )
+from wrenn_sandbox.wire.metrics import HostMetrics, Path, Shortage
 
 from . import admission, compatibility, disk_use, failpoints, paused, recovery
 from .admission import Admission
@@ -54,6 +57,7 @@ from .paths import Paths
 from .pools import Pool
 from .recovery import Recovery
 from .sandbox import Sandbox
+from .stages import stage
 from .variants import MOST_BOOTED_MB, Variants
 
 T = TypeVar("T")
@@ -107,6 +111,8 @@ class HostAgent:
             clock=lambda: datetime.now(UTC),
             random=new_random,
         )
+        self._stages = self._context.stages
+        self._stored = disk_use.Stored(paths, self._store)
         self._variants = Variants(self._context)
         self._pool = Pool(
             self._context,
@@ -167,6 +173,7 @@ class HostAgent:
         """Let go of everything; machines run on and are adopted by the next start."""
         self._closing.set()
         self._admission.close()
+        await self._stored.close()
         await self._housekeeper.close()
         await self._pool.close()
         await self._variants.close()
@@ -204,6 +211,30 @@ class HostAgent:
             disk_free_mb=free.disk_free_mb,
         )
 
+    async def metrics(self) -> HostMetrics:
+        settings, slots = self._context.settings, self._context.slots
+        free = await asyncio.to_thread(admission.measure, self._paths.data_dir)
+        disk = await asyncio.to_thread(shutil.disk_usage, self._paths.data_dir)
+        phases = Counter(each.phase for each in self._sandboxes.values())
+        pool, bound_mb = self._pool.metrics(), self._admission.bound_mb(free.memory_total_mb)
+        return HostMetrics(
+            vms={**{each.value: phases[each] for each in Phase}, "pooled": pool.ready},
+            vms_limit=settings.max_running,
+            memory_total=free.memory_total_mb << 20,
+            memory_free=free.memory_free_mb << 20,
+            memory_reserve=settings.memory_reserve_mb << 20,
+            memory_promised=self._admission.promised_mb << 20,
+            memory_limit=None if bound_mb is None else bound_mb << 20,
+            disk_total=disk.total,
+            disk_free=disk.free,
+            disk_reserve=settings.disk_reserve_mb << 20,
+            slots=slots.metrics(),
+            pool=pool,
+            stored=await self._stored.now(),
+            refusals={**self._admission.refusals, Shortage.NETWORK: slots.refusals},
+            stages=self._stages.times(),
+        )
+
     async def templates(self) -> list[BaseTemplate]:
         found = await asyncio.to_thread(self._store.templates)
         return [
@@ -237,17 +268,19 @@ class HostAgent:
         if sandbox is not None and sandbox.operation_id not in (None, request.operation_id):
             raise Conflict("The sandbox exists")
         if sandbox is None:
-            await self._admission.reserve(
-                request.sandbox_id, request.operation_id, request.memory_mb
-            )
+            with self._stages.of("create"), stage("admission"):
+                await self._admission.reserve(
+                    request.sandbox_id, request.operation_id, request.memory_mb
+                )
             sandbox = self._sandboxes.get(request.sandbox_id)
         if sandbox is None:
             sandbox = self._new_sandbox(request.sandbox_id)
             sandbox.operation_id = request.operation_id
             self._sandboxes[request.sandbox_id] = sandbox
-        return await self._once(
-            request.sandbox_id, request.operation_id, lambda: self._create(sandbox, request)
-        )
+        with self._stages.of("create"):
+            return await self._once(
+                request.sandbox_id, request.operation_id, lambda: self._create(sandbox, request)
+            )
 
     async def _create(self, sandbox: Sandbox, request: CreateSandbox) -> Placement:
         if sandbox.phase is Phase.RUNNING:
@@ -255,12 +288,14 @@ class HostAgent:
         try:
             policy = request.network.policy()
             size = Size(request.vcpus, request.memory_mb)
-            image = await self._variants.startable(request.image_id, size)
+            with stage("image"):
+                image, booted = await self._variants.startable(request.image_id, size)
             if not image.variant and (reason := await self._retired(image)):
                 return await self._create_by_boot(sandbox, request, image, reason)
-            return await sandbox.start(
+            placement = await sandbox.start(
                 request.operation_id, image, policy, request.envs, self._pool
             )
+            return _booted(placement) if booted else placement
         except BaseException:
             if self._sandboxes.get(request.sandbox_id) is sandbox:
                 del self._sandboxes[request.sandbox_id]
@@ -277,8 +312,8 @@ class HostAgent:
         try:
             await sandbox.begin_stored(image, reason)
             await self._reboot(sandbox, reason)
-            return await sandbox.resume(
-                request.operation_id, request.network.policy(), request.envs
+            return _booted(
+                await sandbox.resume(request.operation_id, request.network.policy(), request.envs)
             )
         except BaseException:
             await shielded(sandbox.destroy())
@@ -300,7 +335,8 @@ class HostAgent:
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.PAUSED:
             return
-        await self._once(sandbox_id, operation_id, lambda: self._pause(sandbox))
+        with self._stages.of("pause"):
+            await self._once(sandbox_id, operation_id, lambda: self._pause(sandbox))
 
     async def _pause(self, sandbox: Sandbox) -> None:
         """A pause may use the disk's reserve, save for a part: work goes before newcomers."""
@@ -325,12 +361,14 @@ class HostAgent:
         if sandbox.phase is Phase.RUNNING:
             return sandbox.machine.placement
         policy = network.policy()
-        await self._admission.reserve(sandbox_id, operation_id, sandbox.memory_mb)
-        return await self._once(
-            sandbox_id,
-            operation_id,
-            lambda: self._resume(sandbox, operation_id, policy, memory, envs),
-        )
+        with self._stages.of("resume"):
+            with stage("admission"):
+                await self._admission.reserve(sandbox_id, operation_id, sandbox.memory_mb)
+            return await self._once(
+                sandbox_id,
+                operation_id,
+                lambda: self._resume(sandbox, operation_id, policy, memory, envs),
+            )
 
     async def _resume(
         self,
@@ -343,9 +381,10 @@ class HostAgent:
         reason = ""
         if memory and (stored := sandbox.stored) is not None and not stored.stopped:
             reason = await asyncio.to_thread(compatibility.retired, self._context, stored.machine)
-        if reason or not memory:
-            await self._reboot(sandbox, reason)
-        return await sandbox.resume(operation_id, policy, envs)
+        if not reason and memory:
+            return await sandbox.resume(operation_id, policy, envs)
+        await self._reboot(sandbox, reason)
+        return _booted(await sandbox.resume(operation_id, policy, envs))
 
     async def _reboot(self, sandbox: Sandbox, reason: str) -> None:
         await self._admission.require_disk(min(sandbox.memory_mb, MOST_BOOTED_MB))
@@ -370,7 +409,8 @@ class HostAgent:
         sandbox = self._sandbox(sandbox_id)
         if (sandbox_id, operation_id) not in self._operations:
             await self._require_image_room(sandbox)
-        await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
+        with self._stages.of("snapshot"):
+            await self._once(sandbox_id, operation_id, lambda: sandbox.snapshot(image_id))
         self._sandboxes.pop(sandbox_id, None)
         await sandbox.destroy()
         return await self._image_info(image_id)
@@ -382,7 +422,8 @@ class HostAgent:
             with suppress(NotFound):
                 return await self._image_info(image_id)
         sandbox = self._sandbox(sandbox_id)
-        await self._once(sandbox_id, operation_id, lambda: self._checkpoint(sandbox, image_id))
+        with self._stages.of("checkpoint"):
+            await self._once(sandbox_id, operation_id, lambda: self._checkpoint(sandbox, image_id))
         return await self._image_info(image_id)
 
     async def _checkpoint(self, sandbox: Sandbox, image_id: ImageId) -> Manifest:
@@ -411,12 +452,14 @@ class HostAgent:
             if sandbox.phase is Phase.RUNNING and sandbox.operation_id == operation_id:
                 return sandbox.machine.placement
             image = await asyncio.to_thread(self._store.open, image_id)
-            await self._admission.reserve(sandbox_id, operation_id, image.memory_mb)
-        return await self._once(
-            sandbox_id,
-            operation_id,
-            lambda: self._roll_back(sandbox, operation_id, image_id, policy, envs),
-        )
+            with self._stages.of("rollback"), stage("admission"):
+                await self._admission.reserve(sandbox_id, operation_id, image.memory_mb)
+        with self._stages.of("rollback"):
+            return await self._once(
+                sandbox_id,
+                operation_id,
+                lambda: self._roll_back(sandbox, operation_id, image_id, policy, envs),
+            )
 
     async def _roll_back(
         self,
@@ -427,7 +470,8 @@ class HostAgent:
         envs: dict[str, str] | None,
     ) -> Placement:
         async with self._collection.sparing(image_id):
-            image = await asyncio.to_thread(self._store.open_sound, image_id)
+            with stage("image"):
+                image = await asyncio.to_thread(self._store.open_sound, image_id)
             return await sandbox.roll_back(operation_id, image, policy, envs)
 
     async def _image_info(self, image_id: ImageId) -> ImageInfo:
@@ -590,3 +634,7 @@ class HostAgent:
         )
         self._event_added.set()
         await self._collection.run()
+
+
+def _booted(placement: Placement) -> Placement:
+    return msgspec.structs.replace(placement, path=Path.BOOTED)

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from wrenn_sandbox.settings import HostSettings
@@ -11,6 +11,7 @@ from .engines import EngineStore
 from .images.store import ImageStore
 from .paths import Paths
 from .slot import Slot, SlotSource
+from .stages import Stages
 from .vmm.base import Driver
 
 
@@ -28,3 +29,4 @@ class HostContext:
     connect: Callable[[Slot], Awaitable[socket.socket]]
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
+    stages: Stages = field(default_factory=Stages)

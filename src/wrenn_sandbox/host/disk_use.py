@@ -5,7 +5,9 @@ are there for sandboxes only: private ones, and those that nobody names any more
 """
 
 import asyncio
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,11 +20,16 @@ import structlog
 from wrenn_sandbox.errors import IncompatibleImage, NotFound
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.ids import ImageId, MachineId, SandboxId
+from wrenn_sandbox.wire.metrics import StoredBytes
 
 from .context import HostContext
 from .paths import Paths
 
 _log = structlog.get_logger(__name__)
+
+_STORED_SEC: Final = 60.0
+_WAIT_SEC: Final = 1.0
+"""What is stored is measured so often at most, and waited for so long."""
 
 _BLOCK: Final = 512
 """Bytes of what `st_blocks` counts."""
@@ -67,6 +74,59 @@ def measure(
         + sum(sizes[image] for image in needed[each.sandbox_id])
         for each in holdings
     }
+
+
+class Stored:
+    """What is allocated in a data directory, measured when it is asked for, once in a while."""
+
+    def __init__(self, paths: Paths, store: ImageStore) -> None:
+        self._paths = paths
+        self._store = store
+        self._measuring: asyncio.Task[None] | None = None
+        self._at = -math.inf
+        self._found: StoredBytes | None = None
+
+    async def now(self) -> StoredBytes | None:
+        """As it was a minute ago, or longer where measuring takes long; None until it is known."""
+        if self._measuring is None and time.monotonic() - self._at >= _STORED_SEC:
+            self._measuring = asyncio.create_task(self._measure_again(), name="stored bytes")
+        if self._measuring is not None:
+            await asyncio.wait([self._measuring], timeout=_WAIT_SEC)
+        return self._found
+
+    async def close(self) -> None:
+        """Wait for what is being measured."""
+        if self._measuring is not None:
+            await asyncio.wait([self._measuring])
+
+    async def _measure_again(self) -> None:
+        try:
+            self._found = await asyncio.to_thread(self._measure)
+        except OSError as error:
+            _log.warning("disk use not measured", detail=str(error))
+        finally:
+            self._at, self._measuring = time.monotonic(), None
+
+    def _measure(self) -> StoredBytes:
+        paths, held = self._paths, self._store.held()
+        images: Counter[str] = Counter()
+        for directory in paths.images.iterdir():
+            images[self._purpose(ImageId(directory.name), held)] += allocated(directory)
+        return StoredBytes(
+            images=images["images"],
+            snapshots=images["snapshots"],
+            paused=images["paused"] + allocated(paths.paused),
+            running=allocated(paths.run),
+            engines=allocated(paths.engines),
+        )
+
+    def _purpose(self, image_id: ImageId, held: set[ImageId]) -> str:
+        if image_id in held:
+            return "snapshots"
+        try:
+            return "paused" if self._store.open(image_id).private else "images"
+        except (NotFound, IncompatibleImage):
+            return "images"
 
 
 def _own_images(store: ImageStore, holding: Holding, kept: set[ImageId]) -> set[ImageId]:

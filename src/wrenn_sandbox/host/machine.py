@@ -45,6 +45,7 @@ from .journal import Record
 from .launch_source import LaunchSource, spec_of
 from .paths import PASSAGE_DIRECTORY, MachineFiles
 from .slot import Slot
+from .stages import stage
 
 _log = structlog.get_logger(__name__)
 
@@ -159,7 +160,8 @@ class Machine:
             machine = await cls._prepared(context, source, undo)
             if before is not None:
                 await asyncio.to_thread(before, machine.spec.slot)
-            process = await start(machine.spec)
+            with stage("boot" if source.snapshot is None else "restore"):
+                process = await start(machine.spec)
             undo.push_async_callback(context.driver.kill, process)
             failpoints.reach("machine.started")
             machine.note(process=process)
@@ -172,7 +174,8 @@ class Machine:
     async def _prepared(
         cls, context: HostContext, source: LaunchSource, undo: AsyncExitStack
     ) -> Self:
-        slot = await context.slots.acquire()
+        with stage("slot"):
+            slot = await context.slots.acquire()
         undo.callback(context.slots.release, slot)
         failpoints.reach("machine.slot")
         record = Record(
@@ -196,7 +199,8 @@ class Machine:
         given_up = threading.Event()
         making = asyncio.create_task(asyncio.to_thread(machine._make_directory, source, given_up))
         try:
-            await asyncio.shield(making)
+            with stage("disk"):
+                await asyncio.shield(making)
         except asyncio.CancelledError:
             given_up.set()
             await asyncio.gather(making, return_exceptions=True)
@@ -258,7 +262,8 @@ class Machine:
         """
         began = time.monotonic()
         self._drop_client()
-        self._client = await self._unless_ended(self._initialize_guest(hostname, envs))
+        with stage("init"):
+            self._client = await self._unless_ended(self._initialize_guest(hostname, envs))
         if time.monotonic() - began > CLOCK_PRECISION_SEC:
             self._clock_setter = asyncio.create_task(self._set_clock(self._client))
 
@@ -275,7 +280,8 @@ class Machine:
 
         The next `note` writes it down.
         """
-        await self._context.slots.apply(self._spec.slot, policy)
+        with stage("network"):
+            await self._context.slots.apply(self._spec.slot, policy)
         self._record = msgspec.structs.replace(self._record, network=Egress.of(policy))
 
     async def set_network(self, policy: NetworkPolicy) -> None:

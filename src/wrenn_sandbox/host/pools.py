@@ -17,10 +17,12 @@ from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.ids import ImageId
 from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Command
+from wrenn_sandbox.wire.metrics import PoolMetrics
 
 from .context import HostContext
 from .launch_source import source_of
 from .machine import Machine
+from .stages import stage
 
 _log = structlog.get_logger(__name__)
 
@@ -55,6 +57,9 @@ class Pool:
         self._room = room
         self._machines: deque[Machine] = deque()
         self._releasing: set[asyncio.Task[None]] = set()
+        self._image_id: ImageId | None = None
+        """What was wanted last."""
+        self._hits = self._misses = 0
         self._claimed = 0.0
         """When a machine was last claimed, on the event loop's clock."""
         self._claim = asyncio.Event()
@@ -66,12 +71,15 @@ class Pool:
         """Begin to fill the pool."""
         if self._size:
             self._wake.set()
-            self._worker = asyncio.create_task(self._work(), name="pool")
+            with self._context.stages.of("pool"):
+                self._worker = asyncio.create_task(self._work(), name="pool")
 
     def take(self, image_id: ImageId) -> Machine | None:
         """A machine of this image, or None. It is the caller's from now on."""
         if not self._machines or self._machines[0].record.image_id != image_id:
+            self._misses += image_id == self._image_id
             return None
+        self._hits += 1
         machine = self._machines.popleft()
         machine.on_exit = None
         self._claimed = asyncio.get_running_loop().time()
@@ -79,6 +87,12 @@ class Pool:
         self._filled.clear()
         self._wake.set()
         return machine
+
+    def metrics(self) -> PoolMetrics:
+        """How full it is; of creates those count that start from its image."""
+        return PoolMetrics(
+            wanted=self._size, ready=len(self._machines), hits=self._hits, misses=self._misses
+        )
 
     async def filled(self) -> None:
         """Wait until the pool is as full as its sizes and memory allow."""
@@ -125,6 +139,7 @@ class Pool:
         image = await self._wanted()
         if image is None:
             return
+        self._image_id = image.image_id
         await self._drop_others(image.image_id)
         before = len(self._machines)
         while len(self._machines) < self._size and await self._room(image.memory_mb):
@@ -148,7 +163,8 @@ class Pool:
             machine = await Machine.restore(self._context, source_of(self._context, image))
             undo.push_async_callback(machine.release)
             await machine.initialize_guest(_NAME)
-            await machine.guest.exec(_WARM_UP, timeout=patience(_WARM_UP_SEC), output_limit=0)
+            with stage("command"):
+                await machine.guest.exec(_WARM_UP, timeout=patience(_WARM_UP_SEC), output_limit=0)
             undo.pop_all()
         self._keep(machine)
 

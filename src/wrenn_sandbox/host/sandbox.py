@@ -33,6 +33,7 @@ from wrenn_sandbox.host.images.staging import take
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.messages import Phase, Placement
+from wrenn_sandbox.wire.metrics import Path as Start
 
 from . import admission, compatibility, failpoints, merging, paused, snapshots
 from .context import HostContext
@@ -44,6 +45,7 @@ from .machine import Machine
 from .paused import PausedSandbox
 from .pools import Pool
 from .slot import Slot
+from .stages import stage
 
 _log = structlog.get_logger(__name__)
 
@@ -205,7 +207,7 @@ class Sandbox:
                         _log.warning("a machine of the pool failed", detail=error.detail)
                         continue
                     undo.pop_all()
-                return machine.placement
+                return msgspec.structs.replace(machine.placement, path=Start.HOT)
             return await self._launch(source_of(self._context, image, engine), policy, envs)
 
     async def begin_stored(self, image: Manifest, reason: str) -> None:
@@ -399,19 +401,21 @@ class Sandbox:
                 files = await machine.store(staged)
                 undo.push_async_callback(machine.run_on)
                 failpoints.reach("pause.stored")
-                files[form.DISK] = await asyncio.to_thread(
-                    paused.take_disk, staged, machine.spec.files.overlay
-                )
-                failpoints.reach("pause.disk")
-                manifest = self._manifest(record, image, files)
-                await asyncio.to_thread(
-                    compatibility.require_disks, self._context, manifest, image, staged
-                )
-                await completed(asyncio.to_thread(paused.commit, paths, manifest))
+                with stage("store"):
+                    files[form.DISK] = await asyncio.to_thread(
+                        paused.take_disk, staged, machine.spec.files.overlay
+                    )
+                    failpoints.reach("pause.disk")
+                    manifest = self._manifest(record, image, files)
+                    await asyncio.to_thread(
+                        compatibility.require_disks, self._context, manifest, image, staged
+                    )
+                    await completed(asyncio.to_thread(paused.commit, paths, manifest))
                 undo.pop_all()
             failpoints.reach("pause.committed")
             self._machine, self._stored = None, manifest
-            await completed(machine.release())
+            with stage("release"):
+                await completed(machine.release())
             failpoints.reach("pause.released")
 
     def _manifest(
@@ -451,13 +455,15 @@ class Sandbox:
                         hardware=_hardware(record, base),
                         token=record.token,
                     )
-                    image = await completed(
-                        asyncio.to_thread(snapshots.publish, self._context, source, image_id)
-                    )
+                    with stage("store"):
+                        image = await completed(
+                            asyncio.to_thread(snapshots.publish, self._context, source, image_id)
+                        )
                     stopped.pop_all()
             failpoints.reach("snapshot.published")
             self._machine = None
-            await completed(machine.release())
+            with stage("release"):
+                await completed(machine.release())
             failpoints.reach("snapshot.released")
             return image
 
@@ -473,7 +479,8 @@ class Sandbox:
                 else:
                     source = await completed(asyncio.to_thread(self._linked, made))
                 publish = partial(snapshots.publish, self._context, source, image_id)
-                image = await completed(asyncio.to_thread(publish))
+                with stage("store"):
+                    image = await completed(asyncio.to_thread(publish))
             failpoints.reach("checkpoint.published")
             return image
 
@@ -482,13 +489,14 @@ class Sandbox:
         context, record = self._context, machine.record
         base = await asyncio.to_thread(context.store.open, record.image_id)
         await asyncio.to_thread(self._require_another_layer, machine, base.disk_mb)
-        async with machine.standing_still(made) as files:
-            failpoints.reach("checkpoint.stored")
-            if context.driver.disk_format.layered:
-                await completed(self._add_layer(machine, base.disk_size))
-            else:
-                own = (machine.spec.files.overlay,)
-                await asyncio.to_thread(snapshots.merge_disks, context, own, base, made)
+        with stage("standstill"):
+            async with machine.standing_still(made) as files:
+                failpoints.reach("checkpoint.stored")
+                if context.driver.disk_format.layered:
+                    await completed(self._add_layer(machine, base.disk_size))
+                else:
+                    own = (machine.spec.files.overlay,)
+                    await asyncio.to_thread(snapshots.merge_disks, context, own, base, made)
         failpoints.reach("checkpoint.running")
         layers = machine.record.layers
         if context.driver.disk_format.layered:
@@ -581,7 +589,8 @@ class Sandbox:
                 self.operation_id = before
                 raise
             self._stored = self._damage = None
-            await completed(self._forsake(machine, stored))
+            with stage("release"):
+                await completed(self._forsake(machine, stored))
             return placement
 
     async def _forsake(self, machine: Machine | None, stored: PausedSandbox | None) -> None:

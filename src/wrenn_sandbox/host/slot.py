@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.wire.metrics import SlotMetrics
 
 GUEST_IP = "169.254.0.21"
 GATEWAY_IP = "169.254.0.22"
@@ -57,6 +58,13 @@ class SlotSource(Protocol):
 
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         """The policy that the slot's rules hold; None when that is not known."""
+
+    def metrics(self) -> SlotMetrics:
+        """How many are in use, ready, and possible."""
+
+    @property
+    def refusals(self) -> int:
+        """How often there was no address left for a slot."""
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; its VM has ended. A second time has no effect."""

@@ -70,13 +70,16 @@ class Variants:
 
         Raises `HostFailure` where it cannot be made, `NoCapacity` where there is no room for it.
         """
+        return (await self._find(cold, size))[0]
+
+    async def _find(self, cold: Manifest, size: Size) -> tuple[Manifest, bool]:
         kernel = cold.files[form.KERNEL].sha256
         hardware = profile(self._context, size.vcpus, size.memory_mb, kernel)
         image_id = _variant_id(cold, hardware)
         try:
             found = await asyncio.to_thread(self._open, image_id)
             if found.machine is not None and not differences(found.machine, hardware):
-                return found
+                return found, False
         except (NotFound, IncompatibleImage):
             pass
         task = self._making.get(image_id)
@@ -85,18 +88,20 @@ class Variants:
             task = asyncio.create_task(self._make(cold, hardware, image_id), name=name)
             self._making[image_id] = task
             task.add_done_callback(lambda _: self._making.pop(image_id, None))
-        return await asyncio.shield(task)
+        return await asyncio.shield(task), True
 
-    async def startable(self, image_id: ImageId, size: Size) -> Manifest:
+    async def startable(self, image_id: ImageId, size: Size) -> tuple[Manifest, bool]:
         """The snapshot to continue: the image itself, or a template's for the size.
+
+        And whether a guest was booted for it meanwhile.
 
         Raises what `get` does, `NotFound` and `IncompatibleImage`.
         """
         store = self._context.store
         image = await asyncio.to_thread(store.open, image_id)
         if not image.is_cold:
-            return await asyncio.to_thread(store.open_sound, image_id)
-        return await self.get(image, size)
+            return await asyncio.to_thread(store.open_sound, image_id), False
+        return await self._find(image, size)
 
     def _open(self, image_id: ImageId) -> Manifest:
         self._context.store.use(image_id)
@@ -110,6 +115,10 @@ class Variants:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _make(self, cold: Manifest, hardware: HardwareProfile, image_id: ImageId) -> Manifest:
+        with self._context.stages.of("template"):
+            return await self._made(cold, hardware, image_id)
+
+    async def _made(self, cold: Manifest, hardware: HardwareProfile, image_id: ImageId) -> Manifest:
         store = self._context.store
         log = _log.bind(template=cold.name, vcpus=hardware.vcpus, memory_mb=hardware.memory_mb)
         needed_mb = min(hardware.memory_mb, MOST_BOOTED_MB)

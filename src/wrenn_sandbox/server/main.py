@@ -55,6 +55,8 @@ async def run(settings: Settings, service_settings: ServiceSettings) -> None:
         app = create_app(settings, host)
         plane: ControlPlane = app.state.plane
         stopper.on_hurry = plane.pause_at_stop.skip
+        if certificate is not None:
+            plane.metrics.certificate.read = lambda: certificate.expires
         await stack.enter_async_context(app.router.lifespan_context(app))
 
         def say_ready(url: str) -> None:

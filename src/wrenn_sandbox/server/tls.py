@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,6 +17,8 @@ _log = structlog.get_logger(__name__)
 
 WATCH_SECONDS: Final = 10.0
 _OTHERS: Final = 0o007
+_NO_CHECK_TIME: Final = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module `ssl` does not name."""
 _MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 """What OpenSSL says of a key that belongs to another certificate."""
 
@@ -35,6 +38,11 @@ class Certificate:
         self.reads = 0
         """How often the files have been looked at again."""
         self.context = self._load()
+        self.expires = self._expiry()
+        """When the certificate of `context` is no longer valid, in seconds since the epoch.
+
+        None where that is not known.
+        """
 
     @classmethod
     def of(cls, settings: EdgeSettings) -> Self | None:
@@ -67,6 +75,7 @@ class Certificate:
             if contents == self._seen:
                 return
             self.context = self._load()
+            self.expires = self._expiry()
         except (InvalidRequest, OSError) as error:
             _log.error("the certificate stays the old one", reason=str(error))
             return
@@ -99,6 +108,28 @@ class Certificate:
         except ssl.SSLError as error:
             raise InvalidRequest(self._explain(error)) from None
         return context
+
+    def _expiry(self) -> float | None:
+        """Asked of a client that is shown the certificate: Python reads none otherwise."""
+        try:
+            found = self._shown()
+        except OSError as error:
+            _log.warning("when the certificate expires is not known", reason=str(error))
+            return None
+        return None if found is None else float(ssl.cert_time_to_seconds(str(found["notAfter"])))
+
+    def _shown(self) -> Mapping[str, object] | None:
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+        client.load_verify_locations(self._cert)
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        asked = self.context.wrap_bio(to_server, to_client, server_side=True)
+        asking = client.wrap_bio(to_client, to_server)
+        for side in (asking, asked, asking):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        return asking.getpeercert()
 
     def _explain(self, error: ssl.SSLError) -> str:
         if error.reason in _MISMATCH:

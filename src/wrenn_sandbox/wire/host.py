@@ -20,6 +20,7 @@ from .messages import (
     Placement,
     SandboxReport,
 )
+from .metrics import HostMetrics
 
 
 class Host(Protocol):
@@ -35,6 +36,10 @@ class Host(Protocol):
 
     async def info(self) -> HostInfo:
         """What the host is and has left. Safe to repeat."""
+        ...
+
+    async def metrics(self) -> HostMetrics:
+        """What the host has left and what it has counted since its start. Safe to repeat."""
         ...
 
     async def templates(self) -> list[BaseTemplate]:

@@ -17,6 +17,8 @@ from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
 from wrenn_sandbox.model.template import TemplateType
 
+from .metrics import Path
+
 GuestPath = Annotated[str, "bytes that are no UTF-8 are escaped"]
 """A path in a guest as Python has paths: `surrogateescape` stands for bytes that are no UTF-8."""
 
@@ -85,12 +87,14 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where a running sandbox is reached.
 
-    `rebooted` says why it was started from its disk, where its memory had been asked for.
+    `rebooted` says why it was started from its disk, where its memory had been asked for. `path` is
+    how it came to run, where this is the answer of the call that started it.
     """
 
     guest_ip: str
     host_ip: str
     rebooted: str = ""
+    path: Path = Path.RESTORED
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from wrenn_sandbox.host.privileged.process import process_start_time
 from wrenn_sandbox.host.privileged.spawn import spawn_in_slot
 from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.wire.metrics import SlotMetrics
 
 SERVER = """
 import asyncio, sys
@@ -142,6 +143,8 @@ async def test_resting_numbers_are_used_when_there_are_no_others(make_pool: Pool
     first = await pool.acquire()
     with pytest.raises(NoCapacity, match="no network address"):
         await pool.acquire()
+    assert pool.metrics() == SlotMetrics(used=1, ready=0, capacity=1)
+    assert pool.refusals == 1
     pool.release(first)
     assert (await pool.acquire()).index == first.index
 

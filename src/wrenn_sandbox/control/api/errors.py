@@ -7,6 +7,7 @@ code and status (`wrenn_sandbox.errors`); everything else is translated here.
 import json
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
+from starlette.types import Receive, Scope, Send
 
 from wrenn_sandbox.errors import (
     InternalError,
@@ -33,6 +35,27 @@ def content_of(error: WrennError) -> dict[str, str]:
     return {"code": error.code, "message": error.message, **error.extra()}
 
 
+ERRORS_TOLD: Final = "wrenn.errors"
+"""Key of the scope of a request: the codes of the errors that it was answered with."""
+
+
+class _ErrorResponse(Response):
+    """One that notes its code in the scope."""
+
+    def __init__(self, code: str, content: bytes, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(content, status, headers, media_type="application/json")
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        note_error(scope, self._code)
+        await super().__call__(scope, receive, send)
+
+
+def note_error(scope: Scope, code: str) -> None:
+    """Remember what a request was answered with, where somebody counts that."""
+    scope.get(ERRORS_TOLD, []).append(code)
+
+
 def error_response(error: WrennError, headers: Mapping[str, str] | None = None) -> Response:
     """The response that tells a caller of `error`."""
     content = content_of(error)
@@ -41,12 +64,8 @@ def error_response(error: WrennError, headers: Mapping[str, str] | None = None) 
         all_headers["Retry-After"] = str(ceil(error.retry_after))
     if error.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
-    return Response(
-        json.dumps({"error": content}, ensure_ascii=False).encode("utf-8", "replace"),
-        status_code=error.status,
-        media_type="application/json",
-        headers=all_headers,
-    )
+    body = json.dumps({"error": content}, ensure_ascii=False).encode("utf-8", "replace")
+    return _ErrorResponse(error.code, body, error.status, all_headers)
 
 
 def invalid(problems: Sequence[ErrorDetails]) -> InvalidRequest:

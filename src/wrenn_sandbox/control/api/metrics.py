@@ -11,6 +11,7 @@ from starlette.responses import Response
 from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.errors import Forbidden, Unauthorized
+from wrenn_sandbox.wire.host import Host
 
 from .forwarded import parse_address
 from .middleware import client_address
@@ -28,12 +29,14 @@ def _require_permission(request: Request, token: SecretStr | None) -> None:
         raise Unauthorized("Metrics need the token of WRENN_METRICS_TOKEN as a bearer token")
 
 
-def metrics_router(metrics: Metrics, store: Store, token: SecretStr | None) -> APIRouter:
+def metrics_router(
+    metrics: Metrics, store: Store, host: Host, token: SecretStr | None
+) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics", include_in_schema=False)
     async def read_metrics(request: Request) -> Response:
         _require_permission(request, token)
-        return Response(await metrics.text(store), media_type=CONTENT_TYPE_LATEST)
+        return Response(await metrics.text(store, host), media_type=CONTENT_TYPE_LATEST)
 
     return router

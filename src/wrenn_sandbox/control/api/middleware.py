@@ -14,7 +14,7 @@ from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.errors import RateLimited, TooLarge
 from wrenn_sandbox.ids import new_request_id
 
-from .errors import INTERNAL, error_response
+from .errors import ERRORS_TOLD, INTERNAL, error_response
 from .forwarded import group_of
 from .headers import secured
 
@@ -44,6 +44,8 @@ class RequestContext:
         request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
         status = 0
         begin = time.perf_counter()
+        told: list[str] = []
+        scope[ERRORS_TOLD] = told
 
         async def named(message: Message) -> None:
             nonlocal status
@@ -61,6 +63,8 @@ class RequestContext:
                 route = getattr(scope.get("route"), "path", "none")
                 method = scope.get("method", "WEBSOCKET")
                 self._metrics.request(method, route, status, seconds)
+                for code in told:
+                    self._metrics.refusal(code)
                 _log.info(
                     "request",
                     method=method,

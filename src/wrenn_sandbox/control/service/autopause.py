@@ -9,7 +9,6 @@ import asyncio
 from datetime import datetime, timedelta
 from functools import partial
 
-from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
@@ -31,13 +30,12 @@ class AutoPause:
         context: ControlContext,
         lifecycle: Lifecycle,
         activity: Activity,
-        metrics: Metrics,
     ) -> None:
         self._store = context.store.all_sandboxes
         self._host = context.host
         self._lifecycle = lifecycle
         self._activity = activity
-        self._metrics = metrics
+        self._metrics = context.metrics
         self._wakeup = context.wakeups.autopause
         self._clock = context.clock
         self._attempts = Attempts(context.clock, "auto-pause failed")

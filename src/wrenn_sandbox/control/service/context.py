@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from wrenn_sandbox.control.clock import Clock
+from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
@@ -28,5 +29,6 @@ class ControlContext:
     store: Store
     host: Host
     clock: Clock
+    metrics: Metrics = field(default_factory=Metrics)
     operations: Operations = field(default_factory=Operations)
     wakeups: Wakeups = field(default_factory=Wakeups)

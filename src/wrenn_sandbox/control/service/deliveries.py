@@ -80,6 +80,7 @@ class Deliveries:
     def __init__(self, context: ControlContext, *, random: Random = new_random) -> None:
         self._store = context.store
         self._clock = context.clock
+        self._metrics = context.metrics
         self._random = random
         self._caller: Caller | None = None
         self._under_way: dict[WebhookId, asyncio.Task[None]] = {}
@@ -227,6 +228,7 @@ class Deliveries:
                     f"the last one failed: {answer.error or f'status {answer.status}'}"
                 )
                 _log.warning("webhook disabled", webhook_id=webhook.id, team_id=webhook.team_id)
+        self._metrics.delivery(outcome.value, answer.duration_ms / 1000)
         delivery = answer.delivery(webhook.id, message, attempts, outcome, now)
         return await self._store.webhooks.settle(webhook, delivery, changed)
 

@@ -123,6 +123,7 @@ class Follower:
 class EventFeed:
     def __init__(self, context: ControlContext) -> None:
         self._store = context.store
+        self._metrics = context.metrics
         self._clock = context.clock
         self._tails: dict[TeamId, _Tail] = {}
         self._by_caller: Counter[KeyId | UserId] = Counter()
@@ -146,11 +147,13 @@ class EventFeed:
         self._tails[caller.team_id] = tail
         self._by_caller[who] += 1
         tail.followers += 1
+        self._metrics.event_streams(+1)
         self._note(caller.team_id)
         try:
             yield Follower(self._store, caller.team_id, tail)
         finally:
             tail.followers -= 1
+            self._metrics.event_streams(-1)
             if not tail.followers:
                 del self._tails[caller.team_id]
             self._by_caller[who] -= 1

@@ -42,6 +42,7 @@ class Forks:
         self._draining = draining
         self._images = images
         self._wakeups = context.wakeups
+        self._metrics = context.metrics
         self._clock = context.clock
 
     def make(
@@ -61,7 +62,7 @@ class Forks:
         self._draining.refuse()
         held = ForkImage(image_id, source.id, self._clock())
         work = self._make(source, held, count, timeout_sec, network)
-        return self._operations.run(source.id, work)
+        return self._operations.run(source.id, work, timing=self._metrics.operation("fork"))
 
     async def _make(
         self,

@@ -12,7 +12,6 @@ from typing import Final
 import structlog
 
 from wrenn_sandbox.aio import every, shielded
-from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.errors import AgentError, NotFound, NotResponding, WrennError
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.patience import patience
@@ -28,11 +27,11 @@ _RETRY: Final = 0.1
 class GuestHealth:
     """`check_sec` is how long a guest may take to say that it is there."""
 
-    def __init__(self, context: ControlContext, metrics: Metrics) -> None:
+    def __init__(self, context: ControlContext) -> None:
         self.check_sec = patience(context.settings.guest_check_sec)
         self._store = context.store.silences
         self._host = context.host
-        self._metrics = metrics
+        self._metrics = context.metrics
         self._clock = context.clock
         self._silent: dict[SandboxId, datetime] = {}
         self._checks: dict[SandboxId, asyncio.Task[datetime | None]] = {}
@@ -123,6 +122,8 @@ class GuestHealth:
         if since is None:
             self._silent.pop(sandbox_id, None)
         else:
+            if sandbox_id not in self._silent:
+                self._metrics.guest_failure("not_responding")
             self._silent[sandbox_id] = since
         self._count()
         return since

@@ -94,6 +94,7 @@ class GuestService:
         self._host = context.host
         self._activity = activity
         self._wakeups = context.wakeups
+        self._metrics = context.metrics
         self._calls = calls
         self._health = health
         self._spools = ConcurrencyLimiter(
@@ -159,20 +160,24 @@ class GuestService:
         long as the output is kept.
         """
         command = checked_command(command)
-        async with self.using(team_id, sandbox_id) as guest:
-            limit = output_limit(self._output_limit, self._calls.under_way(team_id))
-            result = await guest.exec(command, timeout=timeout_sec, output_limit=limit)
-            if result.timed_out:
-                self._health.suspect(SandboxId(sandbox_id))
-            cut = result.truncated or result.timed_out
-            yield Executed(
-                *readable(result.stdout, result.stderr, cut=cut),
-                result.exit_code,
-                result.duration_ms,
-                result.truncated,
-                result.timed_out,
-                result.killed,
-            )
+        with self._metrics.operation("exec") as timing:
+            async with self.using(team_id, sandbox_id) as guest:
+                limit = output_limit(self._output_limit, self._calls.under_way(team_id))
+                result = await guest.exec(command, timeout=timeout_sec, output_limit=limit)
+                took = timing.end()
+                if result.timed_out:
+                    self._health.suspect(SandboxId(sandbox_id))
+                else:
+                    self._metrics.exec_overhead(max(0.0, took - result.duration_ms / 1000))
+                cut = result.truncated or result.timed_out
+                yield Executed(
+                    *readable(result.stdout, result.stderr, cut=cut),
+                    result.exit_code,
+                    result.duration_ms,
+                    result.truncated,
+                    result.timed_out,
+                    result.killed,
+                )
 
     async def metrics(self, team_id: TeamId, sandbox_id: str) -> GuestMetrics:
         """What a running sandbox uses; no activity. Answers or fails within seconds."""

@@ -30,6 +30,7 @@ class HostEvents:
         self._store = context.store.all_sandboxes
         self._host = context.host
         self._operations = context.operations
+        self._metrics = context.metrics
         self._wakeup = context.wakeups.reconciler
 
     async def run(self) -> None:
@@ -41,6 +42,7 @@ class HostEvents:
                 for event in found.events:
                     await shielded(self._handle(event))
                     epoch, last = found.epoch, event.number
+                    self._metrics.guest_failure(event.kind.value)
                 wait = _FIRST_WAIT
                 if not found.events:
                     await asyncio.sleep(wait)

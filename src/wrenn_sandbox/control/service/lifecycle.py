@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final
 
+from wrenn_sandbox.control.metrics import Timing
 from wrenn_sandbox.control.store.records import Rollback, Sandbox, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
@@ -86,6 +87,7 @@ class Lifecycle:
         self._activity = activity
         self._draining = draining
         self._wakeups = context.wakeups
+        self._metrics = context.metrics
         self._clock = context.clock
         self._deletions: dict[SandboxId, asyncio.Task[None]] = {}
 
@@ -93,7 +95,9 @@ class Lifecycle:
         self, sandbox: Sandbox, envs: dict[str, str], reason: str | None = None
     ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return self._operations.run(sandbox.id, self._create(sandbox, envs, reason))
+        timing = self._metrics.operation("create")
+        work = self._create(sandbox, envs, reason, timing)
+        return self._operations.run(sandbox.id, work, timing=timing)
 
     def pause(
         self,
@@ -103,17 +107,22 @@ class Lifecycle:
         due: datetime | None = None,
     ) -> "asyncio.Future[Sandbox]":
         work = self._pause(sandbox_id, actor, reason, due)
-        return self._operations.run(sandbox_id, work, of_stop=actor == SHUTDOWN)
+        timing = self._metrics.operation("pause")
+        return self._operations.run(sandbox_id, work, of_stop=actor == SHUTDOWN, timing=timing)
 
     def resume(
         self, sandbox_id: SandboxId, actor: str = "user", *, memory: bool = True
     ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return self._operations.run(sandbox_id, self._resume(sandbox_id, actor, memory))
+        timing = self._metrics.operation("resume")
+        work = self._resume(sandbox_id, actor, memory, timing)
+        return self._operations.run(sandbox_id, work, timing=timing)
 
     def roll_back(self, sandbox: Sandbox, template: TeamTemplate) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
-        return self._operations.run(sandbox.id, self._roll_back(sandbox, template))
+        timing = self._metrics.operation("rollback")
+        work = self._roll_back(sandbox, template, timing)
+        return self._operations.run(sandbox.id, work, timing=timing)
 
     async def delete(
         self,
@@ -133,7 +142,9 @@ class Lifecycle:
             task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
         await asyncio.shield(task)
 
-    async def _create(self, sandbox: Sandbox, envs: dict[str, str], reason: str | None) -> Sandbox:
+    async def _create(
+        self, sandbox: Sandbox, envs: dict[str, str], reason: str | None, timing: Timing
+    ) -> Sandbox:
         start = Change(Event.START, "user", sandbox.created_at, reason)
         await self._store.add(sandbox, start, envs)
         request = CreateSandbox(
@@ -147,6 +158,7 @@ class Lifecycle:
         )
         try:
             placement = await self._host.create(request)
+            timing.path = placement.path
         except NoCapacity as error:
             await self._store.remove_starting(sandbox, reason_of(error), self._clock())
             raise
@@ -184,7 +196,9 @@ class Lifecycle:
         with refusals(_CHANGED):
             return await self._store.apply(sandbox_id, change)
 
-    async def _resume(self, sandbox_id: SandboxId, actor: str, memory: bool) -> Sandbox:
+    async def _resume(
+        self, sandbox_id: SandboxId, actor: str, memory: bool, timing: Timing
+    ) -> Sandbox:
         reason = None if memory else _REBOOTING
         change = Change(Event.RESUME, actor, self._clock(), reason)
         with refusals(WANTED[Event.RESUME]):
@@ -194,6 +208,7 @@ class Lifecycle:
             placement = await self._host.resume(
                 sandbox_id, new_operation_id(), sandbox.network, memory=memory, envs=envs
             )
+            timing.path = placement.path
         except Exception as error:
             await self._record(sandbox_id, Event.RESUME_FAILED, actor, reason_of(error))
             self._look_into(error)
@@ -206,13 +221,14 @@ class Lifecycle:
         self._wakeups.deadlines.set()
         return resumed
 
-    async def _roll_back(self, sandbox: Sandbox, template: TeamTemplate) -> Sandbox:
+    async def _roll_back(self, sandbox: Sandbox, template: TeamTemplate, timing: Timing) -> Sandbox:
         rollback = Rollback(sandbox.id, new_operation_id(), template.image_id)
         change = Change(Event.ROLLBACK, "user", self._clock(), f"to the snapshot {template.name}")
         with refusals(WANTED[Event.ROLLBACK]):
             sandbox = await self._rollbacks.begin(sandbox.team_id, rollback, change)
         try:
             placement = await self.ask_for_rollback(sandbox, rollback)
+            timing.path = placement.path
         except Exception as error:
             ran = sandbox.status is Status.RUNNING
             failed = Event.ROLLBACK_FAILED if ran else Event.ROLLBACK_LEFT_PAUSED

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import structlog
 
+from wrenn_sandbox.control.metrics import Timing
 from wrenn_sandbox.errors import NoCapacity, WrennError
 from wrenn_sandbox.ids import SandboxId
 
@@ -36,8 +37,9 @@ class Operations:
         work: Coroutine[object, object, Result],
         *,
         of_stop: bool = False,
+        timing: Timing | None = None,
     ) -> asyncio.Task[Result]:
-        """Run `work` in a task of its own.
+        """Run `work` in a task of its own; `timing` ends with it.
 
         Raises `NoCapacity` when the server shuts down, save for what is part of that (`of_stop`).
         """
@@ -46,7 +48,7 @@ class Operations:
             raise NoCapacity("The server is shutting down; try again later", retry_after=5)
         task = asyncio.create_task(work, name=f"operation of {sandbox_id}")
         self._tasks.setdefault(sandbox_id, set()).add(task)
-        task.add_done_callback(lambda done: self._ended(sandbox_id, done))
+        task.add_done_callback(lambda done: self._ended(sandbox_id, done, timing))
         self._tell(sandbox_id)
         return task
 
@@ -56,9 +58,10 @@ class Operations:
         work: Coroutine[object, object, Result],
         *,
         of_stop: bool = False,
+        timing: Timing | None = None,
     ) -> "asyncio.Future[Result]":
         """Run `work` to its end, whatever becomes of the caller, who awaits its result."""
-        return asyncio.shield(self.start(sandbox_id, work, of_stop=of_stop))
+        return asyncio.shield(self.start(sandbox_id, work, of_stop=of_stop, timing=timing))
 
     async def wait_for_others(self, sandbox_id: SandboxId) -> bool:
         """Wait for the other tasks of a sandbox; false when there was none."""
@@ -90,16 +93,20 @@ class Operations:
         if late:
             await asyncio.wait(late)
 
-    def _ended(self, sandbox_id: SandboxId, task: asyncio.Task[object]) -> None:
+    def _ended(
+        self, sandbox_id: SandboxId, task: asyncio.Task[object], timing: Timing | None
+    ) -> None:
         tasks = self._tasks[sandbox_id]
         tasks.discard(task)
         if not tasks:
             del self._tasks[sandbox_id]
         self._tell(sandbox_id)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if timing is not None:
+            timing.end(error)
         if task.cancelled():
             _log.warning("operation cancelled", sandbox_id=sandbox_id)
             return
-        error = task.exception()
         if isinstance(error, WrennError):
             if error.detail:
                 _log.warning(

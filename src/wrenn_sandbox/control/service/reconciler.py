@@ -14,7 +14,6 @@ from datetime import timedelta
 import structlog
 
 from wrenn_sandbox.aio import shielded
-from wrenn_sandbox.control.metrics import Metrics
 from wrenn_sandbox.control.store.records import Rollback, Sandbox, SnapshotIntent
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
 from wrenn_sandbox.errors import NotFound, WrennError
@@ -46,7 +45,6 @@ class Reconciler:
         lifecycle: Lifecycle,
         images: DiscardedImages,
         policies: NetworkPolicies,
-        metrics: Metrics,
     ) -> None:
         self._store = context.store
         self._host = context.host
@@ -54,7 +52,7 @@ class Reconciler:
         self._lifecycle = lifecycle
         self._images = images
         self._policies = policies
-        self._metrics = metrics
+        self._metrics = context.metrics
         self._wakeup = context.wakeups.reconciler
         self._interval = context.settings.reconcile_interval_sec
         self._retention = timedelta(seconds=context.settings.retention_sec)
@@ -79,6 +77,7 @@ class Reconciler:
         """Compare once and correct what differs, after whoever does so already."""
         async with self._turn:
             await self._sweep()
+            self._metrics.swept()
 
     async def _sweep(self) -> None:
         left_alone = False
@@ -209,6 +208,7 @@ class Reconciler:
 
     async def _destroy_unwanted(self, sandbox_id: SandboxId) -> None:
         _log.warning("destroying an unknown sandbox", sandbox_id=sandbox_id)
+        self._metrics.correction("destroy_unknown")
         await self._attempt(
             sandbox_id,
             self._operations.run(sandbox_id, self._host.destroy(sandbox_id, new_operation_id())),

@@ -58,6 +58,7 @@ class SnapshotService:
         self._templates = templates
         self._images = images
         self._wakeups = context.wakeups
+        self._metrics = context.metrics
         self._clock = context.clock
 
     async def create(
@@ -118,7 +119,8 @@ class SnapshotService:
             image_id=image_id,
         )
         work = self._made(events, intent, overwrite=overwrite)
-        return await self._operations.run(sandbox.id, work)
+        timing = self._metrics.operation("snapshot" if events is _ENDING else "checkpoint")
+        return await self._operations.run(sandbox.id, work, timing=timing)
 
     async def made(self, team_id: TeamId, image_id: ImageId) -> TeamTemplate | None:
         """What came of a create with this image whose answer was lost, None where it has failed.

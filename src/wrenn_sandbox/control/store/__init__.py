@@ -13,7 +13,7 @@ from wrenn_sandbox.model.quota import NO_LIMITS, Quota
 
 from .accounts import Accounts
 from .api_keys import ApiKeyDirectory, TeamApiKeys
-from .database import UNUSABLE, Database, unusable
+from .database import UNUSABLE, Database, DatabaseFault, unusable
 from .events import AllPolicies, TeamPolicies
 from .idempotency import IdempotencyKeys
 from .installation import Installation
@@ -77,6 +77,10 @@ class Store:
     def listen(self, listener: Callable[[TeamId], None]) -> None:
         """Tell `listener` of each team for which this store has committed something."""
         self._guard.listen(listener)
+
+    def report_faults(self, listener: Callable[[DatabaseFault], None]) -> None:
+        """Tell `listener` of each piece of work on the database that fails."""
+        self._database.on_fault = listener
 
     async def open(self) -> None:
         """Make the database ready for use: bring its schema up to date; raises `HostFailure`."""

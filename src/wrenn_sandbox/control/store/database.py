@@ -8,15 +8,17 @@ transaction can fail half-way because another one got the write lock first.
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
-from asyncpg import PostgresError
+from asyncpg import PostgresConnectionError, PostgresError
 from sqlalchemy import Connection, Row, Table, UpdateBase, event, make_url, or_, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -35,6 +37,26 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
+
+
+class DatabaseFault(StrEnum):
+    """Why work on a database failed."""
+
+    CONNECTION = "connection"
+    """It cannot be reached."""
+    CONSTRAINT = "constraint"
+    """It would break a rule of the tables: two wanted the same thing at once."""
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """`error` is one of `UNUSABLE`."""
+        if isinstance(error, IntegrityError):
+            return cls.CONSTRAINT
+        if isinstance(error, OSError | InterfaceError | PostgresConnectionError):
+            return cls.CONNECTION
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        return cls.CONNECTION if lost else cls.OTHER
 
 
 def unusable(error: Exception) -> HostFailure:
@@ -112,6 +134,8 @@ class Database:
                 url, hide_parameters=True, pool_pre_ping=True, pool_size=10
             )
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
+        self.on_fault: Callable[[DatabaseFault], None] = lambda _: None
+        """Told of each piece of work that fails."""
         self._turn = asyncio.Lock()
         self._observer: sqlite3.Connection | None = None
 
@@ -145,8 +169,9 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for queries, each a transaction of its own."""
-        async with self._reader.connect() as connection:
-            yield connection
+        with self._watched():
+            async with self._reader.connect() as connection:
+                yield connection
 
     async def rows(self, query: Query) -> list[Row[*tuple[object, ...]]]:
         """What one query finds."""
@@ -189,12 +214,21 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction: committed at the end of the block, rolled back when it raises."""
-        if self.is_sqlite:
-            async with self._turn, self._writer.begin() as connection:
-                yield connection
-        else:
-            async with self._writer.begin() as connection:
-                yield connection
+        with self._watched():
+            if self.is_sqlite:
+                async with self._turn, self._writer.begin() as connection:
+                    yield connection
+            else:
+                async with self._writer.begin() as connection:
+                    yield connection
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except UNUSABLE as error:
+            self.on_fault(DatabaseFault.of(error))
+            raise
 
     async def close(self) -> None:
         if self._observer is not None:

@@ -9,11 +9,11 @@ deliver. A claim that nobody gives back runs out.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import QuotaExceeded
@@ -28,6 +28,14 @@ from .tables import teams, webhook_deliveries, webhooks
 
 CLAIM: Final = timedelta(seconds=30)
 """Longer than one delivery takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCounts:
+    """How many webhooks, and the events of their teams that are not settled for them yet."""
+
+    count: int
+    backlog: int
 
 
 class TeamWebhooks:
@@ -113,6 +121,28 @@ class AllWebhooks:
         return await self._database.records(
             Webhook, select(webhooks).where(webhooks.c.id.in_(some))
         )
+
+    async def summary(self) -> dict[str, WebhookCounts]:
+        """How many webhooks are `active`, `failing` and `disabled`, and what is not settled."""
+        state = case(
+            (webhooks.c.disabled_at.is_not(None), "disabled"),
+            (webhooks.c.failing_since.is_not(None), "failing"),
+            else_="active",
+        ).label("state")
+        query = (
+            select(
+                state,
+                func.count().label("webhooks"),
+                func.sum(teams.c.last_event - webhooks.c.position).label("backlog"),
+            )
+            .join_from(webhooks, teams)
+            .where(has_somebody(webhooks.c.team_id))
+            .group_by(state)
+        )
+        found = dict.fromkeys(("active", "failing", "disabled"), WebhookCounts(0, 0))
+        for row in await self._database.rows(query):
+            found[row.state] = WebhookCounts(row.webhooks, int(row.backlog))
+        return found
 
     async def claim(self, webhook_id: WebhookId, now: datetime) -> Webhook | None:
         """The webhook, to deliver to for a moment; None where that is not possible now."""

@@ -21,6 +21,7 @@ from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.slot import NOTHING, Slot
 from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
 from wrenn_sandbox.settings import HostSettings
+from wrenn_sandbox.wire.metrics import SlotMetrics
 
 from . import builder as building
 from .addressing import (
@@ -65,6 +66,8 @@ class SlotPool:
         self._worker: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closing = False
+        self._capacity: int | None = None
+        self.refusals = 0
         self._retry_sec = RETRY_SEC
         self._idle: deque[Slot] = deque()
         self._used: set[int] = set()
@@ -111,6 +114,7 @@ class SlotPool:
             _log.warning("sandboxes have no internet", reason=obstacle)
         elif not servers:
             _log.warning("sandboxes have no name server", advice="set WRENN_DNS_SERVERS")
+        self._capacity = plan.capacity
         self._wake.set()
         self._worker = asyncio.create_task(self._work(plan, builder), name="network-slots")
 
@@ -158,6 +162,12 @@ class SlotPool:
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         """The policy that the slot's rules hold; None when that is not known."""
         return self._policies.get(slot.index)
+
+    def metrics(self) -> SlotMetrics:
+        """A slot that is being removed counts as used."""
+        return SlotMetrics(
+            used=len(self._used | self._doomed), ready=len(self._idle), capacity=self._capacity
+        )
 
     async def close(self, keep: Set[int] = frozenset()) -> None:
         """Remove every slot that is not in `keep`, and the host's rules when none is kept.
@@ -285,6 +295,7 @@ class SlotPool:
         while (future := self._next_waiting()) is not None:
             future.set_exception(error)
             refused = True
+            self.refusals += isinstance(error, NoCapacity)
         return refused
 
     def _next_waiting(self) -> "asyncio.Future[Slot] | None":

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Set
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import NOTHING, Slot
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.wire.metrics import SlotMetrics
 
 LOOPBACK = "127.0.0.1"
 ATTEMPTS = 64
@@ -21,6 +22,7 @@ class UserModeSlots:
 
     def __init__(self, uid_base: int) -> None:
         self._uid_base = uid_base
+        self.refusals = 0
         self._used: set[int] = set()
         self._policies: dict[int, NetworkPolicy] = {}
 
@@ -50,6 +52,9 @@ class UserModeSlots:
 
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         return self._policies.get(slot.index)
+
+    def metrics(self) -> SlotMetrics:
+        return SlotMetrics(used=len(self._used))
 
     def release(self, slot: Slot) -> None:
         self._used.discard(slot.index)

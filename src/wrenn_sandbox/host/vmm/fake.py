@@ -27,6 +27,7 @@ from wrenn_sandbox.host.memory import diff
 from wrenn_sandbox.host.paths import guest_files
 from wrenn_sandbox.host.privileged.commands import ENVIRONMENT
 from wrenn_sandbox.host.privileged.process import ProcessHandle, process_start_time
+from wrenn_sandbox.host.stages import stage
 
 from .base import Capabilities, Driver, MachineSpec, Process, Snapshot
 
@@ -63,9 +64,11 @@ class FakeDriver(Driver):
         return await self._start(spec)
 
     async def pause(self, process: Process, spec: MachineSpec, into: Path) -> dict[str, FileDigest]:
-        self._handles[process].signal(signal.SIGSTOP)
+        with stage("stop"):
+            self._handles[process].signal(signal.SIGSTOP)
         try:
-            return await asyncio.to_thread(_store, spec, into)
+            with stage("capture"):
+                return await asyncio.to_thread(_store, spec, into)
         except OSError as error:
             self._handles[process].signal(signal.SIGCONT)
             raise HostFailure("The sandbox could not be stored", detail=str(error)) from error

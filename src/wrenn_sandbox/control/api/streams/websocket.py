@@ -14,7 +14,7 @@ from wrenn_sandbox.control.api.authentication import (
     caller_of_secret,
     has_credentials,
 )
-from wrenn_sandbox.control.api.errors import INTERNAL, invalid
+from wrenn_sandbox.control.api.errors import INTERNAL, invalid, note_error
 from wrenn_sandbox.control.api.fields import RequestModel
 from wrenn_sandbox.control.api.services import Services, services_of
 from wrenn_sandbox.control.service.callers import Caller
@@ -157,6 +157,7 @@ class Socket:
         """Send `error` as the last frame and close."""
         refused = isinstance(error, Malformed | Unauthorized) or not self.begun
         code = _REFUSED + error.status if refused else NORMAL
+        note_error(self._websocket.scope, error.code)
         try:
             await self.send(Failure.of(error))
             await self.close(code, error.message)

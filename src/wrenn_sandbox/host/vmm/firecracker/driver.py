@@ -43,6 +43,7 @@ from wrenn_sandbox.host.privileged.spawn import give_up_huge_pages, kvm_groups
 from wrenn_sandbox.host.privileged.tap import TUN_DEVICE, bring_up
 from wrenn_sandbox.host.probe import KVM_DEVICE, cpu_model
 from wrenn_sandbox.host.slot import GUEST_MAC
+from wrenn_sandbox.host.stages import stage
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
 from wrenn_sandbox.host.vmm.files import make_own, read_state, shorten_log, tails
 from wrenn_sandbox.host.vmm.launch import group_of, launch
@@ -356,11 +357,13 @@ class FirecrackerDriver(Driver):
         handle = running.process
         try:
             await asyncio.to_thread(make_own, spec.files.vmstate, spec)
-            await unless_ended(handle, running.api.pause())
+            with stage("stop"):
+                await unless_ended(handle, running.api.pause())
             failpoints.reach("machine.stopped")
-            await unless_ended(handle, _save(running, spec))
-            failpoints.reach("machine.saved")
-            files = await self._capture(running, handle.pid, spec, into)
+            with stage("capture"):
+                await unless_ended(handle, _save(running, spec))
+                failpoints.reach("machine.saved")
+                files = await self._capture(running, handle.pid, spec, into)
             _ = running.process
             return files
         except (OSError, LookupError) as error:

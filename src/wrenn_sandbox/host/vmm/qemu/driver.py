@@ -28,6 +28,7 @@ from wrenn_sandbox.host.privileged.process import ProcessHandle
 from wrenn_sandbox.host.privileged.spawn import give_up_huge_pages, kvm_groups
 from wrenn_sandbox.host.privileged.tap import open_tap
 from wrenn_sandbox.host.probe import KVM_DEVICE
+from wrenn_sandbox.host.stages import stage
 from wrenn_sandbox.host.vmm.base import Capabilities, Driver, MachineSpec, Process, Snapshot
 from wrenn_sandbox.host.vmm.files import append, make_own, read_state, shorten_log, tails
 from wrenn_sandbox.host.vmm.launch import launch
@@ -229,11 +230,13 @@ class QemuDriver(Driver):
         state = spec.files.vmstate
         try:
             await asyncio.to_thread(make_own, state, spec)
-            await unless_ended(running, running.monitor.stop())
+            with stage("stop"):
+                await unless_ended(running, running.monitor.stop())
             failpoints.reach("machine.stopped")
-            await unless_ended(running, running.monitor.save(state))
-            failpoints.reach("machine.saved")
-            files = await asyncio.to_thread(self._capture, process.pid, spec, state, into)
+            with stage("capture"):
+                await unless_ended(running, running.monitor.save(state))
+                failpoints.reach("machine.saved")
+                files = await asyncio.to_thread(self._capture, process.pid, spec, state, into)
             require_same(running)
             running.held = True
             return files
