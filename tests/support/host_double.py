@@ -72,7 +72,14 @@ class HostDouble(GuestState):
         self.gates[call] = Gate()
         return self.gates[call]
 
-    async def exit(self, sandbox_id: SandboxId, reason: str, *, kept: bool = False) -> None:
+    async def exit(
+        self,
+        sandbox_id: SandboxId,
+        reason: str,
+        *,
+        kept: bool = False,
+        at: datetime | None = None,
+    ) -> None:
         """Let a machine end by itself; returns when the control plane has taken note.
 
         With its disk `kept` it is the guest that stopped.
@@ -89,7 +96,7 @@ class HostDouble(GuestState):
                     sandbox_id=sandbox_id,
                     kind=EventKind.STOPPED if kept else EventKind.EXITED,
                     reason=reason,
-                    at=datetime.now(UTC),
+                    at=at or datetime.now(UTC),
                 )
             )
             self._news.notify_all()

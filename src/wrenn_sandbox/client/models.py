@@ -1,6 +1,6 @@
 """What the API says, as frozen values. Memory is MiB, sizes are bytes, times carry a zone."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal, Self
 
 import msgspec
@@ -157,6 +157,22 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: Limits
     used: Used
+
+
+class DayUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a team's sandboxes used on one day (UTC): seconds, times vCPUs, times MiB of memory."""
+
+    date: date
+    running_sec: float
+    vcpu_sec: float
+    memory_mb_sec: float
+
+
+class UsageHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """Every day that was asked for, in order. What runs counts until `until`."""
+
+    until: datetime
+    days: tuple[DayUsage, ...]
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
