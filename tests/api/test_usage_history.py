@@ -19,9 +19,7 @@ Json = dict[str, object]
 
 
 @pytest.fixture
-async def faulty(
-    settings: Settings, host: HostDouble, clock: FakeClock
-) -> AsyncIterator[Server]:
+async def faulty(settings: Settings, host: HostDouble, clock: FakeClock) -> AsyncIterator[Server]:
     async with serve(settings, host, clock) as server:
         yield server
 
@@ -193,7 +191,7 @@ async def test_days_are_exactly_what_the_events_say(
         for _ in range(60):
             await _step(random, team, host, ids, clock.now)
             clock.advance(random.random() * 7000)
-        credentials = team.bearer
+        credentials = {"X-API-Key": team.key}
         assert await _days(team) == await _by_events(team, clock.now.astimezone(UTC))
     await host.restart()
     for id in ids:

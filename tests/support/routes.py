@@ -119,6 +119,9 @@ _IN_QUERY = {
     "mode": None,
     "cursor": "cursor",
     "after": None,
+    "start": None,
+    "end": None,
+    "direction": None,
     "from": None,
     "to": None,
 }

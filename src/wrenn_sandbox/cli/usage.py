@@ -36,7 +36,9 @@ def command(
         return
     names = usage.used.__struct_fields__
     rows = [(each, getattr(usage.used, each), getattr(usage.limits, each)) for each in names]
-    cells = [(name, str(used), "none" if limit is None else str(limit)) for name, used, limit in rows]
+    cells = [
+        (name, str(used), "none" if limit is None else str(limit)) for name, used, limit in rows
+    ]
     print_table(("WHAT", "USED", "LIMIT"), cells)
 
 

@@ -37,6 +37,14 @@ class Slot:
     guest_ip: str = GUEST_IP
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that a guest has received and sent."""
+
+    received: int
+    sent: int
+
+
 class SlotSource(Protocol):
     """Where the host takes slots from: namespaces with taps, or user-mode networking."""
 
@@ -57,6 +65,12 @@ class SlotSource(Protocol):
 
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         """The policy that the slot's rules hold; None when that is not known."""
+
+    def traffic(self) -> Mapping[int, Traffic]:
+        """What went through each slot since it was made, by index, where that is known.
+
+        Blocks; raises OSError.
+        """
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; its VM has ended. A second time has no effect."""

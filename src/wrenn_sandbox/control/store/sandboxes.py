@@ -52,7 +52,8 @@ class Change:
     """What happens to a sandbox, why and by whom.
 
     Actors are `user`, `auto`, `deadline`, `reconciler`, `host`, `health`, `shutdown` and `admin`.
-    With `due` it happens only to a sandbox that has this deadline.
+    With `due` it happens only to a sandbox that has this deadline. `noted_at` is when it is learnt
+    of, where that is later than `at`.
     """
 
     event: Event
@@ -62,6 +63,7 @@ class Change:
     placement: Placement | None = None
     active_at: datetime | None = None
     due: datetime | None = None
+    noted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
             from_state=sandbox.state,
             to_state=state,
             reason=None if change.reason is None else _storable(change.reason),
+            told_at=change.noted_at,
         )
         return record(Sandbox, changed)
     raise IllegalTransition(sandbox.state, change.event)
@@ -158,7 +161,7 @@ def _values(
     values: dict[str, str | int | datetime | None] = {
         "state": state,
         "status": status,
-        "last_updated": change.at,
+        "last_updated": change.noted_at or change.at,
     }
     if status is not Status.RUNNING:
         values["running_since"] = None

@@ -18,7 +18,7 @@ import structlog
 from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
 from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.slot import NOTHING, Slot
+from wrenn_sandbox.host.slot import NOTHING, Slot, Traffic
 from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
 from wrenn_sandbox.settings import HostSettings
 
@@ -158,6 +158,10 @@ class SlotPool:
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         """The policy that the slot's rules hold; None when that is not known."""
         return self._policies.get(slot.index)
+
+    def traffic(self) -> dict[int, Traffic]:
+        """See `SlotSource`: what the host's ends of the slots have counted."""
+        return building.traffic(self._tag)
 
     async def close(self, keep: Set[int] = frozenset()) -> None:
         """Remove every slot that is not in `keep`, and the host's rules when none is kept.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from blake3 import blake3
 
@@ -34,6 +34,7 @@ _HOME: Final = "home"
 _LAYER: Final = "layer"
 _TEMPLATE: Final = "minimal"
 _DISK_MB: Final = 64
+_CONSOLE_BYTES: Final = 64 * 1024
 
 
 class FakeDriver(Driver):
@@ -43,6 +44,7 @@ class FakeDriver(Driver):
 
     def __init__(self) -> None:
         self._handles: dict[Process, ProcessHandle] = {}
+        self._consoles: dict[Process, BinaryIO] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -94,6 +96,8 @@ class FakeDriver(Driver):
         await asyncio.to_thread(_kill_descendants, process.pid)
         await handle.kill()
         handle.close()
+        if (console := self._consoles.pop(process, None)) is not None:
+            console.close()
 
     async def adopt(self, process: Process, spec: MachineSpec) -> bool:
         try:
@@ -101,6 +105,7 @@ class FakeDriver(Driver):
         except ProcessLookupError:
             return False
         self._handles[process].signal(signal.SIGCONT)
+        self._consoles[process] = await asyncio.to_thread(_end_of, spec.files.vmm_log)
         return True
 
     async def wait(self, process: Process) -> str:
@@ -110,11 +115,19 @@ class FakeDriver(Driver):
     async def diagnosis(self, process: Process) -> str:
         return ""
 
+    async def console(self, process: Process) -> bytes:
+        """What the agent wrote to standard error."""
+        console = self._consoles.get(process)
+        return b"" if console is None else await asyncio.to_thread(console.read, _CONSOLE_BYTES)
+
     async def close(self) -> None:
         """Let go of all machines; they run on."""
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
+        for console in self._consoles.values():
+            console.close()
+        self._consoles.clear()
 
     async def _start(self, spec: MachineSpec) -> Process:
         """The agent's process; one that a thread still starts when this is cancelled is ended."""
@@ -147,6 +160,7 @@ class FakeDriver(Driver):
         handle = ProcessHandle.of_child(child)
         process = Process(handle.pid, handle.start_time)
         self._handles[process] = handle
+        self._consoles[process] = spec.files.vmm_log.open("rb")
         failpoints.reach("machine.spawned")
         return process
 
@@ -171,6 +185,12 @@ def publish_template(store: ImageStore, kernel: bytes = b"") -> None:
             disk_mb=_DISK_MB,
         )
         store.publish(made, image, name=_TEMPLATE)
+
+
+def _end_of(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    file.seek(0, os.SEEK_END)
+    return file
 
 
 def _home(spec: MachineSpec) -> Path:
