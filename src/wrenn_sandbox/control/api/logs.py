@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.wire.messages import LogSource
@@ -30,10 +30,13 @@ class Direction(StrEnum):
 class LogLine(ResponseModel):
     """A line, and when the host read it. `text` is the guest's: any character may be in it.
 
+    `id` serves as a cursor.
+
     `source` is who seems to have written it: the kernel, Wrenn's guest agent, something else on the
     console, or the host, where lines are missing.
     """
 
+    id: Annotated[str, BeforeValidator(str), Field(validation_alias="number")]
     time: Annotated[datetime, Field(validation_alias="at")]
     source: LogSource
     text: str

@@ -1,4 +1,4 @@
-"""What a team's sandboxes used and wrote to their consoles, ended ones too, as long as it is kept."""
+"""What a team's sandboxes used and wrote to their consoles, ended ones too."""
 
 from wrenn_sandbox.errors import InvalidRequest, NotFound
 from wrenn_sandbox.ids import SandboxId, TeamId
