@@ -11,7 +11,7 @@ from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.wire.messages import LogSource
 
 from .authentication import CallerTeam
-from .fields import NullableText, ResponseModel
+from .fields import ResponseModel
 from .responses import failures
 from .services import ServicesDependency
 
@@ -49,7 +49,7 @@ class Log(ResponseModel):
     """
 
     lines: list[LogLine]
-    cursor: NullableText
+    cursor: str | None
 
 
 @router.get("/logs", operation_id="getSandboxLogs", responses=failures(400, 401, 404, 429))

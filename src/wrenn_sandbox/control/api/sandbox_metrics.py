@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from wrenn_sandbox.wire.messages import Sample
 
 from .authentication import CallerTeam
-from .fields import NullableInteger, ResponseModel
+from .fields import ResponseModel
 from .responses import failures
 from .services import ServicesDependency
 
@@ -49,13 +49,13 @@ class MetricsSample(ResponseModel):
     time: datetime
     cpu_count: int
     cpu_used_pct: float
-    mem_total: NullableInteger
-    mem_used: NullableInteger
-    mem_cache: NullableInteger
-    disk_total: NullableInteger
-    disk_used: NullableInteger
-    net_received: NullableInteger
-    net_sent: NullableInteger
+    mem_total: int | None
+    mem_used: int | None
+    mem_cache: int | None
+    disk_total: int | None
+    disk_used: int | None
+    net_received: int | None
+    net_sent: int | None
 
     @classmethod
     def told(cls, sample: Sample) -> "MetricsSample":
