@@ -476,9 +476,10 @@ class HostAgent:
         ]
 
     async def samples(self, sandbox_id: SandboxId, start: int, end: int) -> Samples:
-        fine = start >= self._context.clock().timestamp() - FINE_SEC
-        step = STEP_SEC if fine else MINUTE_SEC
-        start = max(start, round(self._context.clock().timestamp()) - KEPT_SEC)
+        now = round(self._context.clock().timestamp())
+        # who asks for the last hour has taken a moment to do so
+        step = STEP_SEC if start >= now - FINE_SEC - MINUTE_SEC else MINUTE_SEC
+        start = max(start, now - KEPT_SEC)
         find = self._recorder.file(sandbox_id).between
         return Samples(
             step_sec=step, samples=tuple(await asyncio.to_thread(find, start, end, step))

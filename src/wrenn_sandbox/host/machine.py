@@ -437,8 +437,10 @@ class Machine:
         await self._stop_watching()
         self._drop_client()
         if self._record.process is not None:
-            await self.keep_log(ended=True)
-            await self._context.driver.kill(self._record.process)
+            try:
+                await self.keep_log(ended=True)
+            finally:
+                await self._context.driver.kill(self._record.process)
 
     async def release(self) -> None:
         """End the machine and free all it has; safe to repeat."""

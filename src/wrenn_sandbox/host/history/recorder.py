@@ -105,7 +105,10 @@ class Recorder:
         self, sandbox_id: SandboxId, machine: Machine, at: int, wait: float
     ) -> GuestMetrics | None:
         await asyncio.sleep(wait)
-        await machine.keep_log()
+        try:
+            await machine.keep_log()
+        except Exception:
+            _log.exception("a console is not kept", sandbox=sandbox_id)
         watched = self._watched.get(sandbox_id)
         if watched is None or watched.machine is not machine or at < watched.ask_after:
             return None
@@ -122,11 +125,7 @@ class Recorder:
         answers: Mapping[SandboxId, GuestMetrics | None],
         at: int,
     ) -> None:
-        try:
-            traffic = self._context.slots.traffic()
-        except OSError as error:
-            _log.warning("network traffic is not counted", detail=str(error))
-            traffic = {}
+        traffic = self._context.slots.traffic()
         for sandbox_id, machine in running.items():
             try:
                 self._write_one(sandbox_id, machine, answers[sandbox_id], traffic, at)
@@ -195,7 +194,7 @@ class Recorder:
 
 def _measured(directory: Path) -> tuple[float, int, Path] | None:
     """When something was last written there, and how many bytes it takes; None where it is gone."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         stats = [each.stat() for each in (directory, *directory.iterdir())]
         return (
             max(each.st_mtime for each in stats),

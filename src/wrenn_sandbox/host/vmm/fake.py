@@ -118,7 +118,11 @@ class FakeDriver(Driver):
     async def console(self, process: Process) -> bytes:
         """What the agent wrote to standard error."""
         console = self._consoles.get(process)
-        return b"" if console is None else await asyncio.to_thread(console.read, _CONSOLE_BYTES)
+        if console is None:
+            return b""
+        with suppress(ValueError):  # it is closed when the machine is ended meanwhile
+            return await asyncio.to_thread(console.read, _CONSOLE_BYTES)
+        return b""
 
     async def close(self) -> None:
         """Let go of all machines; they run on."""
