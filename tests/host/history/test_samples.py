@@ -107,7 +107,9 @@ def test_what_was_half_written_is_left_out(file: SampleFile, tmp_path: Path) -> 
 
 
 @given(st.binary(max_size=4096), st.integers(1, 2**32 - 1))
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_bytes_are_a_file_of_samples(tmp_path: Path, data: bytes, time: int) -> None:
     (tmp_path / "samples").write_bytes(data)
     file = SampleFile(tmp_path / "samples")
