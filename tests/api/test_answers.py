@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from support.api_server import PASSWORD, FakeClock, serve
@@ -9,7 +10,15 @@ from support.guest_double import GuestDouble
 from support.host_double import HostDouble
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.wire.messages import FileEntry, FileType, LeftOut, Unpacked
+from wrenn_sandbox.wire.messages import (
+    FileEntry,
+    FileType,
+    LeftOut,
+    LogLine,
+    LogSource,
+    Sample,
+    Unpacked,
+)
 
 ANSWERS = Path(__file__).parent / "answers.txt"
 _VARIES = (
@@ -63,6 +72,26 @@ class _Host(HostDouble):
         return _Guest(self, sandbox_id)
 
 
+UNASKED = Sample(time=1_793_534_400, cpu_count=1, cpu_used_pct=0.5)
+SAMPLE = Sample(
+    time=1_793_534_395,
+    cpu_count=1,
+    cpu_used_pct=12.5,
+    mem_total=1,
+    mem_used=2,
+    mem_cache=3,
+    disk_total=4,
+    disk_used=5,
+    net_received=6,
+    net_sent=7,
+)
+LINE = LogLine(
+    number=7,
+    at=datetime(2026, 11, 1, 12, tzinfo=UTC),
+    source=LogSource.KERNEL,
+    text="[    1.000000] \x1b[31mOops",
+)
+
 ASKED = f"""
 GET /health
 POST /v1/auth/signup {{"email": "ada@example.com", "password": "{PASSWORD}"}}
@@ -80,6 +109,9 @@ POST /v1/sandboxes/ID/exec {{"cmd": "echo"}}
 POST /v1/sandboxes/ID/exec {{"cmd": "sleep", "background": true, "tag": "nap"}}
 GET /v1/sandboxes/ID/processes
 GET /v1/sandboxes/ID/metrics
+GET /v1/sandboxes/ID/metrics?start=0
+GET /v1/sandboxes/ID/logs?direction=backward
+GET /v1/usage/history?from=2026-11-01
 POST /v1/sandboxes/ID/files/list {{"path": "/"}}
 POST /v1/sandboxes/ID/files/mkdir {{"path": "/made"}}
 PUT /v1/sandboxes/ID/files/archive?path=/tree TAR
@@ -108,7 +140,8 @@ def _media_type(body: str) -> str:
 async def test_answers_have_the_same_bytes_as_ever(settings: Settings, clock: FakeClock) -> None:
     said = []
     sandbox_id = ""
-    async with serve(settings, _Host(), clock) as server:
+    host = _Host()
+    async with serve(settings, host, clock) as server:
         client = server.client()
         for asked in ASKED.strip().splitlines():
             method, url, body = (*asked.split(" ", 2), "")[:3]
@@ -122,6 +155,8 @@ async def test_answers_have_the_same_bytes_as_ever(settings: Settings, clock: Fa
                 client.headers["Authorization"] = f"Bearer {answer.json()['token']}"
             if asked.startswith("POST /v1/sandboxes "):
                 sandbox_id = answer.json()["id"]
+                host.measured[SandboxId(sandbox_id)] = [SAMPLE, UNASKED]
+                host.logs[SandboxId(sandbox_id)] = [LINE]
             text = f"{answer.status_code} {answer.text}"
             for pattern, name in _VARIES:
                 text = pattern.sub(name, text)

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
@@ -93,6 +93,10 @@ def test_accounts_and_keys(served: Served) -> None:
         usage = client.usage()
         assert usage.used.api_keys == len(client.api_keys.list())
         assert usage.limits.running == 100
+        today = datetime.now(UTC).date()
+        history = client.usage_history(today - timedelta(days=1), today)
+        assert [each.date for each in history.days] == [today - timedelta(days=1), today]
+        assert len(client.usage_history().days) == 30
         with Client(served.url, api_key=key.key) as other:
             other.sandboxes.list()
             client.api_keys.delete(key.id)
@@ -151,6 +155,9 @@ def test_the_client_leads_a_sandbox_through_its_life(client: Client) -> None:
         assert sandbox.id in [each.id for each in client.sandboxes.list()]
         assert sandbox.events()[0].to_state == "running"
         assert sandbox.metrics().cpu_count >= 1
+        history = sandbox.metrics_history(datetime.now(UTC) - timedelta(hours=2))
+        assert (history.step_sec, history.samples) == (60, ())
+        assert sandbox.logs(backward=True, limit=5).lines == ()
     assert sandbox.refresh().status == "stopped"
     with pytest.raises(NotFound):
         client.sandboxes.get("sb-nothere")

@@ -45,6 +45,7 @@ _OWN = frozenset(
         "createAPIKey",
         "createWebhook",
         "getUsage",
+        "getUsageHistory",
         "listAPIKeys",
         "listEvents",
         "listSandboxes",

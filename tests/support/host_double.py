@@ -20,8 +20,11 @@ from wrenn_sandbox.wire.messages import (
     HostEvents,
     HostInfo,
     ImageInfo,
+    LogLine,
     Phase,
     Placement,
+    Sample,
+    Samples,
     SandboxReport,
 )
 from wrenn_sandbox.wire.metrics import HostMetrics, PoolMetrics, SlotMetrics, StoredBytes
@@ -53,6 +56,8 @@ class HostDouble(GuestState):
         self.networks: dict[SandboxId, Egress | None] = {}
         self.envs: dict[SandboxId, dict[str, str] | None] = {}
         self.busy: set[SandboxId] = set()
+        self.measured: defaultdict[SandboxId, list[Sample]] = defaultdict(list)
+        self.logs: defaultdict[SandboxId, list[LogLine]] = defaultdict(list)
         self.images: dict[ImageId, ImageInfo] = {}
         self.image_bytes = 8192
         self.disk_bytes: dict[str, int] = {}
@@ -73,7 +78,14 @@ class HostDouble(GuestState):
         self.gates[call] = Gate()
         return self.gates[call]
 
-    async def exit(self, sandbox_id: SandboxId, reason: str, *, kept: bool = False) -> None:
+    async def exit(
+        self,
+        sandbox_id: SandboxId,
+        reason: str,
+        *,
+        kept: bool = False,
+        at: datetime | None = None,
+    ) -> None:
         """Let a machine end by itself; returns when the control plane has taken note.
 
         With its disk `kept` it is the guest that stopped.
@@ -90,7 +102,7 @@ class HostDouble(GuestState):
                     sandbox_id=sandbox_id,
                     kind=EventKind.STOPPED if kept else EventKind.EXITED,
                     reason=reason,
-                    at=datetime.now(UTC),
+                    at=at or datetime.now(UTC),
                 )
             )
             self._news.notify_all()
@@ -290,6 +302,25 @@ class HostDouble(GuestState):
             )
             for sandbox_id, phase in self.phases.items()
         ]
+
+    async def samples(self, sandbox_id: SandboxId, start: int, end: int) -> Samples:
+        await self._enter("samples", sandbox_id)
+        found = [each for each in self.measured[sandbox_id] if start <= each.time <= end]
+        return Samples(step_sec=5, samples=tuple(found))
+
+    async def last_sample(self, sandbox_id: SandboxId) -> Sample | None:
+        return self.measured[sandbox_id][-1] if self.measured[sandbox_id] else None
+
+    async def log(
+        self, sandbox_id: SandboxId, cursor: int | None, *, backward: bool, limit: int
+    ) -> list[LogLine]:
+        await self._enter("log", sandbox_id)
+        lines = self.logs[sandbox_id]
+        if backward:
+            found = [each for each in lines[::-1] if cursor is None or each.number < cursor]
+        else:
+            found = [each for each in lines if each.number > (cursor or 0)]
+        return found[:limit]
 
     async def events(self, epoch: str, after: int) -> HostEvents:
         async with self._news:

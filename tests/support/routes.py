@@ -119,6 +119,11 @@ _IN_QUERY = {
     "mode": None,
     "cursor": "cursor",
     "after": None,
+    "start": None,
+    "end": None,
+    "direction": None,
+    "from": None,
+    "to": None,
 }
 """What a parameter of a query names; None for what names nothing of a team's."""
 

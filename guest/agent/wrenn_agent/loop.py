@@ -11,6 +11,7 @@ condition in a loop.
 from __future__ import annotations
 
 import heapq
+import io
 import select
 import sys
 import time
@@ -34,9 +35,17 @@ def suspend() -> Generator[None, None, None]:
 
 
 def report(error: BaseException) -> None:
-    """Write an unexpected error to the console; the agent goes on."""
+    """Write an unexpected error to the console, as the agent's lines; the agent goes on."""
+    console, said = sys.stderr, io.StringIO()
     try:
-        sys.__excepthook__(type(error), error, error.__traceback__)
+        sys.stderr = said
+        try:
+            sys.__excepthook__(type(error), error, error.__traceback__)
+        finally:
+            sys.stderr = console
+        for line in said.getvalue().splitlines():
+            console.write(f"wrenn-agent: {line}\n")
+        console.flush()
     except (OSError, ValueError, MemoryError):
         return  # a console that cannot be written to is no reason to stop
 

@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from .cgroups import CommandGroups
 
 
+_TICKS = 100
+"""Of a second, for each CPU in /proc/stat."""
+
+
 class Metrics:
-    """Gauges of this machine; CPU use is that since the previous reading."""
+    """Gauges of this machine. CPU use is that since another reading, a second ago or more: several
+    callers read them.
+    """
 
     def __init__(self, groups: CommandGroups | None) -> None:
         self._groups = groups
         self._last_cpu = (0, 0)
+        self._cpu_used_pct = 0.0
 
     def read(self) -> Message:
         """Times in unix seconds, sizes in bytes, CPU in per cent of all CPUs.
@@ -44,11 +51,11 @@ class Metrics:
             ticks = [int(value) for value in file.readline().split()[1:9]]
         idle, total = ticks[3] + ticks[4], sum(ticks)
         last_idle, last_total = self._last_cpu
-        self._last_cpu = (idle, total)
-        if total <= last_total:
-            return 0.0
-        busy = 1 - (idle - last_idle) / (total - last_total)
-        return round(100 * min(max(busy, 0.0), 1.0), 2)
+        if total - last_total >= _TICKS * (os.cpu_count() or 1):
+            self._last_cpu = (idle, total)
+            busy = 1 - (idle - last_idle) / (total - last_total)
+            self._cpu_used_pct = round(100 * min(max(busy, 0.0), 1.0), 2)
+        return self._cpu_used_pct
 
 
 def _memory() -> dict[str, int]:

@@ -8,6 +8,12 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
+_BYTES: Final = {
+    *("size", "size_bytes", "disk_used", "disk_total"),
+    *("mem_used", "mem_total", "mem_cache"),
+}
+"""Fields that people read in MB."""
+
 _HEADS: Final = {
     "action": "what",
     "actor": "by",
@@ -64,7 +70,9 @@ def cell(name: str, value: object) -> str:
         return ", ".join(value)
     if name.endswith("_mb"):
         return f"{value} MB"
-    if isinstance(value, int) and name in ("size", "size_bytes"):
+    if isinstance(value, int) and name.removeprefix("net_") in ("received", "sent"):
+        return f"{value >> 10} KB"
+    if isinstance(value, int) and name in _BYTES:
         return f"{value >> 20} MB"
     return str(value)
 

@@ -1,6 +1,6 @@
 """What the API says, as frozen values. Memory is MiB, sizes are bytes, times carry a zone."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal, Self
 
 import msgspec
@@ -159,6 +159,22 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     used: Used
 
 
+class DayUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a team's sandboxes used on one day (UTC): seconds, times vCPUs, times MiB of memory."""
+
+    date: date
+    running_sec: float
+    vcpu_sec: float
+    memory_mb_sec: float
+
+
+class UsageHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """Every day that was asked for, in order. What runs counts until `until`."""
+
+    until: datetime
+    days: tuple[DayUsage, ...]
+
+
 class Template(msgspec.Struct, frozen=True, kw_only=True):
     """What sandboxes start from. A snapshot fixes `vcpus` and `memory_mb`.
 
@@ -286,6 +302,47 @@ class FileList(msgspec.Struct, frozen=True, kw_only=True):
 
 class MadeDirectory(msgspec.Struct, frozen=True, kw_only=True):
     entry: FileEntry
+
+
+class MetricsSample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox used around one moment; sizes are bytes, None where nobody can tell.
+
+    `cpu_used_pct` is of all its CPUs. The network counts since the sandbox was created.
+    """
+
+    time: datetime
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int | None = None
+    mem_used: int | None = None
+    mem_cache: int | None = None
+    disk_total: int | None = None
+    disk_used: int | None = None
+    net_received: int | None = None
+    net_sent: int | None = None
+
+
+class MetricsHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples, oldest first, at most one for each `step_sec`; none while it did not run."""
+
+    step_sec: int
+    samples: tuple[MetricsSample, ...]
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a sandbox's console; any character may be in its `text`. `id` is a cursor."""
+
+    id: str
+    time: datetime
+    source: Literal["console", "kernel", "agent", "host"]
+    text: str
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines in the direction that was asked for; the next ones are those from `cursor` on."""
+
+    lines: tuple[LogLine, ...]
+    cursor: str | None = None
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):

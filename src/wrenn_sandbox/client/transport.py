@@ -41,6 +41,12 @@ RECONNECT_SEC: Final = 1.0
 RECONNECT_LONGEST_SEC: Final = 30.0
 """How long to wait before a stream of events is opened again: at first, and at most."""
 
+LOG_LINES: Final = 1000
+LOG_SEC: Final = 1.0
+"""How often a log is asked for new lines, and for how many at once."""
+LOG_LOOKS: Final = 5
+"""After so many answers without a line it is asked whether there will be more."""
+
 MESSAGE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 _Answer = TypeVar("_Answer")

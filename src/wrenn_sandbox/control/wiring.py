@@ -25,6 +25,7 @@ from wrenn_sandbox.control.service.events import EventFeed
 from wrenn_sandbox.control.service.forks import Forks
 from wrenn_sandbox.control.service.guest_health import GuestHealth
 from wrenn_sandbox.control.service.guests import GuestService
+from wrenn_sandbox.control.service.history import HistoryService
 from wrenn_sandbox.control.service.host_events import HostEvents
 from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.images import DiscardedImages
@@ -89,6 +90,7 @@ class ControlPlane:
             context, self.lifecycle, templates, self.activity, policies, forks
         )
         self.guests = GuestService(context, self.activity, calls, self.health)
+        self.history = HistoryService(context, calls)
         self.snapshots = SnapshotService(context, templates, images)
         self.idempotency = Idempotency(context)
         self.reconciler = Reconciler(context, self.lifecycle, images, policies)
@@ -168,6 +170,7 @@ class ControlPlane:
                 self.snapshots,
                 self.idempotency,
                 self.guests,
+                self.history,
                 OAuthService(self._context, accounts, limits, providers, states),
                 self.revocations,
                 self.draining,

@@ -39,8 +39,11 @@ from wrenn_sandbox.wire.messages import (
     HostEvents,
     HostInfo,
     ImageInfo,
+    LogLine,
     Phase,
     Placement,
+    Sample,
+    Samples,
     SandboxReport,
 )
 from wrenn_sandbox.wire.metrics import HostMetrics, Path, Shortage
@@ -51,6 +54,9 @@ from .backends import Backends
 from .collection import EngineNeeds, ImageCollection
 from .context import HostContext
 from .guest import RunningGuest
+from .history.log import SandboxLog
+from .history.recorder import Recorder
+from .history.samples import FINE_SEC, KEPT_SEC, MINUTE_SEC, STEP_SEC
 from .housekeeping import Housekeeper
 from .lock import DirectoryLock
 from .paths import Paths
@@ -131,6 +137,7 @@ class HostAgent:
         )
         self._housekeeper = Housekeeper(self._context, self._collection)
         self._sandboxes: dict[SandboxId, Sandbox] = {}
+        self._recorder = Recorder(self._context, self._sandboxes)
         self._operations: dict[tuple[SandboxId, OperationId], _Operation] = {}
         self._events: deque[HostEvent] = deque(maxlen=EVENTS_KEPT)
         self._epoch = self._context.random(_EPOCH_BYTES).hex()
@@ -166,6 +173,7 @@ class HostAgent:
             await agent._collection.run()
             agent._pool.start()
             agent._housekeeper.start(agent._sandboxes.values())
+            agent._recorder.start()
             agent._undo = undo.pop_all()
         return agent
 
@@ -174,6 +182,7 @@ class HostAgent:
         self._closing.set()
         self._admission.close()
         await self._stored.close()
+        await self._recorder.close()
         await self._housekeeper.close()
         await self._pool.close()
         await self._variants.close()
@@ -509,6 +518,30 @@ class HostAgent:
             )
             for sandbox_id, sandbox in self._sandboxes.items()
         ]
+
+    async def samples(self, sandbox_id: SandboxId, start: int, end: int) -> Samples:
+        now = round(self._context.clock().timestamp())
+        # who asks for the last hour has taken a moment to do so
+        step = STEP_SEC if start >= now - FINE_SEC - MINUTE_SEC else MINUTE_SEC
+        start = max(start, now - KEPT_SEC)
+        find = self._recorder.file(sandbox_id).between
+        return Samples(
+            step_sec=step, samples=tuple(await asyncio.to_thread(find, start, end, step))
+        )
+
+    async def last_sample(self, sandbox_id: SandboxId) -> Sample | None:
+        stored = await asyncio.to_thread(self._recorder.file(sandbox_id).newest)
+        return None if stored is None else stored.sample
+
+    async def log(
+        self, sandbox_id: SandboxId, cursor: int | None, *, backward: bool, limit: int
+    ) -> list[LogLine]:
+        sandbox = self._sandboxes.get(sandbox_id)
+        log = SandboxLog(self._paths.history(sandbox_id)) if sandbox is None else sandbox.log
+        if sandbox is not None and sandbox.phase is Phase.RUNNING:
+            await sandbox.machine.keep_log()
+        read = partial(log.read, cursor, backward=backward, limit=limit)
+        return await asyncio.to_thread(read)
 
     async def events(self, epoch: str, after: int) -> HostEvents:
         seen = after if epoch == self._epoch else 0

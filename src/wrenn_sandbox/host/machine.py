@@ -7,6 +7,7 @@ or to reclaim.
 
 import asyncio
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -41,6 +42,7 @@ from .guest import (
     RunningGuest,
     encoded_entropy,
 )
+from .history.log import SandboxLog
 from .journal import Record
 from .launch_source import LaunchSource, spec_of
 from .paths import PASSAGE_DIRECTORY, MachineFiles
@@ -54,6 +56,8 @@ RETRY_SEC: Final = 0.01
 CLOCK_PRECISION_SEC: Final = 0.03
 ENTROPY_BYTES: Final = 64
 TOKEN_BYTES: Final = 24
+LISTEN_SEC: Final = 0.5
+"""How often a console is read at most, however many ask for it."""
 
 
 class Machine:
@@ -69,7 +73,11 @@ class Machine:
         self._client: GuestClient | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._clock_setter: asyncio.Task[None] | None = None
+        self._listening = asyncio.Lock()
+        self._listened = -math.inf
         self.on_exit: Callable[[str], None] | None = None
+        self.log: SandboxLog | None = None
+        """Where its console is kept, once it is a sandbox's."""
         self.ended: str | None = None
         """Why the machine ended by itself, once it has."""
 
@@ -412,12 +420,33 @@ class Machine:
         for other in found - {self._spec.files.overlay}:
             other.unlink(missing_ok=True)
 
+    async def keep_log(self, *, ended: bool = False) -> None:
+        """Move what the guest has written to its console to the sandbox's log."""
+        await shielded(self._keep_log(ended))
+
+    async def _keep_log(self, ended: bool) -> None:
+        if self.log is None or self._record.process is None:
+            return
+        async with self._listening:
+            if not ended and time.monotonic() - self._listened < LISTEN_SEC:
+                return
+            self._listened = time.monotonic()
+            text = await self._context.driver.console(self._record.process)
+            add = partial(self.log.add, text, self._context.clock(), ended=ended)
+            try:
+                await asyncio.to_thread(add)
+            except OSError as error:
+                _log.warning("a console is not kept", detail=str(error))
+
     async def end(self) -> None:
         """End the machine; its files stay until `release`. Safe to repeat."""
         await self._stop_watching()
         self._drop_client()
         if self._record.process is not None:
-            await self._context.driver.kill(self._record.process)
+            try:
+                await self.keep_log(ended=True)
+            finally:
+                await self._context.driver.kill(self._record.process)
 
     async def release(self) -> None:
         """End the machine and free all it has; safe to repeat."""

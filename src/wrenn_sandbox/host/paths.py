@@ -7,6 +7,7 @@
       paused/<sandbox_id>/<generation>/  0711: own pages (0600) and disk of a stored sandbox
       engines/<digest>/                  0755, files 0555: a VMM that has stored something
       held/<image_id>                    which images the control plane has given a name
+      history/<sandbox_id>/              0700: samples and console of a sandbox, ended ones too
       owner                              0600: which installation the sandboxes here belong to
       run/<machine_id>/                  0711: journal.json, sockets and disk layer of a live VM
       network/                           0700: journal of the network slots
@@ -130,6 +131,7 @@ class Paths:
             (self.run, PASSAGE_DIRECTORY),
             (self.paused, PASSAGE_DIRECTORY),
             (self.held, PRIVATE_DIRECTORY),
+            (self.histories, PRIVATE_DIRECTORY),
             (self.network, PRIVATE_DIRECTORY),
             (self.cache, PRIVATE_DIRECTORY),
             (self.locks, PRIVATE_DIRECTORY),
@@ -166,6 +168,10 @@ class Paths:
     def held(self) -> Path:
         """One empty file for each image that the control plane has given a name."""
         return self.data_dir / "held"
+
+    @property
+    def histories(self) -> Path:
+        return self.data_dir / "history"
 
     @property
     def network(self) -> Path:
@@ -222,6 +228,10 @@ class Paths:
     def stored(self, sandbox_id: SandboxId) -> Path:
         """Everything that is kept of a stored sandbox."""
         return self.paused / sandbox_id
+
+    def history(self, sandbox_id: SandboxId) -> Path:
+        """What was measured of a sandbox, and what its guest wrote to its console."""
+        return self.histories / sandbox_id
 
     def generation(self, sandbox_id: SandboxId, generation: int) -> Path:
         """Where one pause of a sandbox is kept."""

@@ -38,6 +38,7 @@ from wrenn_sandbox.wire.metrics import Path as Start
 from . import admission, compatibility, failpoints, merging, paused, snapshots
 from .context import HostContext
 from .disk_use import Holding, Layers
+from .history.log import SandboxLog
 from .images import manifest as form
 from .journal import Record
 from .launch_source import LaunchSource, paused_source, source_of, without_memory
@@ -85,6 +86,7 @@ class Sandbox:
         self._damage: IncompatibleImage | None = None
         self._starting_from: ImageId | None = None
         self._gone = False
+        self.log = SandboxLog(context.paths.history(sandbox_id))
 
     @property
     def phase(self) -> Phase:
@@ -174,6 +176,7 @@ class Sandbox:
         self._machine = machine
         self.operation_id = machine.record.operation_id
         machine.on_exit = self._exited
+        machine.log = self.log
         if machine.ended is not None:
             self._exited(machine.ended)
 

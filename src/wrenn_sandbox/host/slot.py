@@ -38,6 +38,14 @@ class Slot:
     guest_ip: str = GUEST_IP
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that a guest has received and sent."""
+
+    received: int
+    sent: int
+
+
 class SlotSource(Protocol):
     """Where the host takes slots from: namespaces with taps, or user-mode networking."""
 
@@ -65,6 +73,12 @@ class SlotSource(Protocol):
     @property
     def refusals(self) -> int:
         """How often there was no address left for a slot."""
+
+    def traffic(self) -> Mapping[int, Traffic]:
+        """What went through each slot since it was made, by index, where that is known.
+
+        Blocks; raises OSError.
+        """
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; its VM has ended. A second time has no effect."""

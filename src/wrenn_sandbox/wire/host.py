@@ -17,7 +17,10 @@ from .messages import (
     HostEvents,
     HostInfo,
     ImageInfo,
+    LogLine,
     Placement,
+    Sample,
+    Samples,
     SandboxReport,
 )
 from .metrics import HostMetrics
@@ -158,6 +161,30 @@ class Host(Protocol):
 
     async def sandboxes(self) -> list[SandboxReport]:
         """Every sandbox that runs or is stored here. Safe to repeat."""
+        ...
+
+    async def samples(self, sandbox_id: SandboxId, start: int, end: int) -> Samples:
+        """What a sandbox used between two moments in Unix seconds, at most 1440 samples.
+
+        One each five seconds where it begins within the last hour, else one each minute of the last
+        day. Of a sandbox that is not here any more they are kept for a day. None of an unknown one,
+        and of times at which it did not run. Safe to repeat.
+        """
+        ...
+
+    async def last_sample(self, sandbox_id: SandboxId) -> Sample | None:
+        """The last sign of life of a sandbox, kept like the others. Safe to repeat."""
+        ...
+
+    async def log(
+        self, sandbox_id: SandboxId, cursor: int | None, *, backward: bool, limit: int
+    ) -> list[LogLine]:
+        """What its guest wrote to its console: the next lines behind the number `cursor`.
+
+        With `backward` those before it, newest first. Without a cursor from the oldest line, or the
+        newest. Kept within bounds, and for a day of a sandbox that is not here any more; none of an
+        unknown one. Safe to repeat.
+        """
         ...
 
     async def events(self, epoch: str, after: int) -> HostEvents:

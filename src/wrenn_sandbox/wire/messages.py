@@ -194,6 +194,51 @@ class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     process_limit: int | None = None
 
 
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox used around one moment, `time` in Unix seconds; sizes in bytes.
+
+    `cpu_used_pct` is of all its CPUs, as the host measures it. Memory and disk are the guest's
+    word, None where it did not answer. The network counts from the sandbox's first start on, None
+    where the host does not see it.
+    """
+
+    time: int
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int | None = None
+    mem_used: int | None = None
+    mem_cache: int | None = None
+    disk_total: int | None = None
+    disk_used: int | None = None
+    net_received: int | None = None
+    net_sent: int | None = None
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples, oldest first, one for each so many seconds at most."""
+
+    step_sec: int
+    samples: tuple[Sample, ...]
+
+
+class LogSource(StrEnum):
+    """Who seems to have written a line: all but the host's lines are the guest's word."""
+
+    CONSOLE = "console"
+    KERNEL = "kernel"
+    AGENT = "agent"
+    HOST = "host"
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a guest's console; `at` is when the host read it. Any text may be in it."""
+
+    number: int
+    at: datetime
+    source: LogSource
+    text: str
+
+
 class FileType(StrEnum):
     FILE = "file"
     DIRECTORY = "directory"

@@ -1,6 +1,8 @@
 """`wrenn sandbox`: the life of sandboxes."""
 
 import re
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal
 
 import typer
@@ -8,7 +10,7 @@ import typer
 from wrenn_sandbox.cli import output
 from wrenn_sandbox.cli.account import open_client
 from wrenn_sandbox.cli.output import IdempotencyKey, printable, when
-from wrenn_sandbox.client import Sandbox, SandboxInfo
+from wrenn_sandbox.client import LogLine, Sandbox, SandboxInfo
 
 from . import exec, network, shell
 
@@ -32,6 +34,8 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for progra
 
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([MG]?)(?:i?B)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "M": 1, "G": 1024}
+_TIME: Final = re.compile(r"([0-9]{1,6})([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # From the id on, everything is the command's.
 COMMAND_LINE: Final = {"allow_interspersed_args": False}
@@ -265,6 +269,70 @@ def delete(ids: Ids) -> None:
     with open_client() as client:
         for each in ids:
             client.sandboxes.delete(each)
+
+
+@app.command("metrics")
+def metrics(
+    id: Id,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="From so long ago until now: 90s, 15m, 2h or 1d."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What a sandbox uses now, or what it has used since some time ago."""
+    with open_client() as client:
+        if since is None:
+            now = client.sandboxes.metrics(id)
+            output.show([now], "cpu_used_pct cpu_count mem_used mem_total disk_used", json=json)
+            return
+        start = datetime.now(UTC) - _ago(since)
+        history = client.sandboxes.metrics_history(id, start)
+    if json:
+        output.print_json(history)
+        return
+    fields = "time cpu_used_pct mem_used mem_cache disk_used net_received net_sent"
+    output.show(history.samples, fields, json=False)
+
+
+def _ago(text: str) -> timedelta:
+    found = _TIME.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is not a time such as 90s, 15m, 2h or 1d", param_hint="--since"
+        )
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+
+@app.command("logs")
+def logs(
+    id: Id,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the sandbox has ended.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, max=1000, help="How many of the last ones.")
+    ] = 100,
+    json: Json = False,
+) -> None:
+    """What a sandbox wrote to its console, and when; control characters are not shown."""
+    with exec.own_failures() if follow else nullcontext(), open_client() as client:
+        last = client.sandboxes.logs(id, backward=True, limit=lines).lines
+        if json and not follow:
+            output.print_json(last[::-1])
+            return
+        for line in last[::-1]:
+            _print_line(line, json)
+        if follow:
+            for line in client.sandboxes.follow_logs(id, last[0].id if last else None):
+                _print_line(line, json)
+
+
+def _print_line(line: LogLine, json: bool) -> None:
+    if json:
+        output.print_json(line)
+    else:
+        typer.echo(f"{when(line.time)}  {line.source:<7}  {printable(line.text)}")
 
 
 @app.command("events")

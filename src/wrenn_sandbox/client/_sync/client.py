@@ -1,11 +1,12 @@
 # Made by tools/make_sync_client.py from _async/client.py: change that file.
 """The client: one server, one caller."""
 
+from datetime import date
 from typing import Self
 
 import httpx2
 
-from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage
+from wrenn_sandbox.client.models import ApiKey, Session, Template, Usage, UsageHistory
 from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 
 from .api import Api
@@ -116,6 +117,15 @@ class Client:
     def usage(self) -> Usage:
         """What the team may have, and what it has."""
         return self._api.call("GET", "/v1/usage", Usage)
+
+    def usage_history(self, first: date | None = None, last: date | None = None) -> UsageHistory:
+        """How long sandboxes ran on each day (UTC), deleted ones too.
+
+        By default the last 30 days until today; at most 366.
+        """
+        days = {"from": first, "to": last}
+        params = {name: day.isoformat() for name, day in days.items() if day is not None}
+        return self._api.call("GET", "/v1/usage/history", UsageHistory, params=params)
 
     def use_key(self, key: str) -> None:
         """Send this API key from now on."""

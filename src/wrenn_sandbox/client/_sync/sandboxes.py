@@ -1,24 +1,36 @@
 # Made by tools/make_sync_client.py from _async/sandboxes.py: change that file.
 """Sandboxes: their life, and what is done in one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Literal, Self
 
 from wrenn_sandbox.client import frames
+from wrenn_sandbox.client.aside import sleep
 from wrenn_sandbox.client.errors import ApiError, UnexpectedAnswer, error_of_code
 from wrenn_sandbox.client.frames import Command, Size
 from wrenn_sandbox.client.models import (
     Event,
     ExecAnswer,
     Fork,
+    Log,
+    LogLine,
     Metrics,
+    MetricsHistory,
     NetworkPolicy,
     Result,
     SandboxInfo,
     Template,
 )
-from wrenn_sandbox.client.transport import EXEC_SLACK_SEC, given, path_of
+from wrenn_sandbox.client.transport import (
+    EXEC_SLACK_SEC,
+    LOG_LINES,
+    LOG_LOOKS,
+    LOG_SEC,
+    given,
+    path_of,
+)
 
 from .api import Api
 from .files import Files
@@ -220,6 +232,59 @@ class Sandboxes:
         """Its transitions, newest first."""
         return self._api.call("GET", _path(id) + "/events", tuple[Event, ...])
 
+    def metrics(self, id: str) -> Metrics:
+        """Its use of processor, memory and disk now. `InvalidState`: it is not running."""
+        return self._api.call("GET", _path(id) + "/metrics", Metrics)
+
+    def metrics_history(
+        self, id: str, start: datetime, end: datetime | None = None
+    ) -> MetricsHistory:
+        """What it used in a time, by default until now, in whatever state it is.
+
+        A sample each five seconds if `start` is within the last hour, else each minute of the last
+        day.
+        """
+        times = {"start": start, "end": end}
+        params = {name: str(int(at.timestamp())) for name, at in times.items() if at is not None}
+        return self._api.call("GET", _path(id) + "/metrics", MetricsHistory, params=params)
+
+    def logs(
+        self,
+        id: str,
+        *,
+        cursor: str | None = None,
+        backward: bool = False,
+        limit: int | None = None,
+    ) -> Log:
+        """What it wrote to its console behind `cursor`, or (`backward`) before it, newest first.
+
+        Without a cursor from the oldest line that is kept, or the newest; at most 1000 lines.
+        """
+        params = given(
+            cursor=cursor,
+            direction="backward" if backward else None,
+            limit=None if limit is None else str(limit),
+        )
+        return self._api.call("GET", _path(id) + "/logs", Log, params=params)
+
+    def follow_logs(self, id: str, cursor: str | None = None) -> Iterator[LogLine]:
+        """The same behind `cursor`, and what comes, until the sandbox has ended."""
+        quiet, ended = 0, False
+        while True:
+            found = self.logs(id, cursor=cursor, limit=LOG_LINES)
+            cursor = found.cursor
+            yield from found.lines
+            if found.lines:
+                quiet = 0
+                continue
+            if ended:
+                return
+            if quiet % LOG_LOOKS == 0:
+                ended = (self.info(id)).status in ("stopped", "error")
+            quiet += 1
+            if not ended:
+                sleep(LOG_SEC)
+
 
 class Sandbox:
     """One sandbox. `info` is how it was when the server last said so."""
@@ -327,7 +392,17 @@ class Sandbox:
 
     def metrics(self) -> Metrics:
         """Its use of processor, memory and disk now."""
-        return self._api.call("GET", self._path + "/metrics", Metrics)
+        return self._sandboxes.metrics(self.id)
+
+    def metrics_history(self, start: datetime, end: datetime | None = None) -> MetricsHistory:
+        """What it used in a time, by default until now, in whatever state it is."""
+        return self._sandboxes.metrics_history(self.id, start, end)
+
+    def logs(
+        self, *, cursor: str | None = None, backward: bool = False, limit: int | None = None
+    ) -> Log:
+        """What it wrote to its console behind `cursor`, or (`backward`) before it, newest first."""
+        return self._sandboxes.logs(self.id, cursor=cursor, backward=backward, limit=limit)
 
     def exec(
         self,

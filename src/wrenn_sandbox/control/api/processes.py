@@ -31,24 +31,6 @@ class ProcessList(ResponseModel):
     processes: list[Process]
 
 
-class SandboxMetrics(ResponseModel):
-    """Use of resources inside a sandbox now; sizes in bytes.
-
-    `mem_limit` and `process_limit` are what all commands together may use.
-    """
-
-    cpu_count: int
-    cpu_used_pct: float
-    mem_total: int
-    mem_used: int
-    mem_cache: int
-    disk_used: int
-    disk_total: int
-    mem_limit: int | None
-    process_count: int | None
-    process_limit: int | None
-
-
 @router.get(
     "/processes",
     operation_id="listProcesses",
@@ -77,16 +59,6 @@ async def signal_process(
     """Send a signal to the process group of a command, named by pid or tag."""
     async with services.guests.using(team_id, id) as guest:
         await guest.signal_process(process_of(process), signal)
-
-
-@router.get(
-    "/metrics",
-    operation_id="getSandboxMetrics",
-    responses=failures(401, 404, 409, 429, 502),
-)
-async def get_metrics(id: str, team_id: CallerTeam, services: ServicesDependency) -> SandboxMetrics:
-    """What the sandbox uses of its CPUs, memory and disk now; no activity."""
-    return SandboxMetrics.of(await services.guests.metrics(team_id, id))
 
 
 @router.websocket("/processes/{process}/stream")

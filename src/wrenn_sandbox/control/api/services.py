@@ -12,6 +12,7 @@ from wrenn_sandbox.control.service.callers import Revocations
 from wrenn_sandbox.control.service.draining import Draining
 from wrenn_sandbox.control.service.events import EventFeed
 from wrenn_sandbox.control.service.guests import GuestService
+from wrenn_sandbox.control.service.history import HistoryService
 from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.oauth import OAuthService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
@@ -27,6 +28,7 @@ class Services:
     snapshots: SnapshotService
     idempotency: Idempotency
     guests: GuestService
+    history: HistoryService
     oauth: OAuthService
     revocations: Revocations
     draining: Draining

@@ -9,7 +9,7 @@ guarded like all others, so it cannot undo what a request has just done.
 import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -164,11 +164,24 @@ class Reconciler:
         placement = None if report is None else report.placement
         more = rebooted(placement) if Event.RESUMED in correction.events else None
         reason = "; ".join(each for each in (correction.reason, more) if each)
+        now = self._clock()
+        at = await self._last_seen(sandbox, now) if Event.LOST in correction.events else now
         changes = [
-            Change(event, _ACTOR, self._clock(), reason, placement) for event in correction.events
+            Change(event, _ACTOR, at, reason, placement, noted_at=now)
+            for event in correction.events
         ]
         await self._store.all_sandboxes.apply(sandbox.id, *changes)
         self._note(sandbox.id, correction)
+
+    async def _last_seen(self, sandbox: Sandbox, now: datetime) -> datetime:
+        """When a sandbox that is gone was alive for certain: no server ran when its VM ended."""
+        if sandbox.running_since is None:
+            return now
+        sample = await self._host.last_sample(sandbox.id)
+        seen = sandbox.last_updated
+        if sample is not None:
+            seen = max(seen, datetime.fromtimestamp(sample.time, UTC))
+        return min(seen, now)
 
     async def _settle_snapshot(
         self, intent: SnapshotIntent, phase: Phase | None, correction: Correction

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, date, datetime
 
 from wrenn_sandbox.control.store.records import (
     Position,
@@ -18,6 +19,7 @@ from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import Event, OnDeadline, State, Status
 from wrenn_sandbox.model.template import Size
+from wrenn_sandbox.model.usage import DAYS_MAX, DAYS_SHOWN, DayUsage
 from wrenn_sandbox.wire.messages import Egress
 
 from .activity import Activity
@@ -245,6 +247,21 @@ class SandboxService:
         """What a team may have, and what it has."""
         quota = self._store.team(team_id).quota
         return await quota.limits(), await quota.usage()
+
+    async def usage_history(
+        self, team_id: TeamId, first: date | None, last: date | None
+    ) -> tuple[datetime, list[DayUsage]]:
+        """What a team used on each of these days (UTC), and until when the last of them counts.
+
+        By default the last ones until today. Raises `InvalidRequest`.
+        """
+        now = self._clock()
+        last = last or now.astimezone(UTC).date()
+        if first is None:
+            first = date.fromordinal(max(1, last.toordinal() - DAYS_SHOWN + 1))
+        if not 0 <= (last - first).days < DAYS_MAX:
+            raise InvalidRequest(f"from, to: give 1 to {DAYS_MAX} days, the first one as from")
+        return now, await self._store.team(team_id).usage.days(first, last, now)
 
     async def set_network(self, team_id: TeamId, sandbox_id: str, wanted: Egress) -> Egress:
         """Give a running or paused sandbox another network policy; see `NetworkPolicies.change`."""

@@ -25,6 +25,7 @@ from .silence import Silences
 from .spent_states import SpentStates
 from .team_events import AllEvents, TeamEvents
 from .templates import Snapshots, TeamTemplates
+from .usage import TeamUsage
 from .webhooks import AllWebhooks, TeamWebhooks
 
 
@@ -40,6 +41,7 @@ class TeamStore:
     events: TeamEvents
     webhooks: TeamWebhooks
     quota: TeamQuota
+    usage: TeamUsage
 
 
 class Store:
@@ -72,6 +74,7 @@ class Store:
             events=TeamEvents(self._database, team_id),
             webhooks=TeamWebhooks(self._database, team_id, self._guard),
             quota=TeamQuota(self._database, team_id, self._quota),
+            usage=TeamUsage(self._database, team_id),
         )
 
     def listen(self, listener: Callable[[TeamId], None]) -> None:

@@ -134,8 +134,9 @@ async def note(
     from_state: State | None,
     to_state: State,
     reason: str | None = None,
+    told_at: datetime | None = None,
 ) -> None:
-    """Add a row to the history of a sandbox, and tell its team.
+    """Add a row to the history of a sandbox, and tell its team, as of `told_at` if that is later.
 
     Old rows go when that can happen again and again.
     """
@@ -154,7 +155,7 @@ async def note(
         connection,
         team_id,
         SANDBOX + event,
-        at,
+        told_at or at,
         {
             "sandbox_id": sandbox_id,
             "from": from_state,

@@ -82,7 +82,8 @@ class Sandbox:
     """One sandbox. `state` is the internal one, `status` what callers see; memory in MiB.
 
     `disk_bytes` is what it takes on the host's disk, as last reported. `deadline_told` is the
-    deadline whose coming its history has noted.
+    deadline whose coming its history has noted. `running_since` is None while it does not run; a
+    rollback of a running one changes `started_at` alone.
     """
 
     id: SandboxId
@@ -102,6 +103,7 @@ class Sandbox:
     host_ip: str | None = None
     reason: str | None = None
     started_at: datetime | None = None
+    running_since: datetime | None = None
     last_active_at: datetime | None = None
     disk_bytes: int = 0
     deadline_at: datetime | None = None

@@ -18,6 +18,7 @@ from wrenn_sandbox.model.sandbox import (
     IllegalTransition,
     OnDeadline,
     State,
+    Status,
     after,
     shown,
     sources,
@@ -41,6 +42,7 @@ from .records import (
 )
 from .tables import sandbox_envs, sandbox_events, sandboxes
 from .team_events import record_event
+from .usage import add_run
 
 _REASON_LENGTH = 1000
 
@@ -50,7 +52,8 @@ class Change:
     """What happens to a sandbox, why and by whom.
 
     Actors are `user`, `auto`, `deadline`, `reconciler`, `host`, `health`, `shutdown` and `admin`.
-    With `due` it happens only to a sandbox that has this deadline.
+    With `due` it happens only to a sandbox that has this deadline. `noted_at` is when it is learnt
+    of, where that is later than `at`.
     """
 
     event: Event
@@ -60,6 +63,7 @@ class Change:
     placement: Placement | None = None
     active_at: datetime | None = None
     due: datetime | None = None
+    noted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
         changed = result.one_or_none()
         if changed is None:
             continue
+        if changed.running_since is None:
+            await add_run(connection, sandbox, change.at)
         if state in ENDED:
             await connection.execute(
                 delete(sandbox_envs).where(sandbox_envs.c.sandbox_id == sandbox_id)
@@ -136,6 +142,7 @@ async def apply(connection: AsyncConnection, sandbox_id: SandboxId, change: Chan
             from_state=sandbox.state,
             to_state=state,
             reason=None if change.reason is None else _storable(change.reason),
+            told_at=change.noted_at,
         )
         return record(Sandbox, changed)
     raise IllegalTransition(sandbox.state, change.event)
@@ -150,11 +157,16 @@ def _storable(reason: str) -> str:
 def _values(
     sandbox: Sandbox, state: State, change: Change
 ) -> dict[str, str | int | datetime | None]:
+    status = shown(state, sandbox.status)
     values: dict[str, str | int | datetime | None] = {
         "state": state,
-        "status": shown(state, sandbox.status),
-        "last_updated": change.at,
+        "status": status,
+        "last_updated": change.noted_at or change.at,
     }
+    if status is not Status.RUNNING:
+        values["running_since"] = None
+    elif sandbox.running_since is None:
+        values["running_since"] = change.at
     if change.event in (Event.STARTED, Event.RESUMED, Event.ROLLED_BACK):
         values |= {"started_at": change.at, "last_active_at": change.at, "reason": None}
     elif change.reason is not None and state is not sandbox.state:

@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Dialect,
     ForeignKey,
@@ -126,6 +127,16 @@ team_events = Table(
     Index("team_events_by_time", "at"),
 )
 
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("team_id", ForeignKey("teams.id", ondelete="CASCADE"), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("running_us", BigInteger, nullable=False),
+    Column("vcpu_us", BigInteger, nullable=False),
+    Column("memory_mb_us", BigInteger, nullable=False),
+)
+
 memberships = Table(
     "memberships",
     metadata,
@@ -209,6 +220,7 @@ sandboxes = Table(
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
+    Column("running_since", UtcDateTime),
     Column("last_active_at", UtcDateTime),
     Column("last_updated", UtcDateTime, nullable=False),
     Index("sandboxes_by_team", "team_id", "created_at", "id"),

@@ -23,6 +23,7 @@ from wrenn_sandbox.host.slot import (
     TAP_MAC,
     TAP_NAME,
     UPLINK_NAME,
+    Traffic,
 )
 from wrenn_sandbox.model.network import NetworkPolicy
 
@@ -54,6 +55,21 @@ def leftovers(tag: str) -> set[int]:
         found.update(index_of(name, netns_prefix(tag)) for name in os.listdir(NETNS_DIR))
     found.update(index_of(name, veth_prefix(tag)) for _, name in socket.if_nameindex())
     return {index for index in found if index is not None}
+
+
+def traffic(tag: str) -> dict[int, Traffic]:
+    """What went through the slots since they were made; raises OSError.
+
+    What the host's end of a slot receives, its guest has sent.
+    """
+    found = {}
+    for line in Path("/proc/net/dev").read_text("ascii").splitlines()[2:]:
+        name, _, counters = line.partition(":")
+        index = index_of(name.strip(), veth_prefix(tag))
+        if index is not None:
+            fields = counters.split()
+            found[index] = Traffic(received=int(fields[8]), sent=int(fields[0]))
+    return found
 
 
 def networks_in_use(tag: str, network: IPv4Network) -> list[IPv4Network]:

@@ -18,7 +18,7 @@ import structlog
 from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
 from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.slot import NOTHING, Slot
+from wrenn_sandbox.host.slot import NOTHING, Slot, Traffic
 from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
 from wrenn_sandbox.settings import HostSettings
 from wrenn_sandbox.wire.metrics import SlotMetrics
@@ -168,6 +168,10 @@ class SlotPool:
         return SlotMetrics(
             used=len(self._used | self._doomed), ready=len(self._idle), capacity=self._capacity
         )
+
+    def traffic(self) -> dict[int, Traffic]:
+        """See `SlotSource`: what the host's ends of the slots have counted."""
+        return building.traffic(self._tag)
 
     async def close(self, keep: Set[int] = frozenset()) -> None:
         """Remove every slot that is not in `keep`, and the host's rules when none is kept.

@@ -16,6 +16,7 @@ from pathlib import Path
 from wrenn_sandbox.errors import HostFailure
 
 PROC = Path("/proc")
+_USER_TIME_FIELD = 14
 _START_TIME_FIELD = 22
 
 
@@ -30,6 +31,22 @@ def process_start_time(pid: int) -> int:
         raise ProcessLookupError(f"no process {pid}") from None
     after_name = text[text.rindex(")") + 2 :].split()
     return int(after_name[_START_TIME_FIELD - 3])
+
+
+def cpu_seconds(pid: int, start_time: int) -> float:
+    """What exactly this process has used of CPUs, its threads included; 10 ms precise.
+
+    Raises `ProcessLookupError` when it is gone.
+    """
+    try:
+        text = (PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+    fields = text[text.rindex(")") + 2 :].split()
+    if int(fields[_START_TIME_FIELD - 3]) != start_time:
+        raise ProcessLookupError(f"process {pid} is another one now")
+    user, system = (int(each) for each in fields[_USER_TIME_FIELD - 3 :][:2])
+    return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
 def pidfd_open(pid: int, start_time: int) -> int:

@@ -175,6 +175,14 @@ class Driver(Protocol):
         """The end of what guest and monitor wrote; for the log, never for a caller."""
         ...
 
+    async def console(self, process: Process) -> bytes:
+        """What the guest has written to its console since the last call, the last 64 KiB at most.
+
+        Also once the machine has ended, if not killed yet: as far as it is known. Takes a second at
+        most.
+        """
+        return b""
+
     async def tend(self, idle: float) -> None:
         """Do what is due every few seconds; a driver without such work has none.
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from blake3 import blake3
 
@@ -35,6 +35,7 @@ _HOME: Final = "home"
 _LAYER: Final = "layer"
 _TEMPLATE: Final = "minimal"
 _DISK_MB: Final = 64
+_CONSOLE_BYTES: Final = 64 * 1024
 
 
 class FakeDriver(Driver):
@@ -44,6 +45,7 @@ class FakeDriver(Driver):
 
     def __init__(self) -> None:
         self._handles: dict[Process, ProcessHandle] = {}
+        self._consoles: dict[Process, BinaryIO] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -97,6 +99,8 @@ class FakeDriver(Driver):
         await asyncio.to_thread(_kill_descendants, process.pid)
         await handle.kill()
         handle.close()
+        if (console := self._consoles.pop(process, None)) is not None:
+            console.close()
 
     async def adopt(self, process: Process, spec: MachineSpec) -> bool:
         try:
@@ -104,6 +108,7 @@ class FakeDriver(Driver):
         except ProcessLookupError:
             return False
         self._handles[process].signal(signal.SIGCONT)
+        self._consoles[process] = await asyncio.to_thread(_end_of, spec.files.vmm_log)
         return True
 
     async def wait(self, process: Process) -> str:
@@ -113,11 +118,23 @@ class FakeDriver(Driver):
     async def diagnosis(self, process: Process) -> str:
         return ""
 
+    async def console(self, process: Process) -> bytes:
+        """What the agent wrote to standard error."""
+        console = self._consoles.get(process)
+        if console is None:
+            return b""
+        with suppress(ValueError):  # it is closed when the machine is ended meanwhile
+            return await asyncio.to_thread(console.read, _CONSOLE_BYTES)
+        return b""
+
     async def close(self) -> None:
         """Let go of all machines; they run on."""
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
+        for console in self._consoles.values():
+            console.close()
+        self._consoles.clear()
 
     async def _start(self, spec: MachineSpec) -> Process:
         """The agent's process; one that a thread still starts when this is cancelled is ended."""
@@ -150,6 +167,7 @@ class FakeDriver(Driver):
         handle = ProcessHandle.of_child(child)
         process = Process(handle.pid, handle.start_time)
         self._handles[process] = handle
+        self._consoles[process] = spec.files.vmm_log.open("rb")
         failpoints.reach("machine.spawned")
         return process
 
@@ -174,6 +192,12 @@ def publish_template(store: ImageStore, kernel: bytes = b"") -> None:
             disk_mb=_DISK_MB,
         )
         store.publish(made, image, name=_TEMPLATE)
+
+
+def _end_of(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    file.seek(0, os.SEEK_END)
+    return file
 
 
 def _home(spec: MachineSpec) -> Path:

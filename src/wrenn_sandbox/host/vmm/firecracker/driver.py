@@ -462,6 +462,10 @@ class FirecrackerDriver(Driver):
         running = self._running.get(process)
         return "" if running is None else await asyncio.to_thread(running.diagnosis)
 
+    async def console(self, process: Process) -> bytes:
+        running = self._running.get(process)
+        return b"" if running is None else await asyncio.to_thread(running.take_console)
+
     async def close(self) -> None:
         """Let go of all machines; they run on."""
         for running in self._running.values():

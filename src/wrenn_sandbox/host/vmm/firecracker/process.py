@@ -60,6 +60,8 @@ class Running:
     """How it ended, if an earlier server had not started it."""
     _said_well: bool | None = None
     """What its log says of the end, once that has been read."""
+    _heard: bytes = b""
+    """What the guest wrote to its console and nobody has asked for yet."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -79,7 +81,15 @@ class Running:
                 return
             shorten_log(self.files.console)
             if text := os.read(self.console, CONSOLE_BYTES):
+                self._heard = (self._heard + text)[-CONSOLE_BYTES:]
                 append(self.files.console, text)
+
+    def take_console(self) -> bytes:
+        """What the guest has written since the last call; blocks."""
+        self.keep_console()
+        with self._reading:
+            text, self._heard = self._heard, b""
+            return text
 
     def lose(self, reason: str) -> None:
         """Note that it has to be ended, also for a server that comes between; blocks."""

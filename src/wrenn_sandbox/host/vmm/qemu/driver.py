@@ -35,6 +35,7 @@ from wrenn_sandbox.host.vmm.launch import launch
 
 from .binary import cpu_model, has_seccomp, version_of
 from .command import (
+    CONSOLE_BYTES,
     READ_ONLY_BASE_SINCE,
     TRANSLATION_CACHE_MB,
     Memory,
@@ -440,10 +441,22 @@ class QemuDriver(Driver):
                 raise HostFailure("The sandbox could not be stored", detail=str(error)) from error
         return files
 
+    async def console(self, process: Process) -> bytes:
+        running = self._running.get(process)
+        if running is None:
+            return b""
+        await self._keep_console(running)
+        text, running.heard = running.heard, b""
+        return text
+
     async def _keep_console(self, running: Running) -> None:
-        with contextlib.suppress(HostFailure):
+        """Move what the guest has written to a file of bounded length, for a diagnosis."""
+        with contextlib.suppress(HostFailure, OSError):
             text = await running.monitor.console()
-            await asyncio.to_thread(append, running.files.console, text)
+            if text:
+                running.heard = (running.heard + text)[-CONSOLE_BYTES:]
+                await asyncio.to_thread(shorten_log, running.files.console)
+                await asyncio.to_thread(append, running.files.console, text)
 
 
 def _prepared(variant: Variant, engine: Engine, directory: Path) -> Qemu:

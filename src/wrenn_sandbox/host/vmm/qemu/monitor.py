@@ -23,6 +23,7 @@ Answer = TypeVar("Answer")
 LISTEN_BACKLOG: Final = 4
 _CONNECT_SEC: Final = 10.0
 _STATUS_SEC: Final = 10.0
+_CONSOLE_SEC: Final = 1.0
 _WORD: Final = re.compile(r"[a-z][a-z-]{0,39}")
 _NO_ANSWER: Final = "The VMM refused the command or has exited"
 
@@ -146,9 +147,15 @@ class Monitor:
         return _decoded(answer, _Status).status
 
     async def console(self) -> bytes:
-        """What the guest wrote to its console since the last call, the last 64 KiB at most."""
+        """What the guest wrote to its console since the last call, the last 64 KiB at most.
+
+        As with `status`, a QEMU that does not answer in time is as good as before.
+        """
         answer = await self._execute(
-            "ringbuf-read", {"device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64"}
+            "ringbuf-read",
+            {"device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64"},
+            seconds=_CONSOLE_SEC,
+            patient=True,
         )
         try:
             return base64.b64decode(_decoded(answer, str))[-CONSOLE_BYTES:]

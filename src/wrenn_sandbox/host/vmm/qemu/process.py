@@ -36,6 +36,8 @@ class Running:
     """Held while the machine is stored, so that nothing lets it go on."""
     held: bool = False
     """It was stored and stands still until it is told to run on."""
+    heard: bytes = b""
+    """What the guest wrote to its console and nobody has asked for yet."""
     stopped: str | None = None
     """In which state it was adopted, where its guest had stopped before."""
 

@@ -1,0 +1,77 @@
+"""What a real VM used and wrote to its console, over a pause, a crash of the server and its end."""
+
+import time
+
+import pytest
+
+from support.vm.rig import Api, NewRig, eventually
+
+pytestmark = pytest.mark.vm
+
+_WORK = """
+import time
+held = bytearray(120 << 20)
+began = time.monotonic()
+while time.monotonic() - began < 14:
+    pass
+"""
+_GROWN = 80 << 20
+
+
+def _samples(api: Api, sandbox: str) -> list[dict[str, float]]:
+    start = int(time.time()) - 1800
+    answer = api.request("GET", f"/v1/sandboxes/{sandbox}/metrics?start={start}")
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, float]] = answer.json()["samples"]
+    return found
+
+
+def _texts(api: Api, sandbox: str) -> list[str]:
+    answer = api.request("GET", f"/v1/sandboxes/{sandbox}/logs?direction=backward&limit=1000")
+    assert answer.status_code == 200, answer.text
+    return [each["text"] for each in answer.json()["lines"]]
+
+
+def test_history_outlives_pause_crash_and_end(new_rig: NewRig) -> None:
+    rig, api = new_rig()
+    sandbox = api.create().id
+    assert eventually(lambda: bool(_samples(api, sandbox)), 30)
+    [first, *_] = _samples(api, sandbox)
+    assert 300 << 20 < first["mem_total"] < 512 << 20
+    assert 0 < first["mem_used"] < first["mem_total"]
+    assert 0 < first["disk_used"] < first["disk_total"]
+
+    api.output(sandbox, "echo 'before the pause' > /dev/console")
+    assert eventually(lambda: "before the pause" in _texts(api, sandbox), 20)
+    api.exec_raw(sandbox, "python3", "-c", _WORK, background=True)
+
+    def worked() -> bool:
+        return any(
+            each["cpu_used_pct"] > 30 and each["mem_used"] > first["mem_used"] + _GROWN
+            for each in _samples(api, sandbox)
+            if each["mem_used"] is not None
+        )
+
+    assert eventually(worked, 40)
+    # what the server has not read by then is in the VMM
+    api.output(sandbox, "echo 'the last words' > /dev/console")
+    api.pause(sandbox)
+    before = _samples(api, sandbox)
+    assert "the last words" in _texts(api, sandbox)
+    api.resume(sandbox)
+    rig.server.kill()
+    rig.server.start()
+    assert eventually(lambda: len(_samples(api, sandbox)) > len(before), 30)
+    api.output(sandbox, "echo 'after the crash' > /dev/console")
+    assert eventually(lambda: "after the crash" in _texts(api, sandbox), 20)
+    after = _samples(api, sandbox)
+    assert after[: len(before)] == before
+    if first["net_sent"] is not None:
+        sent = [each["net_sent"] for each in after]
+        assert sent == sorted(sent)
+        assert sent[-1] > sent[0]
+    api.delete(sandbox)
+    assert _samples(api, sandbox)[: len(after)] == after
+    assert {"before the pause", "the last words", "after the crash"} <= set(_texts(api, sandbox))
+    day = api.request("GET", "/v1/usage/history").json()["days"][-1]
+    assert day["running_sec"] > 20
