@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -10,7 +10,7 @@ from support.api_server import FakeClock, Server, Team, eventually, serve
 from support.host_double import HostDouble
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.control.service.deadlines import Deadlines
-from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.errors import Conflict, HostFailure
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
 
@@ -235,6 +235,22 @@ async def test_a_pause_that_takes_long_holds_up_no_other_deadline(
         await eventually(lambda: ("destroy", other) in host.calls)
         assert [call for call, _ in host.calls].count("pause") == 1
         gate.opened.set()
+
+
+async def test_a_caller_deletes_what_a_moved_deadline_would_have(
+    timed: Server, owner: Team
+) -> None:
+    """Whoever deletes joins a deletion under way: here one that finds another deadline."""
+    id = SandboxId(await _create(owner, on_deadline="delete"))
+    late, deleted = await asyncio.gather(
+        timed.plane.lifecycle.delete(id, "deadline", _REASON, datetime.now(UTC)),
+        timed.plane.lifecycle.delete(id),
+        return_exceptions=True,
+    )
+    assert isinstance(late, Conflict)
+    assert deleted is None
+    assert await _status(owner, id) == "stopped"
+    assert (await _history(owner, id))[-1] == ("deleted", None, "user")
 
 
 async def test_a_deadline_near_ends_no_silence(
