@@ -98,11 +98,11 @@ class AllWebhooks:
         self._database = database
 
     async def due(self, now: datetime, per_team: int) -> list[Webhook]:
-        """Some webhooks of each team for which there may be something to deliver."""
-        place = func.row_number().over(
-            partition_by=webhooks.c.team_id,
-            order_by=(func.coalesce(webhooks.c.retry_at, webhooks.c.created_at), webhooks.c.id),
-        )
+        """Some webhooks of each team for which there may be something to deliver.
+
+        By lot, and in no order: none is always behind others that are due again and again.
+        """
+        place = func.row_number().over(partition_by=webhooks.c.team_id, order_by=func.random())
         waiting = (
             select(webhooks.c.id, place.label("place"))
             .join_from(webhooks, teams)
@@ -111,7 +111,7 @@ class AllWebhooks:
         )
         some = select(waiting.c.id).where(waiting.c.place <= per_team)
         return await self._database.records(
-            Webhook, select(webhooks).where(webhooks.c.id.in_(some))
+            Webhook, select(webhooks).where(webhooks.c.id.in_(some)).order_by(func.random())
         )
 
     async def claim(self, webhook_id: WebhookId, now: datetime) -> Webhook | None:
@@ -132,11 +132,15 @@ class AllWebhooks:
         """Note a delivery, and what follows of it for the webhook.
 
         Gives the webhook as it is then; None where it has been deleted, or changed meanwhile by
-        somebody who delivers too.
+        its team, whose change counts, or by somebody who delivers too.
         """
         query = (
             update(webhooks)
-            .where(webhooks.c.id == webhook.id, webhooks.c.position == webhook.position)
+            .where(
+                webhooks.c.id == webhook.id,
+                webhooks.c.position == webhook.position,
+                webhooks.c.attempts == webhook.attempts,
+            )
             .values(changed)
             .returning(webhooks)
         )
