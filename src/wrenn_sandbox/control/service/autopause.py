@@ -18,7 +18,7 @@ from wrenn_sandbox.patience import patience
 from .activity import Activity
 from .context import ControlContext
 from .lifecycle import Lifecycle
-from .timers import LONGEST_SLEEP, Attempts, begin_for_ever
+from .timers import LONGEST_SLEEP, Attempts
 
 _BUSY_RECHECK = timedelta(seconds=1)
 _COMMANDS_RECHECK = timedelta(seconds=10)
@@ -38,24 +38,18 @@ class AutoPause:
         self._lifecycle = lifecycle
         self._activity = activity
         self._metrics = metrics
-        self._wakeup = context.wakeups.autopause
         self._clock = context.clock
-        self._attempts = Attempts(context.clock, self._wakeup, "auto-pause failed")
+        self._attempts = Attempts(context.clock, context.wakeups.autopause, "auto-pause failed")
         self._commands: dict[SandboxId, datetime] = {}
         """When to look again at sandboxes in which a command was running."""
 
     async def run(self) -> None:
         """Sleep until the next sandbox may be due, or until the wake-up is set."""
-        try:
-            await begin_for_ever(self._begin, self._wakeup, "auto-pause failed")
-        finally:
-            await self._attempts.close()
+        await self._attempts.run(self._begin)
 
     async def sweep(self) -> timedelta:
         """Pause what is due, to the end; gives the time until something else may be."""
-        await self._begin()
-        await self._attempts.settled()
-        return await self._begin()
+        return await self._attempts.sweep(self._begin)
 
     async def _begin(self) -> timedelta:
         under_way = self._attempts.under_way()

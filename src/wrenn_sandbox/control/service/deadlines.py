@@ -13,7 +13,7 @@ from wrenn_sandbox.model.sandbox import OnDeadline
 
 from .context import ControlContext
 from .lifecycle import Lifecycle
-from .timers import LONGEST_SLEEP, Attempts, begin_for_ever
+from .timers import LONGEST_SLEEP, Attempts
 
 ACTOR: Final = "deadline"
 REASON: Final = "its deadline has come"
@@ -24,22 +24,16 @@ class Deadlines:
     def __init__(self, context: ControlContext, lifecycle: Lifecycle) -> None:
         self._store = context.store.all_sandboxes
         self._lifecycle = lifecycle
-        self._wakeup = context.wakeups.deadlines
         self._clock = context.clock
-        self._attempts = Attempts(context.clock, self._wakeup, "deadline missed")
+        self._attempts = Attempts(context.clock, context.wakeups.deadlines, "deadline missed")
 
     async def run(self) -> None:
         """Sleep until something may be due, or until the wake-up is set."""
-        try:
-            await begin_for_ever(self._begin, self._wakeup, "deadlines missed")
-        finally:
-            await self._attempts.close()
+        await self._attempts.run(self._begin)
 
     async def sweep(self) -> timedelta:
         """Act on what is due, to the end; gives the time until something else may be."""
-        await self._begin()
-        await self._attempts.settled()
-        return await self._begin()
+        return await self._attempts.sweep(self._begin)
 
     async def _begin(self) -> timedelta:
         under_way = self._attempts.under_way()

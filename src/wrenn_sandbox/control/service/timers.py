@@ -14,28 +14,13 @@ from wrenn_sandbox.control.clock import Clock
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import SandboxId
 
+Begin = Callable[[], Coroutine[object, object, timedelta]]
+"""Starts what is due; gives the time until something else may be."""
+
 _log = structlog.get_logger(__name__)
 LONGEST_SLEEP: Final = timedelta(seconds=30)
 _FIRST_BACKOFF: Final = timedelta(seconds=5)
 _LONGEST_BACKOFF: Final = timedelta(seconds=300)
-
-
-async def begin_for_ever(
-    begin: Callable[[], Coroutine[object, object, timedelta]], wakeup: asyncio.Event, complaint: str
-) -> None:
-    """Do `begin`, sleep for the time that it gives or until the wake-up is set, and so on."""
-    while True:
-        wakeup.clear()
-        sleep = LONGEST_SLEEP
-        try:
-            sleep = await shielded(begin())
-        except Exception:
-            _log.exception(complaint)
-        try:
-            async with asyncio.timeout(sleep.total_seconds()):
-                await wakeup.wait()
-        except TimeoutError:
-            pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +41,35 @@ class Attempts:
         self._complaint = complaint
         self._failures: dict[SandboxId, _Failure] = {}
         self._under_way: dict[SandboxId, asyncio.Task[bool]] = {}
+
+    async def run(self, begin: Begin) -> None:
+        """Do `begin`, sleep for the time that it gives or until the wake-up is set, and so on.
+
+        At the end nothing is waited for: operations that have begun go on.
+        """
+        try:
+            while True:
+                self._wakeup.clear()
+                sleep = LONGEST_SLEEP
+                try:
+                    sleep = await shielded(begin())
+                except Exception:
+                    _log.exception(self._complaint)
+                try:
+                    async with asyncio.timeout(sleep.total_seconds()):
+                        await self._wakeup.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in self._under_way.values():
+                task.cancel()
+            await self._settled()
+
+    async def sweep(self, begin: Begin) -> timedelta:
+        """Do `begin` once, and what it starts to its end; gives what it would give then."""
+        await begin()
+        await self._settled()
+        return await begin()
 
     def keep(self, candidates: Collection[SandboxId]) -> None:
         """Forget the failures of all other sandboxes, save for those that are tried just now."""
@@ -80,11 +94,6 @@ class Attempts:
         self._under_way[sandbox_id] = task
         task.add_done_callback(partial(self._ended, sandbox_id))
 
-    async def settled(self) -> None:
-        """Wait for what is under way."""
-        while self._under_way:
-            await asyncio.wait(self._under_way.values())
-
     async def make(self, sandbox_id: SandboxId, work: Callable[[], Awaitable[object]]) -> bool:
         """Whether `work` succeeded; the log says why it did not."""
         try:
@@ -101,11 +110,9 @@ class Attempts:
         self._failures[sandbox_id] = _Failure(self._clock() + wait, min(2 * wait, _LONGEST_BACKOFF))
         return False
 
-    async def close(self) -> None:
-        """Wait for nothing any more: operations that have begun go on."""
-        for task in self._under_way.values():
-            task.cancel()
-        await self.settled()
+    async def _settled(self) -> None:
+        while self._under_way:
+            await asyncio.wait(self._under_way.values())
 
     def _ended(self, sandbox_id: SandboxId, task: "asyncio.Task[bool]") -> None:
         del self._under_way[sandbox_id]

@@ -21,7 +21,7 @@ from wrenn_sandbox.ids import TeamId, WebhookId
 from wrenn_sandbox.model.webhooks import DELIVERIES_KEPT, PER_TEAM
 
 from .accounts import has_somebody
-from .database import Database
+from .database import Database, keep_newest
 from .quotas import QuotaTransaction
 from .records import Delivery, Position, Webhook, newest_first, record, values
 from .tables import teams, webhook_deliveries, webhooks
@@ -178,13 +178,4 @@ async def _note(connection: AsyncConnection, delivery: Delivery) -> None:
     del row["number"]
     await connection.execute(insert(webhook_deliveries).values(row))
     mine = webhook_deliveries.c.webhook_id == delivery.webhook_id
-    oldest_kept = (
-        select(webhook_deliveries.c.number)
-        .where(mine)
-        .order_by(webhook_deliveries.c.number.desc())
-        .offset(DELIVERIES_KEPT - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    old = delete(webhook_deliveries).where(mine, webhook_deliveries.c.number < oldest_kept)
-    await connection.execute(old)
+    await keep_newest(connection, webhook_deliveries, mine, DELIVERIES_KEPT)
