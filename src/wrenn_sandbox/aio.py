@@ -1,7 +1,7 @@
 """Idioms of asyncio that the whole platform uses: work that is carried through, repeated, raced."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -39,6 +39,17 @@ async def completed(work: Coroutine[object, object, T]) -> T:
     while current.cancelling() > before:
         current.uncancel()
     return task.result()
+
+
+async def ended(tasks: Collection["asyncio.Task[T]"], grace: float) -> None:
+    """Give these tasks `grace` seconds, cancel what runs then, and wait until it has ended."""
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=grace)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)
 
 
 async def _cancelled_until(task: "asyncio.Task[T]") -> asyncio.CancelledError | None:

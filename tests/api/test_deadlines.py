@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from support.api_server import FakeClock, Server, Team, serve
+from support.api_server import FakeClock, Server, Team, eventually, serve
 from support.host_double import HostDouble
 from wrenn_sandbox.control.service.autopause import AutoPause
 from wrenn_sandbox.control.service.deadlines import Deadlines
-from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.errors import Conflict, HostFailure
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
 
@@ -217,6 +217,40 @@ async def test_a_pause_at_the_deadline_that_fails_is_repeated(
     clock.advance(5)
     await timed.plane.deadlines.sweep()
     assert await _status(owner, id) == "paused"
+
+
+async def test_a_pause_that_takes_long_holds_up_no_other_deadline(
+    settings: Settings, host: HostDouble, clock: FakeClock
+) -> None:
+    gate = host.hold("pause")
+    async with serve(settings, host, clock) as server:
+        await _create(await server.team())
+        other = await _create(await server.team(), on_deadline="delete", deadline_sec=1200)
+        wakeup = server.plane._context.wakeups.deadlines
+        clock.advance(_DEADLINE)
+        wakeup.set()
+        await gate.arrived.wait()
+        clock.advance(_DEADLINE)
+        wakeup.set()
+        await eventually(lambda: ("destroy", other) in host.calls)
+        assert [call for call, _ in host.calls].count("pause") == 1
+        gate.opened.set()
+
+
+async def test_a_caller_deletes_what_a_moved_deadline_would_have(
+    timed: Server, owner: Team
+) -> None:
+    """Whoever deletes joins a deletion under way: here one that finds another deadline."""
+    id = SandboxId(await _create(owner, on_deadline="delete"))
+    late, deleted = await asyncio.gather(
+        timed.plane.lifecycle.delete(id, "deadline", _REASON, datetime.now(UTC)),
+        timed.plane.lifecycle.delete(id),
+        return_exceptions=True,
+    )
+    assert isinstance(late, Conflict)
+    assert deleted is None
+    assert await _status(owner, id) == "stopped"
+    assert (await _history(owner, id))[-1] == ("deleted", None, "user")
 
 
 async def test_a_deadline_near_ends_no_silence(

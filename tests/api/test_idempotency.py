@@ -88,6 +88,26 @@ async def test_copies_may_be_asked_for_again(faulty: Server, user: Team, host: H
     assert await _number(user) == 3
 
 
+async def test_forks_of_which_none_was_made_are_not_kept(
+    faulty: Server, user: Team, host: HostDouble
+) -> None:
+    id = (await _create(user, "k")).json()["id"]
+
+    async def fork() -> httpx2.Response:
+        url = f"/v1/sandboxes/{id}/fork"
+        return await user.client.post(url, json={"count": 2}, headers=_header("k"))
+
+    host.fail["create"] = NoCapacity("The host is full")
+    first = await fork()
+    assert first.status_code == 201
+    assert [each["error"]["code"] for each in first.json()] == ["no_capacity"] * 2
+    del host.fail["create"]
+    second, third = await fork(), await fork()
+    assert all("sandbox" in each for each in second.json())
+    assert "idempotency-replayed" not in second.headers
+    assert (third.content, third.headers["idempotency-replayed"]) == (second.content, "true")
+
+
 async def test_what_is_behind_the_question_mark_belongs_to_the_request(
     faulty: Server, user: Team
 ) -> None:

@@ -169,6 +169,39 @@ def _seconds(at: str, clock: FakeClock) -> float:
     return (datetime.fromisoformat(at) - clock.now).total_seconds()
 
 
+async def test_a_change_during_a_delivery_that_fails_is_not_forgotten(
+    timed: Server, clock: FakeClock, hook: Receiver
+) -> None:
+    """What comes next goes to the new URL at once, not when the old one would be tried again."""
+    team = await timed.team()
+    made = await _webhook(team, hook, events=["sandbox.create"])
+    hook.answer = lambda _: status(500)
+    await _sandbox(team)
+    await hook.got()
+    await _settled(team, made, 1)
+    hook.gate.clear()
+    clock.advance(60)
+    await hook.got()
+    async with receiver() as other:
+        await team.client.patch(f"/v1/webhooks/{made['id']}", json={"url": other.url})
+        hook.gate.set()
+        assert await other.types(1) == ["sandbox.create"]
+        (last, *_) = await _settled(team, made, 2)
+    assert (last["attempt"], last["outcome"]) == (1, "delivered")
+    assert "failing_since" not in await _info(team, made)
+
+
+async def test_of_the_webhooks_of_a_team_none_is_always_behind_the_others(
+    faulty: Server, user: Team, hook: Receiver
+) -> None:
+    made = {(await _webhook(user, hook))["id"] for _ in range(3)}
+    await change(faulty.settings, "UPDATE webhooks SET claimed_until = '2999-01-01 00:00:00'")
+    await change(faulty.settings, "UPDATE teams SET last_event = last_event + 1")
+    due = faulty.plane.store.webhooks.due
+    later = datetime(3000, 1, 1, tzinfo=UTC)
+    assert {webhook.id for _ in range(100) for webhook in await due(later, 1)} == made
+
+
 async def test_an_event_is_given_up_after_a_day_and_a_webhook_after_three(
     timed: Server, clock: FakeClock, hook: Receiver
 ) -> None:

@@ -16,7 +16,15 @@ from support.api_server import PASSWORD, make_settings
 from support.host_double import HostDouble
 from support.live import live_server
 from wrenn_sandbox.cli.main import app
-from wrenn_sandbox.client import AsyncClient, Client, Gone, InvalidRequest, NotFound, TeamEvent
+from wrenn_sandbox.client import (
+    AsyncClient,
+    Client,
+    Gone,
+    InvalidRequest,
+    NotFound,
+    TeamEvent,
+    UnexpectedAnswer,
+)
 from wrenn_sandbox.client._sync import events as events_module
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_logs")]
@@ -68,6 +76,40 @@ def test_a_follower_comes_back_after_a_break(
     client.sandboxes.create()
     found = list(islice(client.events.follow("0"), 3))
     assert [each.id for each in found] == ["1", "2", "3"]
+
+
+def test_a_follower_comes_back_after_a_proxy_that_had_no_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as one that answers with a page of its own while the server starts again."""
+    monkeypatch.setattr(events_module, "sleep", lambda _: None)
+    page = httpx2.Response(502, text="<html>Bad Gateway</html>")
+    answers = [_told(1), page, _told(2)]
+    asked: list[str | None] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.headers.get("Last-Event-ID"))
+        return answers.pop(0)
+
+    with Client("http://wrenn.test", transport=httpx2.MockTransport(answer)) as client:
+        found = list(islice(client.events.follow(), 2))
+    assert [each.id for each in found] == ["1", "2"]
+    assert asked == [None, "1", "1"]
+    refusing = httpx2.MockTransport(lambda _: page)
+    with Client("http://wrenn.test", transport=refusing) as client, pytest.raises(UnexpectedAnswer):
+        next(client.events.follow())
+
+
+def _told(number: int) -> httpx2.Response:
+    event = {"id": str(number), "team_id": "t", "type": "x.y", "time": 0, "data": {}}
+    return httpx2.Response(200, text=f"id: {number}\ndata: {json.dumps(event)}\n\n")
+
+
+def test_an_event_is_one_line_whatever_its_texts_hold(client: Client) -> None:
+    name = "one\x85two\u2028three\u2029four"
+    client.api_keys.create(name)
+    found = next(client.events.follow("0"))
+    assert (found.type, found.data["name"]) == ("api_key.created", name)
 
 
 def test_a_follower_waits_for_what_happens(client: Client) -> None:

@@ -1,14 +1,17 @@
 """Requests to addresses that users gave: which are made, and to whom they go."""
 
+import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
+from support.api_server import eventually
 from support.certificates import make_pair
 from support.receiver import receiver
 from wrenn_sandbox.control import outbound
@@ -78,9 +81,7 @@ def test_an_operator_opens_networks_and_nothing_else() -> None:
 @asynccontextmanager
 async def _caller(verify: ssl.SSLContext | bool = True) -> AsyncIterator[Caller]:
     async with http_client(5, connections=4, idle=0, trust_env=False, verify=verify) as client:
-        caller = Caller(client, _HERE, 5)
-        yield caller
-        caller.close()
+        yield Caller(client, _HERE, 5)
 
 
 async def test_the_address_that_was_checked_is_the_one_that_is_dialled(
@@ -98,7 +99,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_dialled(
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     async with receiver() as hook, _caller() as caller:
-        status = await caller.post(f"http://rebinding.test:{hook.port}/a?b=c", {}, b"{}")
+        status = await caller.post(f"http://rebinding.test:{hook.port}/a?b=c", {}, b"{}", "team")
         request = await hook.got()
     assert status == 204
     assert asked == ["rebinding.test"]
@@ -112,7 +113,7 @@ async def test_of_several_addresses_only_those_that_may_be_are_dialled(
     found = [ip_address("10.9.9.9"), ip_address("127.0.0.3"), ip_address("127.0.0.1")]
     monkeypatch.setattr(outbound, "_look_up", lambda host, port: list(found))
     async with receiver() as hook, _caller() as caller:
-        assert await caller.post(f"http://several.test:{hook.port}/", {}, b"{}") == 204
+        assert await caller.post(f"http://several.test:{hook.port}/", {}, b"{}", "team") == 204
 
 
 @pytest.mark.parametrize(
@@ -122,12 +123,40 @@ async def test_of_several_addresses_only_those_that_may_be_are_dialled(
         ("http://[::ffff:127.0.0.1]/", "private or reserved"),
         ("http://127.0.0.1:1/", "no connection"),
         ("http://no.such.name.invalid/", "not known"),
+        (f"http://{'a' * 64}.invalid/", "not known"),
+        ("http://[v1.x]/", "URL"),
     ],
 )
 async def test_a_failure_is_told_without_addresses(url: str, why: str) -> None:
     async with _caller() as caller:
         with pytest.raises(NotDelivered, match=why):
-            await caller.post(url, {}, b"{}")
+            await caller.post(url, {}, b"{}", "team")
+
+
+async def test_an_owner_of_slow_name_servers_holds_up_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those who ask for a name give up before its look-up ends."""
+    answered = threading.Event()
+
+    def slow(host: str, port: int) -> list[IPv4Address | IPv6Address]:
+        if host == "slow.test":
+            answered.wait()
+        return [ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(outbound, "_look_up", slow)
+    async with receiver() as hook, _caller() as caller:
+        url = f"http://slow.test:{hook.port}/"
+        for _ in range(8):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await caller.post(url, {}, b"{}", "slow")
+        with pytest.raises(NotDelivered, match="too many names"):
+            await caller.post(url, {}, b"{}", "slow")
+        assert await caller.post(hook.url, {}, b"{}", "other") == 204
+        answered.set()
+        await eventually(lambda: not caller._looking_up)
+        assert await caller.post(url, {}, b"{}", "slow") == 204
 
 
 async def test_certificates_are_checked_against_the_name(tmp_path: Path) -> None:
@@ -137,9 +166,9 @@ async def test_certificates_are_checked_against_the_name(tmp_path: Path) -> None
     trusting = ssl.create_default_context(cafile=pair.cert)
     async with receiver(served) as hook:
         async with _caller(trusting) as caller:
-            assert await caller.post(hook.url, {}, b"{}") == 204
+            assert await caller.post(hook.url, {}, b"{}", "team") == 204
             with pytest.raises(NotDelivered, match="certificate"):
-                await caller.post(f"https://localhost:{hook.port}/", {}, b"{}")
+                await caller.post(f"https://localhost:{hook.port}/", {}, b"{}", "team")
         async with _caller() as caller:
             with pytest.raises(NotDelivered, match="certificate"):
-                await caller.post(hook.url, {}, b"{}")
+                await caller.post(hook.url, {}, b"{}", "team")

@@ -40,7 +40,14 @@ class ConnectionFailed(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """What answered is no Wrenn server, or a much newer one."""
+    """What answered is no Wrenn server, or a much newer one.
+
+    `status` is that of an answer that is no success, such as a proxy's; else 0.
+    """
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StreamFailed(ClientError):
@@ -186,7 +193,7 @@ def error_of_answer(status: int, body: bytes, retry_after: str | None) -> Client
     try:
         detail = msgspec.json.decode(body, type=_Body).error
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return UnexpectedAnswer(f"the server answered {status} without saying why")
+        return UnexpectedAnswer(f"the server answered {status} without saying why", status=status)
     error = error_of_code(
         detail.code, detail.message, status=status, retry_after=_seconds(retry_after)
     )

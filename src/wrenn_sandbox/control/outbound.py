@@ -6,9 +6,10 @@ Redirects are not followed, cookies are not kept, and nothing of an answer is lo
 import asyncio
 import socket
 import ssl
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Final
@@ -18,8 +19,9 @@ import httpx2
 from wrenn_sandbox.model.destinations import Address, Network, may_be_called
 
 _HEADERS: Final = {"User-Agent": "wrenn-sandbox", "Accept-Encoding": "identity"}
-_RESOLVERS: Final = 8
-"""Threads that look up names of users' hosts: a slow name server holds up no other work."""
+_LOOK_UPS: Final = 128
+_LOOK_UPS_PER_OWNER: Final = 8
+"""How many names are looked up at once, in all and for one owner of URLs."""
 
 _ADDRESSES: Final = 3
 """How many addresses of a host are tried."""
@@ -30,6 +32,7 @@ _MEANINGS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (TimeoutError, "no answer in time"),
     (httpx2.TimeoutException, "no answer in time"),
     (httpx2.ConnectError, "no connection"),
+    (httpx2.InvalidURL, "the URL is not valid"),
 )
 
 
@@ -80,23 +83,25 @@ class Caller:
         self._client = client
         self._allowed = allowed
         self._timeout = timeout
-        self._resolvers = ThreadPoolExecutor(_RESOLVERS, "webhook-names")
+        self._looking_up: Counter[str] = Counter()
 
-    def close(self) -> None:
-        """Look up no further names."""
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, owner: str) -> int:
+        """The status of the answer, whose body is not read; raises `NotDelivered`.
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
-        """The status of the answer, whose body is not read; raises `NotDelivered`."""
+        `owner` is who gave the URL: whose name servers are slow holds up nobody else.
+        """
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._post(httpx2.URL(url), headers, body)
+                return await self._post(httpx2.URL(url), headers, body, owner)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise NotDelivered(_meaning(error)) from error
 
-    async def _post(self, url: httpx2.URL, headers: Mapping[str, str], body: bytes) -> int:
+    async def _post(
+        self, url: httpx2.URL, headers: Mapping[str, str], body: bytes, owner: str
+    ) -> int:
         host = url.raw_host.decode("ascii")
-        addresses = await self._addresses(host, url.port or {"https": 443}.get(url.scheme, 80))
+        port = url.port or {"https": 443}.get(url.scheme, 80)
+        addresses = await self._addresses(host, port, owner)
         while True:
             address = addresses.pop(0)
             request = self._client.build_request(
@@ -115,17 +120,44 @@ class Caller:
             await response.aclose()
             return response.status_code
 
-    async def _addresses(self, host: str, port: int) -> list[Address]:
+    async def _addresses(self, host: str, port: int, owner: str) -> list[Address]:
         try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._resolvers, _look_up, host, port
-            )
-        except socket.gaierror as error:
+            found = await self._found(host, port, owner)
+        except (socket.gaierror, UnicodeError) as error:
             raise NotDelivered("the name of the host is not known") from error
         usable = [each for each in found if may_be_called(each, self._allowed)]
         if not usable:
             raise NotDelivered("the host has no address but private or reserved ones")
         return usable[:_ADDRESSES]
+
+    async def _found(self, host: str, port: int, owner: str) -> list[Address]:
+        """Look up a name in a thread of its own, which may outlast its caller and the server."""
+        if self._looking_up[owner] >= _LOOK_UPS_PER_OWNER or self._looking_up.total() >= _LOOK_UPS:
+            raise NotDelivered("too many names are being looked up")
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[Address]] = loop.create_future()
+
+        def ended(result: list[Address] | Exception) -> None:
+            self._looking_up -= Counter({owner: 1})
+            if found.cancelled():
+                return
+            if isinstance(result, Exception):
+                found.set_exception(result)
+            else:
+                found.set_result(result)
+
+        def work() -> None:
+            result: list[Address] | Exception
+            try:
+                result = _look_up(host, port)
+            except Exception as error:
+                result = error
+            with suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(ended, result)
+
+        threading.Thread(target=work, name="name of a webhook", daemon=True).start()
+        self._looking_up[owner] += 1
+        return await found
 
 
 def _look_up(host: str, port: int) -> list[Address]:

@@ -24,6 +24,8 @@ LABELS_MAX: Final = 32
 LABEL_KEY_MAX: Final = 128
 LABEL_VALUE_MAX: Final = 512
 """Labels of a sandbox; characters of a key, of which it has one at least, and of a value."""
+LABELS_BYTES: Final = 8 * 1024
+"""All labels of a sandbox together: the list of a team's sandboxes is read and told whole."""
 ENVIRONMENT_NAMES: Final = 64
 ENVIRONMENT_BYTES: Final = 32 * 1024
 """Environment variables that all commands of a sandbox get, and their names and values in all."""

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from wrenn_sandbox.client.aside import async_sleep
-from wrenn_sandbox.client.errors import ApiError, ConnectionFailed
+from wrenn_sandbox.client.errors import ApiError, ConnectionFailed, UnexpectedAnswer
 from wrenn_sandbox.client.models import TeamEvent, Webhook, WebhookDelivery
 from wrenn_sandbox.client.transport import (
     EVENTS_SILENCE_SEC,
@@ -59,7 +59,7 @@ class AsyncEvents:
             except ConnectionFailed:
                 if not reached:
                     raise
-            except ApiError as error:
+            except (ApiError, UnexpectedAnswer) as error:
                 if not reached or error.status < 429:
                     raise
             await async_sleep(wait)

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 
 from wrenn_sandbox.client.aside import sleep
-from wrenn_sandbox.client.errors import ApiError, ConnectionFailed
+from wrenn_sandbox.client.errors import ApiError, ConnectionFailed, UnexpectedAnswer
 from wrenn_sandbox.client.models import TeamEvent, Webhook, WebhookDelivery
 from wrenn_sandbox.client.transport import (
     EVENTS_SILENCE_SEC,
@@ -60,7 +60,7 @@ class Events:
             except ConnectionFailed:
                 if not reached:
                     raise
-            except ApiError as error:
+            except (ApiError, UnexpectedAnswer) as error:
                 if not reached or error.status < 429:
                     raise
             sleep(wait)

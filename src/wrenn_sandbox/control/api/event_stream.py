@@ -44,6 +44,8 @@ _LISTED: Final = 100
 RETRY_MS: Final = 2000
 _ID: Final = re.compile(r"[0-9]{1,18}")
 _MEDIA_TYPE: Final = "text/event-stream"
+_LINE_ENDS: Final = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
+"""Some readers end a line at these, which JSON need not escape. Names and reasons may have them."""
 
 
 class Event(ResponseModel):
@@ -180,7 +182,7 @@ class EventStream(Response):
 
 def _message(event: TeamEvent) -> str:
     data = msgspec.json.encode(Message.of(event)).decode("utf-8")
-    return f"id: {event.number}\ndata: {data}\n\n"
+    return f"id: {event.number}\ndata: {data.translate(_LINE_ENDS)}\n\n"
 
 
 async def _lost(receive: Receive) -> None:

@@ -14,6 +14,7 @@ from wrenn_sandbox.model.limits import (
     ENVIRONMENT_NAMES,
     LABEL_KEY_MAX,
     LABEL_VALUE_MAX,
+    LABELS_BYTES,
     LABELS_MAX,
 )
 
@@ -31,6 +32,11 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _within(limit: int, value: dict[str, str]) -> None:
+    if sum(len(text.encode()) for pair in value.items() for text in pair) > limit:
+        raise ValueError(f"must not be longer than {limit} bytes together")
+
+
 def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, content in value.items():
         if not name or "=" in name or "\0" in name or "\0" in content:
@@ -45,11 +51,7 @@ def _defaults(value: dict[str, str]) -> dict[str, str]:
         raise ValueError(
             "names must be 1 to 128 letters, digits or '_', and not begin with a digit"
         )
-    if (
-        sum(len(text.encode()) for variable in value.items() for text in variable)
-        > ENVIRONMENT_BYTES
-    ):
-        raise ValueError(f"must not be longer than {ENVIRONMENT_BYTES} bytes together")
+    _within(ENVIRONMENT_BYTES, value)
     return value
 
 
@@ -62,6 +64,7 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
                 f"keys must have 1 to {LABEL_KEY_MAX} characters, values {LABEL_VALUE_MAX} at most"
             )
         _without_nul(key + text)
+    _within(LABELS_BYTES, value)
     return value
 
 

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from wrenn_sandbox.control.service.idempotency import Making
+from wrenn_sandbox.errors import WrennError
 
 from .authentication import CallerTeam
 from .fields import ResponseModel
@@ -41,6 +42,14 @@ _Key = Annotated[
 ]
 
 
+class _NothingMade(Exception):
+    """A request whose answer, `text`, is nothing but errors: it is tried again, as after one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
 class _Once:
     """A request that makes something, perhaps with a key."""
 
@@ -65,7 +74,11 @@ class _Once:
         """
 
         async def written(subject: str) -> str:
-            return _json(shape, await make(cast("_Id", subject)))
+            made = await make(cast("_Id", subject))
+            text = _json(shape, made)
+            if isinstance(made, list) and all(isinstance(each, WrennError) for each in made):
+                raise _NothingMade(text)
+            return text
 
         async def found(subject: str) -> str | None:
             there = await made(cast("_Id", subject))
@@ -80,11 +93,15 @@ class _Once:
             making = Making(id, written, found)
             digest = await self._digest()
             operation = str(route.operation_id)
-            answer = await self._idempotency.answer(
-                self._team_id, operation, self._key, digest, making
-            )
-            text = answer.text
-            headers = {REPLAYED: "true"} if answer.repeated else {}
+            try:
+                answer = await self._idempotency.answer(
+                    self._team_id, operation, self._key, digest, making
+                )
+            except _NothingMade as nothing:
+                text = nothing.text
+            else:
+                text = answer.text
+                headers = {REPLAYED: "true"} if answer.repeated else {}
         return Response(
             text, route.status_code or 200, media_type="application/json", headers=headers
         )

@@ -17,7 +17,7 @@ from wrenn_sandbox.patience import patience
 from .activity import Activity
 from .context import ControlContext
 from .lifecycle import Lifecycle
-from .timers import LONGEST_SLEEP, Attempts, sweep_for_ever
+from .timers import LONGEST_SLEEP, Attempts
 
 _BUSY_RECHECK = timedelta(seconds=1)
 _COMMANDS_RECHECK = timedelta(seconds=10)
@@ -36,29 +36,32 @@ class AutoPause:
         self._lifecycle = lifecycle
         self._activity = activity
         self._metrics = context.metrics
-        self._wakeup = context.wakeups.autopause
         self._clock = context.clock
-        self._attempts = Attempts(context.clock, "auto-pause failed")
+        self._attempts = Attempts(context.clock, context.wakeups.autopause, "auto-pause failed")
         self._commands: dict[SandboxId, datetime] = {}
         """When to look again at sandboxes in which a command was running."""
 
     async def run(self) -> None:
         """Sleep until the next sandbox may be due, or until the wake-up is set."""
-        await sweep_for_ever(self.sweep, self._wakeup, "auto-pause failed")
+        await self._attempts.run(self._begin)
 
     async def sweep(self) -> timedelta:
-        """Pause what is due; gives the time until something else may be."""
+        """Pause what is due, to the end; gives the time until something else may be."""
+        return await self._attempts.sweep(self._begin)
+
+    async def _begin(self) -> timedelta:
+        under_way = self._attempts.under_way()
         candidates = await self._store.with_timeout()
         self._attempts.keep({each.id for each in candidates})
         self._commands = {
             each.id: self._commands[each.id] for each in candidates if each.id in self._commands
         }
-        async with asyncio.TaskGroup() as pauses:
-            for sandbox in candidates:
-                if self._due(sandbox) <= self._clock():
-                    pauses.create_task(self._pause(sandbox))
+        waiting = [each for each in candidates if each.id not in under_way]
+        for sandbox in waiting:
+            if self._due(sandbox) <= self._clock():
+                self._attempts.start(sandbox.id, self._pause(sandbox))
         now = self._clock()
-        rest = [self._due(sandbox) - now for sandbox in candidates if self._due(sandbox) > now]
+        rest = [self._due(sandbox) - now for sandbox in waiting if self._due(sandbox) > now]
         return min(rest, default=LONGEST_SLEEP)
 
     def _due(self, sandbox: Sandbox) -> datetime:
@@ -70,16 +73,18 @@ class AutoPause:
         due = self._attempts.not_before(sandbox.id, due)
         return max(due, self._commands.get(sandbox.id, due))
 
-    async def _pause(self, sandbox: Sandbox) -> None:
+    async def _pause(self, sandbox: Sandbox) -> bool:
+        """Whether it was paused."""
         if await self._is_working(sandbox.id):
             self._commands[sandbox.id] = self._clock() + _COMMANDS_RECHECK
-            return
+            return False
         if self._commands.pop(sandbox.id, None) is not None:
             self._activity.touch(sandbox.id)  # the last one has ended just now
-            return
+            return False
         pause = partial(self._lifecycle.pause, sandbox.id, "auto")
         done = await self._attempts.make(sandbox.id, pause)
         self._metrics.auto_pause(done=done)
+        return done
 
     async def _is_working(self, sandbox_id: SandboxId) -> bool:
         """Whether a command runs; a guest that does not say has none."""

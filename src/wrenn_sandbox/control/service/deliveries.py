@@ -99,7 +99,6 @@ class Deliveries:
             yield
         finally:
             self._caller = None
-            caller.close()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -265,7 +264,8 @@ class Deliveries:
         begin = time.monotonic()
         assert self._caller is not None
         try:
-            status, error = await self._caller.post(webhook.url, headers, body), None
+            status = await self._caller.post(webhook.url, headers, body, webhook.team_id)
+            error = None
         except NotDelivered as failure:
             status, error = None, str(failure)
         return _Answer(status, error, round((time.monotonic() - begin) * 1000))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from wrenn_sandbox.aio import ended
 from wrenn_sandbox.control.store.records import KeyedRequest
 from wrenn_sandbox.errors import KeyReused
 from wrenn_sandbox.ids import TeamId
@@ -93,14 +94,7 @@ class Idempotency:
 
     async def close(self, grace: float) -> None:
         """Give what runs `grace` seconds, then cancel it."""
-        tasks = [task for _, task in self._under_way.values()]
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late)
+        await ended([task for _, task in self._under_way.values()], grace)
 
     def _ended(self, place: _Place, task: asyncio.Task[Answer]) -> None:
         del self._under_way[place]

@@ -14,7 +14,7 @@ from typing import Final
 from wrenn_sandbox.control.metrics import Timing
 from wrenn_sandbox.control.store.records import Rollback, Sandbox, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
-from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
+from wrenn_sandbox.errors import Conflict, InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, new_operation_id
 from wrenn_sandbox.model.sandbox import Event, IllegalTransition, State, Status, sources
 from wrenn_sandbox.wire.messages import CreateSandbox, Placement
@@ -135,11 +135,15 @@ class Lifecycle:
 
         With `due` only of one that has this deadline: else `Conflict`.
         """
-        task = self._deletions.get(sandbox_id)
-        if task is None:
-            task = self._operations.start(sandbox_id, self._delete(sandbox_id, actor, reason, due))
-            self._deletions[sandbox_id] = task
-            task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
+        while (task := self._deletions.get(sandbox_id)) is not None:
+            try:
+                await asyncio.shield(task)
+            except Conflict:
+                continue  # it was of a deadline that the sandbox has no longer
+            return
+        task = self._operations.start(sandbox_id, self._delete(sandbox_id, actor, reason, due))
+        self._deletions[sandbox_id] = task
+        task.add_done_callback(lambda _: self._deletions.pop(sandbox_id))
         await asyncio.shield(task)
 
     async def _create(

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import structlog
 
+from wrenn_sandbox.aio import ended
 from wrenn_sandbox.control.metrics import Timing
 from wrenn_sandbox.errors import NoCapacity, WrennError
 from wrenn_sandbox.ids import SandboxId
@@ -84,14 +85,7 @@ class Operations:
     async def close(self, grace: float) -> None:
         """Accept nothing new, give what runs `grace` seconds, then cancel it; safe to repeat."""
         self._closed = True
-        tasks = {task for each in self._tasks.values() for task in each}
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late)
+        await ended({task for each in self._tasks.values() for task in each}, grace)
 
     def _ended(
         self, sandbox_id: SandboxId, task: asyncio.Task[object], timing: Timing | None

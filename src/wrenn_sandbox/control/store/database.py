@@ -16,7 +16,19 @@ from pathlib import Path
 from typing import Self
 
 from asyncpg import PostgresConnectionError, PostgresError
-from sqlalchemy import Connection, Row, Table, UpdateBase, event, make_url, or_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    UpdateBase,
+    delete,
+    event,
+    make_url,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -116,6 +128,17 @@ def _sqlite_reader(url: str) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine
+
+
+async def keep_newest(
+    connection: AsyncConnection, table: Table, mine: ColumnElement[bool], kept: int
+) -> None:
+    """Of the rows that `mine` means, keep the `kept` with the highest `number`."""
+    number = table.c.number
+    oldest_kept = (
+        select(number).where(mine).order_by(number.desc()).offset(kept - 1).limit(1)
+    ).scalar_subquery()
+    await connection.execute(delete(table).where(mine, number < oldest_kept))
 
 
 class Database:

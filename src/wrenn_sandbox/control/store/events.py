@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.ids import SandboxId, TeamId
@@ -21,6 +21,7 @@ from wrenn_sandbox.model.limits import EVENTS_KEPT
 from wrenn_sandbox.model.sandbox import Event, State
 from wrenn_sandbox.wire.messages import Egress
 
+from .database import keep_newest
 from .quotas import QuotaTransaction
 from .records import Sandbox
 from .tables import sandbox_events, sandboxes
@@ -164,17 +165,6 @@ async def note(
             "actor": actor,
         },
     )
-    if event not in _REPEATED:
-        return
-    mine = sandbox_events.c.sandbox_id == sandbox_id
-    oldest_kept = (
-        select(sandbox_events.c.number)
-        .where(mine)
-        .order_by(sandbox_events.c.number.desc())
-        .offset(EVENTS_KEPT - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    await connection.execute(
-        delete(sandbox_events).where(mine, sandbox_events.c.number < oldest_kept)
-    )
+    if event in _REPEATED:
+        mine = sandbox_events.c.sandbox_id == sandbox_id
+        await keep_newest(connection, sandbox_events, mine, EVENTS_KEPT)

@@ -21,7 +21,7 @@ from wrenn_sandbox.ids import TeamId, WebhookId
 from wrenn_sandbox.model.webhooks import DELIVERIES_KEPT, PER_TEAM
 
 from .accounts import has_somebody
-from .database import Database
+from .database import Database, keep_newest
 from .quotas import QuotaTransaction
 from .records import Delivery, Position, Webhook, newest_first, record, values
 from .tables import teams, webhook_deliveries, webhooks
@@ -106,11 +106,11 @@ class AllWebhooks:
         self._database = database
 
     async def due(self, now: datetime, per_team: int) -> list[Webhook]:
-        """Some webhooks of each team for which there may be something to deliver."""
-        place = func.row_number().over(
-            partition_by=webhooks.c.team_id,
-            order_by=(func.coalesce(webhooks.c.retry_at, webhooks.c.created_at), webhooks.c.id),
-        )
+        """Some webhooks of each team for which there may be something to deliver.
+
+        By lot, and in no order: none is always behind others that are due again and again.
+        """
+        place = func.row_number().over(partition_by=webhooks.c.team_id, order_by=func.random())
         waiting = (
             select(webhooks.c.id, place.label("place"))
             .join_from(webhooks, teams)
@@ -119,7 +119,7 @@ class AllWebhooks:
         )
         some = select(waiting.c.id).where(waiting.c.place <= per_team)
         return await self._database.records(
-            Webhook, select(webhooks).where(webhooks.c.id.in_(some))
+            Webhook, select(webhooks).where(webhooks.c.id.in_(some)).order_by(func.random())
         )
 
     async def summary(self) -> dict[str, WebhookCounts]:
@@ -162,11 +162,15 @@ class AllWebhooks:
         """Note a delivery, and what follows of it for the webhook.
 
         Gives the webhook as it is then; None where it has been deleted, or changed meanwhile by
-        somebody who delivers too.
+        its team, whose change counts, or by somebody who delivers too.
         """
         query = (
             update(webhooks)
-            .where(webhooks.c.id == webhook.id, webhooks.c.position == webhook.position)
+            .where(
+                webhooks.c.id == webhook.id,
+                webhooks.c.position == webhook.position,
+                webhooks.c.attempts == webhook.attempts,
+            )
             .values(changed)
             .returning(webhooks)
         )
@@ -204,13 +208,4 @@ async def _note(connection: AsyncConnection, delivery: Delivery) -> None:
     del row["number"]
     await connection.execute(insert(webhook_deliveries).values(row))
     mine = webhook_deliveries.c.webhook_id == delivery.webhook_id
-    oldest_kept = (
-        select(webhook_deliveries.c.number)
-        .where(mine)
-        .order_by(webhook_deliveries.c.number.desc())
-        .offset(DELIVERIES_KEPT - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    old = delete(webhook_deliveries).where(mine, webhook_deliveries.c.number < oldest_kept)
-    await connection.execute(old)
+    await keep_newest(connection, webhook_deliveries, mine, DELIVERIES_KEPT)
