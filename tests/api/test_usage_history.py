@@ -185,6 +185,7 @@ async def test_days_are_exactly_what_the_events_say(
 ) -> None:
     """Also over a server that ends at any moment, and what its successor finds out."""
     random = Random(seed)
+    settings = settings.model_copy(update={"retention_sec": 30 * 86400.0})
     async with serve(settings, host, clock) as server:
         team = await server.team()
         ids = [await _create(team, vcpus=n, memory_mb=128 * n) for n in (1, 2, 3)]
