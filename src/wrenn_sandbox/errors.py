@@ -7,6 +7,7 @@
     ├── NotFound                404 not_found
     │   ├── ProviderNotFound    404 provider_not_found
     │   └── NotInGuest          404 not_found       the guest has no such file or command
+    │       └── PortNotOpen     502 agent_error     nothing listens on a port of the guest
     ├── MethodNotAllowed        405 method_not_allowed
     ├── Conflict                409 conflict
     │   ├── InvalidState        409 invalid_state
@@ -87,6 +88,10 @@ class ProviderNotFound(NotFound):
 
 class NotInGuest(NotFound):
     """The sandbox is there, what was asked for inside it is not."""
+
+
+class PortNotOpen(NotInGuest):
+    code, status = "agent_error", 502
 
 
 class MethodNotAllowed(WrennError):

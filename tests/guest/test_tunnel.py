@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -101,9 +101,10 @@ def test_a_reader_who_is_behind_stops_the_writer_and_not_the_agent(agent: Agent)
     with _tunnel(agent) as (here, there):
         there.settimeout(0.5)
         sent = 0
-        with pytest.raises(TimeoutError):
-            while True:
+        with suppress(TimeoutError):
+            while sent < 64 << 20:
                 sent += there.send(b"x" * 65536)
+        assert sent < 64 << 20
         assert agent.request("GET", "/health").status == 204
         there.close()
         assert len(_all_of(here)) == sent

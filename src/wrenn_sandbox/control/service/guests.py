@@ -5,7 +5,7 @@ import codecs
 import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,15 +108,17 @@ class GuestService:
         return self._spools.acquire(team_id, sandbox_id_of(sandbox_id))
 
     @asynccontextmanager
-    async def using(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
-        """A running sandbox, in use until the end of the block.
+    async def using(
+        self, team_id: TeamId, sandbox_id: str, *, counted: bool = True
+    ) -> AsyncIterator[Guest]:
+        """A running sandbox, in use until the end of the block, which is `counted` as a call.
 
         Raises `NotFound` and `InvalidState`, also when the sandbox is paused, rolled back or
         deleted during the block; `AgentError` when the guest fails.
         """
         known = sandbox_id_of(sandbox_id)
         with self._activity.using(known, team_id):
-            async with self.watching(team_id, sandbox_id) as guest:
+            async with self.watching(team_id, sandbox_id, counted=counted) as guest:
                 self._activity.touch(known)
                 try:
                     yield guest
@@ -124,7 +126,9 @@ class GuestService:
                     self._activity.touch(known)
 
     @asynccontextmanager
-    async def watching(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
+    async def watching(
+        self, team_id: TeamId, sandbox_id: str, *, counted: bool = True
+    ) -> AsyncIterator[Guest]:
         """As `using`, but no activity: whoever watches a sandbox does not keep it awake.
 
         Raises `NotResponding` where the guest does not respond.
@@ -133,7 +137,7 @@ class GuestService:
         life = await self._require_running(team_id, known)
         await self._health.require(known)
         try:
-            with self._calls.acquire(team_id, known):
+            with self._calls.acquire(team_id, known) if counted else nullcontext():
                 yield self._host.guest(known)
         except NotInGuest:
             raise

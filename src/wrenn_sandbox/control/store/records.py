@@ -82,7 +82,8 @@ class Sandbox:
     """One sandbox. `state` is the internal one, `status` what callers see; memory in MiB.
 
     `disk_bytes` is what it takes on the host's disk, as last reported. `deadline_told` is the
-    deadline whose coming its history has noted.
+    deadline whose coming its history has noted. Traffic to its ports resumes it with `auto_resume`,
+    and needs its token with `private_ports`.
     """
 
     id: SandboxId
@@ -107,6 +108,8 @@ class Sandbox:
     deadline_at: datetime | None = None
     deadline_told: datetime | None = None
     on_deadline: OnDeadline = OnDeadline.PAUSE
+    auto_resume: bool = False
+    private_ports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ class SandboxUpdate:
     timeout_sec: int | None = None
     deadline_sec: int | None = None
     on_deadline: OnDeadline | None = None
+    auto_resume: bool | None = None
+    private_ports: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
