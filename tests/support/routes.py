@@ -36,6 +36,7 @@ class Names:
     snapshot: str
     file: str
     webhook: str
+    port: str = "1"
     cursor: str | None = None
 
 
@@ -101,6 +102,7 @@ _IN_PATH = {
     ("api-keys", "id"): "key",
     ("snapshots", "name"): "snapshot",
     ("webhooks", "id"): "webhook",
+    ("ports", "port"): "port",
 }
 """What a parameter of a path names, by the part before it."""
 
@@ -151,6 +153,8 @@ _FIELDS: dict[str, str | None] = {
     "metadata": None,
     "deadline_sec": None,
     "on_deadline": None,
+    "auto_resume": None,
+    "private_ports": None,
     "url": None,
     "events": None,
     "description": None,
@@ -224,6 +228,7 @@ def routes_of(app: FastAPI) -> Iterator[Route]:
         path = str(getattr(context, "path", ""))
         if path == _ANY_PATH:
             continue
+        path = path.replace(":path}", "}")
         described = cast("dict[str, Json]", paths.get(path, {}))
         for method in sorted(getattr(context, "methods", None) or []):
             if method != "HEAD":
