@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -59,12 +60,13 @@ async def test_bodies_go_through_whole_in_chunks_or_with_a_length(edge: Edge, sa
             await writer.drain()
         writer.write(b"0\r\n\r\n")
 
-    async def pieces():  # type: ignore[no-untyped-def]
+    async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(content), 50_000):
             yield content[start : start + 50_000]
 
     async with program(digest) as guest, edge.client() as client:
-        for body in (content, pieces()):
+        bodies: tuple[bytes | AsyncIterator[bytes], ...] = (content, pieces())
+        for body in bodies:
             host = {"Host": edge.host(sandbox, guest.port)}
             answer = await client.post("/", content=body, headers=host)
             assert answer.content == hashlib.sha256(content).hexdigest().encode() + content
@@ -110,7 +112,7 @@ async def test_a_websocket_carries_messages_both_ways(edge: Edge, sandbox: str) 
         port = server.sockets[0].getsockname()[1]
         headers = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": str(port)}
         key = {"X-API-Key": edge.team.key}
-        ways = (
+        ways: tuple[tuple[str, dict[str, str]], ...] = (
             (f"ws://{edge.host(sandbox, port)}/", {}),
             (f"ws://127.0.0.1:{edge.port}/", headers),
             (f"ws://127.0.0.1:{edge.port}/v1/sandboxes/{sandbox}/ports/{port}/", key),

@@ -37,18 +37,17 @@ async def _paused(client: httpx2.AsyncClient, **body: object) -> str:
     return id
 
 
-async def _visit(server: Server, id: str) -> httpx2.Response:
-    client = server.client(checked=False)
+async def _visit(client: httpx2.AsyncClient, id: str) -> httpx2.Response:
     return await client.get("/", headers={"Host": f"3000-{id}.localhost"})
 
 
 async def test_a_hundred_requests_at_once_cause_one_resume(
     played: Server, host: HostDouble
 ) -> None:
-    team = await played.team()
+    team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client, auto_resume=True)
     gate = host.hold("resume")
-    visits = [played.start(_visit(played, id)) for _ in range(100)]
+    visits = [played.start(_visit(visitor, id)) for _ in range(100)]
     await gate.arrived.wait()
     gate.opened.set()
     assert [(await each).text for each in visits] == ["hello"] * 100
@@ -63,13 +62,13 @@ async def test_a_hundred_requests_at_once_cause_one_resume(
 async def test_a_request_waits_for_a_pause_that_is_under_way(
     played: Server, host: HostDouble
 ) -> None:
-    team = await played.team()
+    team, visitor = await played.team(), played.client(checked=False)
     created = await team.client.post("/v1/sandboxes", json={"auto_resume": True})
     id = created.json()["id"]
     gate = host.hold("pause")
     pause = played.start(team.client.post(f"/v1/sandboxes/{id}/pause"))
     await gate.arrived.wait()
-    visit = played.start(_visit(played, id))
+    visit = played.start(_visit(visitor, id))
     gate.opened.set()
     await pause
     assert (await visit).text == "hello"
@@ -78,41 +77,40 @@ async def test_a_request_waits_for_a_pause_that_is_under_way(
 async def test_without_auto_resume_a_paused_sandbox_stays_paused(
     played: Server, host: HostDouble
 ) -> None:
-    team = await played.team()
+    team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client)
-    assert (await _visit(played, id)).status_code == 502
+    assert (await _visit(visitor, id)).status_code == 502
     await team.client.patch(f"/v1/sandboxes/{id}", json={"auto_resume": True})
-    assert (await _visit(played, id)).text == "hello"
+    assert (await _visit(visitor, id)).text == "hello"
 
 
 async def test_nobody_without_the_token_of_private_ports_resumes_a_sandbox(
     played: Server, host: HostDouble
 ) -> None:
-    team = await played.team()
+    team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client, auto_resume=True, private_ports=True)
-    assert (await _visit(played, id)).status_code == 403
+    assert (await _visit(visitor, id)).status_code == 403
     agent = {"Host": f"49983-{id}.localhost"}
-    client = played.client(checked=False)
-    assert (await client.get("/metrics", headers=agent)).status_code == 401
+    assert (await visitor.get("/metrics", headers=agent)).status_code == 401
     assert [call for call, _ in host.calls].count("resume") == 0
 
 
 async def test_a_failed_resume_is_not_tried_again_by_each_request(
     played: Server, host: HostDouble
 ) -> None:
-    team = await played.team()
+    team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client, auto_resume=True)
     host.fail["resume"] = HostFailure("It does not start")
     for _ in range(5):
-        answer = await _visit(played, id)
+        answer = await _visit(visitor, id)
         assert (answer.status_code, answer.json()["message"]) == (502, "It does not start")
     assert [call for call, _ in host.calls].count("resume") == 1
 
 
 async def test_a_deadline_leaves_time_after_a_resume(played: Server, host: HostDouble) -> None:
-    team = await played.team()
+    team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client, auto_resume=True, deadline_sec=1)
-    assert (await _visit(played, id)).text == "hello"
+    assert (await _visit(visitor, id)).text == "hello"
     sandbox = (await team.client.get(f"/v1/sandboxes/{id}")).json()
     deadline = datetime.fromisoformat(sandbox["deadline_at"])
     assert deadline > datetime.now(UTC) + timedelta(seconds=200)
@@ -124,10 +122,10 @@ async def test_a_team_over_its_quota_is_told_so_by_a_resume(
     host.ports[3000] = _ok
     settings = make_settings(tmp_path / "data", None, quota_running=1)
     async with serve(settings, host) as server:
-        team = await server.team()
+        team, visitor = await server.team(), server.client(checked=False)
         id = await _paused(team.client, auto_resume=True)
         assert (await team.client.post("/v1/sandboxes", json={})).status_code == 201
-        answer = await _visit(server, id)
+        answer = await _visit(visitor, id)
         assert (answer.status_code, answer.json()["code"]) == (429, 429)
 
 
@@ -144,17 +142,17 @@ async def test_connections_to_ports_are_bounded_and_given_back(
     host.ports[3000] = waiting
     settings = make_settings(tmp_path / "data", None, port_connections_per_sandbox=2)
     async with serve(settings, host) as server:
-        team = await server.team()
+        team, visitor = await server.team(), server.client(checked=False)
         id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
         for _ in range(2):
             host.called["connect"].clear()
-            server.start(_visit(server, id))
+            server.start(_visit(visitor, id))
             await host.called["connect"].wait()
-        refused = await _visit(server, id)
+        refused = await _visit(visitor, id)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         opened.set()
         await asyncio.gather(*server.tasks)
-        assert (await _visit(server, id)).text == "hello"
+        assert (await _visit(visitor, id)).text == "hello"
 
 
 async def test_a_program_that_says_nothing_is_given_up(host: HostDouble, tmp_path: Path) -> None:
@@ -165,9 +163,9 @@ async def test_a_program_that_says_nothing_is_given_up(host: HostDouble, tmp_pat
     host.ports[3000] = silent
     settings = make_settings(tmp_path / "data", None, port_idle_sec=0.2)
     async with serve(settings, host) as server:
-        team = await server.team()
+        team, visitor = await server.team(), server.client(checked=False)
         id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
-        answer = await _visit(server, id)
+        answer = await _visit(visitor, id)
         assert (answer.status_code, answer.json()["code"]) == (502, 502)
 
 

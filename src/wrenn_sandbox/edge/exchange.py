@@ -11,7 +11,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope, Send
 
 from wrenn_sandbox.aio import beside
-from wrenn_sandbox.errors import AgentError, Unauthorized, WrennError
+from wrenn_sandbox.errors import PortError, Unauthorized, WrennError
 from wrenn_sandbox.wire.guest import Guest
 
 from .answer import SLICE, Answer
@@ -44,6 +44,7 @@ class Exchange:
         upgradable = scope.get("state", {}).get(UPGRADABLE, False)
         self._upgrade = fields.get(b"upgrade") if upgradable else None
         self._sent_all = asyncio.Event()
+        """Set when nothing more comes from the client."""
         self._gone = False
         self.status = 0
         """Of the answer that the client got; 0 as long as there is none."""
@@ -89,11 +90,11 @@ class Exchange:
                 raise
             if over is not None and over.is_set():
                 self._fail(Unauthorized("The credential is no longer valid"), error)
-            self._fail(AgentError("The program in the sandbox did not answer in time"), error)
+            self._fail(PortError(f"The program on port {port} did not answer in time"), error)
         except BadAnswer as error:
             detail = f"port {port}: {error}"
-            self._fail(AgentError(f"The answer of port {port} is not HTTP", detail=detail), error)
-        except AgentError as error:
+            self._fail(PortError(f"The answer of port {port} is not HTTP", detail=detail), error)
+        except WrennError as error:
             if not self._gone:
                 self._fail(error, error)
 
@@ -131,6 +132,7 @@ class Exchange:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone = True
+            self._sent_all.set()
             raise _ClientGone
         self._alive()
         return message

@@ -19,7 +19,7 @@ from wrenn_sandbox.errors import (
     InternalError,
     InvalidState,
     NotFound,
-    PortNotOpen,
+    PortError,
     WrennError,
 )
 from wrenn_sandbox.wire.guest import AGENT_PORT
@@ -148,7 +148,7 @@ def _not_found() -> Iterator[None]:
     """For whoever comes to an address, a sandbox that does not run is not there."""
     try:
         yield
-    except PortNotOpen:
+    except PortError:
         raise
     except NotFound as error:
         raise AgentError(_NOT_FOUND) from error

@@ -3,6 +3,8 @@
 import asyncio
 import fcntl
 import re
+import socket
+import struct
 import sys
 import termios
 from collections.abc import Iterable
@@ -64,6 +66,9 @@ PROGRESS_BYTES: Final = 1024
 
 LINGER_SECONDS: Final = 1.0
 """How long a refused client may go on sending, so that it comes to read why."""
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""For SO_LINGER."""
 
 _SLICE: Final = 4096
 """Bytes that are parsed at once: up to 680 chunks of a body."""
@@ -294,7 +299,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_for_port = is_for_port(self.headers, self.url, self._settings.domain)
         self._check_head()
         if self._is_for_port:
-            self.scope["state"][CUT] = self._give_up
+            self.scope["state"][CUT] = self._cut
             self.scope["state"][UPGRADABLE] = self._wants_upgrade()
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise InvalidRequest("Too many requests wait on this connection")
@@ -365,7 +370,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._reading is _Reading.REFUSED:
             self.transport.close()
         elif self._reading is _Reading.RAW and self._held is None:
-            self._give_up("the server stops")
+            self._cut("the server stops")
         else:
             super().shutdown()
 
@@ -473,6 +478,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(refusal(error, self.scheme or "http", defaults))
         self._reading, self._since = _Reading.REFUSED, self.loop.time()
         self.flow.resume_reading()
+
+    def _cut(self, why: str) -> None:
+        """Give up so that what was sent does not look as if it had come to its end."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._give_up(why)
 
     def _give_up(self, why: str) -> None:
         self._log_end(why, 0)
