@@ -65,9 +65,9 @@ def _check_signature(values: Mapping[str, str], operation: str, token: str, now:
     wanted = base64.b64encode(digest.digest()).rstrip(b"=")
     presented = given.translate(_STANDARD_ALPHABET).rstrip("=").encode(errors="surrogateescape")
     if version != "v1" or not compare_digest(presented, wanted):
-        raise Unauthorized("signature is wrong")
+        raise Unauthorized("The signature is wrong")
     if expiry and not (re.fullmatch("[0-9]{1,12}", expiry) and int(expiry) >= now):
-        raise Unauthorized("signature is already expired")
+        raise Unauthorized("The signature is already expired")
 
 
 def _parsed(query: bytes) -> dict[str, str]:

@@ -63,11 +63,12 @@ async def get_ports(
 
 
 async def reach_port(
-    id: str, port: str, request: Request, caller: AnyCaller, services: ServicesDependency
+    id: str, port: str, path: str, caller: AnyCaller, services: ServicesDependency
 ) -> Response:
     """What a program in the sandbox says on this port; WebSockets and other upgrades too.
 
-    Nothing of it can run or be kept under the origin of the API.
+    It is asked for `path` as that came. Nothing of its answer can run or be kept under the origin
+    of the API.
     """
     sandbox = await services.ports.find(id, caller.team_id)
     number = port_of(port)
