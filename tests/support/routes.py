@@ -36,7 +36,6 @@ class Names:
     snapshot: str
     file: str
     webhook: str
-    port: str = "1"
     cursor: str | None = None
 
 
@@ -68,6 +67,8 @@ class Route:
         """Which kind of thing each parameter of the path names."""
         found = {}
         for match in re.finditer(r"([^/]+)/\{([^}]+)\}", self.path):
+            if match[2] in _NAMELESS:
+                continue
             kind = _IN_PATH.get((match[1], match[2]))
             if kind is None:
                 raise Unclassified(f"{self.path}: what does {match[2]} name?")
@@ -80,6 +81,8 @@ class Route:
 
     def url(self, names: Names) -> str:
         path = self.path
+        for parameter, value in _NAMELESS.items():
+            path = path.replace("{" + parameter + "}", value)
         for parameter, kind in self.parameters.items():
             path = path.replace("{" + parameter + "}", str(getattr(names, kind)))
         return path
@@ -102,9 +105,11 @@ _IN_PATH = {
     ("api-keys", "id"): "key",
     ("snapshots", "name"): "snapshot",
     ("webhooks", "id"): "webhook",
-    ("ports", "port"): "port",
 }
 """What a parameter of a path names, by the part before it."""
+
+_NAMELESS = {"port": "1", "path": "here"}
+"""Parameters of paths that name nothing of a team's, and what is put there."""
 
 _IN_QUERY = {
     "limit": None,
