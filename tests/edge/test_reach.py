@@ -228,6 +228,27 @@ async def test_a_sandbox_that_stops_cuts_its_connections(edge: Edge, action: str
         writer.transport.abort()
 
 
+async def test_a_key_that_is_deleted_ends_what_it_opened(edge: Edge, sandbox: str) -> None:
+    async def quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        await reader.read()
+
+    bearer = edge.team.bearer
+    made = await edge.team.client.post("/v1/api-keys", json={}, headers=bearer)
+    key = made.json()
+    async with program(quiet) as guest:
+        reader, writer = await edge.connect()
+        path = f"/v1/sandboxes/{sandbox}/ports/{guest.port}/"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {key['key']}\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        await edge.team.client.delete(f"/v1/api-keys/{key['id']}", headers=bearer)
+        await edge.server.plane.revocations.sweep()
+        with pytest.raises(ConnectionResetError):
+            await _rest(reader)
+        writer.transport.abort()
+
+
 async def test_a_client_that_upgraded_keeps_a_sandbox_in_use(edge: Edge, sandbox: str) -> None:
     gone = asyncio.Event()
 

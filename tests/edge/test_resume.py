@@ -12,7 +12,7 @@ import pytest_asyncio
 from support.api_server import Server, make_settings, serve
 from support.host_double import HostDouble
 from support.ports import Edge, answering, program
-from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.errors import AgentError, HostFailure
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -154,6 +154,16 @@ async def test_connections_to_ports_are_bounded_and_given_back(
         opened.set()
         await asyncio.gather(*server.tasks)
         assert (await _visit(visitor, id)).text == "hello"
+
+
+async def test_a_guest_that_does_not_respond_is_told_as_such(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
+    host.fail["connect"] = AgentError("The guest does not respond")
+    answer = await _visit(visitor, id)
+    assert (answer.status_code, answer.json()["message"]) == (502, "The guest does not respond")
 
 
 async def test_a_program_that_says_nothing_is_given_up(host: HostDouble, tmp_path: Path) -> None:
