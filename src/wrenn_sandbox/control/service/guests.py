@@ -109,16 +109,17 @@ class GuestService:
 
     @asynccontextmanager
     async def using(
-        self, team_id: TeamId, sandbox_id: str, *, counted: bool = True
+        self, team_id: TeamId, sandbox_id: str, *, life: Life | None = None
     ) -> AsyncIterator[Guest]:
-        """A running sandbox, in use until the end of the block, which is `counted` as a call.
+        """A running sandbox, in use until the end of the block.
 
+        Who has just read its `life` counts its own calls.
         Raises `NotFound` and `InvalidState`, also when the sandbox is paused, rolled back or
         deleted during the block; `AgentError` when the guest fails.
         """
         known = sandbox_id_of(sandbox_id)
         with self._activity.using(known, team_id):
-            async with self.watching(team_id, sandbox_id, counted=counted) as guest:
+            async with self.watching(team_id, sandbox_id, life=life) as guest:
                 self._activity.touch(known)
                 try:
                     yield guest
@@ -127,17 +128,20 @@ class GuestService:
 
     @asynccontextmanager
     async def watching(
-        self, team_id: TeamId, sandbox_id: str, *, counted: bool = True
+        self, team_id: TeamId, sandbox_id: str, *, life: Life | None = None
     ) -> AsyncIterator[Guest]:
         """As `using`, but no activity: whoever watches a sandbox does not keep it awake.
 
         Raises `NotResponding` where the guest does not respond.
         """
         known = sandbox_id_of(sandbox_id)
-        life = await self._require_running(team_id, known)
+        count: AbstractContextManager[None] = nullcontext()
+        if life is None:
+            life = await self._require_running(team_id, known)
+            count = self._calls.acquire(team_id, known)
         await self._health.require(known)
         try:
-            with self._calls.acquire(team_id, known) if counted else nullcontext():
+            with count:
                 yield self._host.guest(known)
         except NotInGuest:
             raise

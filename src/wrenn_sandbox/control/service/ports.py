@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Final
 
 from wrenn_sandbox.control.store.records import Sandbox, SandboxUpdate
-from wrenn_sandbox.control.store.sandboxes import Exposed
+from wrenn_sandbox.control.store.sandboxes import Exposed, Life
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.sandbox import State
@@ -83,16 +83,18 @@ class PortService:
         """
         with self._connections.acquire(sandbox.team_id, sandbox.id):
             if sandbox.state is not State.RUNNING:
-                await self._wake(sandbox)
-            async with self._guests.using(sandbox.team_id, sandbox.id, counted=False) as guest:
+                sandbox = await self._woken(sandbox)
+            life = Life(sandbox.state, sandbox.started_at)
+            async with self._guests.using(sandbox.team_id, sandbox.id, life=life) as guest:
                 yield guest
 
-    async def _wake(self, sandbox: Exposed) -> None:
+    async def _woken(self, sandbox: Exposed) -> Exposed:
         try:
             async with asyncio.timeout(patience(_WAKE_SEC)):
                 while sandbox.state is not State.RUNNING:
                     await self._come_nearer(sandbox)
                     sandbox = await self.find(sandbox.id)
+                return sandbox
         except TimeoutError as error:
             raise NoCapacity("The sandbox is not resumed yet; try again", retry_after=5) from error
 

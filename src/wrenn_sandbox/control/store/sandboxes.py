@@ -78,9 +78,17 @@ class Exposed:
     id: SandboxId
     team_id: TeamId
     state: State
+    started_at: datetime | None
     deadline_at: datetime | None
     auto_resume: bool
     private_ports: bool
+
+
+_MAY_RESUME = and_(sandboxes.c.auto_resume, has_somebody(sandboxes.c.team_id))
+_EXPOSED = select(
+    *(sandboxes.c[each.name] for each in fields(Exposed) if each.name != "auto_resume"),
+    _MAY_RESUME.label("auto_resume"),
+)
 
 
 class Missing(Exception):
@@ -320,10 +328,7 @@ class AllSandboxes:
 
         None of a team without anybody is resumed.
         """
-        columns = [sandboxes.c[each.name] for each in fields(Exposed) if each.name != "auto_resume"]
-        may_resume = and_(sandboxes.c.auto_resume, has_somebody(sandboxes.c.team_id))
-        query = select(*columns, may_resume.label("auto_resume"))
-        return await self._database.record(Exposed, query.where(sandboxes.c.id == sandbox_id))
+        return await self._database.record(Exposed, _EXPOSED.where(sandboxes.c.id == sandbox_id))
 
     async def envs(self, sandbox_id: SandboxId) -> dict[str, str]:
         """The environment of all commands in a sandbox, as its creator gave it."""
