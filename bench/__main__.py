@@ -16,7 +16,20 @@ import uvloop
 
 from wrenn_sandbox.settings import Settings
 
-from . import disk, faults, files, fork, interactive, kvm, memory, overhead, pause, start, steps
+from . import (
+    disk,
+    edge,
+    faults,
+    files,
+    fork,
+    interactive,
+    kvm,
+    memory,
+    overhead,
+    pause,
+    start,
+    steps,
+)
 from .machine import describe
 from .report import Report, save
 from .rig import TEMPLATE
@@ -33,6 +46,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "interactive": lambda settings, _: interactive.measure(settings),
     "exec": lambda settings, options: overhead.measure(settings, options.commands),
     "files": lambda settings, options: files.measure(settings, options.copies),
+    "edge": lambda settings, options: edge.measure(settings, options.copies),
     "disk": lambda settings, options: disk.measure(settings, options.copies),
     "steps": lambda settings, options: steps.measure(settings, options.rounds),
     "kvm": lambda settings, options: kvm.measure(settings, options.rounds, options.firecracker),
@@ -52,7 +66,7 @@ def main() -> int:
     parser.add_argument("--forks", type=int, default=3, help="sandboxes that are forked")
     parser.add_argument("--commands", type=int, default=50, help="commands of the exec figure")
     parser.add_argument(
-        "--copies", type=int, default=3, help="of the faults, files and disk figures"
+        "--copies", type=int, default=3, help="of the faults, files, edge and disk figures"
     )
     parser.add_argument("--faults", type=int, default=10_000, help="single ones of each side")
     parser.add_argument(

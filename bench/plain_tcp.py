@@ -5,7 +5,7 @@ import hashlib
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from wrenn_sandbox.host.network.rules import SLOT_TABLE
@@ -65,26 +65,36 @@ class PlainCopy:
         return seconds
 
 
-@contextlib.asynccontextmanager
-async def plain_copy(api: Api, sandbox: str, namespace: str) -> AsyncIterator[PlainCopy]:
-    """Run the other end in the guest, and let this end's packets reach it for as long."""
-    thread = NamespaceThread("plain-copy")
+@contextlib.contextmanager
+def reachable(namespace: str, port: int) -> Iterator[Callable[[], socket.socket]]:
+    """Gives connections to a port of the guest; this end's packets reach it as long as the block.
+
+    The packet filter lets them reach the guest agent alone otherwise.
+    """
+    thread = NamespaceThread("plain-tcp")
 
     def connected() -> socket.socket:
-        return socket.create_connection((GUEST_IP, _PORT), timeout=120)
+        return socket.create_connection((GUEST_IP, port), timeout=120)
 
     chain = ("inet", SLOT_TABLE, "output")
-    match = ("oifname", TAP_NAME, "tcp", "dport", str(_PORT))
-    await api.exec(sandbox, "sh", "-c", 'exec python3 -c "$0" >/dev/null 2>&1', _PEER)
+    match = ("oifname", TAP_NAME, "tcp", "dport", str(port))
     try:
         added = _nft(namespace, "--echo", "--handle", "insert", "rule", *chain, *match, "accept")
         handle = added.split("# handle ")[1].split()[0]
         try:
-            yield PlainCopy(lambda: thread.run_sync(namespace, connected))
+            yield lambda: thread.run_sync(namespace, connected)
         finally:
             _nft(namespace, "delete", "rule", *chain, "handle", handle)
     finally:
         thread.close()
+
+
+@contextlib.asynccontextmanager
+async def plain_copy(api: Api, sandbox: str, namespace: str) -> AsyncIterator[PlainCopy]:
+    """Run the other end in the guest."""
+    await api.exec(sandbox, "sh", "-c", 'exec python3 -c "$0" >/dev/null 2>&1', _PEER)
+    with reachable(namespace, _PORT) as connect:
+        yield PlainCopy(connect)
 
 
 def _nft(namespace: str, *arguments: str) -> str:

@@ -7,6 +7,8 @@
     ├── NotFound                404 not_found
     │   ├── ProviderNotFound    404 provider_not_found
     │   └── NotInGuest          404 not_found       the guest has no such file or command
+    │       └── PortError       502 agent_error     the program on a port fails
+    │           └── PortNotOpen 502 agent_error     nothing listens there
     ├── MethodNotAllowed        405 method_not_allowed
     ├── Conflict                409 conflict
     │   ├── InvalidState        409 invalid_state
@@ -87,6 +89,16 @@ class ProviderNotFound(NotFound):
 
 class NotInGuest(NotFound):
     """The sandbox is there, what was asked for inside it is not."""
+
+
+class PortError(NotInGuest):
+    """The program on a port of the guest does not answer, or not in HTTP."""
+
+    code, status = "agent_error", 502
+
+
+class PortNotOpen(PortError):
+    """No program listens there."""
 
 
 class MethodNotAllowed(WrennError):

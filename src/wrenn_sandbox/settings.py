@@ -57,6 +57,9 @@ _URL: Final = re.compile(r"[!-~]+")
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 """An origin as browsers send it: lower case, no path, no slash at the end."""
 
+_DOMAIN: Final = re.compile(
+    r"(?=.{1,180}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
+)
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -127,6 +130,7 @@ class EdgeSettings(CommonSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, _SPLIT] = ()
+    domain: str = "localhost"
     cors_origins: Annotated[tuple[str, ...], NoDecode, _SPLIT] = ()
 
     max_connections: int = Field(default=2048, ge=1)
@@ -138,6 +142,13 @@ class EdgeSettings(CommonSettings):
     write_timeout_sec: float = Field(default=300.0, gt=0)
     keep_alive_sec: float = Field(default=15.0, gt=0)
     shutdown_grace_sec: float = 10.0
+
+    @field_validator("domain")
+    @classmethod
+    def _check_domain(cls, value: str) -> str:
+        if not _DOMAIN.fullmatch(value):
+            raise ValueError("must be a domain in lower case such as sandboxes.example.com")
+        return value
 
     @field_validator("cors_origins")
     @classmethod
@@ -243,6 +254,9 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
 
     calls_per_sandbox: int = Field(default=256, ge=1)
     calls_per_team: int = Field(default=1024, ge=1)
+    port_connections_per_sandbox: int = Field(default=256, ge=1)
+    port_connections_per_team: int = Field(default=1024, ge=1)
+    port_idle_sec: float = Field(default=600.0, gt=0)
     output_limit_bytes: int = 10 * 1024 * 1024
     guest_check_sec: float = Field(default=5.0, gt=0)
 

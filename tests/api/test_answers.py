@@ -26,6 +26,7 @@ _VARIES = (
     (re.compile(r"\b(sb|usr|team|key|wh)-[0-9a-z]{10,}"), r"\1-ID"),
     (re.compile(r"whsec_\w+"), "whsec_SECRET"),
     (re.compile(r"wrn_\w+"), "wrn_KEY"),
+    (re.compile(r"\b[0-9a-f]{64}\b"), "SECRET"),
     (re.compile(r'"version":"[^"]+"'), '"version":"VERSION"'),
 )
 
@@ -108,6 +109,7 @@ PUT /v1/sandboxes/ID/network {{"deny": ["203.0.113.0/24"]}}
 POST /v1/sandboxes/ID/exec {{"cmd": "echo"}}
 POST /v1/sandboxes/ID/exec {{"cmd": "sleep", "background": true, "tag": "nap"}}
 GET /v1/sandboxes/ID/processes
+GET /v1/sandboxes/ID/ports
 GET /v1/sandboxes/ID/metrics
 GET /v1/sandboxes/ID/metrics?start=0
 GET /v1/sandboxes/ID/logs?direction=backward

@@ -231,6 +231,15 @@ def test_what_a_sandbox_may_reach(person: Person) -> None:
     person.out("sandbox", "delete", id)
 
 
+def test_where_a_port_is_reached(person: Person, sandbox: Sandbox) -> None:
+    assert person.out("sandbox", "url", sandbox.id, "3000").strip() == sandbox.url(3000)
+    ports = json.loads(person.out("sandbox", "url", sandbox.id, "3000", "--json"))
+    assert ports["token"] == sandbox.ports().token
+    person.out("sandbox", "update", sandbox.id, "--private-ports", "--auto-resume")
+    assert "private, resume it" in person.out("sandbox", "get", sandbox.id)
+    assert person.run("sandbox", "url", sandbox.id, "65536").returncode == 2
+
+
 def test_a_template_of_a_sandbox(person: Person, sandbox: Sandbox) -> None:
     person.out("sandbox", "exec", sandbox.id, "touch", "kept")
     assert person.out("template", "snapshot", "--name", "mine", sandbox.id) == "mine\n"

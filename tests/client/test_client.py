@@ -104,6 +104,17 @@ def test_accounts_and_keys(served: Served) -> None:
                 other.sandboxes.list()
 
 
+def test_the_client_knows_where_the_ports_of_a_sandbox_are(served: Served, client: Client) -> None:
+    with client.sandboxes.create(auto_resume=True, private_ports=True) as sandbox:
+        assert (sandbox.info.auto_resume, sandbox.info.private_ports) == (True, True)
+        assert (
+            sandbox.url(3000)
+            == f"http://3000-{sandbox.id}.localhost:{served.url.rpartition(':')[2]}"
+        )
+        assert sandbox.ports().private
+        assert not sandbox.update(private_ports=False).private_ports
+
+
 def test_the_client_finds_sandboxes_by_their_labels(client: Client) -> None:
     labels = {"job": "ü & = 1", "stage": "test"}
     with client.sandboxes.create(metadata=labels) as sandbox, client.sandboxes.create() as other:

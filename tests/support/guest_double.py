@@ -1,10 +1,10 @@
 """The guest side of the host in memory: files in a dictionary, commands with scripted output."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from wrenn_sandbox.errors import AgentError, Conflict, NotInGuest, WrennError
+from wrenn_sandbox.errors import AgentError, Conflict, NotInGuest, PortNotOpen, WrennError
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.wire.messages import (
     Command,
@@ -23,9 +23,15 @@ from wrenn_sandbox.wire.messages import (
     Unpacked,
 )
 
+Port = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+"""What a program on a port makes of what it is sent."""
+
 
 class GuestState:
-    """`files` holds what was written; `breaks_off` ends a download after its first piece."""
+    """`files` holds what was written; `breaks_off` ends a download after its first piece.
+
+    `ports` are open in every guest.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -34,6 +40,7 @@ class GuestState:
         self.running: list[ProcessInfo] = []
         self.output: list[ProcessEvent] = [Ended(0)]
         self.signals: list[tuple[int | str | None, ProcessSignal]] = []
+        self.ports: dict[int, Port] = {}
 
     async def enter_guest(self, call: str, sandbox_id: SandboxId) -> None:
         if call in self.fail:
@@ -180,6 +187,19 @@ class GuestDouble:
     async def signal_process(self, process: ProcessRef, signal: ProcessSignal) -> None:
         await self._enter("signal_process")
         self._state.signals.append((process.pid or process.tag, signal))
+
+    @asynccontextmanager
+    async def connect(
+        self, port: int, sent: AsyncIterator[bytes]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        await self._enter("connect")
+        if port not in self._state.ports:
+            raise PortNotOpen("The port is not open: nothing listens there")
+        yield self._state.ports[port](sent)
+
+    async def agent_token(self) -> str:
+        await self._enter("agent_token")
+        return f"token of {self._id}"
 
 
 def _entry(path: str, kind: FileType) -> FileEntry:

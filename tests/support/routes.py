@@ -67,6 +67,8 @@ class Route:
         """Which kind of thing each parameter of the path names."""
         found = {}
         for match in re.finditer(r"([^/]+)/\{([^}]+)\}", self.path):
+            if match[2] in _NAMELESS:
+                continue
             kind = _IN_PATH.get((match[1], match[2]))
             if kind is None:
                 raise Unclassified(f"{self.path}: what does {match[2]} name?")
@@ -79,6 +81,8 @@ class Route:
 
     def url(self, names: Names) -> str:
         path = self.path
+        for parameter, value in _NAMELESS.items():
+            path = path.replace("{" + parameter + "}", value)
         for parameter, kind in self.parameters.items():
             path = path.replace("{" + parameter + "}", str(getattr(names, kind)))
         return path
@@ -103,6 +107,9 @@ _IN_PATH = {
     ("webhooks", "id"): "webhook",
 }
 """What a parameter of a path names, by the part before it."""
+
+_NAMELESS = {"port": "1", "path": "here"}
+"""Parameters of paths that name nothing of a team's, and what is put there."""
 
 _IN_QUERY = {
     "limit": None,
@@ -156,6 +163,8 @@ _FIELDS: dict[str, str | None] = {
     "metadata": None,
     "deadline_sec": None,
     "on_deadline": None,
+    "auto_resume": None,
+    "private_ports": None,
     "url": None,
     "events": None,
     "description": None,
@@ -229,6 +238,7 @@ def routes_of(app: FastAPI) -> Iterator[Route]:
         path = str(getattr(context, "path", ""))
         if path == _ANY_PATH:
             continue
+        path = path.replace(":path}", "}")
         described = cast("dict[str, Json]", paths.get(path, {}))
         for method in sorted(getattr(context, "methods", None) or []):
             if method != "HEAD":

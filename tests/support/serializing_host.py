@@ -32,7 +32,11 @@ class Channel(Protocol):
     ) -> bytes: ...
 
     def open(
-        self, sandbox_id: SandboxId | None, name: str, arguments: bytes
+        self,
+        sandbox_id: SandboxId | None,
+        name: str,
+        arguments: bytes,
+        chunks: AsyncIterator[bytes] | None,
     ) -> AbstractAsyncContextManager[Opened]: ...
 
 
@@ -78,7 +82,8 @@ def _function(channel: Channel, sandbox_id: SandboxId | None, call: Call) -> Cal
     @asynccontextmanager
     async def opened(*args: object, **kwargs: object) -> AsyncIterator[object]:
         arguments = call.encode_arguments(*args, **kwargs)
-        async with channel.open(sandbox_id, call.name, arguments) as (head, pieces):
+        chunks = call.stream_among(*args, **kwargs)
+        async with channel.open(sandbox_id, call.name, arguments, chunks) as (head, pieces):
             yield call.put_together(head, pieces)
 
     return ask if call.opens is None else opened
@@ -117,12 +122,18 @@ class Loopback:
 
     @asynccontextmanager
     async def open(
-        self, sandbox_id: SandboxId | None, name: str, arguments: bytes
+        self,
+        sandbox_id: SandboxId | None,
+        name: str,
+        arguments: bytes,
+        chunks: AsyncIterator[bytes] | None,
     ) -> AsyncIterator[Opened]:
         async with AsyncExitStack() as stack:
             with _crossing():
                 calls, target = self._target(sandbox_id)
                 values = calls[name].decode_arguments(arguments)
+                if chunks is not None:
+                    values[calls[name].takes or ""] = _sent(chunks, [])
                 stream = await stack.enter_async_context(getattr(target, name)(**values))
             head, pieces = codec.taken_apart(stream)
             yield head, _encoded(pieces)

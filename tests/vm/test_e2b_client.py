@@ -37,8 +37,8 @@ from e2b import (
 from support.vm.forward import forwarding
 from support.vm.stand import standing
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
-from wrenn_sandbox.host.slot import AGENT_PORT
 from wrenn_sandbox.patience import patience
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 pytestmark = pytest.mark.vm
 

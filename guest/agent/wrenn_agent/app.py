@@ -24,6 +24,7 @@ from .processes import Processes
 from .server import Server
 from .spawn import Spawner
 from .syscalls import become_subreaper
+from .tunnel import Tunnels
 from .users import Users
 
 TYPE_CHECKING = False
@@ -107,6 +108,7 @@ def _build_server(
         "/metrics": {"GET": life.metrics},
         "/envs": {"GET": life.envs},
         "/init": {"POST": life.init},
+        "/tunnel": {"GET": Tunnels(loop).open},
     }
     files = Files(loop, auth)
     routes["/files"] = {"GET": files.download, "HEAD": files.download, "POST": files.upload}

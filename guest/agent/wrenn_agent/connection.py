@@ -113,6 +113,11 @@ class Connection:
             await self._loop.breathe()
         self.torn = False
 
+    def release(self) -> socket.socket:
+        """Leave the socket to the owner, who watches it from now on; it is still closed here."""
+        self._loop.unregister(self._fd)
+        return self._sock
+
     def drop(self) -> None:
         """End the connection from outside, whatever its owner is doing."""
         self._gone = True

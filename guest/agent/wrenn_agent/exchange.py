@@ -72,6 +72,15 @@ class Exchange:
             format_head(status, headers) + (b"" if self.head.method == "HEAD" else first)
         )
 
+    async def switch(self, protocol: str) -> None:
+        """Answer that from here on the connection speaks another protocol."""
+        self.answered = True
+        self._reuse = False
+        await self.connection.send(
+            b"HTTP/1.1 101 Switching Protocols\r\n"
+            b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % protocol.encode()
+        )
+
     async def send_chunk(self, data: bytes) -> None:
         """Send a part of an answer without a length; an empty one ends it."""
         if self.head.version == "HTTP/1.1":

@@ -43,7 +43,8 @@ class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox as it was when the server answered. `reason` says why it is in its state,
     `disk_bytes` what it took on the host's disk when that was measured last. `metadata` holds its
-    labels. At `deadline_at` what `on_deadline` says happens to it.
+    labels. At `deadline_at` what `on_deadline` says happens to it. With `auto_resume` requests to
+    its ports resume it, and with `private_ports` they need its token.
     """
 
     id: str
@@ -64,6 +65,25 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     deadline_at: datetime | None = None
     on_deadline: Literal["pause", "delete"] = "pause"
+    auto_resume: bool = False
+    private_ports: bool = False
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the ports of a sandbox are reached: `url` with a number in the place of `{port}`.
+
+    Where they are `private`, requests send `token` as `e2b-traffic-access-token`. Those to port
+    49983, the guest agent, send `agent_token` as `X-Access-Token`.
+    """
+
+    url: str
+    domain: str
+    private: bool
+    token: str
+    agent_token: str
+
+    def url_of(self, port: int) -> str:
+        return self.url.replace("{port}", str(port))
 
 
 class Fork(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from wrenn_sandbox.control.api.middleware import (
     RequestContext,
     ServerErrors,
 )
+from wrenn_sandbox.edge.router import Router
 from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.settings import ControlSettings
 from wrenn_sandbox.wire.host import Host
@@ -38,6 +39,7 @@ from .api import (
     logs,
     network,
     oauth,
+    ports,
     processes,
     sandbox_metrics,
     sandboxes,
@@ -60,6 +62,7 @@ _ROUTERS = (
     events.router,
     event_stream.router,
     network.router,
+    ports.router,
     files.router,
     archive.router,
     exec_stream.router,
@@ -116,13 +119,14 @@ def create_app(
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)
     app.add_middleware(Heads)
-    exceptions = (*files.BODY_LIMITS, *archive.BODY_LIMITS)
+    exceptions = (*files.BODY_LIMITS, *archive.BODY_LIMITS, *ports.BODY_LIMITS)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=exceptions)
     app.add_middleware(ServerErrors)
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestContext, metrics=plane.metrics)
+    app.add_middleware(Router, domain=settings.domain)
     if settings.trusted_proxies:
         app.add_middleware(Forwarded, trusted=TrustedProxies(settings.trusted_proxies))
     return app

@@ -33,6 +33,7 @@ from wrenn_sandbox.control.service.lifecycle import Lifecycle
 from wrenn_sandbox.control.service.network import NetworkPolicies
 from wrenn_sandbox.control.service.oauth import OAuthService
 from wrenn_sandbox.control.service.passwords import Passwords
+from wrenn_sandbox.control.service.ports import PortService
 from wrenn_sandbox.control.service.rate_limits import AttemptLimits
 from wrenn_sandbox.control.service.reconciler import Reconciler
 from wrenn_sandbox.control.service.sandboxes import SandboxService
@@ -176,6 +177,7 @@ class ControlPlane:
                 self.draining,
                 self.events,
                 self.webhooks,
+                PortService(self._context, self.guests, self.lifecycle, secret),
             )
 
     @asynccontextmanager

@@ -15,7 +15,6 @@ GUEST_MAC = "02:00:00:00:00:01"
 TAP_MAC = "02:00:00:00:00:02"
 TAP_NAME = "tap0"
 UPLINK_NAME = "eth0"
-AGENT_PORT = 49983
 NOTHING: Final[Mapping[int, NetworkPolicy]] = MappingProxyType({})
 
 

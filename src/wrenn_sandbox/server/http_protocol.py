@@ -3,17 +3,27 @@
 import asyncio
 import fcntl
 import re
+import socket
+import struct
 import sys
 import termios
 from collections.abc import Iterable
 from contextlib import ExitStack
 from enum import Enum
+from functools import partial
 from typing import Final
 
 import httptools
 import structlog
-from uvicorn._types import ASGI3Application
+from uvicorn._types import (
+    ASGI3Application,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -26,6 +36,8 @@ from websockets.server import ServerProtocol
 
 from wrenn_sandbox.control.api.errors import error_response
 from wrenn_sandbox.control.api.headers import secured
+from wrenn_sandbox.edge.address import is_for_port
+from wrenn_sandbox.edge.exchange import CUT, UPGRADABLE
 from wrenn_sandbox.errors import (
     HeadTooLarge,
     InvalidRequest,
@@ -55,6 +67,9 @@ PROGRESS_BYTES: Final = 1024
 LINGER_SECONDS: Final = 1.0
 """How long a refused client may go on sending, so that it comes to read why."""
 
+_RESET: Final = struct.pack("ii", 1, 0)
+"""For SO_LINGER."""
+
 _SLICE: Final = 4096
 """Bytes that are parsed at once: up to 680 chunks of a body."""
 
@@ -68,6 +83,7 @@ class _Reading(Enum):
     IDLE = "idle"
     HEAD = "head"
     BODY = "body"
+    RAW = "raw"
     REFUSED = "refused"
 
 
@@ -105,6 +121,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._unsent = 0
         self._unsent_since = self._since
+        self._is_for_port = False
+        self._held: bytearray | None = None
+        """What came behind a head whose upgrade is not decided."""
 
     # the transport
 
@@ -121,8 +140,18 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._turns.take(data)
 
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        if self._reading is not _Reading.RAW or self._held is not None or self.scheme == "https":
+            return None
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        return True
+
     def _take(self, data: bytes) -> None:
         if self._reading is _Reading.REFUSED:
+            return
+        if self._reading is _Reading.RAW:
+            self._take_raw(data)
             return
         self._unset_keepalive_if_required()
         if self._reading is _Reading.IDLE:
@@ -146,6 +175,9 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
+            elif self._is_upgradable():
+                self._held = bytearray(data[upgrade.args[0] :])
+                self._reading = _Reading.RAW
             else:
                 self._decline_upgrade()
                 self._feed(data[upgrade.args[0] :])
@@ -169,6 +201,68 @@ class HttpProtocol(HttpToolsProtocol):
         protocol = self.transport.get_protocol()
         assert isinstance(protocol, WebSocketProtocol)
         protocol.place = self._place
+
+    # raw bytes, behind an upgrade that is the application's
+
+    def _is_upgradable(self) -> bool:
+        return bool(self.scope["state"].get(UPGRADABLE))
+
+    def _take_raw(self, data: bytes) -> None:
+        kept = self.cycle.body if self._held is None else self._held
+        kept += data
+        if len(kept) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        if self._held is None:
+            self.cycle.message_event.set()
+
+    async def _serve_upgrade(
+        self,
+        app: ASGI3Application,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
+        """Run the application for a request that may make this connection one of raw bytes."""
+
+        async def sending(message: ASGISendEvent) -> None:
+            if message["type"] == "http.response.start" and self._held is not None:
+                held, self._held = bytes(self._held), None
+                if message["status"] == 101:
+                    self._switch(message["headers"])
+                    self._take_raw(held)
+                    return
+                self._reading = _Reading.BODY
+                self._decline_upgrade()
+                await send(message)
+                if held:
+                    self._take(held)
+            elif message["type"] == "http.response.body" and self._reading is _Reading.RAW:
+                await self._send_raw(message.get("body", b""), message.get("more_body", False))
+            else:
+                await send(message)
+
+        await app(scope, receive, sending)
+        if self._reading is _Reading.RAW and self._held is None:
+            self.cycle.disconnected = True
+            self.transport.close()
+
+    def _switch(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        lines = b"".join(b"%b: %b\r\n" % each for each in headers)
+        self.transport.write(b"%b%b\r\n" % (STATUS_LINE[101], lines))
+        self.cycle.response_started = True
+
+    async def _send_raw(self, data: bytes, more: bool) -> None:
+        if self.flow.write_paused and not self.cycle.disconnected:
+            await self.flow.drain()
+        if self.cycle.disconnected:
+            return
+        if data:
+            self.transport.write(data)
+        if not more:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            else:
+                self.transport.close()
 
     # the parser
 
@@ -202,7 +296,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._head_is_known:
             return
+        self._is_for_port = is_for_port(self.headers, self.url, self._settings.domain)
         self._check_head()
+        if self._is_for_port:
+            self.scope["state"][CUT] = self._cut
+            self.scope["state"][UPGRADABLE] = self._wants_upgrade()
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise InvalidRequest("Too many requests wait on this connection")
         super().on_headers_complete()
@@ -225,8 +323,26 @@ class HttpProtocol(HttpToolsProtocol):
 
     # the application
 
+    def _should_upgrade(self) -> bool:
+        return not self._is_for_port and super()._should_upgrade()
+
+    def _wants_upgrade(self) -> bool:
+        """Whether to ask the application about the upgrade that this head offers.
+
+        Not behind a body, nor before earlier answers: then it is declined, as a server may.
+        """
+        framed = any(name in _FRAMING and value.strip() != b"0" for name, value in self.headers)
+        return (
+            self.parser.should_upgrade()
+            and self._get_upgrade() is not None
+            and not (framed or self._is_pending())
+            and self.parser.get_http_version() == "1.1"
+        )
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        if cycle.scope["state"].get(UPGRADABLE):
+            app = partial(self._serve_upgrade, app)
         super()._start_asgi_task(cycle, app)
 
     # limits
@@ -236,8 +352,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_stuck(now):
             self._give_up("unread")
             return
-        if self.flow.read_paused or self._is_behind() or self._owes_continue():
-            self._since = now  # it is us who do not get on
+        is_ours = self.flow.read_paused or self._is_behind() or self._owes_continue()
+        if is_ours or (self._is_for_port and self._reading is _Reading.BODY):
+            self._since = now  # it is us who do not get on, or the port has limits of its own
         waited = now - self._since
         head_seconds = self._settings.head_timeout_sec
         body_seconds = self._settings.body_timeout_sec
@@ -252,6 +369,8 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         if self._reading is _Reading.REFUSED:
             self.transport.close()
+        elif self._reading is _Reading.RAW and self._held is None:
+            self._cut("the server stops")
         else:
             super().shutdown()
 
@@ -359,6 +478,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(refusal(error, self.scheme or "http", defaults))
         self._reading, self._since = _Reading.REFUSED, self.loop.time()
         self.flow.resume_reading()
+
+    def _cut(self, why: str) -> None:
+        """Give up so that what was sent does not look as if it had come to its end."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._give_up(why)
 
     def _give_up(self, why: str) -> None:
         self._log_end(why, 0)

@@ -8,7 +8,7 @@ caller's: arguments and answers are data or streams of bytes.
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
 from .messages import (
     Command,
@@ -24,6 +24,9 @@ from .messages import (
     TerminalSize,
     Unpacked,
 )
+
+AGENT_PORT: Final = 49983
+"""Where a guest's agent listens."""
 
 
 class Guest(Protocol):
@@ -194,5 +197,25 @@ class Guest(Protocol):
 
         `NotInGuest`: it has ended. Not safe to repeat: the signal arrives twice, or a newer
         command with the same tag takes it.
+        """
+        ...
+
+    def connect(
+        self, port: int, sent: AsyncIterator[bytes]
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A TCP connection to a port of the guest, loopback addresses too, as long as the block.
+
+        It carries `sent`, whose end closes this direction alone, and gives what comes back until
+        that ends; reading slowly slows the guest down. What `sent` raises breaks the connection and
+        is raised there. Raises `AgentError`, also there, where it breaks off. `PortNotOpen`:
+        nothing listens there. `Conflict`: the guest's agent is too old. Not safe to repeat: `sent`
+        may have been read.
+        """
+        ...
+
+    async def agent_token(self) -> str:
+        """What the guest's agent, on `AGENT_PORT`, wants as `X-Access-Token` in its present life.
+
+        Safe to repeat.
         """
         ...

@@ -30,6 +30,14 @@ DeleteAtDeadline = Annotated[
     bool | None,
     typer.Option("--delete-at-deadline/--pause-at-deadline", help="What the deadline does."),
 ]
+AutoResume = Annotated[
+    bool | None,
+    typer.Option("--auto-resume/--no-auto-resume", help="Resume it on a request to a port."),
+]
+PrivatePorts = Annotated[
+    bool | None,
+    typer.Option("--private-ports/--public-ports", help="Whether its ports need its token."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")]
 
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([MG]?)(?:i?B)?", re.IGNORECASE)
@@ -59,6 +67,8 @@ def create(
     ] = None,
     deadline: Deadline = None,
     delete_at_deadline: DeleteAtDeadline = None,
+    auto_resume: AutoResume = None,
+    private_ports: PrivatePorts = None,
     internet: network.Internet = None,
     allow: network.Allow = None,
     deny: network.Deny = None,
@@ -86,6 +96,8 @@ def create(
             timeout_sec=timeout,
             deadline_sec=deadline,
             on_deadline=_on_deadline(delete_at_deadline),
+            auto_resume=auto_resume,
+            private_ports=private_ports,
             network=policy,
             metadata=_labels_of(label),
             envs=exec.environment_of(env or []),
@@ -132,6 +144,7 @@ def get(id: Id, json: Json = False) -> None:
         ("timeout", f"{info.timeout_sec} s" if info.timeout_sec else "none"),
         ("deadline", f"{info.on_deadline} at {when(info.deadline_at)}" if info.deadline_at else ""),
         *(("label", f"{key}={value}") for key, value in sorted(info.metadata.items())),
+        ("ports", _ports_of(info)),
         ("internet", "open" if info.network.internet else "closed"),
         ("created", when(info.created_at)),
         ("started", when(info.started_at)),
@@ -139,6 +152,26 @@ def get(id: Id, json: Json = False) -> None:
     )
     lines = (f"{name:<12} {printable(value)}" for name, value in rows if value)
     output.say(info, *lines, json=json)
+
+
+def _ports_of(info: SandboxInfo) -> str:
+    words = ("private" if info.private_ports else "public", "resume it" * info.auto_resume)
+    return ", ".join(each for each in words if each)
+
+
+@app.command("url")
+def url(
+    id: Id,
+    port: Annotated[int, typer.Argument(metavar="PORT", min=1, max=65535, help="In the sandbox.")],
+    json: Json = False,
+) -> None:
+    """Print where a program that listens on a port of a sandbox is reached.
+
+    As JSON with the tokens that requests may need.
+    """
+    with open_client() as client:
+        ports = client.sandboxes.ports(id)
+    output.say(ports, ports.url_of(port), json=json)
 
 
 @app.command("list")
@@ -173,9 +206,11 @@ def update(
     ] = None,
     deadline: Deadline = None,
     delete_at_deadline: DeleteAtDeadline = None,
+    auto_resume: AutoResume = None,
+    private_ports: PrivatePorts = None,
     json: Json = False,
 ) -> None:
-    """Change labels or timers of a sandbox. Labels that are given replace all that it has."""
+    """Change labels, timers or the use of ports. Labels that are given replace all that it has."""
     if no_labels and label:
         raise typer.BadParameter("it cannot stand beside --label", param_hint="--no-labels")
     metadata = _labels_of(label) if label or no_labels else None
@@ -186,6 +221,8 @@ def update(
             timeout_sec=timeout,
             deadline_sec=deadline,
             on_deadline=_on_deadline(delete_at_deadline),
+            auto_resume=auto_resume,
+            private_ports=private_ports,
         )
     output.say(info, json=json)
 

@@ -18,6 +18,7 @@ from wrenn_sandbox.client.models import (
     Metrics,
     MetricsHistory,
     NetworkPolicy,
+    Ports,
     Result,
     SandboxInfo,
     Template,
@@ -54,6 +55,8 @@ class AsyncSandboxes:
         timeout_sec: int | None = None,
         deadline_sec: int | None = None,
         on_deadline: OnDeadline | None = None,
+        auto_resume: bool | None = None,
+        private_ports: bool | None = None,
         network: NetworkPolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
@@ -65,7 +68,9 @@ class AsyncSandboxes:
         `envs` in its environment; no answer shows them. The same call with the same
         `idempotency_key` gives the same sandbox for 24 hours: `Conflict` for another call. After
         `timeout_sec` without activity it is paused, and `deadline_sec` from now it is paused or
-        deleted, as `on_deadline` says. As the context of a `with` block it is deleted in the end.
+        deleted, as `on_deadline` says. With `auto_resume` a request to one of its ports resumes it,
+        and with `private_ports` such a request needs its token. As the context of a `with` block it
+        is deleted in the end.
         `NoCapacity`: the host is full.
         """
         body = given(
@@ -75,6 +80,8 @@ class AsyncSandboxes:
             timeout_sec=timeout_sec,
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
             network=network,
             metadata=metadata,
             envs=envs,
@@ -122,6 +129,8 @@ class AsyncSandboxes:
         timeout_sec: int | None = None,
         deadline_sec: int | None = None,
         on_deadline: OnDeadline | None = None,
+        auto_resume: bool | None = None,
+        private_ports: bool | None = None,
     ) -> SandboxInfo:
         """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended.
 
@@ -132,6 +141,8 @@ class AsyncSandboxes:
             timeout_sec=timeout_sec,
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
         )
         return await self._api.call("PATCH", _path(id), SandboxInfo, body)
 
@@ -227,6 +238,10 @@ class AsyncSandboxes:
         """
         return await self._api.call("PUT", _path(id) + "/network", NetworkPolicy, policy)
 
+    async def ports(self, id: str) -> Ports:
+        """Where its ports are reached."""
+        return await self._api.call("GET", _path(id) + "/ports", Ports)
+
     async def events(self, id: str) -> tuple[Event, ...]:
         """Its transitions, newest first."""
         return await self._api.call("GET", _path(id) + "/events", tuple[Event, ...])
@@ -295,6 +310,7 @@ class AsyncSandbox:
         self._path = _path(info.id)
         self.id = info.id
         self.info = info
+        self._ports: Ports | None = None
         self.files = AsyncFiles(api, self._path + "/files")
         self.processes = AsyncProcesses(api, self._path)
 
@@ -330,6 +346,8 @@ class AsyncSandbox:
         timeout_sec: int | None = None,
         deadline_sec: int | None = None,
         on_deadline: OnDeadline | None = None,
+        auto_resume: bool | None = None,
+        private_ports: bool | None = None,
     ) -> SandboxInfo:
         """Change what is given; `metadata` replaces all labels, `deadline_sec` counts from now."""
         self.info = await self._sandboxes.update(
@@ -338,6 +356,8 @@ class AsyncSandbox:
             timeout_sec=timeout_sec,
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
         )
         return self.info
 
@@ -381,6 +401,16 @@ class AsyncSandbox:
     async def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:
         """Let it reach what this policy says, for open connections too."""
         return await self._sandboxes.set_network(self.id, policy)
+
+    async def ports(self) -> Ports:
+        """Where its ports are reached; asked once."""
+        if self._ports is None:
+            self._ports = await self._sandboxes.ports(self.id)
+        return self._ports
+
+    async def url(self, port: int) -> str:
+        """Where a program that listens on this port is reached."""
+        return (await self.ports()).url_of(port)
 
     async def delete(self) -> None:
         """End it; may be repeated."""

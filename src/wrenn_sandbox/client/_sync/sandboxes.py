@@ -19,6 +19,7 @@ from wrenn_sandbox.client.models import (
     Metrics,
     MetricsHistory,
     NetworkPolicy,
+    Ports,
     Result,
     SandboxInfo,
     Template,
@@ -55,6 +56,8 @@ class Sandboxes:
         timeout_sec: int | None = None,
         deadline_sec: int | None = None,
         on_deadline: OnDeadline | None = None,
+        auto_resume: bool | None = None,
+        private_ports: bool | None = None,
         network: NetworkPolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
@@ -66,7 +69,9 @@ class Sandboxes:
         `envs` in its environment; no answer shows them. The same call with the same
         `idempotency_key` gives the same sandbox for 24 hours: `Conflict` for another call. After
         `timeout_sec` without activity it is paused, and `deadline_sec` from now it is paused or
-        deleted, as `on_deadline` says. As the context of a `with` block it is deleted in the end.
+        deleted, as `on_deadline` says. With `auto_resume` a request to one of its ports resumes it,
+        and with `private_ports` such a request needs its token. As the context of a `with` block it
+        is deleted in the end.
         `NoCapacity`: the host is full.
         """
         body = given(
@@ -76,6 +81,8 @@ class Sandboxes:
             timeout_sec=timeout_sec,
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
             network=network,
             metadata=metadata,
             envs=envs,
@@ -123,6 +130,8 @@ class Sandboxes:
         timeout_sec: int | None = None,
         deadline_sec: int | None = None,
         on_deadline: OnDeadline | None = None,
+        auto_resume: bool | None = None,
+        private_ports: bool | None = None,
     ) -> SandboxInfo:
         """Change what is given; `metadata` replaces all labels. `InvalidState`: it has ended.
 
@@ -133,6 +142,8 @@ class Sandboxes:
             timeout_sec=timeout_sec,
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
         )
         return self._api.call("PATCH", _path(id), SandboxInfo, body)
 
@@ -228,6 +239,10 @@ class Sandboxes:
         """
         return self._api.call("PUT", _path(id) + "/network", NetworkPolicy, policy)
 
+    def ports(self, id: str) -> Ports:
+        """Where its ports are reached."""
+        return self._api.call("GET", _path(id) + "/ports", Ports)
+
     def events(self, id: str) -> tuple[Event, ...]:
         """Its transitions, newest first."""
         return self._api.call("GET", _path(id) + "/events", tuple[Event, ...])
@@ -295,6 +310,7 @@ class Sandbox:
         self._path = _path(info.id)
         self.id = info.id
         self.info = info
+        self._ports: Ports | None = None
         self.files = Files(api, self._path + "/files")
         self.processes = Processes(api, self._path)
 
@@ -330,6 +346,8 @@ class Sandbox:
         timeout_sec: int | None = None,
         deadline_sec: int | None = None,
         on_deadline: OnDeadline | None = None,
+        auto_resume: bool | None = None,
+        private_ports: bool | None = None,
     ) -> SandboxInfo:
         """Change what is given; `metadata` replaces all labels, `deadline_sec` counts from now."""
         self.info = self._sandboxes.update(
@@ -338,6 +356,8 @@ class Sandbox:
             timeout_sec=timeout_sec,
             deadline_sec=deadline_sec,
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
         )
         return self.info
 
@@ -381,6 +401,16 @@ class Sandbox:
     def set_network(self, policy: NetworkPolicy) -> NetworkPolicy:
         """Let it reach what this policy says, for open connections too."""
         return self._sandboxes.set_network(self.id, policy)
+
+    def ports(self) -> Ports:
+        """Where its ports are reached; asked once."""
+        if self._ports is None:
+            self._ports = self._sandboxes.ports(self.id)
+        return self._ports
+
+    def url(self, port: int) -> str:
+        """Where a program that listens on this port is reached."""
+        return (self.ports()).url_of(port)
 
     def delete(self) -> None:
         """End it; may be repeated."""

@@ -35,6 +35,7 @@ from .services import ServicesDependency
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 _PREFIX: Final = "metadata."
 _INTEGER: Final = WithJsonSchema({"type": "integer"})
+_BOOLEAN: Final = WithJsonSchema({"type": "boolean"})
 _ON_DEADLINE: Final = WithJsonSchema(
     {"type": "string", "enum": [each.value for each in OnDeadline]}
 )
@@ -67,6 +68,9 @@ class CreateSandboxRequest(RequestModel):
     `deadline_sec` from now it is paused or deleted whatever it does, as `on_deadline` says; 0 is no
     deadline.
 
+    With `auto_resume` a request to one of its ports resumes it. With `private_ports` such a request
+    needs the sandbox's token.
+
     `metadata` holds labels, by which the list finds it. Every command in it has `envs` in its
     environment, and goes before them with its own; no answer shows them.
     """
@@ -77,6 +81,8 @@ class CreateSandboxRequest(RequestModel):
     timeout_sec: Integer = 0
     deadline_sec: Integer = 0
     on_deadline: Annotated[OnDeadline, _ON_DEADLINE] = OnDeadline.PAUSE
+    auto_resume: bool = False
+    private_ports: bool = False
     network: NetworkPolicy = NetworkPolicy()
     metadata: Metadata = Field({})
     envs: DefaultEnvironment = Field({})
@@ -93,6 +99,8 @@ class UpdateSandboxRequest(RequestModel):
     timeout_sec: Annotated[Integer | None, _INTEGER] = None
     deadline_sec: Annotated[Integer | None, _INTEGER] = None
     on_deadline: Annotated[OnDeadline | None, _ON_DEADLINE] = None
+    auto_resume: Annotated[bool | None, _BOOLEAN] = None
+    private_ports: Annotated[bool | None, _BOOLEAN] = None
 
 
 class ResumeSandboxRequest(RequestModel):
@@ -115,6 +123,8 @@ class Sandbox(ResponseModel):
     metadata: dict[str, str]
     deadline_at: NullableTime = None
     on_deadline: Annotated[OnDeadline, _ON_DEADLINE]
+    auto_resume: bool
+    private_ports: bool
     guest_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     host_ip: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
     reason: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
@@ -150,6 +160,8 @@ async def create_sandbox(
         timeout_sec=body.timeout_sec,
         deadline_sec=body.deadline_sec,
         on_deadline=body.on_deadline,
+        auto_resume=body.auto_resume,
+        private_ports=body.private_ports,
         network=body.network.egress(),
         metadata=body.metadata,
         envs=body.envs,
@@ -203,12 +215,14 @@ async def update_sandbox(
     services: ServicesDependency,
     body: JsonBody[UpdateSandboxRequest],
 ) -> Sandbox:
-    """Change labels and timers of a sandbox that has not ended."""
+    """Change labels, timers and the use of ports of a sandbox that has not ended."""
     changed = SandboxUpdate(
         metadata=body.metadata,
         timeout_sec=body.timeout_sec,
         deadline_sec=body.deadline_sec,
         on_deadline=body.on_deadline,
+        auto_resume=body.auto_resume,
+        private_ports=body.private_ports,
     )
     return Sandbox.of(await services.sandboxes.update(team_id, id, changed))
 

@@ -15,6 +15,7 @@ from wrenn_sandbox.control.service.guests import GuestService
 from wrenn_sandbox.control.service.history import HistoryService
 from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.oauth import OAuthService
+from wrenn_sandbox.control.service.ports import PortService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
 from wrenn_sandbox.control.service.webhooks import WebhookService
@@ -34,6 +35,7 @@ class Services:
     draining: Draining
     events: EventFeed
     webhooks: WebhookService
+    ports: PortService
 
 
 def services_of(connection: HTTPConnection) -> Services:

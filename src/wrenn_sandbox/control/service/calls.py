@@ -20,7 +20,10 @@ _PER_TEXT: Final = 9
 
 
 class ConcurrencyLimiter:
-    """Counts what goes on, for each sandbox and each team; `what` names it to callers."""
+    """Counts what goes on, for each sandbox and each team.
+
+    `what` names it to callers, and `name` its limits.
+    """
 
     def __init__(
         self,
@@ -28,17 +31,19 @@ class ConcurrencyLimiter:
         per_sandbox: int,
         per_team: int,
         what: str = "commands, streams and transfers",
+        name: str = "calls",
     ) -> None:
         self._per_sandbox = per_sandbox
         self._per_team = per_team
         self._what = what
+        self._name = name
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
     def acquire(self, team_id: TeamId, sandbox_id: SandboxId) -> Iterator[None]:
         """One more call until the end of the block; raises `QuotaExceeded`."""
-        self._require("calls_per_sandbox", sandbox_id, self._per_sandbox, "a sandbox")
-        self._require("calls_per_team", team_id, self._per_team, "all sandboxes of a team")
+        self._require(f"{self._name}_per_sandbox", sandbox_id, self._per_sandbox, "a sandbox")
+        self._require(f"{self._name}_per_team", team_id, self._per_team, "all sandboxes of a team")
         self._under_way.update((sandbox_id, team_id))
         try:
             yield

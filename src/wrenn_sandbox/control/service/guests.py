@@ -5,7 +5,7 @@ import codecs
 import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,15 +109,18 @@ class GuestService:
         return self._spools.acquire(team_id, sandbox_id_of(sandbox_id))
 
     @asynccontextmanager
-    async def using(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
+    async def using(
+        self, team_id: TeamId, sandbox_id: str, *, life: Life | None = None
+    ) -> AsyncIterator[Guest]:
         """A running sandbox, in use until the end of the block.
 
+        Who has just read its `life` counts its own calls.
         Raises `NotFound` and `InvalidState`, also when the sandbox is paused, rolled back or
         deleted during the block; `AgentError` when the guest fails.
         """
         known = sandbox_id_of(sandbox_id)
         with self._activity.using(known, team_id):
-            async with self.watching(team_id, sandbox_id) as guest:
+            async with self.watching(team_id, sandbox_id, life=life) as guest:
                 self._activity.touch(known)
                 try:
                     yield guest
@@ -125,16 +128,21 @@ class GuestService:
                     self._activity.touch(known)
 
     @asynccontextmanager
-    async def watching(self, team_id: TeamId, sandbox_id: str) -> AsyncIterator[Guest]:
+    async def watching(
+        self, team_id: TeamId, sandbox_id: str, *, life: Life | None = None
+    ) -> AsyncIterator[Guest]:
         """As `using`, but no activity: whoever watches a sandbox does not keep it awake.
 
         Raises `NotResponding` where the guest does not respond.
         """
         known = sandbox_id_of(sandbox_id)
-        life = await self._require_running(team_id, known)
+        count: AbstractContextManager[None] = nullcontext()
+        if life is None:
+            life = await self._require_running(team_id, known)
+            count = self._calls.acquire(team_id, known)
         await self._health.require(known)
         try:
-            with self._calls.acquire(team_id, known):
+            with count:
                 yield self._host.guest(known)
         except NotInGuest:
             raise

@@ -83,6 +83,8 @@ class SandboxService:
         timeout_sec: int,
         deadline_sec: int,
         on_deadline: OnDeadline,
+        auto_resume: bool = False,
+        private_ports: bool = False,
         network: Egress = Egress(),  # noqa: B008 - immutable
         metadata: dict[str, str],
         envs: dict[str, str],
@@ -122,6 +124,8 @@ class SandboxService:
             metadata=metadata,
             deadline_at=deadline(deadline_sec, now),
             on_deadline=on_deadline,
+            auto_resume=auto_resume,
+            private_ports=private_ports,
             created_at=now,
             last_updated=now,
         )

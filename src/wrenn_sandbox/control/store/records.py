@@ -83,7 +83,8 @@ class Sandbox:
 
     `disk_bytes` is what it takes on the host's disk, as last reported. `deadline_told` is the
     deadline whose coming its history has noted. `running_since` is None while it does not run; a
-    rollback of a running one changes `started_at` alone.
+    rollback of a running one changes `started_at` alone. Traffic to its ports resumes it with
+    `auto_resume`, and needs its token with `private_ports`.
     """
 
     id: SandboxId
@@ -109,6 +110,8 @@ class Sandbox:
     deadline_at: datetime | None = None
     deadline_told: datetime | None = None
     on_deadline: OnDeadline = OnDeadline.PAUSE
+    auto_resume: bool = False
+    private_ports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,8 @@ class SandboxUpdate:
     timeout_sec: int | None = None
     deadline_sec: int | None = None
     on_deadline: OnDeadline | None = None
+    auto_resume: bool | None = None
+    private_ports: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Sandboxes: reading them, and changing their state under guard with an event row each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
@@ -51,9 +51,9 @@ _REASON_LENGTH = 1000
 class Change:
     """What happens to a sandbox, why and by whom.
 
-    Actors are `user`, `auto`, `deadline`, `reconciler`, `host`, `health`, `shutdown` and `admin`.
-    With `due` it happens only to a sandbox that has this deadline. `noted_at` is when it is learnt
-    of, where that is later than `at`.
+    Actors are `user`, `auto`, `deadline`, `traffic`, `reconciler`, `host`, `health`, `shutdown` and
+    `admin`. With `due` it happens only to a sandbox that has this deadline. `noted_at` is when it
+    is learnt of, where that is later than `at`.
     """
 
     event: Event
@@ -72,6 +72,26 @@ class Life:
 
     state: State
     started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """What a request to a port of a sandbox needs to know of it."""
+
+    id: SandboxId
+    team_id: TeamId
+    state: State
+    started_at: datetime | None
+    deadline_at: datetime | None
+    auto_resume: bool
+    private_ports: bool
+
+
+_MAY_RESUME = and_(sandboxes.c.auto_resume, has_somebody(sandboxes.c.team_id))
+_EXPOSED = select(
+    *(sandboxes.c[each.name] for each in fields(Exposed) if each.name != "auto_resume"),
+    _MAY_RESUME.label("auto_resume"),
+)
 
 
 class Missing(Exception):
@@ -313,6 +333,13 @@ class AllSandboxes:
     async def get(self, sandbox_id: SandboxId) -> Sandbox | None:
         found = await self._all(sandboxes.c.id == sandbox_id)
         return found[0] if found else None
+
+    async def exposed(self, sandbox_id: SandboxId) -> Exposed | None:
+        """A sandbox as those see it who come to one of its ports, whoever they are.
+
+        None of a team without anybody is resumed.
+        """
+        return await self._database.record(Exposed, _EXPOSED.where(sandboxes.c.id == sandbox_id))
 
     async def envs(self, sandbox_id: SandboxId) -> dict[str, str]:
         """The environment of all commands in a sandbox, as its creator gave it."""

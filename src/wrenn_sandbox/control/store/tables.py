@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Date,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -217,6 +219,8 @@ sandboxes = Table(
     Column("deadline_at", UtcDateTime),
     Column("deadline_told", UtcDateTime),
     Column("on_deadline", String(8), nullable=False, server_default="pause"),
+    Column("auto_resume", Boolean, nullable=False, server_default=false()),
+    Column("private_ports", Boolean, nullable=False, server_default=false()),
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),

@@ -8,12 +8,14 @@ from typing import Final
 
 import msgspec
 
+from wrenn_sandbox.aio import beside
 from wrenn_sandbox.errors import AgentError
 from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import GuestMetrics
 
 from .connect_rpc import Count, Percent, decode, envelope, messages, refusal, unary_error
 from .connection import ANSWER_SEC, KEEPALIVE_SEC, SILENT, Connect, Connection, GuestGone
+from .tunnel import Tunnel
 
 GRACE_SEC: Final = 5.0
 """How long after its time limit a command may take to be started, or to be killed."""
@@ -70,7 +72,7 @@ class GuestClient:
         self._connect = connect
         self._token = token
         self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._busy: set[Connection | Tunnel] = set()
         self._closed = False
 
     async def health(self) -> None:
@@ -202,6 +204,23 @@ class GuestClient:
             else:
                 connection.close()
 
+    @asynccontextmanager
+    async def tunnel(
+        self, port: int, sent: AsyncIterator[bytes]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `wire.guest.Guest.connect`."""
+        self._require_life()
+        tunnel = await Tunnel.open(self._connect)
+        self._busy.add(tunnel)
+        try:
+            self._require_life()
+            await tunnel.lead_to(port, self.credentials())
+            async with beside(tunnel.carry(sent)):
+                yield tunnel.pieces()
+        finally:
+            self._busy.discard(tunnel)
+            tunnel.close()
+
     def _require_life(self) -> None:
         if self._closed:
             raise GuestGone("The sandbox is not running any more")
@@ -213,6 +232,11 @@ class GuestClient:
                 return connection
             connection.close()
         return None
+
+    @property
+    def token(self) -> str:
+        """What the agent wants as `X-Access-Token`; empty for one that has not been told any."""
+        return self._token or ""
 
     def credentials(self) -> dict[str, str]:
         """The headers that every request needs."""

@@ -39,7 +39,7 @@ long as a new one may take to come to be. Nothing is asked of the agent, nor of 
 UPLOAD_CHUNK: Final = 512 * 1024
 """Bytes of an upload that are gathered before they are sent."""
 SILENT: Final = "The guest does not respond"
-_CLOSED: Final = "The sandbox closed the connection"
+CLOSED: Final = "The sandbox closed the connection"
 _HIGH_WATER: Final = 1024 * 1024
 _LOW_WATER: Final = 256 * 1024
 _SMALL: Final = 4 * 1024
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
 
     async def _send(self, data: bytes) -> None:
         if self._failure is not None or self._transport is None:
-            raise self._failure or GuestGone(_CLOSED)
+            raise self._failure or GuestGone(CLOSED)
         self._given += len(data)
         self._transport.write(data)
         if not self._writable.is_set():
@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
             self._abort("silent", SILENT)
             raise GuestGone(SILENT, detail="silent") from error
 
-    def _fail(self, detail: str, message: str = _CLOSED) -> None:
+    def _fail(self, detail: str, message: str = CLOSED) -> None:
         if self._watch is not None:
             self._watch.cancel()
         if self._failure is None:
@@ -326,7 +326,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def _abort(self, detail: str, message: str = _CLOSED) -> None:
+    def _abort(self, detail: str, message: str = CLOSED) -> None:
         self._fail(detail, message)
         if self._transport is not None:
             self._transport.abort()

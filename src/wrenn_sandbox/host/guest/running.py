@@ -1,5 +1,8 @@
 """All calls into one guest."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
 from wrenn_sandbox.errors import NotResponding
 from wrenn_sandbox.wire.messages import GuestMetrics
 
@@ -19,3 +22,11 @@ class RunningGuest(GuestFiles, GuestArchives):
 
     async def metrics(self) -> GuestMetrics:
         return await self._client.metrics()
+
+    def connect(
+        self, port: int, sent: AsyncIterator[bytes]
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._client.tunnel(port, sent)
+
+    async def agent_token(self) -> str:
+        return self._client.token

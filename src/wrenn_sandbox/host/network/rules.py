@@ -5,15 +5,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Final
 
-from wrenn_sandbox.host.slot import (
-    AGENT_PORT,
-    GATEWAY_IP,
-    GUEST_IP,
-    GUEST_MAC,
-    TAP_NAME,
-    UPLINK_NAME,
-)
+from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_IP, GUEST_MAC, TAP_NAME, UPLINK_NAME
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 from .addressing import AddressPlan
 

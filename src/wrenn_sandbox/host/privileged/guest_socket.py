@@ -3,8 +3,9 @@
 import asyncio
 import socket
 
-from wrenn_sandbox.host.slot import AGENT_PORT, Slot
+from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.patience import patience
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 from .netns import NamespaceThread
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from wrenn_sandbox.host.slot import AGENT_PORT, GATEWAY_IP, GUEST_IP, GUEST_MAC, Slot
+from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_IP, GUEST_MAC, Slot
 from wrenn_sandbox.host.vmm.base import MachineSpec
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 CONSOLE_BYTES: Final = 64 * 1024
 CONSOLE: Final = "console"

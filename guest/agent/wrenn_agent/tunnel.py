@@ -1,0 +1,203 @@
+"""`GET /tunnel?port=N`: a connection to a port of this guest, as the rest of this one.
+
+So the host reaches what listens on the loopback addresses only. After the answer 101 all bytes are
+those of the port, both ways, and each end of a direction is passed on.
+"""
+
+from __future__ import annotations
+
+import _socket as socket
+import errno
+import select
+import struct
+
+from .errors import (
+    DeadlineExceeded,
+    Disconnected,
+    FailedPrecondition,
+    InvalidArgument,
+    from_os_error,
+)
+from .exchange import Exchange
+from .loop import Loop, suspend
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .connection import Connection
+
+PROTOCOL = "wrenn-tunnel"
+_PIECE = 64 * 1024
+_TURNS = 4
+"""Pieces that one direction may move before everything else has its turn."""
+
+_CONNECT_SECONDS = 5.0
+_LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+_ABORT = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing resets the connection."""
+
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+
+
+class Tunnels:
+    """The route."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    async def open(self, exchange: Exchange) -> None:
+        """Connect to a port and pass bytes on until both directions have ended.
+
+        FailedPrecondition where nothing listens there.
+        """
+        if exchange.headers.get("upgrade") != PROTOCOL:
+            raise InvalidArgument(f"send Upgrade: {PROTOCOL}")
+        target = await self._connect(_port(exchange.head.query.get("port", "")))
+        try:
+            await exchange.switch(PROTOCOL)
+            relay = _Relay(self._loop, exchange.connection, target)
+            await relay.run()
+        finally:
+            target.close()
+
+    async def _connect(self, port: int) -> socket.socket:
+        for family, address in _LOOPBACK:
+            try:
+                target = socket.socket(family, socket.SOCK_STREAM)
+                target.setblocking(False)
+                target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:
+                    continue
+                raise from_os_error(error, "tunnel") from error
+            done = False
+            try:
+                error_number = target.connect_ex((address, port))
+                if error_number == errno.EINPROGRESS:
+                    error_number = await self._connected(target)
+                done = error_number == 0
+            finally:
+                if not done:
+                    target.close()
+            if done:
+                return target
+        raise FailedPrecondition(f"nothing listens on port {port}")
+
+    async def _connected(self, target: socket.socket) -> int:
+        """The outcome of a connection that is being made, as an errno."""
+        task = self._loop.current
+        late = DeadlineExceeded("the port does not accept connections")
+        timer = self._loop.call_later(_CONNECT_SECONDS, lambda: task.interrupt(late))
+        self._loop.register(target.fileno(), _OUT, lambda _events: task.wake())
+        try:
+            while not _is_writable(target):
+                await suspend()
+        finally:
+            timer.cancel()
+            self._loop.unregister(target.fileno())
+        return target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+class _Flow:
+    """One direction; nothing more is read while something is left to be written."""
+
+    def __init__(self, source: socket.socket, target: socket.socket, held: bytes = b"") -> None:
+        self._source = source
+        self._target = target
+        self.held = memoryview(held)
+        self.ended = False
+
+    def move(self) -> None:
+        """Move what can be moved now; OSError where either side is broken."""
+        try:
+            for _ in range(_TURNS):
+                if not self.held:
+                    if self.ended:
+                        return
+                    data = self._source.recv(_PIECE)
+                    if not data:
+                        self.ended = True
+                        self._target.shutdown(socket.SHUT_WR)
+                        return
+                    self.held = memoryview(data)
+                self.held = self.held[self._target.send(self.held) :]
+        except BlockingIOError:
+            return
+
+
+class _Relay:
+    """Bytes between a client's connection and a port, on events of both sockets."""
+
+    def __init__(self, loop: Loop, connection: Connection, target: socket.socket) -> None:
+        self._loop = loop
+        self._client = connection.release()
+        self._target = target
+        self._up = _Flow(self._client, target, bytes(connection.buffer))
+        self._down = _Flow(target, self._client)
+        self._watched: dict[int, int] = {}
+        self._broken = False
+
+    async def run(self) -> None:
+        """Return when both directions have ended; Disconnected where one breaks."""
+        self._owner = self._loop.current
+        try:
+            self._move()
+            while not self._is_over():
+                await suspend()
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            for fd in self._watched:
+                self._loop.unregister(fd)
+            if self._broken:  # what was cut short must not look as if it had ended
+                for each in (self._client, self._target):
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        if self._broken:
+            raise Disconnected
+
+    def _is_over(self) -> bool:
+        return self._broken or (self._up.ended and self._down.ended)
+
+    def _on_events(self, _events: int) -> None:
+        self._move()
+        if self._is_over():
+            self._owner.wake()
+
+    def _move(self) -> None:
+        try:
+            self._up.move()
+            self._down.move()
+        except OSError:
+            self._broken = True
+        if self._is_over():
+            return
+        self._watch(self._client, self._up, self._down)
+        self._watch(self._target, self._down, self._up)
+
+    def _watch(self, sock: socket.socket, out_of: _Flow, into: _Flow) -> None:
+        """A socket of which nothing is wanted is not watched: its end would be told for ever."""
+        wanted = _IN if not (out_of.held or out_of.ended) else 0
+        wanted |= _OUT if into.held else 0
+        fd = sock.fileno()
+        before = self._watched.get(fd, 0)
+        if wanted == before:
+            return
+        self._watched[fd] = wanted
+        if not wanted:
+            self._loop.unregister(fd)
+        elif not before:
+            self._loop.register(fd, wanted, self._on_events)
+        else:
+            self._loop.modify(fd, wanted)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536):
+        raise InvalidArgument("port must be a number from 1 to 65535")
+    return int(text)
+
+
+def _is_writable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))

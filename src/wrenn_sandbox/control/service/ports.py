@@ -1,0 +1,135 @@
+"""Whoever comes to a port of a sandbox: may they, and does it run? If it may be resumed, it is."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from copy import copy
+from datetime import timedelta
+from typing import Final
+
+from wrenn_sandbox.control.store.records import Sandbox, SandboxUpdate
+from wrenn_sandbox.control.store.sandboxes import Exposed, Life
+from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
+from wrenn_sandbox.ids import SandboxId, TeamId
+from wrenn_sandbox.model.sandbox import State
+from wrenn_sandbox.patience import patience
+from wrenn_sandbox.wire.guest import Guest
+
+from .calls import ConcurrencyLimiter
+from .context import ControlContext
+from .guests import GuestService
+from .lifecycle import Lifecycle, not_possible
+from .sandboxes import sandbox_id_of
+
+TRAFFIC: Final = "traffic"
+"""The actor of what requests to ports do."""
+
+AWAKE_SEC: Final = 300
+"""A sandbox that was resumed by a request gets no deadline that is nearer."""
+
+_WAKE_SEC: Final = 120.0
+_POLL_SEC: Final = 0.05
+_FAILED_SEC: Final = 5.0
+"""For so long requests are told of a failed resume, instead of trying again."""
+
+_ON_ITS_WAY: Final = (State.STARTING, State.PAUSING, State.RESUMING, State.ROLLING_BACK)
+
+
+class PortService:
+    """`secret` is the installation's: the tokens of sandboxes follow from it."""
+
+    def __init__(
+        self, context: ControlContext, guests: GuestService, lifecycle: Lifecycle, secret: str
+    ) -> None:
+        self._store = context.store
+        self._guests = guests
+        self._lifecycle = lifecycle
+        self._clock = context.clock
+        self._secret = secret.encode()
+        self._connections = ConcurrencyLimiter(
+            per_sandbox=context.settings.port_connections_per_sandbox,
+            per_team=context.settings.port_connections_per_team,
+            name="port_connections",
+            what="requests to ports",
+        )
+        self._resumes: dict[SandboxId, asyncio.Task[Sandbox]] = {}
+        self._failures: dict[SandboxId, WrennError] = {}
+        self.domain = context.settings.domain
+        """Under which each port has a host name of its own."""
+        self.idle_sec = context.settings.port_idle_sec
+        """Seconds without a byte in either direction after which a connection is cut."""
+
+    def agent_token(self, sandbox_id: SandboxId) -> str:
+        """What a client shows to speak to a sandbox's agent; the same in all its lives."""
+        return self._token("agent", sandbox_id)
+
+    def traffic_token(self, sandbox_id: SandboxId) -> str:
+        """What a client shows to reach private ports of a sandbox; the same in all its lives."""
+        return self._token("traffic", sandbox_id)
+
+    async def find(self, sandbox_id: str, team_id: TeamId | None = None) -> Exposed:
+        """A sandbox by its id, of this team only where one is given; raises `NotFound`."""
+        found = await self._store.all_sandboxes.exposed(sandbox_id_of(sandbox_id))
+        if found is None or team_id not in (None, found.team_id):
+            raise NotFound("There is no such sandbox")
+        return found
+
+    @asynccontextmanager
+    async def using(self, sandbox: Exposed) -> AsyncIterator[Guest]:
+        """The guest of a sandbox, in use until the end of the block; it is resumed if it may be.
+
+        Raises what `GuestService.using` raises, and what a resume raises.
+        """
+        with self._connections.acquire(sandbox.team_id, sandbox.id):
+            if sandbox.state is not State.RUNNING:
+                sandbox = await self._woken(sandbox)
+            life = Life(sandbox.state, sandbox.started_at)
+            async with self._guests.using(sandbox.team_id, sandbox.id, life=life) as guest:
+                yield guest
+
+    async def _woken(self, sandbox: Exposed) -> Exposed:
+        try:
+            async with asyncio.timeout(patience(_WAKE_SEC)):
+                while sandbox.state is not State.RUNNING:
+                    await self._come_nearer(sandbox)
+                    sandbox = await self.find(sandbox.id)
+                return sandbox
+        except TimeoutError as error:
+            raise NoCapacity("The sandbox is not resumed yet; try again", retry_after=5) from error
+
+    async def _come_nearer(self, sandbox: Exposed) -> None:
+        if not sandbox.auto_resume or sandbox.state not in (State.PAUSED, *_ON_ITS_WAY):
+            raise not_possible(sandbox.state, "only the ports of a running sandbox can be reached")
+        if sandbox.state is not State.PAUSED:
+            await asyncio.sleep(_POLL_SEC)
+            return
+        if sandbox.id in self._failures:
+            raise copy(self._failures[sandbox.id])
+        task = self._resumes.get(sandbox.id)
+        if task is None:
+            task = asyncio.create_task(self._resume(sandbox), name=f"traffic to {sandbox.id}")
+            self._resumes[sandbox.id] = task
+            task.add_done_callback(lambda done: self._resumed(sandbox.id, done))
+        try:
+            await asyncio.shield(task)
+        except InvalidState:
+            await asyncio.sleep(_POLL_SEC)  # somebody else was first
+
+    async def _resume(self, sandbox: Exposed) -> Sandbox:
+        now = self._clock()
+        if sandbox.deadline_at and sandbox.deadline_at < now + timedelta(seconds=AWAKE_SEC):
+            later = SandboxUpdate(deadline_sec=AWAKE_SEC)
+            await self._store.team(sandbox.team_id).sandboxes.update(sandbox.id, later, now)
+        return await self._lifecycle.resume(sandbox.id, TRAFFIC)
+
+    def _resumed(self, sandbox_id: SandboxId, task: asyncio.Task[Sandbox]) -> None:
+        del self._resumes[sandbox_id]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, WrennError) and not isinstance(error, InvalidState):
+            self._failures[sandbox_id] = error
+            loop = asyncio.get_running_loop()
+            loop.call_later(_FAILED_SEC, self._failures.pop, sandbox_id, None)
+
+    def _token(self, purpose: str, sandbox_id: SandboxId) -> str:
+        return hmac.digest(self._secret, f"{purpose} of {sandbox_id}".encode(), "sha256").hex()

@@ -1,0 +1,111 @@
+"""A connection to a port of a guest: bytes both ways, through the guest's agent."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from wrenn_sandbox.errors import AgentError, Conflict, PortNotOpen
+from wrenn_sandbox.patience import patience
+from wrenn_sandbox.wire.guest import AGENT_PORT
+
+from .connection import ANSWER_SEC, CLOSED, SILENT, Connect, GuestGone, GuestUnreachable
+
+_PROTOCOL: Final = "wrenn-tunnel"
+_PIECE: Final = 256 * 1024
+
+
+class Tunnel:
+    """One such connection; `close` cuts it, whatever is under way."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._failure: BaseException | None = None
+
+    @classmethod
+    async def open(cls, connect: Connect) -> "Tunnel":
+        """A connection to the agent itself; raises `GuestUnreachable`."""
+        try:
+            sock = await connect()
+        except OSError as error:
+            raise GuestUnreachable(SILENT, detail=f"connect: {error}") from error
+        try:
+            reader, writer = await asyncio.open_connection(sock=sock, limit=_PIECE)
+        except BaseException:
+            sock.close()
+            raise
+        return cls(reader, writer)
+
+    async def lead_to(self, port: int, credentials: Mapping[str, str]) -> None:
+        """Have the agent go on with another port.
+
+        Raises `PortNotOpen`, `AgentError`, and `Conflict` where the agent knows no tunnels.
+        """
+        if port == AGENT_PORT:
+            return
+        headers = {"Host": "guest", "Connection": "Upgrade", "Upgrade": _PROTOCOL, **credentials}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._writer.write(f"GET /tunnel?port={port} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
+        status = await self._status()
+        if status != b"101":
+            raise _refusal(port, status)
+
+    async def _status(self) -> bytes:
+        try:
+            async with asyncio.timeout(patience(ANSWER_SEC)):
+                head = await self._reader.readuntil(b"\r\n\r\n")
+        except TimeoutError as error:
+            raise GuestGone(SILENT, detail="no answer to a tunnel") from error
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            raise self._gone(str(error)) from error
+        return head[:12].removeprefix(b"HTTP/1.1 ")
+
+    async def carry(self, sent: AsyncIterator[bytes]) -> None:
+        """Send all of `sent`, then close this direction; what it raises breaks the connection."""
+        try:
+            async for piece in sent:
+                self._writer.write(piece)
+                await self._writer.drain()
+            self._writer.write_eof()
+        except OSError as error:
+            self._break(self._gone(str(error)))
+        except Exception as error:
+            self._break(error)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """What comes back, as it comes; raises what has broken the connection."""
+        while True:
+            try:
+                piece = await self._reader.read(_PIECE)
+            except OSError as error:
+                raise self._gone(str(error)) from error
+            if self._failure is not None:
+                raise self._failure
+            if not piece:
+                return
+            yield piece
+
+    def close(self) -> None:
+        self._break(GuestGone(CLOSED, detail="closed here"))
+
+    def _gone(self, detail: str) -> BaseException:
+        return self._failure or GuestGone(CLOSED, detail=detail)
+
+    def _break(self, failure: BaseException) -> None:
+        """A broken connection's end looks like any other to its reader."""
+        if self._failure is None:
+            self._failure = failure
+        self._writer.transport.abort()
+
+
+def _refusal(port: int, status: bytes) -> AgentError | Conflict | PortNotOpen:
+    if status == b"412":
+        return PortNotOpen(f"The port is not open: nothing listens on port {port} in the sandbox")
+    if status == b"504":
+        return PortNotOpen(f"The port is not open: port {port} accepts no connection")
+    if status == b"404":
+        return Conflict(
+            "The guest's agent is too old to reach ports; pause the sandbox and resume it with"
+            ' "memory": false'
+        )
+    return AgentError("The sandbox cannot reach its ports", detail=f"tunnel status {status!r}")

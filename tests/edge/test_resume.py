@@ -1,0 +1,195 @@
+"""Requests to ports of paused sandboxes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from support.api_server import Server, make_settings, serve
+from support.host_double import HostDouble
+from support.ports import Edge, answering, program
+from wrenn_sandbox.errors import AgentError, HostFailure
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+async def _ok(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    await anext(sent)
+    yield _OK
+
+
+@pytest_asyncio.fixture
+async def played(host: HostDouble, tmp_path: Path) -> AsyncIterator[Server]:
+    """A server over a host that resumes when the test says so."""
+    host.ports[3000] = _ok
+    async with serve(make_settings(tmp_path / "data", None), host) as server:
+        yield server
+
+
+async def _paused(client: httpx2.AsyncClient, **body: object) -> str:
+    created = await client.post("/v1/sandboxes", json=body)
+    id = str(created.json()["id"])
+    assert (await client.post(f"/v1/sandboxes/{id}/pause")).status_code == 200
+    return id
+
+
+async def _visit(client: httpx2.AsyncClient, id: str) -> httpx2.Response:
+    return await client.get("/", headers={"Host": f"3000-{id}.localhost"})
+
+
+async def test_a_hundred_requests_at_once_cause_one_resume(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client, auto_resume=True)
+    gate = host.hold("resume")
+    visits = [played.start(_visit(visitor, id)) for _ in range(100)]
+    await gate.arrived.wait()
+    gate.opened.set()
+    assert [(await each).text for each in visits] == ["hello"] * 100
+    assert [call for call, _ in host.calls].count("resume") == 1
+    events = (await team.client.get(f"/v1/sandboxes/{id}/events")).json()
+    assert [(each["event"], each["actor"]) for each in events[:2]] == [
+        ("resumed", "traffic"),
+        ("resume", "traffic"),
+    ]
+
+
+async def test_a_request_waits_for_a_pause_that_is_under_way(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    created = await team.client.post("/v1/sandboxes", json={"auto_resume": True})
+    id = created.json()["id"]
+    gate = host.hold("pause")
+    pause = played.start(team.client.post(f"/v1/sandboxes/{id}/pause"))
+    await gate.arrived.wait()
+    visit = played.start(_visit(visitor, id))
+    gate.opened.set()
+    await pause
+    assert (await visit).text == "hello"
+
+
+async def test_without_auto_resume_a_paused_sandbox_stays_paused(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client)
+    assert (await _visit(visitor, id)).status_code == 502
+    await team.client.patch(f"/v1/sandboxes/{id}", json={"auto_resume": True})
+    assert (await _visit(visitor, id)).text == "hello"
+
+
+async def test_nobody_without_the_token_of_private_ports_resumes_a_sandbox(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client, auto_resume=True, private_ports=True)
+    assert (await _visit(visitor, id)).status_code == 403
+    agent = {"Host": f"49983-{id}.localhost"}
+    assert (await visitor.get("/metrics", headers=agent)).status_code == 401
+    assert [call for call, _ in host.calls].count("resume") == 0
+
+
+async def test_a_failed_resume_is_not_tried_again_by_each_request(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client, auto_resume=True)
+    host.fail["resume"] = HostFailure("It does not start")
+    for _ in range(5):
+        answer = await _visit(visitor, id)
+        assert (answer.status_code, answer.json()["message"]) == (502, "It does not start")
+    assert [call for call, _ in host.calls].count("resume") == 1
+
+
+async def test_a_deadline_leaves_time_after_a_resume(played: Server, host: HostDouble) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client, auto_resume=True, deadline_sec=200)
+    before = (await team.client.get(f"/v1/sandboxes/{id}")).json()["deadline_at"]
+    assert (await _visit(visitor, id)).text == "hello"
+    after = (await team.client.get(f"/v1/sandboxes/{id}")).json()["deadline_at"]
+    moved = datetime.fromisoformat(after) - datetime.fromisoformat(before)
+    assert moved >= timedelta(seconds=100)
+
+
+async def test_a_team_over_its_quota_is_told_so_by_a_resume(
+    host: HostDouble, tmp_path: Path
+) -> None:
+    host.ports[3000] = _ok
+    settings = make_settings(tmp_path / "data", None, quota_running=1)
+    async with serve(settings, host) as server:
+        team, visitor = await server.team(), server.client(checked=False)
+        id = await _paused(team.client, auto_resume=True)
+        assert (await team.client.post("/v1/sandboxes", json={})).status_code == 201
+        answer = await _visit(visitor, id)
+        assert (answer.status_code, answer.json()["code"]) == (429, 429)
+
+
+async def test_connections_to_ports_are_bounded_and_given_back(
+    host: HostDouble, tmp_path: Path
+) -> None:
+    opened = asyncio.Event()
+
+    async def waiting(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        await anext(sent)
+        await opened.wait()
+        yield _OK
+
+    host.ports[3000] = waiting
+    settings = make_settings(tmp_path / "data", None, port_connections_per_sandbox=2)
+    async with serve(settings, host) as server:
+        team, visitor = await server.team(), server.client(checked=False)
+        id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
+        for _ in range(2):
+            host.called["connect"].clear()
+            server.start(_visit(visitor, id))
+            await host.called["connect"].wait()
+        refused = await _visit(visitor, id)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        opened.set()
+        await asyncio.gather(*server.tasks)
+        assert (await _visit(visitor, id)).text == "hello"
+
+
+async def test_a_guest_that_does_not_respond_is_told_as_such(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
+    host.fail["connect"] = AgentError("The guest does not respond")
+    answer = await _visit(visitor, id)
+    assert (answer.status_code, answer.json()["message"]) == (502, "The guest does not respond")
+
+
+async def test_a_program_that_says_nothing_is_given_up(host: HostDouble, tmp_path: Path) -> None:
+    async def silent(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    host.ports[3000] = silent
+    settings = make_settings(tmp_path / "data", None, port_idle_sec=0.2)
+    async with serve(settings, host) as server:
+        team, visitor = await server.team(), server.client(checked=False)
+        id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
+        answer = await _visit(visitor, id)
+        assert (answer.status_code, answer.json()["code"]) == (502, 502)
+
+
+@pytest.mark.slow
+async def test_a_connection_of_a_client_outlives_a_pause_and_resume(tmp_path: Path) -> None:
+    async with (
+        Edge.serving(make_settings(tmp_path / "data", None)) as edge,
+        program(answering(_OK)) as guest,
+        edge.client() as client,
+    ):
+        id = await edge.create(auto_resume=True)
+        host = {"Host": edge.host(id, guest.port)}
+        for _ in range(2):
+            assert (await client.get("/", headers=host)).text == "hello"
+            await edge.act(id, "pause")
+        assert guest.connections == 2

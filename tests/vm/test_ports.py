@@ -1,0 +1,97 @@
+"""Ports of a real guest, one that listens on a loopback address only."""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+
+import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+from support.vm.rig import Api, Sandbox
+
+pytestmark = pytest.mark.vm
+
+_PROGRAM = r"""
+import base64, hashlib, os, socket, threading
+listener = socket.create_server(("127.0.0.1", 3000))
+if os.fork():
+    os._exit(0)
+os.setsid()
+def serve(peer):
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += peer.recv(4096)
+    lines = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:-2])
+    if lines.get("upgrade") != "websocket":
+        body = head.split(b" ")[1]
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        return peer.close()
+    key = head.split(b"sec-websocket-key: ")[1].split(b"\r\n")[0]
+    key = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    peer.sendall(b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                 b"Sec-WebSocket-Accept: " + base64.b64encode(key) + b"\r\n\r\n")
+    peer.sendall(b"\x81\x05hello")
+    while peer.recv(4096):
+        pass
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+
+
+@pytest.fixture(scope="module")
+def listening(api: Api, sandbox: Sandbox) -> Sandbox:
+    """The module's machine with a program on 127.0.0.1:3000, which outlives a pause."""
+    script = 'exec python3 -c "$0" >/dev/null 2>&1 </dev/null'
+    assert api.exec(sandbox.id, "sh", "-c", script, _PROGRAM).exit_code == 0
+    return sandbox
+
+
+@pytest.fixture
+def port(api: Api) -> int:
+    return int(api.server.url.rpartition(":")[2])
+
+
+def _get(port: int, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request("GET", path, headers=dict(headers))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _host(sandbox: Sandbox, port: int) -> str:
+    return f"3000-{sandbox.id}.localhost:{port}"
+
+
+def _ways(api: Api, sandbox: Sandbox, port: int) -> Iterator[tuple[str, dict[str, str]]]:
+    yield "/here", {"Host": _host(sandbox, port)}
+    yield "/here", {"E2b-Sandbox-Id": sandbox.id, "E2b-Sandbox-Port": "3000"}
+    key = {"X-API-Key": api.http.headers["X-API-Key"]}
+    yield f"/v1/sandboxes/{sandbox.id}/ports/3000/here", key
+
+
+def test_a_loopback_port_of_a_vm_is_reached_in_all_three_ways(
+    api: Api, listening: Sandbox, port: int
+) -> None:
+    for path, headers in _ways(api, listening, port):
+        assert _get(port, path, headers) == (200, b"/here")
+    status, body = _get(port, "/", {"Host": f"3001-{listening.id}.localhost"})
+    assert (status, "port is not open" in json.loads(body)["message"]) == (502, True)
+
+
+def test_a_websocket_of_a_vm_ends_with_a_pause_and_comes_back_with_a_resume(
+    api: Api, listening: Sandbox, port: int
+) -> None:
+    for _ in range(2):
+        raw = socket.create_connection(("127.0.0.1", port), timeout=120)
+        with connect(f"ws://{_host(listening, port)}/", sock=raw, proxy=None) as peer:
+            assert peer.recv(timeout=120) == "hello"
+            api.pause(listening.id)
+            with pytest.raises(ConnectionClosedError):
+                peer.recv(timeout=120)
+        api.resume(listening.id)
+        assert _get(port, "/again", {"Host": _host(listening, port)}) == (200, b"/again")
