@@ -130,6 +130,21 @@ async def test_a_checkpoint_is_over_whole_memory_and_keeps_that(stand: Stand) ->
     assert stand.images() == before
 
 
+async def test_memory_that_is_kept_for_a_checkpoint_alone_counts(stand: Stand) -> None:
+    """Its sandbox may be gone while the memory of its reboot is not."""
+    await stand.pause()
+    private = new_image_id()
+    await stand.sandbox.reboot(private)
+    store = stand.host._store
+    (store.directory(private) / form.MEMORY).chmod(0o600)
+    with (store.directory(private) / form.MEMORY).open("r+b") as memory:
+        memory.write(os.urandom(1 << 20))
+    image = new_image_id()
+    info = await stand.host.checkpoint(stand.id, new_operation_id(), image)
+    assert stand.image(image).memory_base_id == private
+    assert info.size == store.size(image) > 1 << 20
+
+
 async def test_a_repeated_checkpoint_is_the_same(stand: Stand) -> None:
     image = new_image_id()
     first = await stand.host.checkpoint(stand.id, new_operation_id(), image)
