@@ -179,6 +179,18 @@ async def test_what_a_vmm_has_open_is_bounded(
     await _checkpoint(stand)
 
 
+async def test_merged_layers_that_a_vmm_keeps_are_bounded(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = 3 * stand.image(stand.sandbox.machine.record.image_id).disk_size
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox, "held_open", lambda *_: kept)
+        with pytest.raises(InvalidState, match="pause and resume it first"):
+            await _checkpoint(stand)
+    assert stand.layers() == []
+    await _checkpoint(stand)
+
+
 @pytest.mark.parametrize("added", [False, True])
 async def test_a_layer_that_may_not_have_been_added(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, added: bool

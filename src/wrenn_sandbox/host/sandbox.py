@@ -36,7 +36,7 @@ from wrenn_sandbox.wire.messages import Phase, Placement
 
 from . import admission, compatibility, failpoints, merging, paused, snapshots
 from .context import HostContext
-from .disk_use import Holding, Layers
+from .disk_use import Holding, Layers, held_open
 from .images import manifest as form
 from .journal import Record
 from .launch_source import LaunchSource, paused_source, source_of, without_memory
@@ -62,6 +62,10 @@ _MOST_ADDED_LAYERS: Final = 32
 """What a VMM has open grows with each, and housekeeping cannot merge what it has open."""
 _MANY_LAYERS: Final = (
     "The sandbox was checkpointed many times since it was started; pause and resume it first"
+)
+_MUCH_HELD: Final = (
+    "Disk layers that were merged since the sandbox was started take too much room still; pause and"
+    " resume it first"
 )
 _NO_SPACE: Final = "The host has no disk space left for another sandbox"
 
@@ -513,6 +517,10 @@ class Sandbox:
         older = paused.disks(self._context.paths, self.sandbox_id, self.layers)
         layers = Layers.of(disk_mb, older, (machine.spec.files.overlay,))
         compatibility.require_bounded(self._context, layers)
+        held = held_open(machine.process.pid, self._context.paths.paused)
+        layers = replace(layers, older=layers.older + held)
+        if not layers.may_start(self._context.settings.disk_factor):
+            raise InvalidState(_MUCH_HELD)
 
     async def _add_layer(self, machine: Machine, size: int) -> None:
         """Make the disk layer of a stopped machine that of a generation, and give it another."""
