@@ -1,6 +1,7 @@
 """Idioms of asyncio that the whole platform uses: work that is carried through, repeated, raced."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -39,6 +40,17 @@ async def completed(work: Coroutine[object, object, T]) -> T:
     while current.cancelling() > before:
         current.uncancel()
     return task.result()
+
+
+async def in_thread(work: Callable[[], T], given_up: threading.Event) -> T:
+    """Do `work` in a thread; a cancellation tells it by the event, and waits for its end."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        given_up.set()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def _cancelled_until(task: "asyncio.Task[T]") -> asyncio.CancelledError | None:

@@ -21,7 +21,7 @@ from typing import Final, Self
 import msgspec
 import structlog
 
-from wrenn_sandbox.aio import first_of, shielded
+from wrenn_sandbox.aio import first_of, in_thread, shielded
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
@@ -194,13 +194,7 @@ class Machine:
         machine = cls(context, record, spec, source.token)
         undo.callback(machine._forget)
         given_up = threading.Event()
-        making = asyncio.create_task(asyncio.to_thread(machine._make_directory, source, given_up))
-        try:
-            await asyncio.shield(making)
-        except asyncio.CancelledError:
-            given_up.set()
-            await asyncio.gather(making, return_exceptions=True)
-            raise
+        await in_thread(partial(machine._make_directory, source, given_up), given_up)
         failpoints.reach("machine.directory")
         return machine
 

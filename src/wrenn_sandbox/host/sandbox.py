@@ -7,6 +7,7 @@ cancels whatever is under way. What is acknowledged is on disk first.
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from wrenn_sandbox.aio import completed
+from wrenn_sandbox.aio import completed, in_thread
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
@@ -491,8 +492,7 @@ class Sandbox:
             if context.driver.disk_format.layered:
                 await completed(self._add_layer(machine, base.disk_size))
             else:
-                own = (machine.spec.files.overlay,)
-                await asyncio.to_thread(snapshots.merge_disks, context, own, base, made)
+                await self._copy_disk(machine, base, made)
         failpoints.reach("checkpoint.running")
         layers = machine.record.layers
         if context.driver.disk_format.layered:
@@ -506,6 +506,19 @@ class Sandbox:
             base=base,
             hardware=_hardware(record, base),
             token=record.token,
+        )
+
+    async def _copy_disk(self, machine: Machine, base: Manifest, made: Path) -> None:
+        """Give an image the disk of a stopped machine, unless that is given up meanwhile."""
+        given_up = threading.Event()
+
+        def check() -> None:
+            if given_up.is_set():
+                raise Conflict("The sandbox was deleted, or the host is stopping")
+
+        own = (machine.spec.files.overlay,)
+        await in_thread(
+            partial(snapshots.merge_disks, self._context, own, base, made, check), given_up
         )
 
     def _require_another_layer(self, machine: Machine, disk_mb: int) -> None:
