@@ -17,6 +17,7 @@ from support.host_stand import Stand
 from support.qcow2 import qemu_io
 from wrenn_sandbox.errors import HostFailure, InvalidState, NotFound
 from wrenn_sandbox.host import failpoints, sandbox, snapshots
+from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.machine import Machine
@@ -235,6 +236,22 @@ async def test_a_checkpoint_that_fails_leaves_the_sandbox_running(
     assert await stand.host.held_images() == []
     assert stand.sandbox.phase is Phase.RUNNING
     await _checkpoint(stand)
+
+
+async def test_a_guest_that_stood_still_without_a_server_is_told_the_time(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed during a checkpoint leaves it so, for as long as there is none."""
+    told = asyncio.Event()
+
+    async def note(self: GuestClient, token: str, timestamp: str) -> None:
+        told.set()
+
+    await stand.host.close()
+    monkeypatch.setattr(GuestClient, "set_clock", note)
+    await stand.start()
+    async with asyncio.timeout(patience(20)):
+        await told.wait()
 
 
 async def test_a_sandbox_that_stopped_by_itself_has_no_checkpoint(stand: Stand) -> None:
