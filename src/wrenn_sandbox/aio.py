@@ -1,6 +1,7 @@
 """Idioms of asyncio that the whole platform uses: work that is carried through, repeated, raced."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -50,6 +51,17 @@ async def ended(tasks: Collection["asyncio.Task[T]"], grace: float) -> None:
         task.cancel()
     if late:
         await asyncio.wait(late)
+
+
+async def in_thread(work: Callable[[], T], given_up: threading.Event) -> T:
+    """Do `work` in a thread; a cancellation tells it by the event, and waits for its end."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        given_up.set()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def _cancelled_until(task: "asyncio.Task[T]") -> asyncio.CancelledError | None:

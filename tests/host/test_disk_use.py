@@ -8,7 +8,7 @@ import pytest
 
 from support.images import publish, publish_snapshot, snapshot
 from wrenn_sandbox.host import disk_use
-from wrenn_sandbox.host.disk_use import Holding, allocated, measure
+from wrenn_sandbox.host.disk_use import Holding, allocated, held_open, measure
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import Paths
@@ -38,6 +38,17 @@ def test_allocated_is_not_apparent(tmp_path: Path) -> None:
     assert 8192 <= allocated(tmp_path) < 1 << 20
     assert allocated(tmp_path / "missing") == 0
     assert allocated(tmp_path / "sparse") == 0
+
+
+def test_what_a_process_keeps_of_files_without_a_name_is_counted_once(tmp_path: Path) -> None:
+    before = held_open(os.getpid(), tmp_path)
+    path = tmp_path / "layer"
+    path.write_bytes(b"x" * (1 << 20))
+    with path.open("rb"), path.open("rb"):
+        assert held_open(os.getpid(), tmp_path) == before, "it has a name"
+        path.unlink()
+        assert held_open(os.getpid(), tmp_path) - before == 1 << 20
+    assert held_open(os.getpid(), tmp_path) == before
 
 
 def test_machine_and_what_is_stored_count(paths: Paths, store: ImageStore) -> None:

@@ -17,6 +17,7 @@ from support.host_stand import Stand
 from support.qcow2 import qemu_io
 from wrenn_sandbox.errors import HostFailure, InvalidState, NotFound
 from wrenn_sandbox.host import failpoints, sandbox, snapshots
+from wrenn_sandbox.host.guest import GuestClient
 from wrenn_sandbox.host.images import manifest as form
 from wrenn_sandbox.host.images.manifest import Manifest
 from wrenn_sandbox.host.machine import Machine
@@ -130,6 +131,21 @@ async def test_a_checkpoint_is_over_whole_memory_and_keeps_that(stand: Stand) ->
     assert stand.images() == before
 
 
+async def test_memory_that_is_kept_for_a_checkpoint_alone_counts(stand: Stand) -> None:
+    """Its sandbox may be gone while the memory of its reboot is not."""
+    await stand.pause()
+    private = new_image_id()
+    await stand.sandbox.reboot(private)
+    store = stand.host._store
+    (store.directory(private) / form.MEMORY).chmod(0o600)
+    with (store.directory(private) / form.MEMORY).open("r+b") as memory:
+        memory.write(os.urandom(1 << 20))
+    image = new_image_id()
+    info = await stand.host.checkpoint(stand.id, new_operation_id(), image)
+    assert stand.image(image).memory_base_id == private
+    assert info.size == store.size(image) > 1 << 20
+
+
 async def test_a_repeated_checkpoint_is_the_same(stand: Stand) -> None:
     image = new_image_id()
     first = await stand.host.checkpoint(stand.id, new_operation_id(), image)
@@ -161,6 +177,18 @@ async def test_what_a_vmm_has_open_is_bounded(
     assert stand.sandbox.phase is Phase.RUNNING
     await stand.pause()
     await stand.resume()
+    await _checkpoint(stand)
+
+
+async def test_merged_layers_that_a_vmm_keeps_are_bounded(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = 3 * stand.image(stand.sandbox.machine.record.image_id).disk_size
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox, "held_open", lambda *_: kept)
+        with pytest.raises(InvalidState, match="pause and resume it first"):
+            await _checkpoint(stand)
+    assert stand.layers() == []
     await _checkpoint(stand)
 
 
@@ -208,6 +236,22 @@ async def test_a_checkpoint_that_fails_leaves_the_sandbox_running(
     assert await stand.host.held_images() == []
     assert stand.sandbox.phase is Phase.RUNNING
     await _checkpoint(stand)
+
+
+async def test_a_guest_that_stood_still_without_a_server_is_told_the_time(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed during a checkpoint leaves it so, for as long as there is none."""
+    told = asyncio.Event()
+
+    async def note(self: GuestClient, token: str, timestamp: str) -> None:
+        told.set()
+
+    await stand.host.close()
+    monkeypatch.setattr(GuestClient, "set_clock", note)
+    await stand.start()
+    async with asyncio.timeout(patience(20)):
+        await told.wait()
 
 
 async def test_a_sandbox_that_stopped_by_itself_has_no_checkpoint(stand: Stand) -> None:

@@ -1,17 +1,21 @@
 """A host whose driver has disks without layers: the Firecracker driver over the played API."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from support.host_stand import Stand
 from support.vm.played import PLAYED
-from wrenn_sandbox.errors import NoCapacity
+from wrenn_sandbox.errors import Conflict, NoCapacity
 from wrenn_sandbox.host import admission
 from wrenn_sandbox.host.backends import BACKENDS
 from wrenn_sandbox.host.memory import sparse
 from wrenn_sandbox.ids import new_image_id, new_operation_id
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import HostSettings, Settings
 from wrenn_sandbox.testing.data_dir import working_directory
 
@@ -63,6 +67,33 @@ async def test_a_snapshot_has_the_disk_of_its_sandbox(stand: Stand) -> None:
     store = stand.host._store
     assert store.disk(image).read_bytes()[:6] == b"stored"
     assert store.disk(image).stat().st_size == image.disk_size
+
+
+async def test_a_sandbox_that_is_deleted_ends_the_copy_of_its_disk(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(_source: int, _target: int, _size: int, check: Callable[[], None]) -> None:
+        begun.set()
+        try:
+            for _ in range(round(patience(30) * 100)):
+                check()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(sparse, "shared", lambda *_: False)
+    monkeypatch.setattr(sparse, "copy_data", endless)
+    making = asyncio.ensure_future(
+        stand.host.checkpoint(stand.id, new_operation_id(), new_image_id())
+    )
+    assert await asyncio.to_thread(begun.wait, patience(20))
+    await stand.host.destroy(stand.id, new_operation_id())
+    assert ended.is_set()
+    with pytest.raises(Conflict):
+        await making
+    assert not [name for name in stand.images() if name.startswith(".staging-")]
 
 
 async def test_a_reboot_leaves_one_disk_behind(stand: Stand) -> None:

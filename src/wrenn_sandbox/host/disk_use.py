@@ -7,6 +7,7 @@ are there for sandboxes only: private ones, and those that nobody names any more
 import asyncio
 import math
 import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -149,6 +150,20 @@ def allocated(directory: Path) -> int:
                 else:
                     total += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
     return total
+
+
+def held_open(pid: int, beside: Path) -> int:
+    """Bytes of the files that have no name any more and go when a process ends; blocks.
+
+    Those count that are on the file system of `beside`. Raises OSError where the process is gone.
+    """
+    device, found = beside.stat().st_dev, dict[int, int]()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            facts = os.stat(f"/proc/{pid}/fd/{name}")
+            if stat.S_ISREG(facts.st_mode) and facts.st_dev == device and not facts.st_nlink:
+                found[facts.st_ino] = facts.st_blocks * _BLOCK
+    return sum(found.values())
 
 
 _MB: Final = 1 << 20

@@ -10,11 +10,12 @@ stored of the memory of a sandbox that runs again is removed.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
 import structlog
 
+from wrenn_sandbox.aio import in_thread
 from wrenn_sandbox.errors import Conflict, WrennError
 from wrenn_sandbox.ids import SandboxId, new_image_id
 
@@ -130,7 +131,7 @@ class Housekeeper:
             merging.make(self._context, manifest, image_id, check)
 
         async with self._collection.sparing(image_id):
-            await _in_thread(make, given_up)
+            await in_thread(make, given_up)
             failpoints.reach("merge.published")
             if await sandbox.refer_to(image_id, instead_of=manifest):
                 failpoints.reach("merge.switched")
@@ -168,7 +169,7 @@ class Housekeeper:
                 disk_format = self._context.driver.disk_format
                 disk_format.merge(disks, made, store.below(image), image.disk_size, check)
 
-            await _in_thread(make, given_up)
+            await in_thread(make, given_up)
             failpoints.reach("collapse.made")
             if await sandbox.replace_layers(chain, made):
                 _log.info("collapsed disk layers", sandbox=sandbox.sandbox_id, count=len(chain))
@@ -177,14 +178,3 @@ class Housekeeper:
         free = await asyncio.to_thread(admission.measure, self._context.paths.data_dir)
         if free.disk_free_mb - needed_mb < self._settings.disk_reserve_mb:
             raise Conflict("There is no disk space to spare")
-
-
-async def _in_thread(work: Callable[[], None], given_up: threading.Event) -> None:
-    """Do work in a thread; on cancellation tell it and wait for its end."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        given_up.set()
-        await asyncio.gather(task, return_exceptions=True)
-        raise

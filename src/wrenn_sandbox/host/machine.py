@@ -22,7 +22,7 @@ from typing import Final, Self
 import msgspec
 import structlog
 
-from wrenn_sandbox.aio import first_of, shielded
+from wrenn_sandbox.aio import first_of, in_thread, shielded
 from wrenn_sandbox.errors import AgentError, HostFailure, NotFound, WrennError
 from wrenn_sandbox.host.images.manifest import FileDigest
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
@@ -205,14 +205,8 @@ class Machine:
         machine = cls(context, record, spec, source.token)
         undo.callback(machine._forget)
         given_up = threading.Event()
-        making = asyncio.create_task(asyncio.to_thread(machine._make_directory, source, given_up))
-        try:
-            with stage("disk"):
-                await asyncio.shield(making)
-        except asyncio.CancelledError:
-            given_up.set()
-            await asyncio.gather(making, return_exceptions=True)
-            raise
+        with stage("disk"):
+            await in_thread(partial(machine._make_directory, source, given_up), given_up)
         failpoints.reach("machine.directory")
         return machine
 
@@ -257,7 +251,7 @@ class Machine:
         except (OSError, WrennError) as error:
             _log.warning("machine of unknown disk", machine=record.machine_id, detail=str(error))
             return None
-        machine._client = machine._new_client(record.token)
+        machine._reach_again()
         machine._watch()
         return machine
 
@@ -273,7 +267,13 @@ class Machine:
         with stage("init"):
             self._client = await self._unless_ended(self._initialize_guest(hostname, envs))
         if time.monotonic() - began > CLOCK_PRECISION_SEC:
-            self._clock_setter = asyncio.create_task(self._set_clock(self._client))
+            self._correct_clock(self._client)
+
+    def _correct_clock(self, client: GuestClient) -> None:
+        """Set the guest's clock beside all else: it has stood still, or may have."""
+        if self._clock_setter is not None:
+            self._clock_setter.cancel()
+        self._clock_setter = asyncio.create_task(self._set_clock(client))
 
     async def _set_clock(self, client: GuestClient) -> None:
         """Tell the guest the time again, now that an answer takes no longer than it should."""
@@ -346,13 +346,13 @@ class Machine:
         try:
             return await self._context.driver.pause(self.process, self._spec, into)
         except BaseException:
-            self._client = self._new_client(self._token)
+            self._reach_again()
             raise
 
     async def run_on(self) -> None:
         """Let a machine that was stored run on. Raises `HostFailure` where it is gone."""
         await self._context.driver.unpause(self.process, self._spec)
-        self._client = self._new_client(self._token)
+        self._reach_again()
 
     @asynccontextmanager
     async def standing_still(self, into: Path) -> AsyncIterator[dict[str, FileDigest]]:
@@ -366,10 +366,8 @@ class Machine:
             yield files
         finally:
             await shielded(self._context.driver.unpause(self.process, self._spec))
-            if self._clock_setter is not None:
-                self._clock_setter.cancel()
             if self._client is not None:
-                self._clock_setter = asyncio.create_task(self._set_clock(self._client))
+                self._correct_clock(self._client)
 
     async def add_layer(self, generation: int, below: Path, size: int) -> None:
         """Have a stopped machine write to a new disk layer over that of a generation, `below`.
@@ -485,6 +483,11 @@ class Machine:
     def _new_client(self, token: str | None) -> GuestClient:
         slot = self._spec.slot
         return GuestClient(lambda: self._context.connect(slot), token)
+
+    def _reach_again(self) -> None:
+        """Make calls to a guest possible that runs on, and set its clock."""
+        self._client = self._new_client(self._token)
+        self._correct_clock(self._client)
 
     def _drop_client(self) -> None:
         if self._clock_setter is not None:

@@ -7,6 +7,7 @@ cancels whatever is under way. What is acknowledged is on disk first.
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from wrenn_sandbox.aio import completed
+from wrenn_sandbox.aio import completed, in_thread
 from wrenn_sandbox.errors import (
     AgentError,
     Conflict,
@@ -37,7 +38,7 @@ from wrenn_sandbox.wire.metrics import Path as Start
 
 from . import admission, compatibility, failpoints, merging, paused, snapshots
 from .context import HostContext
-from .disk_use import Holding, Layers
+from .disk_use import Holding, Layers, held_open
 from .history.log import SandboxLog
 from .images import manifest as form
 from .journal import Record
@@ -65,6 +66,10 @@ _MOST_ADDED_LAYERS: Final = 32
 """What a VMM has open grows with each, and housekeeping cannot merge what it has open."""
 _MANY_LAYERS: Final = (
     "The sandbox was checkpointed many times since it was started; pause and resume it first"
+)
+_MUCH_HELD: Final = (
+    "Disk layers that were merged since the sandbox was started take too much room still; pause and"
+    " resume it first"
 )
 _NO_SPACE: Final = "The host has no disk space left for another sandbox"
 
@@ -498,8 +503,7 @@ class Sandbox:
                 if context.driver.disk_format.layered:
                     await completed(self._add_layer(machine, base.disk_size))
                 else:
-                    own = (machine.spec.files.overlay,)
-                    await asyncio.to_thread(snapshots.merge_disks, context, own, base, made)
+                    await self._copy_disk(machine, base, made)
         failpoints.reach("checkpoint.running")
         layers = machine.record.layers
         if context.driver.disk_format.layered:
@@ -515,6 +519,19 @@ class Sandbox:
             token=record.token,
         )
 
+    async def _copy_disk(self, machine: Machine, base: Manifest, made: Path) -> None:
+        """Give an image the disk of a stopped machine, unless that is given up meanwhile."""
+        given_up = threading.Event()
+
+        def check() -> None:
+            if given_up.is_set():
+                raise Conflict("The sandbox was deleted, or the host is stopping")
+
+        own = (machine.spec.files.overlay,)
+        await in_thread(
+            partial(snapshots.merge_disks, self._context, own, base, made, check), given_up
+        )
+
     def _require_another_layer(self, machine: Machine, disk_mb: int) -> None:
         """Raise unless what a machine has written may become a layer below another one; blocks."""
         if not self._context.driver.disk_format.layered:
@@ -524,6 +541,10 @@ class Sandbox:
         older = paused.disks(self._context.paths, self.sandbox_id, self.layers)
         layers = Layers.of(disk_mb, older, (machine.spec.files.overlay,))
         compatibility.require_bounded(self._context, layers)
+        held = held_open(machine.process.pid, self._context.paths.paused)
+        layers = replace(layers, older=layers.older + held)
+        if not layers.may_start(self._context.settings.disk_factor):
+            raise InvalidState(_MUCH_HELD)
 
     async def _add_layer(self, machine: Machine, size: int) -> None:
         """Make the disk layer of a stopped machine that of a generation, and give it another."""

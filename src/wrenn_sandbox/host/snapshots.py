@@ -5,7 +5,7 @@ another one, the new image is over that as well: such images never build on each
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from .context import HostContext
 from .images import manifest as form
 from .memory import diff
 from .memory.pages import PAGE
+from .memory.sparse import go_on
 
 _OWN: Final = "own"
 
@@ -81,12 +82,21 @@ def _publish(context: HostContext, source: Source, image_id: ImageId) -> Manifes
     return store.publish(made, manifest)
 
 
-def merge_disks(context: HostContext, disks: tuple[Path, ...], base: Manifest, made: Path) -> None:
-    """Write the image's disk: all layers in one. Raises OSError and `IncompatibleImage`."""
+def merge_disks(
+    context: HostContext,
+    disks: tuple[Path, ...],
+    base: Manifest,
+    made: Path,
+    check: Callable[[], None] = go_on,
+) -> None:
+    """Write the image's disk: all layers in one.
+
+    Raises OSError, `IncompatibleImage`, and what `check` raises, which is called now and then.
+    """
     store, target = context.store, made / form.DISK
     below = disk_beside(store.cold(base))
     chain = (store.disk(base), *disks)
-    context.driver.disk_format.merge(chain, target, below, base.disk_size)
+    context.driver.disk_format.merge(chain, target, below, base.disk_size, check)
 
 
 def _combine(made: Path, older: Path, memory_mb: int) -> Mapping[str, FileDigest]:

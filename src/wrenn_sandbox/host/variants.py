@@ -2,9 +2,12 @@
 
 A variant is made by booting the template once: the guest is warmed up, stopped and stored. Its
 id follows from what it depends on, so it is found again, and made anew where that has changed.
+Where it is damaged another one is made beside it: memory and disk of what is stored are over the
+one that there was, and no second boot gives the same.
 """
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -64,6 +67,7 @@ class Variants:
     def __init__(self, context: HostContext) -> None:
         self._context = context
         self._making: dict[ImageId, asyncio.Task[Manifest]] = {}
+        self._unfit: set[ImageId] = set()
 
     async def get(self, cold: Manifest, size: Size) -> Manifest:
         """The variant of a template for a size; whoever comes while it is made waits for it.
@@ -75,13 +79,20 @@ class Variants:
     async def _find(self, cold: Manifest, size: Size) -> tuple[Manifest, bool]:
         kernel = cold.files[form.KERNEL].sha256
         hardware = profile(self._context, size.vcpus, size.memory_mb, kernel)
-        image_id = _variant_id(cold, hardware)
-        try:
-            found = await asyncio.to_thread(self._open, image_id)
-            if found.machine is not None and not differences(found.machine, hardware):
-                return found, False
-        except (NotFound, IncompatibleImage):
-            pass
+        for number in itertools.count():
+            image_id = _variant_id(cold, hardware, number)
+            if image_id in self._unfit:
+                continue
+            try:
+                found = await asyncio.to_thread(self._open, image_id)
+            except NotFound:
+                break
+            except IncompatibleImage as error:
+                _log.error("a warm snapshot is damaged", image=image_id, error=error.message)
+            else:
+                if found.machine is not None and not differences(found.machine, hardware):
+                    return found, False
+            self._unfit.add(image_id)
         task = self._making.get(image_id)
         if task is None:
             name = f"variant {cold.name} {size.vcpus}x{size.memory_mb}"
@@ -173,14 +184,19 @@ def _write_disk(disk_format: DiskFormat, made: Path, cold: Manifest) -> None:
     (made / _LAYER).unlink()
 
 
-def _variant_id(cold: Manifest, hardware: HardwareProfile) -> ImageId:
-    """Facts that differ a little from start to start, such as the clock's rate, are rounded."""
+def _variant_id(cold: Manifest, hardware: HardwareProfile, number: int) -> ImageId:
+    """Facts that differ a little from start to start, such as the clock's rate, are rounded.
+
+    `number` counts those that were found damaged.
+    """
     facts = [
         f"{field}={getattr(hardware, field)}"
         for field in hardware.__struct_fields__
         if field != "tsc_khz"
     ]
     facts.append(f"tsc_mhz={round(hardware.tsc_khz / 1000)}")
+    if number:
+        facts.append(f"number={number}")
     return form.derived_id({}, "variant", _PREPARATION, cold.image_id, *facts)
 
 

@@ -169,8 +169,12 @@ class ImageStore:
         )
 
     def size(self, image_id: ImageId) -> int:
-        """Bytes that the image takes on the disk."""
-        return sum(path.stat().st_blocks * 512 for path in self.directory(image_id).iterdir())
+        """Bytes that the image takes on the disk, with private memory that is kept for it."""
+        size = sum(path.stat().st_blocks * 512 for path in self.directory(image_id).iterdir())
+        below = self.open(image_id).memory_base_id
+        if below is None or not self.open(below).private:
+            return size
+        return size + self.size(below)
 
     def staging(self) -> contextlib.AbstractContextManager[Path]:
         """A directory to make an image in, removed in the end unless it was published."""
