@@ -13,6 +13,7 @@ from wrenn_sandbox.control.service.deadlines import Deadlines
 from wrenn_sandbox.errors import Conflict, HostFailure
 from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.messages import Phase
 
 _DEADLINE = 600
 _REASON = "its deadline has come"
@@ -95,15 +96,19 @@ async def test_a_paused_sandbox_outlives_a_deadline_that_pauses(
     timed: Server, owner: Team, clock: FakeClock, host: HostDouble
 ) -> None:
     id = await _create(owner)
-    await owner.client.post(f"/v1/sandboxes/{id}/pause")
+    path = f"/v1/sandboxes/{id}"
+    await owner.client.post(f"{path}/snapshots", json={"name": "mine"})
+    await owner.client.post(f"{path}/pause")
     clock.advance(2 * _DEADLINE)
     await timed.plane.deadlines.sweep()
     assert await _status(owner, id) == "paused"
-    refused = await owner.client.post(f"/v1/sandboxes/{id}/resume")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "invalid_state")
-    assert "deadline_sec" in refused.json()["error"]["message"]
-    await owner.client.patch(f"/v1/sandboxes/{id}", json={"deadline_sec": 0})
-    assert (await owner.client.post(f"/v1/sandboxes/{id}/resume")).status_code == 200
+    for verb, body in (("resume", {}), ("fork", {}), ("rollback", {"snapshot": "mine"})):
+        refused = await owner.client.post(f"{path}/{verb}", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "invalid_state")
+        assert "deadline_sec" in refused.json()["error"]["message"]
+    assert host.phases == {id: Phase.PAUSED}
+    await owner.client.patch(path, json={"deadline_sec": 0})
+    assert (await owner.client.post(f"{path}/resume")).status_code == 200
     await timed.plane.deadlines.sweep()
     assert await _status(owner, id) == "running"
 

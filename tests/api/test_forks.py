@@ -438,8 +438,10 @@ async def test_a_server_that_ended_among_forks_leaves_no_half_one(
 
 @pytest.mark.parametrize("state", ["running", "paused"])
 async def test_a_rollback_goes_on_from_a_snapshot(
-    faulty: Server, host: HostDouble, user: Team, id: SandboxId, state: str, clock: FakeClock
+    faulty: Server, host: HostDouble, user: Team, state: str
 ) -> None:
+    envs = {"NAME": "value"}
+    id = await _created(user, envs=envs)
     await _do(user, id, "snapshots", name="mine")
     await user.client.put(f"/v1/sandboxes/{id}/network", json=_CLOSED)
     if state == "paused":
@@ -448,7 +450,7 @@ async def test_a_rollback_goes_on_from_a_snapshot(
     assert answer.status_code == 200, answer.text
     assert (answer.json()["status"], answer.json()["network"]) == ("running", _CLOSED)
     assert host.phases == {id: Phase.RUNNING}
-    assert host.networks[id] == Egress(internet=False)
+    assert (host.networks[id], host.envs[id]) == (Egress(internet=False), envs)
     begun, done = (await user.client.get(f"/v1/sandboxes/{id}/events")).json()[1::-1]
     assert (begun["event"], begun["from"], begun["to"]) == ("rollback", state, "rolling_back")
     assert begun["reason"] == "to the snapshot mine"

@@ -1,10 +1,6 @@
 """Checkpoints and rollbacks without VMs: layers, failures, a server that is killed."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -14,6 +10,7 @@ import pytest
 import structlog
 
 from support.host_stand import Stand
+from support.killed_server import killed_in
 from support.qcow2 import qemu_io
 from wrenn_sandbox.errors import HostFailure, InvalidState, NotFound
 from wrenn_sandbox.host import failpoints, sandbox, snapshots
@@ -24,31 +21,12 @@ from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import ImageId, new_image_id, new_operation_id
-from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Egress, Phase
 
 _REAL: Final = ("machine.stopped", "machine.saved")
 """Points that there are with a virtual machine alone."""
 _CHECKPOINT: Final = tuple(each for each in failpoints.CHECKPOINT if each not in _REAL)
-_SERVER: Final = """
-import asyncio, sys
-from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id
-from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.wire.messages import Egress
-
-async def main():
-    host = await HostAgent.start(Settings())
-    what, sandbox, image = sys.argv[1:]
-    arguments = SandboxId(sandbox), new_operation_id(), ImageId(image)
-    if what == "checkpoint":
-        await host.checkpoint(*arguments)
-    else:
-        await host.rollback(*arguments, Egress())
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -316,21 +294,8 @@ async def test_a_sandbox_that_is_destroyed_while_it_is_checkpointed(
 async def _dies(stand: Stand, point: str, what: str, image: ImageId) -> None:
     """A server that takes over, is asked for this and does not survive it; then another one."""
     await stand.host.close()
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("WRENN_")}
-    variables = {
-        "WRENN_DATA_DIR": str(stand.settings.data_dir),
-        "WRENN_DRIVER": "fake",
-        "WRENN_HOT_POOL_SIZE": "0",
-        "WRENN_FAULT_POINT": point,
-    }
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", _SERVER, what, stand.id, image],
-        env={**inherited, **variables},
-        capture_output=True,
-        timeout=patience(60),
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    data_dir = stand.settings.data_dir
+    await killed_in(what, point, data_dir, stand.id, image, WRENN_DRIVER="fake")
     await stand.start()
 
 

@@ -3,12 +3,13 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from support.vm.rig import Api, NewRig, Rig, Sandbox, rig_of
+from support.vm.world import World, world_of
 from wrenn_sandbox.settings import Settings
 
 
@@ -48,6 +49,13 @@ def new_rig(images: Path) -> Iterator[NewRig]:
             return rig, stack.enter_context(contextlib.closing(Api(rig.server)))
 
         yield start
+
+
+@pytest.fixture
+async def world(images: Path) -> AsyncIterator[World]:
+    """A host agent of a test's own, in its process."""
+    async with world_of(images) as world:
+        yield world
 
 
 @pytest.fixture(scope="module")

@@ -4,70 +4,23 @@ The sandbox is what it was, with all that its guest wrote, or what it was to bec
 left when all is deleted.
 """
 
-import asyncio
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Final
-
 import pytest
 
-from support.vm.world import World, world_of
+from support.killed_server import killed_in
+from support.vm.world import World
 from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.host import failpoints
 from wrenn_sandbox.ids import ImageId, SandboxId, new_image_id
-from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import Phase
 
 pytestmark = pytest.mark.vm
-
-_SERVER: Final = """
-import asyncio, sys
-from wrenn_sandbox.host.agent import HostAgent
-from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id
-from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.wire.messages import Egress
-
-async def main():
-    host = await HostAgent.start(Settings())
-    what, sandbox, image = sys.argv[1:]
-    arguments = SandboxId(sandbox), new_operation_id(), ImageId(image)
-    if what == "checkpoint":
-        await host.checkpoint(*arguments)
-    else:
-        await host.rollback(*arguments, Egress())
-
-asyncio.run(main())
-"""
-
-
-@pytest.fixture
-async def world(images: Path) -> AsyncIterator[World]:
-    async with world_of(images) as world:
-        yield world
 
 
 async def _dies(world: World, point: str, what: str, sandbox: SandboxId, image: ImageId) -> None:
     """A server that takes over, is asked for this and does not survive it; then another one."""
     await world.host.close()
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("WRENN_")}
-    variables = {
-        "WRENN_DATA_DIR": str(world.settings.data_dir),
-        "WRENN_HOT_POOL_SIZE": "0",
-        "WRENN_SLOT_POOL_SIZE": "2",
-        "WRENN_FAULT_POINT": point,
-    }
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", _SERVER, what, sandbox, image],
-        env={**inherited, **variables},
-        capture_output=True,
-        timeout=patience(60),
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    data_dir = world.settings.data_dir
+    await killed_in(what, point, data_dir, sandbox, image, WRENN_SLOT_POOL_SIZE="2")
     await world.start()
 
 

@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from support.vm.world import World, world_of
+from support.vm.world import World
 from wrenn_sandbox.errors import NotFound
 from wrenn_sandbox.ids import new_image_id
 from wrenn_sandbox.patience import patience
@@ -21,12 +19,6 @@ _WORK = (
 )
 _CHECK = "cat /root/file /tmp/file; tr '\\0' ' ' < /proc/$(cat /root/pid)/cmdline"
 _FOUND = "kept\ntmp\nsleep 4321"
-
-
-@pytest.fixture
-async def world(images: Path) -> AsyncIterator[World]:
-    async with world_of(images) as world:
-        yield world
 
 
 async def test_a_checkpoint_of_a_running_sandbox(world: World) -> None:

@@ -109,7 +109,8 @@ def _overwrite(path: str, content: bytes) -> bool:
             return False
         if os.pwrite(fd, content, 0) != len(content):
             return False
-        os.ftruncate(fd, len(content))
+        if info.st_size > len(content):  # to the same size costs ext4 a transaction
+            os.ftruncate(fd, len(content))
         return True
     except OSError:
         return False
