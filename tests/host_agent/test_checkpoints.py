@@ -1,6 +1,7 @@
 """Checkpoints and rollbacks without VMs: layers, failures, a server that is killed."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.host.vmm.base import MachineSpec, Process
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import ImageId, new_image_id, new_operation_id
+from wrenn_sandbox.patience import patience
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Egress, Phase
 
