@@ -27,6 +27,7 @@ new_random: Random = secrets.token_bytes
 _RANDOM_CHARACTERS = 20
 _ID = re.compile(r"[a-z]+-[a-z2-7]{20}")
 API_KEY = re.compile(r"wrn_[0-9a-f]{32}")
+_E2B_KEY = re.compile(r"e2b_([0-9a-f]{32})([0-9a-f]{8})")
 
 
 def _new(prefix: str, random: Random) -> str:
@@ -97,6 +98,24 @@ def new_api_key(random: Random = secrets.token_bytes) -> str:
 def api_key_digest(key: str) -> str:
     """SHA-256 of a key in hex: the only form in which a key is stored."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def e2b_key(key: str) -> str:
+    """An API key as clients want it that insist on E2B's form.
+
+    `e2b_`, the key's 32 digits and 8 that depend on them, so that a mistyped one is seen.
+    """
+    digits = key.removeprefix("wrn_")
+    return f"e2b_{digits}{api_key_digest(key)[:8]}"
+
+
+def plain_api_key(text: str) -> str | None:
+    """The API key that is written either way; None for what is none."""
+    if API_KEY.fullmatch(text):
+        return text
+    match = _E2B_KEY.fullmatch(text)
+    key = "wrn_" + match[1] if match else ""
+    return key if match and e2b_key(key) == text else None
 
 
 def api_key_prefix(key: str) -> str:

@@ -141,7 +141,7 @@ _CURSORS = tuple(
 
 @pytest.fixture
 def operations(faulty: Server) -> list[tuple[str, str, Json]]:
-    document = build_openapi(faulty.app, "http://wrenn.test")
+    document = build_openapi(faulty.app.routes, "http://wrenn.test")
     return [
         (method.upper(), path, spec)
         for path, item in cast("dict[str, dict[str, Json]]", document["paths"]).items()
@@ -152,7 +152,7 @@ def operations(faulty: Server) -> list[tuple[str, str, Json]]:
 
 @pytest.fixture
 def schemas(faulty: Server) -> dict[str, Json]:
-    components = cast("Json", build_openapi(faulty.app, "http://wrenn.test")["components"])
+    components = cast("Json", build_openapi(faulty.app.routes, "http://wrenn.test")["components"])
     return cast("dict[str, Json]", components["schemas"])
 
 

@@ -228,7 +228,7 @@ def _values(route: Route, media: Json, document: Json, names: Names) -> Json:
 
 
 def document_of(app: FastAPI) -> Json:
-    return build_openapi(app, "http://wrenn.test")
+    return build_openapi(app.routes, "http://wrenn.test")
 
 
 def routes_of(app: FastAPI) -> Iterator[Route]:

@@ -17,15 +17,16 @@ _HEADERS = {
 
 
 def add_docs(app: FastAPI, server_url: str) -> None:
-    """Serve the documents of `app`. Call it after all other routes are there."""
+    """Serve the documents of the routes that `app` has until now."""
     package = files(__package__)
     page = package.joinpath("docs.html").read_bytes()
     script = package.joinpath("docs.js").read_bytes()
     router = APIRouter(include_in_schema=False)
+    routes = list(app.routes)
 
     @cache
     def document() -> bytes:
-        return json.dumps(build_openapi(app, server_url)).encode("ascii")
+        return json.dumps(build_openapi(routes, server_url)).encode("ascii")
 
     @router.get("/")
     async def lead_to_docs() -> Response:

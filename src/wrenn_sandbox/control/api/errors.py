@@ -1,11 +1,12 @@
 """The one place where errors become HTTP responses.
 
 Every failure is `{"error": {"code", "message", ...}}`. An error of the platform's own carries its
-code and status (`wrenn_sandbox.errors`); everything else is translated here.
+code and status (`wrenn_sandbox.errors`); everything else is translated here. Another API on the
+same server may have a form of its own: `ERROR_FORM`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Final
 
@@ -29,6 +30,13 @@ from wrenn_sandbox.errors import (
     WrennError,
 )
 
+ERROR_FORM: Final = "wrenn.error_form"
+"""Key of the scope where an API keeps the form of its errors, an `ErrorForm`."""
+
+Headers = Mapping[str, str]
+ErrorForm = Callable[[WrennError, Headers], Response]
+"""Makes the response to an error, with these headers."""
+
 
 def content_of(error: WrennError) -> dict[str, str]:
     """What a caller is told of `error`: `code`, `message` and what else it has."""
@@ -39,33 +47,47 @@ ERRORS_TOLD: Final = "wrenn.errors"
 """Key of the scope of a request: the codes of the errors that it was answered with."""
 
 
-class _ErrorResponse(Response):
-    """One that notes its code in the scope."""
-
-    def __init__(self, code: str, content: bytes, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(content, status, headers, media_type="application/json")
-        self._code = code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        note_error(scope, self._code)
-        await super().__call__(scope, receive, send)
-
-
 def note_error(scope: Scope, code: str) -> None:
     """Remember what a request was answered with, where somebody counts that."""
     scope.get(ERRORS_TOLD, []).append(code)
 
 
-def error_response(error: WrennError, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(content: object, status: int, headers: Headers) -> Response:
+    """The response with this content; what is no Unicode in it is replaced."""
+    return Response(
+        json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"),
+        status_code=status,
+        media_type="application/json",
+        headers=headers,
+    )
+
+
+def _own_form(error: WrennError, headers: Headers) -> Response:
+    return json_response({"error": content_of(error)}, error.status, headers)
+
+
+class _ErrorResponse(Response):
+    """Tells a caller of `error` in the form of the API that was called, and notes its code."""
+
+    def __init__(self, error: WrennError, headers: Headers) -> None:
+        super().__init__(status_code=error.status)
+        self._error = error
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        note_error(scope, self._error.code)
+        form: ErrorForm = scope.get(ERROR_FORM, _own_form)
+        await form(self._error, self._headers)(scope, receive, send)
+
+
+def error_response(error: WrennError, headers: Headers | None = None) -> Response:
     """The response that tells a caller of `error`."""
-    content = content_of(error)
     all_headers = dict(headers or {})
     if error.retry_after is not None:
         all_headers["Retry-After"] = str(ceil(error.retry_after))
     if error.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
-    body = json.dumps({"error": content}, ensure_ascii=False).encode("utf-8", "replace")
-    return _ErrorResponse(error.code, body, error.status, all_headers)
+    return _ErrorResponse(error, all_headers)
 
 
 def invalid(problems: Sequence[ErrorDetails]) -> InvalidRequest:
@@ -78,6 +100,8 @@ def invalid(problems: Sequence[ErrorDetails]) -> InvalidRequest:
     if problem["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {message}")
     field = ".".join(where) or "body"
+    if problem["type"] == "extra_forbidden":
+        message = "is not a field that this server knows"
     return InvalidRequest(f"{field}: {_safe(message)}")
 
 

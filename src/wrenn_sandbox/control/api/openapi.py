@@ -4,12 +4,13 @@ Path parameters stand at the path, the bodies that `body.py` reads are described
 422, which this API never gives, is not advertised.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
-from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic.json_schema import models_json_schema
+from starlette.routing import BaseRoute
 
 from wrenn_sandbox import __version__
 
@@ -23,14 +24,14 @@ _VALIDATION_SCHEMAS = ("HTTPValidationError", "ValidationError")
 Json = dict[str, object]
 
 
-def build_openapi(app: FastAPI, server_url: str) -> Json:
-    """The document that describes the routes of `app`."""
+def build_openapi(routes: Sequence[BaseRoute], server_url: str) -> Json:
+    """The document that describes these routes."""
     document: Json = get_openapi(
-        title=_TITLE, version=__version__, openapi_version="3.1.0", routes=app.routes
+        title=_TITLE, version=__version__, openapi_version="3.1.0", routes=routes
     )
     document["servers"] = [{"url": server_url}]
     document["security"] = []
-    models = _describe_bodies(app, cast("dict[str, dict[str, Json]]", document["paths"]))
+    models = _describe_bodies(routes, cast("dict[str, dict[str, Json]]", document["paths"]))
     for path in _children(document["paths"]):
         _hoist_path_parameters(path)
         for operation in _children(path):
@@ -52,10 +53,12 @@ def build_openapi(app: FastAPI, server_url: str) -> Json:
     return document
 
 
-def _describe_bodies(app: FastAPI, paths: dict[str, dict[str, Json]]) -> set[type[RequestModel]]:
+def _describe_bodies(
+    routes: Sequence[BaseRoute], paths: dict[str, dict[str, Json]]
+) -> set[type[RequestModel]]:
     """Say of each operation which body it reads; gives the models of all of them."""
     models: set[type[RequestModel]] = set()
-    for context in iter_route_contexts(app.routes):
+    for context in iter_route_contexts(routes):
         route = context.original_route
         if not isinstance(route, APIRoute) or context.path not in paths:
             continue

@@ -38,9 +38,7 @@ class Page:
         """The rows of this page; the headers say where the next begins, if `found` has more."""
         shown = found[: self.limit]
         if len(found) > len(shown):
-            last = position(shown[-1])
-            text = f"{(last.at - _EPOCH) // _MICROSECOND}:{last.key}"
-            cursor = base64.urlsafe_b64encode(text.encode("ascii")).decode("ascii").rstrip("=")
+            cursor = cursor_of(position(shown[-1]))
             target = self.request.url.include_query_params(cursor=cursor)
             self.response.headers["X-Next-Cursor"] = cursor
             self.response.headers["Link"] = f'<{target.path}?{target.query}>; rel="next"'
@@ -53,13 +51,20 @@ async def _page(
     limit: Annotated[int | None, Query(ge=1, le=_LIMIT_MAX)] = None,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page:
-    return Page(request, response, limit, None if cursor is None else _position(cursor))
+    return Page(request, response, limit, None if cursor is None else position_of(cursor))
 
 
 PageDependency = Annotated[Page, Depends(_page)]
 
 
-def _position(cursor: str) -> Position:
+def cursor_of(position: Position) -> str:
+    """What a caller sends to have the list from there on."""
+    text = f"{(position.at - _EPOCH) // _MICROSECOND}:{position.key}"
+    return base64.urlsafe_b64encode(text.encode("ascii")).decode("ascii").rstrip("=")
+
+
+def position_of(cursor: str) -> Position:
+    """The place that a cursor stands for; raises `InvalidRequest`."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         micros, _, key = (

@@ -5,7 +5,6 @@ from datetime import timedelta
 from wrenn_sandbox.control.store.records import ApiKey, Position
 from wrenn_sandbox.errors import NotFound, Unauthorized
 from wrenn_sandbox.ids import (
-    API_KEY,
     KeyId,
     TeamId,
     api_key_digest,
@@ -13,6 +12,7 @@ from wrenn_sandbox.ids import (
     is_id,
     new_api_key,
     new_key_id,
+    plain_api_key,
 )
 
 from .activity import Activity
@@ -55,10 +55,9 @@ class ApiKeyService:
             raise NotFound("There is no such API key")
 
     async def caller_of_key(self, key: str) -> Caller:
-        """Whom a presented key acts for; raises `Unauthorized`."""
-        owner = None
-        if API_KEY.fullmatch(key) is not None:
-            owner = await self._store.keys.owner(api_key_digest(key))
+        """Whom a presented key acts for, in either spelling; raises `Unauthorized`."""
+        plain = plain_api_key(key)
+        owner = None if plain is None else await self._store.keys.owner(api_key_digest(plain))
         if owner is None:
             raise Unauthorized("The API key is not valid, or was deleted; create another one")
         now = self._clock()

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from wrenn_sandbox.control.store.records import ForkImage, Sandbox
-from wrenn_sandbox.control.store.sandboxes import Change
+from wrenn_sandbox.control.store.sandboxes import Change, deadline
 from wrenn_sandbox.errors import InternalError, InvalidState, WrennError
 from wrenn_sandbox.ids import ImageId, SandboxId, new_operation_id, new_sandbox_id
 from wrenn_sandbox.model.sandbox import Event, State, Status
@@ -52,16 +52,18 @@ class Forks:
         count: int,
         *,
         timeout_sec: int | None,
+        deadline_sec: int | None,
         network: Egress | None,
     ) -> "asyncio.Future[list[Sandbox | WrennError]]":
         """Fork a running or paused sandbox: each fork, or why it could not be made.
 
-        What is not given is as in the source. Raises what `Host.checkpoint` raises, `InvalidState`
-        and `QuotaExceeded`; nothing was made then.
+        What is not given is as in the source; `deadline_sec` counts from the start of each fork.
+        Raises what `Host.checkpoint` raises, `InvalidState` and `QuotaExceeded`; nothing was made
+        then.
         """
         self._draining.refuse()
         held = ForkImage(image_id, source.id, self._clock())
-        work = self._make(source, held, count, timeout_sec, network)
+        work = self._make(source, held, count, timeout_sec, deadline_sec, network)
         return self._operations.run(source.id, work, timing=self._metrics.operation("fork"))
 
     async def _make(
@@ -70,6 +72,7 @@ class Forks:
         held: ForkImage,
         count: int,
         timeout_sec: int | None,
+        deadline_sec: int | None,
         network: Egress | None,
     ) -> list[Sandbox | WrennError]:
         envs = await self._store.all_sandboxes.envs(source.id)
@@ -85,7 +88,7 @@ class Forks:
         fork = _fork_of(source, image, timeout_sec, network)
         turn = asyncio.Semaphore(_AT_ONCE)
         forks = await asyncio.gather(
-            *(self._start(fork, envs, source.id, turn) for _ in range(count))
+            *(self._start(fork, deadline_sec, envs, source.id, turn) for _ in range(count))
         )
         made = sum(isinstance(each, Sandbox) for each in forks)
         await self._end(held, Event.FORKED, f"{made} of {count} forks were started")
@@ -94,6 +97,7 @@ class Forks:
     async def _start(
         self,
         fork: Sandbox,
+        deadline_sec: int | None,
         envs: dict[str, str],
         source_id: SandboxId,
         turn: asyncio.Semaphore,
@@ -103,6 +107,8 @@ class Forks:
                 await self._require(source_id)
                 now = self._clock()
                 fork = replace(fork, id=new_sandbox_id(), created_at=now, last_updated=now)
+                if deadline_sec is not None:
+                    fork = replace(fork, deadline_at=deadline(deadline_sec, now))
                 return await self._lifecycle.create(fork, envs, f"a fork of {source_id}")
             except WrennError as error:
                 return error

@@ -105,17 +105,24 @@ class Lifecycle:
         actor: str = "user",
         reason: str | None = None,
         due: datetime | None = None,
+        *,
+        deadline_sec: int | None = None,
     ) -> "asyncio.Future[Sandbox]":
-        work = self._pause(sandbox_id, actor, reason, due)
+        work = self._pause(sandbox_id, actor, reason, due, deadline_sec)
         timing = self._metrics.operation("pause")
         return self._operations.run(sandbox_id, work, of_stop=actor == SHUTDOWN, timing=timing)
 
     def resume(
-        self, sandbox_id: SandboxId, actor: str = "user", *, memory: bool = True
+        self,
+        sandbox_id: SandboxId,
+        actor: str = "user",
+        *,
+        memory: bool = True,
+        deadline_sec: int | None = None,
     ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
         timing = self._metrics.operation("resume")
-        work = self._resume(sandbox_id, actor, memory, timing)
+        work = self._resume(sandbox_id, actor, memory, timing, deadline_sec)
         return self._operations.run(sandbox_id, work, timing=timing)
 
     def roll_back(self, sandbox: Sandbox, template: TeamTemplate) -> "asyncio.Future[Sandbox]":
@@ -182,7 +189,12 @@ class Lifecycle:
         return started
 
     async def _pause(
-        self, sandbox_id: SandboxId, actor: str, reason: str | None, due: datetime | None
+        self,
+        sandbox_id: SandboxId,
+        actor: str,
+        reason: str | None,
+        due: datetime | None,
+        deadline_sec: int | None,
     ) -> Sandbox:
         change = Change(Event.PAUSE, actor, self._clock(), reason, due=due)
         with refusals(WANTED[Event.PAUSE]):
@@ -196,12 +208,19 @@ class Lifecycle:
             self._look_into(error)
             raise
         latest = self._activity.latest(sandbox_id, sandbox.last_active_at)
-        change = Change(Event.PAUSED, actor, self._clock(), active_at=latest)
+        change = Change(
+            Event.PAUSED, actor, self._clock(), active_at=latest, deadline_sec=deadline_sec
+        )
         with refusals(_CHANGED):
             return await self._store.apply(sandbox_id, change)
 
     async def _resume(
-        self, sandbox_id: SandboxId, actor: str, memory: bool, timing: Timing
+        self,
+        sandbox_id: SandboxId,
+        actor: str,
+        memory: bool,
+        timing: Timing,
+        deadline_sec: int | None,
     ) -> Sandbox:
         reason = None if memory else _REBOOTING
         change = Change(Event.RESUME, actor, self._clock(), reason)
@@ -218,7 +237,9 @@ class Lifecycle:
             self._look_into(error)
             raise
         reason = rebooted(placement) if memory else _REBOOTED
-        change = Change(Event.RESUMED, actor, self._clock(), reason, placement)
+        change = Change(
+            Event.RESUMED, actor, self._clock(), reason, placement, deadline_sec=deadline_sec
+        )
         with refusals(_CHANGED):
             resumed = await self._store.apply(sandbox_id, change)
         self._wakeups.autopause.set()

@@ -17,7 +17,7 @@ from wrenn_sandbox.errors import Conflict, InvalidRequest, InvalidState, NotFoun
 from wrenn_sandbox.ids import ImageId, SandboxId, TeamId, is_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
-from wrenn_sandbox.model.sandbox import Event, OnDeadline, State, Status
+from wrenn_sandbox.model.sandbox import IN_FLIGHT, Event, OnDeadline, State, Status
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.model.usage import DAYS_MAX, DAYS_SHOWN, DayUsage
 from wrenn_sandbox.wire.messages import Egress
@@ -69,6 +69,7 @@ class SandboxService:
             max_timeout_sec=context.settings.max_timeout_sec,
         )
         self._settings = context.settings
+        self._operations = context.operations
         self._wakeups = context.wakeups
         self._clock = context.clock
 
@@ -151,10 +152,18 @@ class SandboxService:
             raise NotFound("There is no such sandbox")
         return self._with_activity(sandbox)
 
+    async def settled(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
+        """As `get`, when what changes its state has come to an end."""
+        sandbox = await self.get(team_id, sandbox_id)
+        if sandbox.state in IN_FLIGHT and await self._operations.wait_for_others(sandbox.id):
+            return await self.get(team_id, sandbox_id)
+        return sandbox
+
     async def update(self, team_id: TeamId, sandbox_id: str, changed: SandboxUpdate) -> Sandbox:
         """Change what is given; raises `InvalidState` for a sandbox that has ended."""
         with _bounded():
             self._bounds.check(timeout_sec=changed.timeout_sec, deadline_sec=changed.deadline_sec)
+            self._bounds.check(deadline_sec=changed.deadline_at_least_sec)
         sandbox = await self.get(team_id, sandbox_id)
         if changed == SandboxUpdate():
             return sandbox
@@ -184,20 +193,34 @@ class SandboxService:
         if sandbox.state is not State.STOPPED:
             await self._lifecycle.delete(sandbox.id)
 
-    async def pause(self, team_id: TeamId, sandbox_id: str) -> Sandbox:
+    async def pause(
+        self, team_id: TeamId, sandbox_id: str, *, deadline_sec: int | None = None
+    ) -> Sandbox:
+        """Store a running sandbox; `deadline_sec` then gives it another deadline, 0 none."""
         sandbox = await self.get(team_id, sandbox_id)
         require(sandbox, Event.PAUSE)
-        return await self._lifecycle.pause(sandbox.id)
+        return await self._lifecycle.pause(sandbox.id, deadline_sec=deadline_sec)
 
-    async def resume(self, team_id: TeamId, sandbox_id: str, *, memory: bool = True) -> Sandbox:
+    async def resume(
+        self,
+        team_id: TeamId,
+        sandbox_id: str,
+        *,
+        memory: bool = True,
+        deadline_sec: int | None = None,
+    ) -> Sandbox:
         """Continue a paused sandbox; without `memory` it starts from its disk.
 
-        `InvalidState` also where its deadline has passed: it would be paused again at once.
+        With `deadline_sec` it has another deadline when it runs. `InvalidState` also where its
+        deadline has passed and there is no other: it would be paused again at once.
         """
+        with _bounded():
+            self._bounds.check(deadline_sec=deadline_sec)
         sandbox = await self.get(team_id, sandbox_id)
         require(sandbox, Event.RESUME)
-        self._require_time(sandbox)
-        return await self._lifecycle.resume(sandbox.id, memory=memory)
+        if deadline_sec is None:
+            self._require_time(sandbox)
+        return await self._lifecycle.resume(sandbox.id, memory=memory, deadline_sec=deadline_sec)
 
     async def fork(
         self,
@@ -206,8 +229,9 @@ class SandboxService:
         *,
         sandbox_id: str,
         count: int,
-        timeout_sec: int | None,
-        network: Egress | None,
+        timeout_sec: int | None = None,
+        deadline_sec: int | None = None,
+        network: Egress | None = None,
     ) -> list[Sandbox | WrennError]:
         """Make sandboxes that go on from where this one is, with an image of this new id.
 
@@ -215,12 +239,18 @@ class SandboxService:
         """
         source = await self.get(team_id, sandbox_id)
         with _bounded():
-            self._bounds.check(timeout_sec=timeout_sec)
+            self._bounds.check(timeout_sec=timeout_sec, deadline_sec=deadline_sec)
         policy = None if network is None else self._policies.accepted(network, "network.")
         require(source, Event.FORK)
-        self._require_time(source)
+        if deadline_sec is None:
+            self._require_time(source)
         return await self._forks.make(
-            source, image_id, count, timeout_sec=timeout_sec, network=policy
+            source,
+            image_id,
+            count,
+            timeout_sec=timeout_sec,
+            deadline_sec=deadline_sec,
+            network=policy,
         )
 
     async def forks_made(self, team_id: TeamId, image_id: ImageId) -> list[Sandbox] | None:

@@ -138,6 +138,10 @@ class SnapshotService:
     async def page(self, team_id: TeamId, kind: TemplateType | None) -> list[Listed]:
         return await self._templates.page(team_id, kind)
 
+    async def named(self, team_id: TeamId, name: str) -> Listed:
+        """One of the templates that a team may use; raises `NotFound`."""
+        return await self._templates.named(team_id, name)
+
     async def delete(self, team_id: TeamId, name: str) -> None:
         """Give up one of the team's names; raises `NotFound`, `Forbidden` for a base template."""
         known = is_template_name(name)

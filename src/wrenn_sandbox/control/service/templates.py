@@ -29,6 +29,16 @@ class Templates:
             return image_id, None
         raise NotFound("There is no such template; the list of templates has their names")
 
+    async def named(self, team_id: TeamId, name: str) -> Listed:
+        """A template, the team's own before the host's; raises `NotFound`."""
+        own = await self._own(team_id, name)
+        if own is not None:
+            return own
+        for each in await self._host.templates():
+            if each.name == name:
+                return each
+        raise NotFound("There is no such template; the list of templates has their names")
+
     async def snapshot(self, team_id: TeamId, name: str) -> TeamTemplate:
         """A template of the team's own; raises `NotFound`."""
         own = await self._own(team_id, name)

@@ -123,15 +123,21 @@ class SandboxFilter:
     template: str | None = None
     labels: Sequence[tuple[str, str]] = ()
     """Keys with their values, every one of them."""
+    created_after: datetime | None = None
+    oldest_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxUpdate:
-    """What a caller changes of a sandbox; None leaves it. `deadline_sec` is from now, 0 is none."""
+    """What a caller changes of a sandbox; None leaves it. `deadline_sec` is from now, 0 is none.
+
+    `deadline_at_least_sec` only moves a deadline away, to so many seconds from now.
+    """
 
     metadata: dict[str, str] | None = None
     timeout_sec: int | None = None
     deadline_sec: int | None = None
+    deadline_at_least_sec: int | None = None
     on_deadline: OnDeadline | None = None
     auto_resume: bool | None = None
     private_ports: bool | None = None
@@ -278,7 +284,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a list that is sorted newest first: the last row already given out."""
+    """A place in a list that is sorted by time: the last row already given out."""
 
     at: datetime
     key: str
@@ -293,5 +299,18 @@ def newest_first(
     if after is not None:
         query = query.where(
             or_(created_at < after.at, and_(created_at == after.at, key < after.key))
+        )
+    return query.limit(limit)
+
+
+def oldest_first(
+    query: Select[*tuple[object, ...]], table: Table, limit: int | None, after: Position | None
+) -> Select[*tuple[object, ...]]:
+    """The same the other way round."""
+    created_at, key = table.c.created_at, table.c.id
+    query = query.order_by(created_at, key)
+    if after is not None:
+        query = query.where(
+            or_(created_at > after.at, and_(created_at == after.at, key > after.key))
         )
     return query.limit(limit)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.errors import Conflict
@@ -37,6 +37,7 @@ from .records import (
     SandboxFilter,
     SandboxUpdate,
     newest_first,
+    oldest_first,
     record,
     values,
 )
@@ -53,7 +54,8 @@ class Change:
 
     Actors are `user`, `auto`, `deadline`, `traffic`, `reconciler`, `host`, `health`, `shutdown` and
     `admin`. With `due` it happens only to a sandbox that has this deadline. `noted_at` is when it
-    is learnt of, where that is later than `at`.
+    is learnt of, where that is later than `at`. `deadline_sec` gives it another deadline, so many
+    seconds from `at`, or none for 0.
     """
 
     event: Event
@@ -64,6 +66,7 @@ class Change:
     active_at: datetime | None = None
     due: datetime | None = None
     noted_at: datetime | None = None
+    deadline_sec: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,8 @@ def _values(
         values["reason"] = _storable(change.reason)
     if change.active_at is not None:
         values["last_active_at"] = change.active_at
+    if change.deadline_sec is not None:
+        values["deadline_at"] = deadline(change.deadline_sec, change.at)
     if change.placement is not None:
         values |= {"guest_ip": change.placement.guest_ip, "host_ip": change.placement.host_ip}
     return values
@@ -233,7 +238,10 @@ class TeamSandboxes:
             query = query.where(sandboxes.c.status.in_(wanted.statuses))
         if wanted.template is not None:
             query = query.where(sandboxes.c.template == wanted.template)
-        query = newest_first(query, sandboxes, limit, position)
+        if wanted.created_after is not None:
+            query = query.where(sandboxes.c.created_at > wanted.created_after)
+        in_order = oldest_first if wanted.oldest_first else newest_first
+        query = in_order(query, sandboxes, limit, position)
         return await self._database.records(Sandbox, query)
 
     async def update(
@@ -241,9 +249,13 @@ class TeamSandboxes:
     ) -> Sandbox | None:
         """Change what is given of a sandbox that has not ended; None where there is none."""
         given = {name: value for name, value in values(changed).items() if value is not None}
-        columns = {name: value for name, value in given.items() if name != "deadline_sec"}
+        columns = {name: given[name] for name in given if not name.startswith("deadline_")}
         if changed.deadline_sec is not None:
             columns["deadline_at"] = deadline(changed.deadline_sec, at)
+        if changed.deadline_at_least_sec is not None:
+            least = at + timedelta(seconds=changed.deadline_at_least_sec)
+            sooner = sandboxes.c.deadline_at < least
+            columns["deadline_at"] = case((sooner, least), else_=sandboxes.c.deadline_at)
         not_ended = sandboxes.c.state.not_in(ENDED)
         async with self._guard.write(self._team_id) as connection:
             result = await connection.execute(
