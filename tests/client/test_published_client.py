@@ -1,13 +1,12 @@
 """The published `wrenn` client, unmodified, against this server.
 
-It needs Python 3.13 and calls sandboxes capsules: its paths are mapped before they get here.
+It needs Python 3.13 and calls sandboxes capsules.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from support.api_server import Server, Team
 from support.listening import edge
@@ -23,17 +22,9 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     return None
 
 
-def _mapped(app: ASGIApp) -> ASGIApp:
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        path = str(scope["path"]).replace("/v1/capsules", "/v1/sandboxes", 1)
-        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
-
-    return call
-
-
 @pytest.fixture
 async def url(server: Server) -> AsyncIterator[str]:
-    async with edge(_mapped(server.app), server.settings) as served:
+    async with edge(server.app, server.settings) as served:
         yield served.url
 
 

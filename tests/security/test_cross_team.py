@@ -44,6 +44,10 @@ _OWN = frozenset(
     {
         "createAPIKey",
         "createWebhook",
+        "e2bListSandboxes",
+        "e2bListSandboxesV2",
+        "e2bListSnapshots",
+        "e2bListTeams",
         "getUsage",
         "getUsageHistory",
         "listAPIKeys",

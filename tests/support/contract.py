@@ -51,6 +51,19 @@ _ERROR: Json = {
     ]
 }
 
+_E2B = re.compile("/(sandboxes|snapshots|templates|teams|v2|v3)(/|$)")
+_E2B_ERROR: Json = {
+    "type": "object",
+    "required": ["code", "message", "error_code"],
+    "additionalProperties": False,
+    "properties": {
+        "code": {"type": "integer"},
+        "message": {"type": "string", "minLength": 1},
+        "error_code": {"type": "string", "pattern": "^[a-z0-9_]+$"},
+    },
+}
+"""Errors of the paths that E2B's clients call."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -76,7 +89,7 @@ _OPERATIONS = list(operations())
 def check_response(method: str, path: str, status: int, content_type: str, body: bytes) -> None:
     """Raise `AssertionError` or `ValidationError` when the answer is not the contract's."""
     if status >= 400:
-        _check_error(status, content_type, body)
+        _check_error(path, status, content_type, body)
     operation = next((each for each in _OPERATIONS if each.matches(method, path)), None)
     if operation is None:
         return
@@ -97,10 +110,14 @@ def check_response(method: str, path: str, status: int, content_type: str, body:
         assert body == b"", where
 
 
-def _check_error(status: int, content_type: str, body: bytes) -> None:
+def _check_error(path: str, status: int, content_type: str, body: bytes) -> None:
     assert content_type == "application/json", f"{status} as {content_type}"
     assert b"Traceback" not in body
-    _validate(json.loads(body), _ERROR)
+    if _E2B.match(path):
+        _validate(json.loads(body), _E2B_ERROR)
+        assert json.loads(body)["code"] == status
+    else:
+        _validate(json.loads(body), _ERROR)
 
 
 def _validate(instance: object, schema: Json) -> None:

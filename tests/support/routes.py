@@ -105,6 +105,7 @@ _IN_PATH = {
     ("api-keys", "id"): "key",
     ("snapshots", "name"): "snapshot",
     ("webhooks", "id"): "webhook",
+    ("templates", "id"): "snapshot",
 }
 """What a parameter of a path names, by the part before it."""
 
@@ -131,6 +132,12 @@ _IN_QUERY = {
     "direction": None,
     "from": None,
     "to": None,
+    "state": None,
+    "order": None,
+    "nextToken": "cursor",
+    "startedAfter": None,
+    "sandboxID": "sandbox",
+    "name": "snapshot",
 }
 """What a parameter of a query names; None for what names nothing of a team's."""
 
@@ -169,10 +176,28 @@ _FIELDS: dict[str, str | None] = {
     "events": None,
     "description": None,
     "enabled": None,
+    "templateID": "snapshot",
+    "timeout": None,
+    "duration": None,
+    "autoPause": None,
+    "autoPauseMemory": None,
+    "autoResume": None,
+    "requireHealthyGuest": None,
+    "secure": None,
+    "allow_internet_access": None,
+    "allowOut": None,
+    "denyOut": None,
+    "dnsServers": None,
+    "egressProxy": None,
+    "rules": None,
+    "envVars": None,
+    "mcp": None,
+    "iam": None,
+    "volumeMounts": None,
 }
 """What a field of a body names; None for what names nothing of a team's."""
 
-_REQUIRED: Json = {"cmd": "true", "url": "https://hook.invalid/"}
+_REQUIRED: Json = {"cmd": "true", "url": "https://hook.invalid/", "timeout": 600}
 """Values of fields that name nothing and may not be left out."""
 
 

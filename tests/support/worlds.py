@@ -31,6 +31,8 @@ NOT_FOUND = {
     "createSandbox": "snapshot",
     "createSnapshot": "sandbox",
     "rollbackSandbox": "snapshot",
+    "e2bCreateSandbox": "snapshot",
+    "e2bCreateSandboxV2": "snapshot",
 }
 """Operations, and what in their body must be the caller's."""
 

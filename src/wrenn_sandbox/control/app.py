@@ -9,6 +9,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from wrenn_sandbox.control.api.body import ParseTurns
+from wrenn_sandbox.control.api.capsules import Capsules
 from wrenn_sandbox.control.api.cors import Cors
 from wrenn_sandbox.control.api.docs import add_docs
 from wrenn_sandbox.control.api.errors import add_error_handlers
@@ -137,6 +138,7 @@ def create_app(
     app.add_middleware(ServerErrors)
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
     app.add_middleware(ErrorForm)
+    app.add_middleware(Capsules)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestContext, metrics=plane.metrics)

@@ -72,12 +72,12 @@ class _ErrorResponse(Response):
     def __init__(self, error: WrennError, headers: Headers) -> None:
         super().__init__(status_code=error.status)
         self._error = error
-        self._headers = headers
+        self._more = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         note_error(scope, self._error.code)
         form: ErrorForm = scope.get(ERROR_FORM, _own_form)
-        await form(self._error, self._headers)(scope, receive, send)
+        await form(self._error, self._more)(scope, receive, send)
 
 
 def error_response(error: WrennError, headers: Headers | None = None) -> Response:
