@@ -11,7 +11,7 @@ pytest_plugins = ["support.servers"]
 hypothesis.settings.register_profile("wrenn", database=None)
 hypothesis.settings.load_profile("wrenn")
 
-_GUARDED = {"api", "contract", "e2b", "monitoring", "oauth", "store", "system"}
+_GUARDED = {"api", "contract", "e2b_api", "monitoring", "oauth", "store", "system"}
 """Folders whose tests run the application in their own event loop."""
 _SLOW = {"contract", "host_agent", "security", "system"}
 """Folders whose tests start whole hosts, or try a great many inputs."""

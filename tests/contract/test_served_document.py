@@ -9,6 +9,7 @@ import pytest
 from support.api_server import make_settings
 from support.contract import CONTRACT, Json, operations
 from support.host_double import HostDouble
+from support.routes import own_routes
 from wrenn_sandbox.control.api.openapi import build_openapi
 from wrenn_sandbox.control.app import create_app
 
@@ -16,7 +17,7 @@ from wrenn_sandbox.control.app import create_app
 @pytest.fixture
 def served(tmp_path: Path) -> Json:
     app = create_app(make_settings(tmp_path, None), HostDouble())
-    return build_openapi([each for each in app.routes if "e2b" not in getattr(each, "tags", ())], "http://localhost:8080")
+    return build_openapi(own_routes(app), "http://localhost:8080")
 
 
 def _differences(wanted: object, given: object, where: str) -> list[str]:

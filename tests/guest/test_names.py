@@ -112,5 +112,19 @@ def test_init_works_on_a_root_that_cannot_be_written(first: _FirstProcess) -> No
     assert mounts == ["1"]
 
 
+@pytest.mark.parametrize(
+    ("line", "uid"), [("user:x:1234:1234::/:/bin/sh\n", "1234"), ("", "0")], ids=["there", "gone"]
+)
+def test_commands_run_as_the_account_of_their_template(etc: Path, line: str, uid: str) -> None:
+    with (etc / "passwd").open("a") as passwd:
+        passwd.write(line)
+    (etc / "wrenn-user").write_text("user\n")
+    agent = _FirstProcess(etc)
+    try:
+        assert _told_by(agent, "id -u") == [uid]
+    finally:
+        agent.end()
+
+
 def _told_by(agent: Agent, script: str) -> list[str]:
     return agent.run("sh", "-c", script).stdout.decode().splitlines()

@@ -12,7 +12,7 @@ from typing import cast
 import httpx2
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from starlette.routing import WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 
 from wrenn_sandbox.control.api.openapi import build_openapi
 
@@ -137,6 +137,9 @@ _IN_QUERY = {
     "nextToken": "cursor",
     "startedAfter": None,
     "sandboxID": "sandbox",
+    "sandbox_ids": "sandbox",
+    "level": None,
+    "search": None,
     "name": "snapshot",
 }
 """What a parameter of a query names; None for what names nothing of a team's."""
@@ -250,6 +253,11 @@ def _values(route: Route, media: Json, document: Json, names: Names) -> Json:
         elif name in _REQUIRED:
             values[name] = _REQUIRED[name]
     return values
+
+
+def own_routes(app: FastAPI) -> list[BaseRoute]:
+    """The routes without those that E2B's clients call, which the served document leaves out."""
+    return [each for each in app.routes if "e2b" not in getattr(each, "tags", ())]
 
 
 def document_of(app: FastAPI) -> Json:

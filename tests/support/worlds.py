@@ -39,7 +39,17 @@ NOT_FOUND = {
 ENDLESS = "streamEvents"
 """The read that goes on until the caller hangs up."""
 
-_VOLATILE = frozenset({"downloadArchive", "getPort", "getSandboxMetrics", "listProcesses", ENDLESS})
+_VOLATILE = frozenset(
+    {
+        "downloadArchive",
+        "e2bGetMetrics",
+        "e2bGetMetricsOfSandboxes",
+        "getPort",
+        "getSandboxMetrics",
+        "listProcesses",
+        ENDLESS,
+    }
+)
 """Reads that differ from one moment to the next, or keep a sandbox awake."""
 
 _SMALL = 1 << 20

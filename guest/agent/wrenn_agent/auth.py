@@ -9,7 +9,7 @@ import time
 from _operator import _compare_digest as same
 
 from .errors import InvalidArgument, Unauthenticated
-from .users import ROOT, User, Users
+from .users import User, Users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Auth:
     def __init__(self, users: Users) -> None:
         self._users = users
         self.token: str | None = None
-        self.default_user = ROOT
+        self.default_user = users.default()
 
     def admit(self, exchange: Exchange) -> None:
         """Check the credentials of a request; raises Unauthenticated."""

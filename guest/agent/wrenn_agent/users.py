@@ -12,6 +12,8 @@ from .errors import InvalidArgument, PermissionDenied
 
 ROOT = "root"
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
+_DEFAULT = "/etc/wrenn-user"
+"""Where a template says as whom to act for callers who name nobody."""
 
 
 class User:
@@ -70,6 +72,16 @@ class Users:
         if user is None:
             raise InvalidArgument(f"user {name!r} does not exist")
         return user
+
+    def default(self) -> str:
+        """The account of callers who name none: the template's, or else root."""
+        try:
+            with open(_DEFAULT) as file:
+                name = file.readline(256).strip()
+            self.find(name)
+        except (OSError, ValueError, InvalidArgument):
+            return ROOT
+        return name
 
     def names(self) -> Names:
         """What user and group ids are called."""

@@ -51,11 +51,8 @@ from .api import (
 from .api.streams import exec as exec_stream
 from .api.streams import pty
 from .clock import Clock, utc_now
-from .e2b import network as e2b_network
-from .e2b import sandboxes as e2b_sandboxes
-from .e2b import snapshots as e2b_snapshots
-from .e2b import teams as e2b_teams
 from .e2b.errors import ErrorForm
+from .e2b.routes import ROUTERS as E2B_ROUTERS
 from .wiring import ControlPlane
 
 _ROUTERS = (
@@ -80,12 +77,6 @@ _ROUTERS = (
     webhooks.router,
     usage.router,
     health.router,
-)
-_E2B_ROUTERS = (
-    e2b_sandboxes.router,
-    e2b_network.router,
-    e2b_snapshots.router,
-    e2b_teams.router,
 )
 _LOCAL_URL = "http://localhost:8080"
 
@@ -128,7 +119,7 @@ def create_app(
         app.router.routes.extend(router.routes)
     app.include_router(metrics_router(plane.metrics, plane.store, host, settings.metrics_token))
     add_docs(app, settings.public_url or _LOCAL_URL)
-    for router in _E2B_ROUTERS:
+    for router in E2B_ROUTERS:
         app.router.routes.extend(router.routes)
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)

@@ -29,6 +29,10 @@ def test_the_recipes_that_come_with_the_product() -> None:
     assert developer.name == "developer"
     assert {*minimal.packages, "build-essential", "nodejs", "podman"} <= set(developer.packages)
     assert (developer.kernel, developer.runtime) == (minimal.kernel, minimal.runtime)
+    base = recipe.load(guest_files().recipe("base"))
+    assert (base.name, base.account, minimal.account) == ("base", "user", None)
+    assert {*minimal.packages, "nodejs", "npm", "sudo", "iproute2", "procps"} <= set(base.packages)
+    assert (base.kernel, base.runtime) == (minimal.kernel, minimal.runtime)
 
 
 def test_sizes_have_defaults() -> None:

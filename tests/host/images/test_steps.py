@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.errors import HostFailure, InvalidRequest, NoSpace
-from wrenn_sandbox.host.images import disk, initrd, packages, recipe, runtime, tools
+from wrenn_sandbox.host.images import accounts, disk, initrd, packages, recipe, runtime, tools
 from wrenn_sandbox.host.images.build import Step, build_template
 from wrenn_sandbox.host.images.store import ImageStore
 from wrenn_sandbox.host.paths import GuestFiles, Paths
@@ -303,3 +303,26 @@ def test_what_a_tool_complains_about_is_said_in_words(
 def test_a_missing_tool_is_named() -> None:
     with pytest.raises(HostFailure, match="no-such-tool is not installed"):
         tools.run(["no-such-tool"])
+
+
+def test_an_account_is_added_to_what_the_packages_made(tmp_path: Path) -> None:
+    archive = tmp_path / "root.tar"
+    make_archive(archive, ())
+    disk.add_files(
+        archive,
+        {
+            **dict.fromkeys(("etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"), "root:x\n"),
+            "etc/skel/.bashrc": "alias ll='ls -l'\n",
+        },
+    )
+    accounts.add(archive, "user")
+    subprocess.run(["tar", "-xpf", archive, "-C", tmp_path], check=True)
+    assert (tmp_path / "etc/passwd").read_text() == (
+        "root:x\nuser:x:1000:1000::/home/user:/bin/bash\n"
+    )
+    assert (tmp_path / "etc/shadow").read_text().startswith("root:x\nuser:*:")
+    assert (tmp_path / "etc/wrenn-user").read_text() == "user\n"
+    assert (tmp_path / "etc/sudoers.d/user").stat().st_mode & 0o777 == 0o440
+    with tarfile.open(archive) as tar:
+        for name in ("./home/user", "./home/user/.bashrc"):
+            assert (tar.getmember(name).uid, tar.getmember(name).gid) == (1000, 1000)

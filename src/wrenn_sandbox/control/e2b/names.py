@@ -1,23 +1,15 @@
-"""Names on the wire: `team/name:tag` for templates, and the ids that old clients make up."""
+"""Names of templates on the wire: `team/name:tag`."""
 
 from typing import Final
 
 from wrenn_sandbox.errors import InvalidRequest, NotFound
 from wrenn_sandbox.ids import TeamId
 
-CLIENT_ID: Final = "wrenn"
-"""What E2B calls the machine. Clients before 1.3 put it behind the id of a sandbox."""
-
 BASE: Final = "base"
 """The template that clients ask for when their caller names none."""
 
 _TAG: Final = "default"
 """The one tag that templates have."""
-
-
-def sandbox_id(text: str) -> str:
-    """The id of a sandbox as this server has it."""
-    return text.removesuffix(f"-{CLIENT_ID}")
 
 
 def full_name(team_id: TeamId, name: str) -> str:

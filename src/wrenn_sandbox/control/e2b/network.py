@@ -10,11 +10,11 @@ from wrenn_sandbox.control.api.authentication import CallerTeam
 from wrenn_sandbox.control.api.body import JsonBody
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import ServicesDependency
+from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.model.network import MAX_RANGES
 from wrenn_sandbox.wire.messages import Egress
 
-from . import names
-from .fields import AlwaysTrue, E2BRequest, E2BResponse, Unsupported
+from .fields import E2BRequest, E2BResponse, Unsupported
 
 router = APIRouter(prefix="/sandboxes", tags=["e2b"])
 
@@ -47,7 +47,9 @@ class Reach(E2BRequest):
 
 
 class NewNetwork(Reach):
-    allow_public_traffic: AlwaysTrue | None = None
+    """Without `allowPublicTraffic` requests to ports need the sandbox's token."""
+
+    allow_public_traffic: bool | None = None
     mask_request_host: Unsupported = None
     https_ports: Unsupported = None
 
@@ -61,11 +63,16 @@ class NetworkUpdate(Reach):
 class Network(E2BResponse):
     allow_out: Sequence[str]
     deny_out: Sequence[str]
+    allow_public_traffic: bool
 
     @classmethod
     def of(cls, source: object) -> Self:
-        assert isinstance(source, Egress)
-        return cls(allow_out=source.allow, deny_out=source.deny)
+        assert isinstance(source, Sandbox)
+        return cls(
+            allow_out=source.network.allow,
+            deny_out=source.network.deny,
+            allow_public_traffic=not source.private_ports,
+        )
 
 
 @router.put(
@@ -79,4 +86,4 @@ async def set_network(
 ) -> None:
     """Replace what a sandbox may reach."""
     wanted = body.egress(body.allow_internet_access)
-    await services.sandboxes.set_network(team_id, names.sandbox_id(id), wanted)
+    await services.sandboxes.set_network(team_id, id, wanted)

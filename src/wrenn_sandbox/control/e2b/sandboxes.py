@@ -1,6 +1,5 @@
 """`/sandboxes` and `/v2/sandboxes`: the life of sandboxes, as both generations of clients ask."""
 
-from functools import partial
 from typing import Annotated, Final, Literal
 from urllib.parse import parse_qsl, unquote
 
@@ -17,14 +16,14 @@ from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import Services, ServicesDependency
 from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxFilter, SandboxUpdate
 from wrenn_sandbox.errors import AgentError, InvalidRequest, NoCapacity, NotFound
-from wrenn_sandbox.ids import TeamId, new_sandbox_id
+from wrenn_sandbox.ids import SandboxId, TeamId, new_sandbox_id
 from wrenn_sandbox.model.limits import LABELS_MAX
 from wrenn_sandbox.model.sandbox import OnDeadline, State, Status
 
 from . import names
 from .fields import KNOWN_QUERY, PAGE_MAX, AlwaysTrue, E2BRequest, Seconds, Unsupported
 from .network import NewNetwork
-from .shapes import Detail, Listed, SandboxState, Started
+from .shapes import Detail, Listed, Reach, Reached, ReachedDependency, SandboxState, Started
 
 router = APIRouter(tags=["e2b"])
 _EXISTING: Final = (Status.RUNNING, Status.PAUSED)
@@ -32,6 +31,8 @@ _LIFE: Final = failures(400, 401, 404, 409, 413, 429, 502, 503)
 
 
 class AutoResume(E2BRequest):
+    """Whether requests to its ports resume a sandbox that its timeout has paused."""
+
     enabled: bool = False
 
 
@@ -88,7 +89,7 @@ class Pause(E2BRequest):
 
 async def existing(services: Services, team_id: TeamId, id: str) -> Sandbox:
     """A sandbox that runs or is paused; for E2B's clients there are no others."""
-    sandbox = await services.sandboxes.settled(team_id, names.sandbox_id(id))
+    sandbox = await services.sandboxes.settled(team_id, id)
     if sandbox.status not in _EXISTING:
         raise NotFound("There is no such sandbox")
     return sandbox
@@ -111,10 +112,14 @@ def _on_deadline(auto_pause: bool) -> OnDeadline:
     responses=_LIFE,
 )
 async def create_v2(
-    team_id: CallerTeam, services: ServicesDependency, body: JsonBody[NewSandboxV2], once: Once
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: JsonBody[NewSandboxV2],
+    once: Once,
+    reached: ReachedDependency,
 ) -> Response:
     """Start a sandbox of a template, with the template's size."""
-    return await _create(team_id, services, body, once)
+    return await _create(team_id, services, body, once, reached)
 
 
 @router.post(
@@ -125,34 +130,51 @@ async def create_v2(
     responses=_LIFE,
 )
 async def create(
-    team_id: CallerTeam, services: ServicesDependency, body: JsonBody[NewSandbox], once: Once
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: JsonBody[NewSandbox],
+    once: Once,
+    reached: ReachedDependency,
 ) -> Response:
     """The same for older clients."""
-    return await _create(team_id, services, body, once)
+    return await _create(team_id, services, body, once, reached)
 
 
-async def _create(team_id: TeamId, services: Services, body: NewSandboxV2, once: Once) -> Response:
-    if body.auto_resume is not None and body.auto_resume.enabled:
-        raise InvalidRequest("autoResume.enabled: true is not supported by this server")
+async def _create(
+    team_id: TeamId, services: Services, body: NewSandboxV2, once: Once, reached: Reach
+) -> Response:
+    auto_resume = body.auto_resume is not None and body.auto_resume.enabled
+    if auto_resume and not body.auto_pause:
+        raise InvalidRequest("autoResume.enabled: true needs autoPause")
     name = names.template_name(team_id, body.template_id)
     try:
         template = await services.snapshots.named(team_id, name)
     except NotFound as error:
         raise names.missing(name) from error
-    create = partial(
-        services.sandboxes.create,
-        team_id,
-        template=template.name,
-        vcpus=template.vcpus,
-        memory_mb=template.memory_mb,
-        timeout_sec=0,
-        deadline_sec=from_now(body.timeout),
-        on_deadline=_on_deadline(body.auto_pause),
-        network=(body.network or NewNetwork()).egress(body.allow_internet_access),
-        metadata=body.metadata or {},
-        envs=body.env_vars or {},
-    )
-    made = partial(services.sandboxes.made, team_id)
+    network = body.network or NewNetwork()
+
+    async def create(id: SandboxId) -> Reached:
+        sandbox = await services.sandboxes.create(
+            team_id,
+            id,
+            template=template.name,
+            vcpus=template.vcpus,
+            memory_mb=template.memory_mb,
+            timeout_sec=0,
+            deadline_sec=from_now(body.timeout),
+            on_deadline=_on_deadline(body.auto_pause),
+            auto_resume=auto_resume,
+            private_ports=network.allow_public_traffic is False,
+            network=network.egress(body.allow_internet_access),
+            metadata=body.metadata or {},
+            envs=body.env_vars or {},
+        )
+        return reached(sandbox)
+
+    async def made(id: SandboxId) -> Reached | None:
+        sandbox = await services.sandboxes.made(team_id, id)
+        return None if sandbox is None else reached(sandbox)
+
     return await once.answer(Started, new_sandbox_id(), create, made)
 
 
@@ -232,9 +254,11 @@ async def list_running(
 
 
 @router.get("/sandboxes/{id}", operation_id="e2bGetSandbox", responses=failures(401, 404))
-async def get(id: str, team_id: CallerTeam, services: ServicesDependency) -> Detail:
+async def get(
+    id: str, team_id: CallerTeam, services: ServicesDependency, reached: ReachedDependency
+) -> Detail:
     """One sandbox that runs or is paused."""
-    return Detail.of(await existing(services, team_id, id))
+    return Detail.of(reached(await existing(services, team_id, id)))
 
 
 @router.delete(
@@ -245,7 +269,7 @@ async def get(id: str, team_id: CallerTeam, services: ServicesDependency) -> Det
 )
 async def delete(id: str, team_id: CallerTeam, services: ServicesDependency) -> None:
     """End a sandbox; 404 for one that has ended."""
-    sandbox = await services.sandboxes.get(team_id, names.sandbox_id(id))
+    sandbox = await services.sandboxes.get(team_id, id)
     if sandbox.state is State.STOPPED:
         raise NotFound("There is no such sandbox")
     await services.sandboxes.delete(team_id, sandbox.id)
@@ -262,9 +286,10 @@ async def connect_v2(
     services: ServicesDependency,
     body: JsonBody[ConnectV2],
     response: Response,
+    reached: ReachedDependency,
 ) -> Started:
     """Use a sandbox, which is resumed where it is paused; its deadline only moves away."""
-    return await _connect(id, team_id, services, body, response)
+    return Started.of(reached(await _connect(id, team_id, services, body, response)))
 
 
 @router.post(
@@ -278,25 +303,24 @@ async def connect(
     services: ServicesDependency,
     body: JsonBody[Connect],
     response: Response,
+    reached: ReachedDependency,
 ) -> Started:
     """The same for older clients."""
-    return await _connect(id, team_id, services, body, response)
+    return Started.of(reached(await _connect(id, team_id, services, body, response)))
 
 
 async def _connect(
     id: str, team_id: TeamId, services: Services, body: ConnectV2, response: Response
-) -> Started:
+) -> Sandbox:
     sandbox = await existing(services, team_id, id)
     seconds = from_now(body.timeout)
     if sandbox.status is Status.PAUSED:
         response.status_code = 201
-        return Started.of(
-            await services.sandboxes.resume(
-                team_id, sandbox.id, memory=body.memory, deadline_sec=seconds
-            )
+        return await services.sandboxes.resume(
+            team_id, sandbox.id, memory=body.memory, deadline_sec=seconds
         )
     longer = SandboxUpdate(deadline_at_least_sec=seconds)
-    return Started.of(await services.sandboxes.update(team_id, sandbox.id, longer))
+    return await services.sandboxes.update(team_id, sandbox.id, longer)
 
 
 @router.post(
@@ -306,19 +330,21 @@ async def _connect(
     responses=_LIFE,
 )
 async def resume(
-    id: str, team_id: CallerTeam, services: ServicesDependency, body: JsonBody[Resume]
+    id: str,
+    team_id: CallerTeam,
+    services: ServicesDependency,
+    body: JsonBody[Resume],
+    reached: ReachedDependency,
 ) -> Started:
     """Continue a paused sandbox."""
     sandbox = await existing(services, team_id, id)
     if body.auto_pause is not None and sandbox.status is Status.PAUSED:
         changed = SandboxUpdate(on_deadline=_on_deadline(body.auto_pause))
         await services.sandboxes.update(team_id, sandbox.id, changed)
-    seconds = from_now(body.timeout)
-    return Started.of(
-        await services.sandboxes.resume(
-            team_id, sandbox.id, memory=body.memory, deadline_sec=seconds
-        )
+    resumed = await services.sandboxes.resume(
+        team_id, sandbox.id, memory=body.memory, deadline_sec=from_now(body.timeout)
     )
+    return Started.of(reached(resumed))
 
 
 @router.post(
@@ -375,4 +401,5 @@ async def pause(
             await services.guests.metrics(team_id, sandbox.id)
         except AgentError as error:
             raise NoCapacity(error.message, detail=error.detail) from error
-    await services.sandboxes.pause(team_id, sandbox.id, deadline_sec=0)
+    deleted = sandbox.on_deadline is OnDeadline.DELETE
+    await services.sandboxes.pause(team_id, sandbox.id, deadline_sec=0 if deleted else None)

@@ -1,22 +1,29 @@
 """A sandbox as E2B's clients are told of it."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final, Self
+from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
+from fastapi import Depends
 from pydantic import Field
+from starlette.requests import Request
 
+from wrenn_sandbox.control.api.services import ServicesDependency
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.model.sandbox import OnDeadline, Status
 
 from .errors import content_of
 from .fields import E2BResponse
-from .names import CLIENT_ID
 from .network import Network
 
 _AGENT_VERSION: Final = "0.6.13"
 """The version of E2B's agent whose protocol the guest agent speaks: it unlocks what clients can."""
+
+_CLIENT_ID: Final = "wrenn"
+"""What E2B calls the machine; a host of ours has no name for callers."""
 
 _NEVER: Final = datetime(2100, 1, 1, tzinfo=UTC)
 """When what has no deadline ends: clients need a time."""
@@ -32,24 +39,65 @@ class OnTimeout(StrEnum):
     PAUSE = "pause"
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A sandbox, and how whoever is told of it reaches its ports; `domain` may end with a port."""
+
+    sandbox: Sandbox
+    domain: str
+    agent_token: str
+    traffic_token: str | None
+
+
+class Reach:
+    """Says of a sandbox how the client of this request reaches it."""
+
+    def __init__(self, request: Request, services: ServicesDependency) -> None:
+        self._ports = services.ports
+        port = urlsplit(f"//{request.headers.get('host', '')}").port
+        self._domain = services.ports.domain + ("" if port is None else f":{port}")
+
+    def __call__(self, sandbox: Sandbox) -> Reached:
+        token = self._ports.traffic_token(sandbox.id) if sandbox.private_ports else None
+        return Reached(sandbox, self._domain, self._ports.agent_token(sandbox.id), token)
+
+
+ReachedDependency = Annotated[Reach, Depends()]
+
+
 class Started(E2BResponse):
     """What a client needs in order to use a sandbox."""
 
     template_id: str
     sandbox_id: str
-    client_id: str = CLIENT_ID
+    client_id: str = _CLIENT_ID
     alias: str
     envd_version: str = _AGENT_VERSION
+    envd_access_token: str
+    traffic_access_token: str | None = None
+    domain: str
 
     @classmethod
     def of(cls, source: object) -> Self:
-        assert isinstance(source, Sandbox)
-        return cls(template_id=source.template, sandbox_id=source.id, alias=source.template)
+        assert isinstance(source, Reached)
+        return cls(
+            template_id=source.sandbox.template,
+            sandbox_id=source.sandbox.id,
+            alias=source.sandbox.template,
+            envd_access_token=source.agent_token,
+            traffic_access_token=source.traffic_token,
+            domain=source.domain,
+        )
 
 
-class Listed(Started):
+class Listed(E2BResponse):
     """`diskSizeMB` is what it takes on the host's disk, `startedAt` when it was made."""
 
+    template_id: str
+    sandbox_id: str
+    client_id: str = _CLIENT_ID
+    alias: str
+    envd_version: str = _AGENT_VERSION
     started_at: datetime
     end_at: datetime
     cpu_count: int
@@ -65,25 +113,33 @@ class Listed(Started):
 
 
 class Lifecycle(E2BResponse):
-    auto_resume: bool = False
+    auto_resume: bool
     on_timeout: OnTimeout
 
 
 class Detail(Listed):
+    envd_access_token: str
+    domain: str
     allow_internet_access: bool
     network: Network
     lifecycle: Lifecycle
 
     @classmethod
     def of(cls, source: object) -> Self:
-        assert isinstance(source, Sandbox)
-        pauses = source.on_deadline is OnDeadline.PAUSE
+        assert isinstance(source, Reached)
+        sandbox = source.sandbox
+        pauses = sandbox.on_deadline is OnDeadline.PAUSE
         return cls.model_validate(
             {
-                **_listed(source),
-                "allow_internet_access": source.network.internet,
-                "network": Network.of(source.network),
-                "lifecycle": Lifecycle(on_timeout=OnTimeout.PAUSE if pauses else OnTimeout.KILL),
+                **_listed(sandbox),
+                "envd_access_token": source.agent_token,
+                "domain": source.domain,
+                "allow_internet_access": sandbox.network.internet,
+                "network": Network.of(sandbox),
+                "lifecycle": Lifecycle(
+                    auto_resume=sandbox.auto_resume,
+                    on_timeout=OnTimeout.PAUSE if pauses else OnTimeout.KILL,
+                ),
             }
         )
 

@@ -1,7 +1,6 @@
 """`/snapshots`, forks, and the end of templates."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Query
@@ -16,6 +15,7 @@ from wrenn_sandbox.control.api.paging import cursor_of, position_of
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import ServicesDependency
 from wrenn_sandbox.control.store.records import Position, TeamTemplate
+from wrenn_sandbox.errors import WrennError
 from wrenn_sandbox.ids import ImageId, TeamId, new_image_id
 from wrenn_sandbox.model.limits import FORKS_MAX
 from wrenn_sandbox.model.template import TemplateType
@@ -23,7 +23,7 @@ from wrenn_sandbox.model.template import TemplateType
 from . import names
 from .fields import KNOWN_QUERY, PAGE_MAX, AlwaysTrue, E2BRequest, E2BResponse, Seconds
 from .sandboxes import existing, from_now
-from .shapes import ForkResult
+from .shapes import ForkResult, Reached, ReachedDependency
 
 router = APIRouter(tags=["e2b"])
 
@@ -107,14 +107,13 @@ async def list_snapshots(
 ) -> list[Snapshot]:
     """The team's snapshots, newest first; `x-next-token` says that there are more."""
     wanted = None if name is None else names.template_name(team_id, name)
-    maker = None if sandbox_id is None else names.sandbox_id(sandbox_id)
     after = None if next_token is None else position_of(next_token)
     found = [
         each
         for each in await services.snapshots.page(team_id, TemplateType.SNAPSHOT)
         if isinstance(each, TeamTemplate)
         and (wanted is None or each.name == wanted)
-        and (maker is None or each.sandbox_id == maker)
+        and (sandbox_id is None or each.sandbox_id == sandbox_id)
         and (after is None or (each.created_at, each.name) < (after.at, after.key))
     ]
     shown = found[:limit]
@@ -137,17 +136,25 @@ async def fork(
     services: ServicesDependency,
     body: JsonBody[NewForks],
     once: Once,
+    reached: ReachedDependency,
 ) -> Response:
     """Make sandboxes that go on from where this one is; `sandbox` or `error` for each."""
     sandbox = await existing(services, team_id, id)
-    make = partial(
-        services.sandboxes.fork,
-        team_id,
-        sandbox_id=sandbox.id,
-        count=body.count,
-        deadline_sec=from_now(body.timeout),
-    )
-    made = partial(services.sandboxes.forks_made, team_id)
+
+    async def make(image_id: ImageId) -> list[Reached | WrennError]:
+        forks = await services.sandboxes.fork(
+            team_id,
+            image_id,
+            sandbox_id=sandbox.id,
+            count=body.count,
+            deadline_sec=from_now(body.timeout),
+        )
+        return [each if isinstance(each, WrennError) else reached(each) for each in forks]
+
+    async def made(image_id: ImageId) -> list[Reached] | None:
+        forks = await services.sandboxes.forks_made(team_id, image_id)
+        return None if forks is None else [reached(each) for each in forks]
+
     return await once.answer(ForkResult, new_image_id(), make, made)
 
 

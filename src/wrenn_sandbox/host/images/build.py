@@ -23,7 +23,7 @@ import msgspec
 from wrenn_sandbox.errors import HostFailure, NoSpace
 from wrenn_sandbox.host.paths import GuestFiles, Paths, guest_files
 
-from . import disk, initrd, manifest, modules, packages, runtime
+from . import accounts, disk, initrd, manifest, modules, packages, runtime
 from .cache import StepCache
 from .manifest import Manifest
 from .recipe import Recipe
@@ -87,7 +87,7 @@ class _Build:
         recipe = self._recipe
         files = msgspec.json.encode(disk.GUEST_FILES, order="sorted").decode()
         steps = (
-            ("disk", (*recipe.packages, str(recipe.machine.disk_mb), files), self._make_disk),
+            ("disk", self._disk_inputs(files), self._make_disk),
             (
                 "kernel",
                 (msgspec.json.encode(recipe.kernel).decode(), *map(_source, _KERNEL_MODULES)),
@@ -99,6 +99,11 @@ class _Build:
             parts = list(pool.map(lambda step: self._cached(*step), steps))
         with store.staging() as made:
             return self._assemble(store, made, *parts)
+
+    def _disk_inputs(self, files: str) -> tuple[str, ...]:
+        inputs = (*self._recipe.packages, str(self._recipe.machine.disk_mb), files)
+        account = self._recipe.account
+        return inputs if account is None else (*inputs, account, _source(accounts))
 
     def _assemble(
         self, store: ImageStore, made: Path, root: Path, kernel: Path, base: Path
@@ -142,6 +147,8 @@ class _Build:
             packages.install(self._recipe.suite, self._recipe.packages, self._mirror, archive)
         with self._timed("root disk"):
             disk.add_files(archive, disk.GUEST_FILES)
+            if self._recipe.account is not None:
+                accounts.add(archive, self._recipe.account)
             disk.make_disk(archive, self._recipe.machine.disk_mb, made / "disk")
             archive.unlink()
 

@@ -50,11 +50,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kernel: KernelRecipe
     runtime: RuntimeRecipe
     machine: MachineRecipe = MachineRecipe()
+    account: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")] | None = None
+    """An account that commands run as where their caller names none; it may become root."""
 
     @property
     def digest(self) -> str:
         """SHA-256 in hex of the recipe's meaning: comments and layout do not count."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        meaning = msgspec.to_builtins(self)
+        if self.account is None:
+            del meaning["account"]  # as before there were any
+        return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
 
 def check_name(name: str) -> str:

@@ -21,7 +21,6 @@ _UNSUPPORTED = {
     "envVars": {"1": "x"},
     "metadata": {"k": 1},
     "network": {"maskRequestHost": "localhost"},
-    "network.allowPublicTraffic": False,
     "network.httpsPorts": [443],
     "network.dnsServers": ["8.8.8.8"],
     "network.egressProxy": {"address": "x"},

@@ -162,7 +162,7 @@ async def test_a_guest_that_has_to_be_healthy_is_asked_before_a_pause(
 
 async def test_what_has_ended_is_not_there_for_e2b(faulty: Server, user: Team) -> None:
     id = await created(user)
-    assert (await user.client.delete(f"/sandboxes/{id}-wrenn")).status_code == 204
+    assert (await user.client.delete(f"/sandboxes/{id}")).status_code == 204
     for method, path in (
         ("DELETE", f"/sandboxes/{id}"),
         ("GET", f"/sandboxes/{id}"),
