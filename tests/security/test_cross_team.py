@@ -49,6 +49,8 @@ _OWN = frozenset(
         "e2bListSandboxesV2",
         "e2bListSnapshots",
         "e2bListTeams",
+        "getCapsuleStats",
+        "getCapsuleUsage",
         "getUsage",
         "getUsageHistory",
         "listAPIKeys",

@@ -18,6 +18,7 @@ from wrenn_sandbox.control.api.openapi import build_openapi
 
 Json = dict[str, object]
 
+_OF_OTHERS = {"e2b", "capsules"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _ANY_PATH = "/{path:path}"
 
@@ -106,6 +107,7 @@ _IN_PATH = {
     ("snapshots", "name"): "snapshot",
     ("webhooks", "id"): "webhook",
     ("templates", "id"): "snapshot",
+    ("capsules", "id"): "sandbox",
 }
 """What a parameter of a path names, by the part before it."""
 
@@ -139,6 +141,7 @@ _IN_QUERY = {
     "sandboxID": "sandbox",
     "sandbox_ids": "sandbox",
     "level": None,
+    "range": None,
     "search": None,
     "name": "snapshot",
 }
@@ -256,8 +259,8 @@ def _values(route: Route, media: Json, document: Json, names: Names) -> Json:
 
 
 def own_routes(app: FastAPI) -> list[BaseRoute]:
-    """The routes without those that E2B's clients call, which the served document leaves out."""
-    return [each for each in app.routes if "e2b" not in getattr(each, "tags", ())]
+    """The routes without those of other clients' APIs, which the served document leaves out."""
+    return [each for each in app.routes if not _OF_OTHERS & {*getattr(each, "tags", ())}]
 
 
 def document_of(app: FastAPI) -> Json:

@@ -31,14 +31,15 @@ class Served:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Served]:
-    """Runs until the end of the block, and its machines with it."""
+def serving(directory: Path, **more: str) -> Iterator[Served]:
+    """Runs with these settings until the end of the block, and its machines with it."""
     settings = {
         "WRENN_DRIVER": "fake",
         "WRENN_HOT_POOL_SIZE": "0",
         "WRENN_AUTH_ATTEMPTS": "1000/minute",
         "WRENN_AUTH_ATTEMPTS_PER_ADDRESS": "1000/minute",
         "WRENN_SHUTDOWN_GRACE_SEC": "1",
+        **more,
     }
     server = ServerProcess(directory / "data", directory / "server.log", settings)
     try:

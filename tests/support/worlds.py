@@ -44,6 +44,7 @@ _VOLATILE = frozenset(
         "downloadArchive",
         "e2bGetMetrics",
         "e2bGetMetricsOfSandboxes",
+        "getCapsuleMetrics",
         "getPort",
         "getSandboxMetrics",
         "listProcesses",

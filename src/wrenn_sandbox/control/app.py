@@ -9,7 +9,6 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from wrenn_sandbox.control.api.body import ParseTurns
-from wrenn_sandbox.control.api.capsules import Capsules
 from wrenn_sandbox.control.api.cors import Cors
 from wrenn_sandbox.control.api.docs import add_docs
 from wrenn_sandbox.control.api.errors import add_error_handlers
@@ -31,6 +30,7 @@ from .api import (
     api_keys,
     archive,
     auth,
+    capsules,
     event_stream,
     events,
     exec,
@@ -119,7 +119,7 @@ def create_app(
         app.router.routes.extend(router.routes)
     app.include_router(metrics_router(plane.metrics, plane.store, host, settings.metrics_token))
     add_docs(app, settings.public_url or _LOCAL_URL)
-    for router in E2B_ROUTERS:
+    for router in (*E2B_ROUTERS, capsules.router):
         app.router.routes.extend(router.routes)
     app.router.routes.append(WebSocketRoute("/{path:path}", _no_such_socket))
     add_error_handlers(app)
@@ -129,7 +129,7 @@ def create_app(
     app.add_middleware(ServerErrors)
     app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
     app.add_middleware(ErrorForm)
-    app.add_middleware(Capsules)
+    app.add_middleware(capsules.Capsules)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestContext, metrics=plane.metrics)

@@ -36,6 +36,11 @@ class HistoryService:
         with self._calls.acquire(team_id, known):
             return await self._host.samples(known, start, end)
 
+    async def recent(self, team_id: TeamId, sandbox_id: str, seconds: int) -> Samples:
+        """What a sandbox used in so many seconds until now."""
+        now = round(self._clock().timestamp())
+        return await self.samples(team_id, sandbox_id, now - seconds, now)
+
     async def log(
         self, team_id: TeamId, sandbox_id: str, cursor: int | None, *, backward: bool, limit: int
     ) -> list[LogLine]:
