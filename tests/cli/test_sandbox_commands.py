@@ -14,6 +14,7 @@ import pytest
 from support.served import PASSWORD, Served, serving
 from support.terminal_screen import Screen
 from wrenn_sandbox.client import Sandbox
+from wrenn_sandbox.ids import e2b_key
 
 pytestmark = pytest.mark.slow
 
@@ -119,8 +120,12 @@ def test_who_one_is_and_logging_out(served: Served, stranger: Person) -> None:
     assert who["key_prefix"] == f"{served.key[:12]}..."
     wrong = Person({**other.environment, "WRENN_API_KEY": "wrn_none"}, stranger.directory)
     assert b"wrenn login" in wrong.run("whoami").stderr
+    lines = other.out("e2b").splitlines()
+    assert lines[:2] == [f"export E2B_{each}_URL={served.url}" for each in ("API", "SANDBOX")]
+    assert lines[2:] == [f"export E2B_API_KEY={e2b_key(served.key)}"]
     assert served.url in stranger.out("logout")
     assert not file.exists()
+    assert b"wrenn login" in stranger.run("e2b").stderr
     assert stranger.out("logout") == "nobody is logged in\n"
     assert b"wrenn login" in stranger.run("sandbox", "list").stderr
 

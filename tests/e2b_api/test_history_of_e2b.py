@@ -84,7 +84,7 @@ async def test_logs_of_e2b_are_the_lines_of_the_console(
     assert await said(cursor=2500_000) == ["line 2500", "line 2501"]
     assert await said(direction="backward", limit=2) == ["line 2501", "line 2500"]
     assert await said(direction="backward", cursor=1000) == ["line 1"]
-    assert await said(search="250") == ["line 250", "line 2500", "line 2501"]
+    assert await said(search="line 250") == ["line 250", "line 2500", "line 2501"]
     assert await said(level="info", limit=1) == ["line 1"]
     assert await said(level="error") == []
     answer = await user.client.get(f"/sandboxes/{id}/logs", params={"start": 2_000, "limit": 1})

@@ -1,10 +1,11 @@
 """What E2B's clients are refused, and how they are told."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from support.api_server import Server, Team
+from support.api_server import Server, Team, make_settings, serve
 from support.e2b import created, listed
 from support.host_double import HostDouble
 from wrenn_sandbox.errors import HostFailure
@@ -106,14 +107,23 @@ async def test_errors_that_come_before_the_routes_have_the_form_of_e2b(
     assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_request")
 
 
+async def test_a_quota_that_is_reached_is_no_reason_to_ask_again(
+    tmp_path: Path, host: HostDouble
+) -> None:
+    async with serve(make_settings(tmp_path, None, quota_running=1), host) as server:
+        team = await server.team()
+        await created(team)
+        answer = await team.client.post("/v2/sandboxes", json={"templateID": "minimal"})
+        assert (answer.status_code, answer.json()["error_code"]) == (429, "quota_exceeded")
+        assert answer.headers["should-retry"] == "false"
+
+
 async def test_a_client_is_told_whether_to_send_a_request_again(
     faulty: Server, user: Team, host: HostDouble
 ) -> None:
     host.fail["create"] = HostFailure("The machine did not start")
     answer = await user.client.post("/v2/sandboxes", json={"templateID": "minimal"})
     assert (answer.status_code, answer.headers["should-retry"]) == (502, "false")
-    host.fail.clear()
-    await faulty.plane.store.administration.set_quota(user.team_id, None)
 
 
 async def test_a_key_is_given_in_either_spelling(faulty: Server, user: Team) -> None:

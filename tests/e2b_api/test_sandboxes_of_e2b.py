@@ -219,16 +219,51 @@ async def test_pages_of_e2b_name_the_next_one(faulty: Server, user: Team, order:
 async def test_network_rules_of_e2b(faulty: Server, user: Team, host: HostDouble) -> None:
     network = {"allowOut": ["203.0.113.9"], "denyOut": ["0.0.0.0/0"], "allowPublicTraffic": None}
     id = await created(user, network=network, allow_internet_access=True)
+    public = {"allowPublicTraffic": True}
     shown = (await detail(user, id)).to_dict()
-    assert shown["network"] == {"allowOut": ["203.0.113.9/32"], "denyOut": ["0.0.0.0/0"]}
+    assert shown["network"] == {
+        "allowOut": ["203.0.113.9/32"],
+        "denyOut": ["0.0.0.0/0"],
+        **public,
+    }
     path = f"/sandboxes/{id}/network"
     answer = await user.client.put(path, json={"allow_internet_access": False})
     assert answer.status_code == 204
     shown = (await detail(user, id)).to_dict()
-    assert (shown["network"], shown["allowInternetAccess"]) == (
-        {"allowOut": [], "denyOut": []},
-        False,
-    )
+    assert shown["network"] == {"allowOut": [], "denyOut": [], **public}
+    assert shown["allowInternetAccess"] is False
+
+
+async def test_ports_of_e2b_are_reached_with_the_tokens_of_the_sandbox(
+    faulty: Server, user: Team
+) -> None:
+    made = await user.client.post("/v2/sandboxes", json={"templateID": "minimal"})
+    assert "trafficAccessToken" not in made.json() or made.json()["trafficAccessToken"] is None
+    body = {"templateID": "minimal", "network": {"allowPublicTraffic": False}}
+    private = (await user.client.post("/v2/sandboxes", json=body)).json()
+    ports = (await user.client.get(f"/v1/sandboxes/{private['sandboxID']}/ports")).json()
+    assert (ports["private"], ports["domain"]) == (True, private["domain"])
+    assert ports["token"] == private["trafficAccessToken"]
+    assert ports["agent_token"] == private["envdAccessToken"]
+    again = await user.client.post(f"/v2/sandboxes/{private['sandboxID']}/connect")
+    assert again.json() == private
+    shown = (await detail(user, private["sandboxID"])).to_dict()
+    assert shown["envdAccessToken"] == private["envdAccessToken"]
+    assert shown["network"]["allowPublicTraffic"] is False
+
+
+async def test_traffic_resumes_what_has_auto_pause_and_auto_resume(
+    faulty: Server, user: Team
+) -> None:
+    body = {"templateID": "minimal", "autoResume": {"enabled": True}}
+    answer = await user.client.post("/v2/sandboxes", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, 400)
+    id = await created(user, autoPause=True, autoResume={"enabled": True})
+    assert (await user.client.get(f"/v1/sandboxes/{id}")).json()["auto_resume"] is True
+    await user.client.post(f"/sandboxes/{id}/pause")
+    shown = (await detail(user, id)).to_dict()
+    assert shown["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+    assert shown["endAt"] < "2100"  # which traffic moves away
 
 
 async def test_a_create_of_e2b_may_be_sent_again(faulty: Server, user: Team) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import tomllib
@@ -16,11 +17,13 @@ import typer
 
 from wrenn_sandbox.client import Client, ClientError
 from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC
+from wrenn_sandbox.ids import e2b_key, plain_api_key
 from wrenn_sandbox.settings import ClientSettings
 
 from .output import say
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+_NO_KEY = "there is no key for {}: run wrenn login, or set WRENN_API_KEY"
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -94,7 +97,7 @@ def open_client(timeout: float | None = None) -> Client:
     """
     who = caller(ClientSettings())
     if who.api_key is None:
-        raise ClientError(f"there is no key for {who.url}: run wrenn login, or set WRENN_API_KEY")
+        raise ClientError(_NO_KEY.format(who.url))
     usual = ANSWER_TIMEOUT_SEC
     wait = usual if timeout is None else min(timeout, usual)
     return Client(who.url, api_key=who.api_key, timeout=wait)
@@ -159,6 +162,21 @@ def whoami(
         f"key {who.key_prefix} of {who.source}",
         json=json,
     )
+
+
+def e2b() -> None:
+    """Print what clients of E2B need to use this server, for a shell: eval "$(wrenn e2b)"."""
+    who = caller(ClientSettings())
+    if who.api_key is None:
+        raise ClientError(_NO_KEY.format(who.url))
+    key = plain_api_key(who.api_key)
+    variables = {
+        "E2B_API_URL": who.url,
+        "E2B_SANDBOX_URL": who.url,
+        "E2B_API_KEY": who.api_key if key is None else e2b_key(key),
+    }
+    for name, value in variables.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _beginning(key: str) -> str:

@@ -49,6 +49,7 @@ def options(
 app.command("login")(account.login)
 app.command("logout")(account.logout)
 app.command("whoami")(account.whoami)
+app.command("e2b")(account.e2b)
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(process.app, name="process")
 app.command("events")(events.command)
