@@ -52,6 +52,19 @@ def test_headers_name_a_port_on_any_host_and_the_agents_without_one() -> None:
     assert address_of(headers, "localhost") == Address(_ID, 8000, own_origin=False)
 
 
+@pytest.mark.parametrize("version", ["", "/v2"])
+def test_a_call_about_a_sandbox_is_not_for_its_agent(version: str) -> None:
+    path = f"{version}/sandboxes/{_ID}/connect".encode()
+    headers = [(b"e2b-sandbox-id", _ID.encode()), (b"e2b-sandbox-port", b"49983")]
+    assert address_of(headers, "localhost", path) is None
+    assert not is_for_port(headers, path + b"?a=b", "localhost")
+    assert address_of(headers[:1], "localhost", path) is None
+    assert address_of(headers, "localhost", b"/files") is not None
+    headers[1] = (b"e2b-sandbox-port", b"3000")
+    assert address_of(headers, "localhost", path) == Address(_ID, 3000, own_origin=False)
+    assert is_for_port(headers, path, "localhost")
+
+
 def test_the_host_goes_before_the_headers() -> None:
     headers = [(b"host", f"3000-{_ID}.localhost".encode()), (b"e2b-sandbox-id", b"sb-other")]
     assert address_of(headers, "localhost") == Address(_ID, 3000, own_origin=True)

@@ -135,6 +135,7 @@ _IN_QUERY = {
     "from": None,
     "to": None,
     "state": None,
+    "metadata": None,
     "order": None,
     "nextToken": "cursor",
     "startedAfter": None,

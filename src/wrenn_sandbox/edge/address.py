@@ -1,7 +1,7 @@
 """For which port of which sandbox a request is, if for any. Pure."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 SANDBOX_HEADER: Final = b"e2b-sandbox-id"
 PORT_HEADER: Final = b"e2b-sandbox-port"
 
+_AGENT: Final = b"%d" % AGENT_PORT
 _LABEL: Final = re.compile(r"([0-9]{1,5})-([a-z0-9-]{1,57})")
+_CONTROL: Final = re.compile(rb"/(v2/)?sandboxes(/.*)?", re.DOTALL)
+"""Calls about sandboxes: some clients send the headers of their agent with these too."""
+
 _PATH: Final = re.compile(rb"/v1/sandboxes/[^/?#]+/ports/[^/?#]+/.*", re.DOTALL)
 
 
@@ -37,11 +41,11 @@ def port_of(text: str) -> int:
     raise InvalidRequest("The port must be a number from 1 to 65535")
 
 
-def address_of(headers: Headers, domain: str) -> Address | None:
+def address_of(headers: Headers, domain: str, path: bytes = b"/") -> Address | None:
     """The port that the name of the host says, or else the headers; None where neither does.
 
-    The host goes first: a page on one sandbox's origin gets no answer of another one.
-    Raises `InvalidRequest`.
+    The host goes first: a page on one sandbox's origin gets no answer of another one. A call about
+    sandboxes is none for the agent, which has no such path. Raises `InvalidRequest`.
     """
     fields = dict(headers)
     label = _label(fields.get(b"host", b""), domain)
@@ -50,7 +54,9 @@ def address_of(headers: Headers, domain: str) -> Address | None:
     sandbox_id = fields.get(SANDBOX_HEADER)
     if sandbox_id is None:
         return None
-    port = fields.get(PORT_HEADER, b"%d" % AGENT_PORT).decode("latin-1").strip()
+    if _is_control(fields, path):
+        return None
+    port = fields.get(PORT_HEADER, _AGENT).decode("latin-1").strip()
     return Address(sandbox_id.decode("latin-1").strip(), port_of(port), own_origin=False)
 
 
@@ -58,10 +64,15 @@ def is_for_port(headers: Headers, target: bytes, domain: str) -> bool:
     """Whether a request with this target is for a port of a sandbox, by its path too."""
     fields = dict(headers)
     return (
-        SANDBOX_HEADER in fields
+        (SANDBOX_HEADER in fields and not _is_control(fields, target.partition(b"?")[0]))
         or _PATH.fullmatch(target) is not None
         or _label(fields.get(b"host", b""), domain) is not None
     )
+
+
+def _is_control(fields: Mapping[bytes, bytes], path: bytes) -> bool:
+    names_agent = fields.get(PORT_HEADER, _AGENT).strip() == _AGENT
+    return names_agent and _CONTROL.fullmatch(path) is not None
 
 
 def host_of(port: int | str, sandbox_id: str, domain: str) -> str:

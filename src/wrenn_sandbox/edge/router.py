@@ -46,7 +46,7 @@ class Router:
             await self._app(scope, receive, send)
             return
         try:
-            address = address_of(scope["headers"], self._domain)
+            address = address_of(scope["headers"], self._domain, scope["raw_path"])
         except WrennError as error:
             await _refusal(error)(scope, receive, send)
             return

@@ -4,10 +4,11 @@
 // `works`, `absent` where this version has no such feature, or what failed.
 
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import dns from 'node:dns'
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 
 const [directory, template, existing] = process.argv.slice(2)
 const { Sandbox, CommandExitError, TimeoutError } = createRequire(`${directory}/x.js`)('e2b')
@@ -138,8 +139,8 @@ const features = {
   },
   'connect from another process': async () => {
     const file = fileURLToPath(import.meta.url)
-    const said = execFileSync(process.execPath, [file, directory, template, id])
-    assert.equal(String(said), 'from another process\n')
+    const said = await promisify(execFile)(process.execPath, [file, directory, template, id])
+    assert.equal(said.stdout, 'from another process\n')
   },
   'pause and connect': async () => {
     await sandbox.files.write(`${home}/kept`, 'kept', root)

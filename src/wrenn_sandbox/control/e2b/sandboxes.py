@@ -278,6 +278,7 @@ async def delete(id: str, team_id: CallerTeam, services: ServicesDependency) -> 
 @router.post(
     "/v2/sandboxes/{id}/connect",
     operation_id="e2bConnectV2",
+    response_model_exclude_none=True,
     responses={**_LIFE, 201: {"model": Started, "description": "It was paused and runs again"}},
 )
 async def connect_v2(
@@ -295,6 +296,7 @@ async def connect_v2(
 @router.post(
     "/sandboxes/{id}/connect",
     operation_id="e2bConnect",
+    response_model_exclude_none=True,
     responses={**_LIFE, 201: {"model": Started, "description": "It was paused and runs again"}},
 )
 async def connect(
@@ -326,6 +328,7 @@ async def _connect(
 @router.post(
     "/sandboxes/{id}/resume",
     operation_id="e2bResume",
+    response_model_exclude_none=True,
     status_code=201,
     responses=_LIFE,
 )

@@ -1,10 +1,10 @@
 """A sandbox as E2B's clients are told of it."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Final, Self
-from urllib.parse import urlsplit
 
 from fastapi import Depends
 from pydantic import Field
@@ -27,6 +27,9 @@ _CLIENT_ID: Final = "wrenn"
 
 _NEVER: Final = datetime(2100, 1, 1, tzinfo=UTC)
 """When what has no deadline ends: clients need a time."""
+
+
+_PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 
 
 class SandboxState(StrEnum):
@@ -54,8 +57,8 @@ class Reach:
 
     def __init__(self, request: Request, services: ServicesDependency) -> None:
         self._ports = services.ports
-        port = urlsplit(f"//{request.headers.get('host', '')}").port
-        self._domain = services.ports.domain + ("" if port is None else f":{port}")
+        port = _PORT.search(request.headers.get("host", ""))
+        self._domain = services.ports.domain + ("" if port is None else port[0])
 
     def __call__(self, sandbox: Sandbox) -> Reached:
         token = self._ports.traffic_token(sandbox.id) if sandbox.private_ports else None
