@@ -1,5 +1,6 @@
 """Metrics and logs as E2B's clients and its dashboard ask for them."""
 
+import json
 from datetime import UTC, datetime
 
 from e2b.api.client.models import SandboxLogs, SandboxLogsV2Response, SandboxMetric
@@ -89,9 +90,10 @@ async def test_logs_of_e2b_are_the_lines_of_the_console(
     assert await said(level="error") == []
     answer = await user.client.get(f"/sandboxes/{id}/logs", params={"start": 2_000, "limit": 1})
     old = SandboxLogs.from_dict(answer.json())
-    assert [each.line for each in old.logs] == [each.message for each in old.log_entries]
     assert old.log_entries[0].fields.to_dict() == {"source": "kernel"}
-    assert old.logs[0].line == "line 2"
+    assert old.log_entries[0].message == "line 2"
+    told = {"level": "info", "logger": "kernel", "message": "line 2"}
+    assert json.loads(old.logs[0].line) == told
     for query in ({"limit": 1001}, {"cursor": -1}, {"level": "loud"}, {"unheardOf": 1}):
         answer = await user.client.get(f"/v2/sandboxes/{id}/logs", params=query)
         assert answer.status_code == 400, query

@@ -120,10 +120,11 @@ def _run(argv: list[str]) -> None:
 
 
 def _python(least: tuple[int, ...]) -> str | None:
-    """The program of a Python of this version or a newer one."""
+    """The program of a Python of this version or a newer one, a pyenv's too."""
     major, minor = least
     names = [f"python{major}.{each}" for each in range(minor, minor + 4)]
-    return _first(["/usr/bin/python3", *names], least)
+    managed = Path.home().glob(f".pyenv/versions/{major}.*/bin/python{major}")
+    return _first(["/usr/bin/python3", *names, *map(str, sorted(managed))], least)
 
 
 def _node(least: tuple[int, ...]) -> str | None:

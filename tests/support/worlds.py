@@ -45,8 +45,10 @@ _VOLATILE = frozenset(
         "e2bGetMetrics",
         "e2bGetMetricsOfSandboxes",
         "getCapsuleMetrics",
+        "getCapsuleUsage",
         "getPort",
         "getSandboxMetrics",
+        "getUsageHistory",
         "listProcesses",
         ENDLESS,
     }

@@ -3,6 +3,7 @@
 Their cursors are times in milliseconds; a console has no levels, so all of it is `info`.
 """
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -54,8 +55,16 @@ class LogEntry(E2BResponse):
 
 
 class OldLogEntry(E2BResponse):
+    """`line` is an object in JSON: the command line reads its `level`, `logger` and `message`."""
+
     timestamp: datetime
     line: str
+
+    @classmethod
+    def of(cls, source: object) -> Self:
+        assert isinstance(source, LogLine)
+        told = {"level": Level.INFO, "logger": source.source, "message": source.text}
+        return cls(timestamp=source.at, line=json.dumps(told))
 
 
 class Logs(E2BResponse):
@@ -107,7 +116,7 @@ async def get_logs(
     """Lines from a time on, oldest first."""
     lines = await _lines(services, team_id, id, start, backward=False, limit=limit)
     return OldLogs(
-        logs=[OldLogEntry(timestamp=each.at, line=each.text) for each in lines],
+        logs=[OldLogEntry.of(each) for each in lines],
         log_entries=[LogEntry.of(each) for each in lines],
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from fastapi import APIRouter, Query
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from wrenn_sandbox.control.api.authentication import CallerTeam
@@ -15,7 +16,7 @@ from wrenn_sandbox.control.api.paging import cursor_of, position_of
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import ServicesDependency
 from wrenn_sandbox.control.store.records import Position, TeamTemplate
-from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.errors import NotFound, WrennError
 from wrenn_sandbox.ids import ImageId, TeamId, new_image_id
 from wrenn_sandbox.model.limits import FORKS_MAX
 from wrenn_sandbox.model.template import TemplateType
@@ -164,6 +165,10 @@ async def fork(
     status_code=204,
     responses=failures(401, 403, 404),
 )
-async def delete_template(id: str, team_id: CallerTeam, services: ServicesDependency) -> None:
+async def delete_template(
+    id: str, request: Request, team_id: CallerTeam, services: ServicesDependency
+) -> None:
     """Give up a snapshot, by its id or one of its names."""
+    if request.scope["path"] != f"/templates/{id}":  # a line feed at the end is no part of `id`
+        raise NotFound("There is no such template")
     await services.snapshots.delete(team_id, names.template_name(team_id, id))
