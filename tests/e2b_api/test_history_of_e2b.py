@@ -76,7 +76,7 @@ async def test_logs_of_e2b_are_the_lines_of_the_console(
         for number in range(1, 2502)
     ]
 
-    async def said(**query: object) -> list[str]:
+    async def said(**query: str | int) -> list[str]:
         answer = await user.client.get(f"/v2/sandboxes/{id}/logs", params=query)
         assert answer.status_code == 200, answer.text
         return [each.message for each in SandboxLogsV2Response.from_dict(answer.json()).logs]

@@ -142,11 +142,11 @@ def _command_line(environment: Environment, here: _Here) -> dict[str, str]:
         call("logs", id)
         call("metrics", id)
         call("pause", id)
-        assert client.sandboxes.get(id).status == "paused"
+        assert client.sandboxes.info(id).status == "paused"
         call("resume", id)
-        assert client.sandboxes.get(id).status == "running"
+        assert client.sandboxes.info(id).status == "running"
         call("kill", id)
-        assert client.sandboxes.get(id).status == "stopped"
+        assert client.sandboxes.info(id).status == "stopped"
     features = (
         "info",
         "list with filters",

@@ -46,8 +46,14 @@ async def test_what_is_not_supported_is_refused_by_its_name(
 
 
 async def test_empty_fields_ask_for_nothing(faulty: Server, user: Team) -> None:
-    nothing = {"volumeMounts": [], "mcp": None, "iam": None, "network": {"rules": {}}}
-    await created(user, **nothing, secure=False, autoResume={"enabled": False})
+    nothing: dict[str, object] = {
+        "volumeMounts": [],
+        "mcp": None,
+        "iam": None,
+        "network": {"rules": {}},
+    }
+    json = {"templateID": "minimal", **nothing, "secure": False, "autoResume": {"enabled": False}}
+    assert (await user.client.post("/v2/sandboxes", json=json)).status_code == 201
 
 
 _BAD = [
