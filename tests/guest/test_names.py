@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ class _FirstProcess(Agent):
         self.port = int(json.loads(self.process.stdout.readline())["port"])
 
     def end(self) -> None:
+        # the agent itself: who has acted as another user does not die with its parent
+        pid = self.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
         self.process.kill()
         self.process.communicate(timeout=PATIENCE)
 
