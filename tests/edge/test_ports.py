@@ -40,6 +40,18 @@ async def test_everything_else_goes_to_the_api(edge: Edge) -> None:
             assert answer.json()["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("host", "port"), [("x:99", ":99"), ("x", ""), ("x:999999", ""), ("[", "")]
+)
+async def test_the_addresses_of_ports_have_the_port_that_was_called(
+    edge: Edge, sandbox: str, host: str, port: str
+) -> None:
+    headers = {"Host": host, "X-API-Key": edge.team.key}
+    async with edge.client() as client:
+        answer = await client.get(f"/v1/sandboxes/{sandbox}/ports", headers=headers)
+    assert answer.json()["url"] == f"http://{{port}}-{sandbox}.localhost{port}"
+
+
 async def test_bodies_go_through_whole_in_chunks_or_with_a_length(edge: Edge, sandbox: str) -> None:
     content = bytes(range(256)) * 40_000
 

@@ -2,7 +2,6 @@
 
 import re
 from typing import Final
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -25,6 +24,7 @@ from .services import Services, ServicesDependency
 router = APIRouter(prefix="/v1/sandboxes", tags=["ports"])
 BODY_LIMITS: Final = ((re.compile(r"/v1/sandboxes/[^/]+/ports/[^/]+/.*", re.DOTALL), None),)
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_PORT: Final = re.compile(r":[0-9]{1,5}$")
 _ABOVE: Final = re.compile(rb"(/[^/]*){5}")
 """What stands before the path that a guest is asked for."""
 
@@ -51,8 +51,8 @@ async def get_ports(
     """Where the ports of a sandbox are reached."""
     sandbox = await services.ports.find(id, team_id)
     domain = services.ports.domain
-    port = urlsplit(f"//{request.headers.get('host', '')}").port
-    host = host_of("{port}", sandbox.id, domain) + ("" if port is None else f":{port}")
+    port = _PORT.search(request.headers.get("host", ""))
+    host = host_of("{port}", sandbox.id, domain) + (port[0] if port else "")
     return Ports(
         url=f"{request.url.scheme}://{host}",
         domain=domain,
