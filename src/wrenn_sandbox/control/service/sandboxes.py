@@ -294,9 +294,7 @@ class SandboxService:
         if first is None:
             first = date.fromordinal(max(1, last.toordinal() - DAYS_SHOWN + 1))
         if not 0 <= (last - first).days < DAYS_MAX:
-            raise InvalidRequest(
-                f"Give 1 to {DAYS_MAX} days, the first one as from, the last one as to"
-            )
+            raise InvalidRequest(f"from: must be to, or at most {DAYS_MAX - 1} days before it")
         return now, await self._store.team(team_id).usage.days(first, last, now)
 
     async def set_network(self, team_id: TeamId, sandbox_id: str, wanted: Egress) -> Egress:
