@@ -97,7 +97,7 @@ async def test_unknown_routes_and_methods(faulty: Server, user: Team) -> None:
     for path in (
         "/v1",
         "/v1/sandboxes/",
-        "/v2/sandboxes",
+        "/v4/sandboxes",
         "/docs/",
         "/%00",
         "http://wrenn.test//health",

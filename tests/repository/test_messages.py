@@ -13,7 +13,9 @@ import pytest
 _SOURCES = Path(__file__).parents[2] / "src" / "wrenn_sandbox"
 _MODULES = [path for path in sorted(_SOURCES.rglob("*.py")) if "client" not in path.parts]
 _TREES = {path: ast.parse(path.read_text()) for path in _MODULES}
-_FIELDS = re.compile(r"[a-z_]+([.]|: |, [a-z_]+ and [a-z_]+ must )|(cmd|email|name|password) must ")
+_FIELDS = re.compile(
+    r"[a-zA-Z_]+([.]|: |, [a-z_]+ and [a-z_]+ must )|(cmd|email|name|password) must "
+)
 """A message that begins with a field of the request, as the caller wrote it."""
 
 

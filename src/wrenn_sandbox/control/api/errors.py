@@ -62,22 +62,22 @@ def json_response(content: object, status: int, headers: Headers) -> Response:
     )
 
 
-def _own_form(error: WrennError, headers: Headers) -> Response:
-    return json_response({"error": content_of(error)}, error.status, headers)
-
-
 class _ErrorResponse(Response):
     """Tells a caller of `error` in the form of the API that was called, and notes its code."""
 
     def __init__(self, error: WrennError, headers: Headers) -> None:
-        super().__init__(status_code=error.status)
+        own = json_response({"error": content_of(error)}, error.status, headers)
+        super().__init__(own.body, error.status, own.headers)
         self._error = error
         self._more = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         note_error(scope, self._error.code)
-        form: ErrorForm = scope.get(ERROR_FORM, _own_form)
-        await form(self._error, self._more)(scope, receive, send)
+        form: ErrorForm | None = scope.get(ERROR_FORM)
+        if form is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await form(self._error, self._more)(scope, receive, send)
 
 
 def error_response(error: WrennError, headers: Headers | None = None) -> Response:
