@@ -37,7 +37,16 @@ NOT_FOUND = {
 ENDLESS = "streamEvents"
 """The read that goes on until the caller hangs up."""
 
-_VOLATILE = frozenset({"downloadArchive", "getSandboxMetrics", "listProcesses", ENDLESS})
+_VOLATILE = frozenset(
+    {
+        "downloadArchive",
+        "getSandboxLogs",
+        "getSandboxMetrics",
+        "getUsageHistory",
+        "listProcesses",
+        ENDLESS,
+    }
+)
 """Reads that differ from one moment to the next, or keep a sandbox awake."""
 
 _SMALL = 1 << 20
