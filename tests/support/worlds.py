@@ -42,11 +42,14 @@ ENDLESS = "streamEvents"
 _VOLATILE = frozenset(
     {
         "downloadArchive",
+        "e2bGetLogs",
+        "e2bGetLogsV2",
         "e2bGetMetrics",
         "e2bGetMetricsOfSandboxes",
         "getCapsuleMetrics",
         "getCapsuleUsage",
         "getPort",
+        "getSandboxLogs",
         "getSandboxMetrics",
         "getUsageHistory",
         "listProcesses",
