@@ -22,7 +22,8 @@ _SETTINGS = (
 _READY = b"database system is ready to accept connections"
 
 
-def _programs() -> Path:
+def programs() -> Path:
+    """The directory of the newest PostgreSQL that is installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found:
         raise RuntimeError("Install the package postgresql: the tests run a server of their own")
@@ -43,6 +44,27 @@ def _as_nobody() -> list[str]:
     ]
 
 
+def make_data(data: Path, *options: str) -> None:
+    """Make an empty cluster, as a directory of nobody's below one of nobody's."""
+    subprocess.run(
+        [
+            *_as_nobody(),
+            programs() / "initdb",
+            "--no-sync",
+            "--auth=trust",
+            "--username=wrenn",
+            "--encoding=UTF8",
+            "--locale=C",
+            *options,
+            data,
+        ],
+        check=True,
+        capture_output=True,
+        cwd=data.parent,
+        env={**os.environ, "TZ": "GMT"},
+    )
+
+
 @dataclass
 class PostgresServer:
     """A running server, reached through a socket in `directory`."""
@@ -58,24 +80,10 @@ class PostgresServer:
         if os.geteuid() == 0:
             shutil.chown(directory, "nobody", "nogroup")
         data = directory / "data"
-        subprocess.run(
-            [
-                *_as_nobody(),
-                _programs() / "initdb",
-                "--no-sync",
-                "--auth=trust",
-                "--username=wrenn",
-                "--encoding=UTF8",
-                "--locale=C",
-                data,
-            ],
-            check=True,
-            capture_output=True,
-            cwd=directory,
-        )
+        make_data(data)
         options = [part for setting in _SETTINGS for part in ("-c", setting)]
         process = subprocess.Popen(
-            [*_as_nobody(), _programs() / "postgres", "-D", data, "-k", directory, *options],
+            [*_as_nobody(), programs() / "postgres", "-D", data, "-k", directory, *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=directory,
@@ -102,7 +110,7 @@ class PostgresServer:
         name = f"test{self.databases}"
         subprocess.run(
             [
-                _programs() / "psql",
+                programs() / "psql",
                 *("-h", self.directory, "-U", "wrenn", "-d", "postgres", "-q"),
                 *("-c", f"CREATE DATABASE {name} TEMPLATE {template}"),
             ],

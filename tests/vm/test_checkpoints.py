@@ -119,51 +119,6 @@ async def test_a_clone_is_nobody_else(world: World) -> None:
         assert abs(time.time() - guest) < patience(2)
 
 
-_WRITER = """
-import os, sqlite3, sys
-if os.fork():
-    sys.exit()
-os.setsid()
-print(os.getpid(), file=open("/root/writer.pid", "w"))
-database = sqlite3.connect("/root/db", isolation_level=None)
-database.execute("PRAGMA journal_mode = WAL")
-database.execute("CREATE TABLE pairs (a INTEGER, b INTEGER)")
-n = 0
-while True:
-    n += 1
-    database.execute("BEGIN")
-    database.execute("INSERT INTO pairs VALUES (?, ?)", (n, -n))
-    database.execute("UPDATE pairs SET b = b - 1, a = a + 1 WHERE a % 7 = ?", (n % 7,))
-    database.execute("COMMIT")
-"""
-_READER = (
-    "import sqlite3; d = sqlite3.connect('/root/db');"
-    "print(d.execute('PRAGMA integrity_check').fetchone()[0],"
-    " d.execute('SELECT count(*) > 0, sum(a + b) FROM pairs').fetchone())"
-)
-
-
-async def test_a_database_is_whole_in_every_checkpoint(world: World) -> None:
-    """While it is written to: in each clone the writer goes on, and no transaction is torn."""
-    source = await world.create()
-    await world.output(source, f"cat > /root/writer.py <<'EOF'\n{_WRITER}\nEOF")
-    await world.output(source, "python3 /root/writer.py >/dev/null 2>&1 </dev/null")
-    await asyncio.sleep(2)
-    for _ in range(3):
-        image = await world.checkpoint(source)
-        clone = await world.create(image)
-        for command in (
-            "true",
-            "kill -9 $(cat /root/writer.pid); echo 3 > /proc/sys/vm/drop_caches",
-        ):
-            await world.output(clone, command)
-            assert await world.output(clone, f'python3 -c "{_READER}"') == "ok (1, 0)"
-        await world.destroy(clone)
-        await world.host.remove_image(image)
-    assert await world.output(source, f'python3 -c "{_READER}"') == "ok (1, 0)"
-    await world.output(source, "kill $(cat /root/writer.pid)")
-
-
 async def test_going_back_to_a_checkpoint(world: World) -> None:
     """Running or paused, under the same id; what came after is gone."""
     images = world.images()
