@@ -20,7 +20,7 @@ from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.vm
 
-_ROUNDS: Final = int(os.environ.get("WRENN_DATABASE_ROUNDS", "2"))
+_ROUNDS: Final = int(os.environ.get("WRENN_DATABASE_ROUNDS", "1"))
 _KINDS: Final = ("sqlite", "postgres")
 _PROGRAM: Final = "/root/database.py"
 _PACKED: Final = "/root/postgres.tar.zst"
@@ -83,7 +83,7 @@ async def _require_recovery(world: World, sandbox: SandboxId, promised: dict[str
         assert count in (told, told + 2), kind
 
 
-@pytest.mark.timeout(patience(max(300, 120 * _ROUNDS)))
+@pytest.mark.timeout(patience(900 * _ROUNDS))
 async def test_databases_are_whole_in_every_checkpoint_fork_and_rollback(world: World) -> None:
     """Each fork goes on with its writers, and recovers when all of them are killed."""
     source = await world.create()
