@@ -58,6 +58,30 @@ async def test_nobody_else_on_the_host_reads_an_sqlite_file(tmp_path: Path) -> N
     assert found == {"wrenn.db": 0o600, "wrenn.db-wal": 0o600, "wrenn.db-shm": 0o600}
 
 
+async def test_a_cancelled_write_keeps_no_lock(tmp_path: Path) -> None:
+    """Not even while somebody still has the error, and with it the cursor of the transaction."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'wrenn.db'}")
+    await database.prepare()
+    async with database.write() as connection:
+        await connection.execute(text("CREATE TABLE numbers (each INTEGER)"))
+
+    async def add() -> None:
+        async with database.write() as connection:
+            await connection.execute(text("INSERT INTO numbers VALUES (1) RETURNING each"))
+
+    cancelled = []
+    for turns in range(40):
+        adding = asyncio.create_task(add())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        adding.cancel()
+        cancelled += await asyncio.gather(adding, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await add()
+    await database.close()
+    assert any(isinstance(each, asyncio.CancelledError) for each in cancelled)
+
+
 @pytest.mark.postgres
 async def test_an_sslmode_as_in_libpq(postgres: PostgresServer, migrated: str) -> None:
     url = postgres.url(postgres.make_database(migrated)) + "&sslmode=prefer"

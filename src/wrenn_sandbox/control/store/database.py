@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -106,13 +106,32 @@ def _make_wal(file: Path) -> None:
                 return
 
 
+class _Connection(sqlite3.Connection):
+    """Ends its transaction when it is closed.
+
+    SQLite puts that off as long as a statement is unfinished. The cursor of a cancelled task may
+    live on in its error: until that is freed, nobody else could write.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.ProgrammingError):
+            self.rollback()
+        super().close()
+
+
 def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def sqlite_writer(url: str) -> AsyncEngine:
     """An engine with one connection whose transactions take the write lock at once."""
-    engine = create_async_engine(url, hide_parameters=True, pool_size=1, max_overflow=0)
+    engine = create_async_engine(
+        url,
+        connect_args={"factory": _Connection},
+        hide_parameters=True,
+        pool_size=1,
+        max_overflow=0,
+    )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
