@@ -69,7 +69,7 @@ async def test_a_cancelled_write_keeps_no_lock(tmp_path: Path) -> None:
         async with database.write() as connection:
             await connection.execute(text("INSERT INTO numbers VALUES (1) RETURNING each"))
 
-    cancelled = []
+    cancelled: list[BaseException | None] = []
     for turns in range(40):
         adding = asyncio.create_task(add())
         for _ in range(turns):
