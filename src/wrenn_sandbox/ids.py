@@ -26,6 +26,9 @@ new_random: Random = secrets.token_bytes
 
 _RANDOM_CHARACTERS = 20
 _ID = re.compile(r"[a-z]+-[a-z2-7]{20}")
+KEY_PREFIXES = ("wrn_", "e2b_")
+"""How keys begin, in either of their spellings."""
+
 API_KEY = re.compile(r"wrn_[0-9a-f]{32}")
 _E2B_KEY = re.compile(r"e2b_([0-9a-f]{32})([0-9a-f]{8})")
 

@@ -70,7 +70,7 @@ def test_an_upgrade_is_asked_for_anew() -> None:
 @pytest.mark.parametrize(
     ("origin", "passes"),
     [
-        (_OWN, {b"Basic dTo=", b"Bearer x", b"a=b"}),
+        (_OWN, {b"Basic dTo=", b"Bearer x", b"a=b", b"of the program"}),
         (_SHARED, {b"Basic dTo="}),
         (_PATH, set()),
     ],
@@ -79,11 +79,15 @@ def test_credentials_of_ours_reach_no_guest(origin: Origin, passes: set[bytes]) 
     for name, value in (
         (b"authorization", b"Basic dTo="),
         (b"authorization", b"Bearer x"),
+        (b"authorization", b"Bearer wrn_0"),
+        (b"x-api-key", b"of the program"),
+        (b"x-api-key", b"wrn_0"),
+        (b"x-api-key", b"e2b_0"),
         (b"cookie", b"a=b"),
     ):
         lines = _lines([(b"host", b"a"), (name, value)], origin)
         assert (b"%b: %b" % (name, value) in lines) is (value in passes)
-    for name in (b"x-api-key", b"e2b-traffic-access-token", b"e2b-sandbox-id", b"e2b-sandbox-port"):
+    for name in (b"e2b-traffic-access-token", b"e2b-sandbox-id", b"e2b-sandbox-port"):
         assert not any(b"secret" in each for each in _lines([(name, b"secret")], origin))
 
 

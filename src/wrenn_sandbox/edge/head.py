@@ -11,6 +11,8 @@ from typing import Final
 
 from starlette.types import Scope
 
+from wrenn_sandbox.ids import KEY_PREFIXES
+
 from .address import PORT_HEADER, SANDBOX_HEADER
 
 Fields = list[tuple[bytes, bytes]]
@@ -36,7 +38,6 @@ _HOP_BY_HOP: Final = frozenset(
 _OURS: Final = frozenset(
     {
         b"forwarded",
-        b"x-api-key",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-prefix",
@@ -89,6 +90,9 @@ _HARMLESS: Final = (
     (b"cache-control", b"no-store"),
 )
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_A_KEY: Final = re.compile(
+    rb"\s*(bearer\s+)?(%b)" % "|".join(KEY_PREFIXES).encode("ascii"), re.IGNORECASE
+)
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -175,8 +179,13 @@ def _named(fields: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
 
 def _may_pass(field: tuple[bytes, bytes], origin: Origin) -> bool:
     """On our own origin `Authorization` and cookies may be ours: only a guest's user name may pass,
-    and nothing under a path, which needs credentials of ours."""
+    and nothing under a path, which needs credentials of ours. On a guest's own origin they are the
+    guest's, but for what looks like a key of ours."""
     name, value = field
+    if name == b"x-api-key" and not origin.own:
+        return False
+    if name in (b"x-api-key", b"authorization") and _A_KEY.match(value):
+        return False
     if origin.own:
         return True
     if name == b"authorization":

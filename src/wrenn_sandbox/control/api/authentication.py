@@ -12,11 +12,10 @@ from starlette.requests import HTTPConnection
 
 from wrenn_sandbox.control.service.callers import Caller
 from wrenn_sandbox.errors import Unauthorized
-from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.ids import KEY_PREFIXES, TeamId
 
 from .services import Services, ServicesDependency
 
-_KEY_PREFIXES = ("wrn_", "e2b_")
 _api_key = APIKeyHeader(name="X-API-Key", scheme_name="apiKeyAuth", auto_error=False)
 _bearer = HTTPBearer(bearerFormat="JWT", scheme_name="bearerAuth", auto_error=False)
 
@@ -76,7 +75,7 @@ def has_credentials(connection: HTTPConnection) -> bool:
 
 async def caller_of_secret(secret: str, services: Services) -> Caller:
     """Who is behind an API key or a token; raises `Unauthorized`."""
-    if secret.startswith(_KEY_PREFIXES):
+    if secret.startswith(KEY_PREFIXES):
         return await services.api_keys.caller_of_key(secret)
     return await services.accounts.caller_of_token(secret)
 
