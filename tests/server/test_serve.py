@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from wrenn_sandbox.errors import HostFailure
+from wrenn_sandbox.server.main import greeting
 from wrenn_sandbox.testing.server_process import ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,17 @@ def _new_key(url: str) -> dict[str, str]:
 @pytest.fixture
 def server(tmp_path: Path) -> ServerProcess:
     return ServerProcess(tmp_path / "data", tmp_path / "log", _FAKE)
+
+
+def test_a_server_says_where_it_and_the_ports_of_its_sandboxes_are() -> None:
+    assert greeting("http://127.0.0.1:8080", "localhost").splitlines() == [
+        "Wrenn is ready at http://127.0.0.1:8080",
+        "Ports of sandboxes: http://PORT-ID.localhost:8080",
+        "Clients of E2B: E2B_API_URL=http://127.0.0.1:8080 E2B_SANDBOX_URL=http://127.0.0.1:8080",
+    ]
+    told = greeting("https://[::1]:8443", "boxes.test")
+    assert "https://PORT-ID.boxes.test:8443" in told
+    assert told.endswith(" or E2B_DOMAIN=boxes.test:8443")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

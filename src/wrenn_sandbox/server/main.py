@@ -60,7 +60,7 @@ async def run(settings: Settings, service_settings: ServiceSettings) -> None:
         await stack.enter_async_context(app.router.lifespan_context(app))
 
         def say_ready(url: str) -> None:
-            print(f"Wrenn is ready at {url}", flush=True)
+            print(greeting(url, settings.domain), flush=True)
             service.ready()
 
         stopper.server = HttpServer(app, settings, listener, certificate, on_ready=say_ready)
@@ -95,6 +95,21 @@ class _Stopper:
             return
         self.server.should_exit = True
         self.server.force_exit = self._signals > 1
+
+
+def greeting(url: str, domain: str) -> str:
+    """What a server that has started tells of where it is."""
+    scheme, _, address = url.partition("://")
+    names = f"{domain}:{address.rpartition(':')[2]}"
+    e2b = [f"E2B_API_URL={url} E2B_SANDBOX_URL={url}"]
+    if scheme == "https":
+        e2b.append(f"E2B_DOMAIN={names}")
+    lines = [
+        f"Wrenn is ready at {url}",
+        f"Ports of sandboxes: {scheme}://PORT-ID.{names}",
+        f"Clients of E2B: {' or '.join(e2b)}",
+    ]
+    return "\n".join(lines)
 
 
 def check_address(settings: Settings) -> None:
