@@ -56,7 +56,9 @@ def serving(checkout: Path) -> Iterator["subprocess.Popen[str]"]:
 
 def test_a_signal_reaches_the_server(serving: "subprocess.Popen[str]") -> None:
     assert serving.stdout is not None
-    assert serving.stdout.readline() == f"{serving.pid} serve --build minimal --port 1\n"
+    assert (
+        serving.stdout.readline() == f"{serving.pid} serve --build minimal --build base --port 1\n"
+    )
     serving.terminate()
     assert serving.wait(10) == -signal.SIGTERM
 

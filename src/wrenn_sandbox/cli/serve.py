@@ -18,7 +18,10 @@ def command(
         typer.Option(help="Port to listen on, 0 for any free one (WRENN_PORT).", min=0, max=65535),
     ] = None,
     build: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Build this template first, from its recipe.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Build this template first, from its recipe (repeatable)."
+        ),
     ] = None,
 ) -> None:
     """Serve the API until interrupted. Machines keep running (or are paused: WRENN_ON_STOP)."""
@@ -29,11 +32,12 @@ def command(
     from wrenn_sandbox import logs
     from wrenn_sandbox.server.main import check_address, run
 
-    if build is not None:
+    if build:
         from . import host_templates
 
         check_address(settings)
-        host_templates.build(build, None, None)
+        for name in build:
+            host_templates.build(name, None, None)
     faulthandler.enable()
     logs.configure(settings, journal_stream=service.journal_stream)
 
