@@ -1,5 +1,6 @@
 """A guest's answer to one request, parsed as it comes and within bounds. No I/O."""
 
+import sys
 from typing import Final
 
 import httptools
@@ -23,6 +24,7 @@ class Answer:
     """`status` and `fields` count once `begun`; the body is what `feed` gives.
 
     An answer is `complete`, or at 101 `upgraded`: then what `feed` gives is no HTTP any more.
+    It is `reusable` when another answer may follow it, and nothing has yet.
     """
 
     def __init__(self, *, bodiless: bool, upgradable: bool) -> None:
@@ -34,10 +36,18 @@ class Answer:
         self._body: list[bytes] = []
         self.status = 0
         self.fields: Fields = []
-        self.begun = self.complete = self.upgraded = False
+        self._may_go_on = False
+        self._plain = 0
+        """Bytes of the body that come next and that nothing frames."""
+        self.begun = self.complete = self.upgraded = self.reusable = False
+
+    @property
+    def step(self) -> int:
+        """How many bytes to feed at most."""
+        return sys.maxsize if self.upgraded else max(SLICE, self._plain)
 
     def feed(self, data: bytes) -> bytes:
-        """Take what has arrived, `SLICE` bytes at most; gives what of it is the body.
+        """Take what has arrived, `step` bytes at most; gives what of it is the body.
 
         Raises `BadAnswer`.
         """
@@ -45,6 +55,8 @@ class Answer:
             return data
         if self.complete:
             return b""
+        if self._plain:
+            return self._feed_plain(data)
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
@@ -54,12 +66,14 @@ class Answer:
             self.begun = self.upgraded = True
             return data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as error:
+            self.reusable = False
             cause = error.__context__
             if isinstance(cause, BadAnswer):
                 raise cause from None
             if not isinstance(cause, _Enough):
                 raise
         except httptools.HttpParserError as error:
+            self.reusable = False
             if not self.complete:
                 raise BadAnswer(f"not HTTP: {error}") from None
         body = b"".join(self._body)
@@ -69,7 +83,25 @@ class Answer:
             raise BadAnswer("a head or chunks of too many bytes")
         if body:
             self._overhead = 0
+        if self.begun and not self.complete:
+            self._plain = self._still_plain(len(body))
         return body
+
+    def _feed_plain(self, data: bytes) -> bytes:
+        body = data[: self._plain]
+        if self._plain != sys.maxsize:
+            self._plain -= len(body)
+            self.complete = not self._plain
+            self.reusable = self.complete and self._may_go_on and len(body) == len(data)
+        return body
+
+    def _still_plain(self, had: int) -> int:
+        """How much of the body is left where it has a length or ends with its connection."""
+        fields = dict(self.fields)
+        if b"transfer-encoding" in fields:
+            return 0
+        length = fields.get(b"content-length")
+        return sys.maxsize if length is None else int(length) - had
 
     def end(self) -> None:
         """Take note of the connection's end; raises `BadAnswer` where something is missing."""
@@ -108,6 +140,7 @@ class Answer:
             raise BadAnswer("a status that is none")
         self._require_one_length()
         self.begun = True
+        self._may_go_on = self._parser.should_keep_alive()
         if self._bodiless:
             self.complete = True
             raise _Enough
@@ -118,6 +151,7 @@ class Answer:
     def on_message_complete(self) -> None:
         if self.begun:
             self.complete = True
+            self.reusable = self._may_go_on
         elif self.status != 101:
             self.fields.clear()
 

@@ -123,11 +123,12 @@ def request_head(
     origin: Origin,
     *,
     upgrade: bytes | None = None,
+    keep: bool = False,
     extra: Iterable[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """The head of the request that a guest gets, with `extra` instead of what the client sent.
 
-    A body keeps its length, or is sent in chunks. Each request has a connection of its own.
+    A body keeps its length, or is sent in chunks. `keep` asks for the connection to stay open.
     """
     fields = list(fields)
     extra = list(extra)
@@ -140,7 +141,7 @@ def request_head(
     kept += _forwarded(given.get(b"host", b""), origin)
     kept += extra
     if upgrade is None:
-        kept.append((b"connection", b"close"))
+        kept.append((b"connection", b"keep-alive" if keep else b"close"))
     else:
         kept += [(b"connection", b"Upgrade"), (b"upgrade", upgrade)]
     lines = b"".join(b"%b: %b\r\n" % (name, _without_ours(name, value)) for name, value in kept)

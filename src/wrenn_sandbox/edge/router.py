@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from hmac import compare_digest
 from math import ceil
 from typing import Final
@@ -118,6 +119,8 @@ class _Visit:
                         guest,
                         self._address.port,
                         target,
+                        life=(sandbox.id, sandbox.started_at),
+                        place=partial(self._ports.keeping, sandbox),
                         extra=extra,
                         idle_sec=self._ports.idle_sec,
                     )

@@ -37,7 +37,8 @@ from websockets.server import ServerProtocol
 from wrenn_sandbox.control.api.errors import error_response
 from wrenn_sandbox.control.api.headers import secured
 from wrenn_sandbox.edge.address import is_for_port
-from wrenn_sandbox.edge.exchange import CUT, UPGRADABLE
+from wrenn_sandbox.edge.exchange import CUT, KEEPER, UPGRADABLE
+from wrenn_sandbox.edge.line import Keeper
 from wrenn_sandbox.errors import (
     HeadTooLarge,
     InvalidRequest,
@@ -106,6 +107,7 @@ class HttpProtocol(HttpToolsProtocol):
         settings: EdgeSettings,
         place: ExitStack,
     ) -> None:
+        self._keeper = Keeper()
         super().__init__(config, server_state, app_state)
         self.url = b""
         self.headers = []
@@ -135,6 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._turns.drop()
         super().connection_lost(exc)
         self._place.close()
+        self._keeper.close()
         self._disconnect(self._running)
 
     def data_received(self, data: bytes) -> None:
@@ -300,6 +303,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._check_head()
         if self._is_for_port:
             self.scope["state"][CUT] = self._cut
+            self.scope["state"][KEEPER] = self._keeper
             self.scope["state"][UPGRADABLE] = self._wants_upgrade()
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise InvalidRequest("Too many requests wait on this connection")

@@ -1,6 +1,7 @@
 """`/v1/sandboxes/{id}/ports`: where the ports of a sandbox are reached, and a way to them."""
 
 import re
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -114,6 +115,8 @@ class _PortAnswer(Response):
                     guest,
                     self._port,
                     target[above.end() :] or b"/",
+                    life=(self._sandbox.id, self._sandbox.started_at),
+                    place=partial(ports.keeping, self._sandbox),
                     idle_sec=ports.idle_sec,
                     over=revoked,
                 )

@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from copy import copy
 from datetime import timedelta
 from typing import Final
@@ -27,6 +27,10 @@ TRAFFIC: Final = "traffic"
 
 AWAKE_SEC: Final = 300
 """A sandbox that was resumed by a request gets no deadline that is nearer."""
+
+KEPT_PER_SANDBOX: Final = 64
+KEPT_PER_TEAM: Final = 256
+"""Connections to guests that rest between two requests."""
 
 _WAKE_SEC: Final = 120.0
 _POLL_SEC: Final = 0.05
@@ -53,6 +57,11 @@ class PortService:
             name="port_connections",
             what="requests to ports",
         )
+        self._kept = ConcurrencyLimiter(
+            per_sandbox=KEPT_PER_SANDBOX,
+            per_team=KEPT_PER_TEAM,
+            what="connections to ports that rest",
+        )
         self._resumes: dict[SandboxId, asyncio.Task[Sandbox]] = {}
         self._failures: dict[SandboxId, WrennError] = {}
         self.domain = context.settings.domain
@@ -74,6 +83,10 @@ class PortService:
         if found is None or team_id not in (None, found.team_id):
             raise NotFound("There is no such sandbox")
         return found
+
+    def keeping(self, sandbox: Exposed) -> AbstractContextManager[None]:
+        """A connection to a guest that rests between two requests; raises `QuotaExceeded`."""
+        return self._kept.acquire(sandbox.team_id, sandbox.id)
 
     @asynccontextmanager
     async def using(self, sandbox: Exposed) -> AsyncIterator[Guest]:
