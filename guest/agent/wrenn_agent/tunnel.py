@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket as socket
 import errno
+import os
 import select
 import struct
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 PROTOCOL = "wrenn-tunnel"
 _PIECE = 64 * 1024
+_SPLICED = 1024 * 1024
+"""Bytes that are moved at once without being copied, about; a pipe holds fewer."""
+
 _TURNS = 4
 """Pieces that one direction may move before everything else has its turn."""
 
@@ -98,30 +102,65 @@ class Tunnels:
 
 
 class _Flow:
-    """One direction; nothing more is read while something is left to be written."""
+    """One direction; nothing more is read while something is left to be written.
+
+    What comes in large pieces goes through a pipe from then on: the kernel moves it, copying
+    nothing, which an emulated CPU does slowly.
+    """
 
     def __init__(self, source: socket.socket, target: socket.socket, held: bytes = b"") -> None:
         self._source = source
         self._target = target
-        self.held = memoryview(held)
+        self._held = memoryview(held)
+        self._piped = 0
+        self._pipe: tuple[int, int] | None = None
         self.ended = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether something is left to be written."""
+        return self._piped > 0 or bool(self._held)
 
     def move(self) -> None:
         """Move what can be moved now; OSError where either side is broken."""
         try:
             for _ in range(_TURNS):
-                if not self.held:
-                    if self.ended:
-                        return
-                    data = self._source.recv(_PIECE)
-                    if not data:
-                        self.ended = True
-                        self._target.shutdown(socket.SHUT_WR)
-                        return
-                    self.held = memoryview(data)
-                self.held = self.held[self._target.send(self.held) :]
+                if self.holds:
+                    self._give()
+                elif self.ended or not self._take():
+                    return
         except BlockingIOError:
             return
+
+    def close(self) -> None:
+        """Let go of the pipe and what is in it."""
+        for fd in self._pipe or ():
+            os.close(fd)
+        self._pipe = None
+
+    def _take(self) -> bool:
+        """Read, and write what can be written; whether there may be more."""
+        if self._pipe is None:
+            data = self._source.recv(_PIECE)
+            size, more = len(data), len(data) == _PIECE
+            self._held = memoryview(data)
+            if more:
+                self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        else:
+            size = _splice(self._source.fileno(), self._pipe[1], _SPLICED)
+            self._piped, more = size, True
+        if not size:
+            self.ended = True
+            self._target.shutdown(socket.SHUT_WR)
+            return False
+        self._give()
+        return more
+
+    def _give(self) -> None:
+        if self._pipe is not None and self._piped:
+            self._piped -= _splice(self._pipe[0], self._target.fileno(), self._piped)
+        else:
+            self._held = self._held[self._target.send(self._held) :]
 
 
 class _Relay:
@@ -140,15 +179,18 @@ class _Relay:
         """Return when both directions have ended; Disconnected where one breaks."""
         self._owner = self._loop.current
         try:
-            self._move()
+            self._move(self._up, self._down)
             while not self._is_over():
                 await suspend()
         except BaseException:
             self._broken = True
             raise
         finally:
-            for fd in self._watched:
-                self._loop.unregister(fd)
+            for fd, events in self._watched.items():
+                if events:
+                    self._loop.unregister(fd)
+            self._up.close()
+            self._down.close()
             if self._broken:  # what was cut short must not look as if it had ended
                 for each in (self._client, self._target):
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
@@ -158,37 +200,47 @@ class _Relay:
     def _is_over(self) -> bool:
         return self._broken or (self._up.ended and self._down.ended)
 
-    def _on_events(self, _events: int) -> None:
-        self._move()
-        if self._is_over():
-            self._owner.wake()
-
-    def _move(self) -> None:
+    def _move(self, *flows: _Flow) -> None:
         try:
-            self._up.move()
-            self._down.move()
+            for flow in flows:
+                flow.move()
         except OSError:
             self._broken = True
         if self._is_over():
+            self._owner.wake()
             return
         self._watch(self._client, self._up, self._down)
         self._watch(self._target, self._down, self._up)
 
     def _watch(self, sock: socket.socket, out_of: _Flow, into: _Flow) -> None:
         """A socket of which nothing is wanted is not watched: its end would be told for ever."""
-        wanted = _IN if not (out_of.held or out_of.ended) else 0
-        wanted |= _OUT if into.held else 0
+        wanted = 0 if out_of.holds or out_of.ended else _IN
+        if into.holds:
+            wanted |= _OUT
         fd = sock.fileno()
         before = self._watched.get(fd, 0)
         if wanted == before:
             return
+
+        def moved(events: int) -> None:
+            if events == _IN:
+                self._move(out_of)
+            elif events == _OUT:
+                self._move(into)
+            else:
+                self._move(out_of, into)
+
         self._watched[fd] = wanted
         if not wanted:
             self._loop.unregister(fd)
         elif not before:
-            self._loop.register(fd, wanted, self._on_events)
+            self._loop.register(fd, wanted, moved)
         else:
             self._loop.modify(fd, wanted)
+
+
+def _splice(source: int, target: int, size: int) -> int:
+    return os.splice(source, target, size, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
 
 
 def _port(text: str) -> int:
