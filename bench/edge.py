@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,51 +19,70 @@ from .report import Check, Report
 from .timing import Stopwatch
 
 REQUESTS: Final = 200
-LARGE_MB: Final = 64
 WEBSOCKETS: Final = 200
-PLAIN, EDGE = "small request over plain TCP", "small request through the edge"
-PLAIN_LARGE, EDGE_LARGE = "64 MB over plain TCP", "64 MB through the edge"
-MESSAGE = "message and echo, 200 WebSockets open"
+PLAIN, EDGE = "over plain TCP", "through the edge"
+SMALL: Final = "small request"
+MESSAGE: Final = "message and echo, 200 WebSockets open"
+_LARGE_MB: Final = 64
+_SMALL_COPIES: Final = 10
+"""Of 1 MB."""
+
 _MOST_MS_MORE: Final = 2.0
 _LEAST_RATIO: Final = 0.5
 
 _PORT: Final = 3000
 _PIECE: Final = 256 * 1024
 _PROGRAM: Final = f"""
-import asyncio, os, socket
+import os, re, socket, threading
 with open("large", "wb") as file:
-    for _ in range({LARGE_MB}):
+    for _ in range({_LARGE_MB}):
         file.write(os.urandom(1 << 20))
-async def serve(reader, writer):
-    head = await reader.readuntil(b"\\r\\n\\r\\n")
-    if b"upgrade: websocket" in head.lower():
-        writer.write(b"HTTP/1.1 101 Go\\r\\nConnection: upgrade\\r\\n")
-        writer.write(b"Upgrade: websocket\\r\\n\\r\\n")
-        while data := await reader.read(4096):
-            writer.write(data)
-    elif head.startswith(b"GET /large"):
-        writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: {LARGE_MB << 20}\\r\\n\\r\\n")
-        with open("large", "rb") as file:
-            await asyncio.get_running_loop().sendfile(writer.transport, file)
-    else:
-        writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
-    writer.close()
+def serve(peer):
+    buffer = bytearray({_PIECE})
+    file = open("large", "rb")
+    head = b""
+    while piece := peer.recv_into(buffer):
+        head += buffer[:piece]
+        if b"\\r\\n\\r\\n" not in head:
+            continue
+        head, _, body = head.partition(b"\\r\\n\\r\\n")
+        if b"upgrade: websocket" in head.lower():
+            peer.sendall(b"HTTP/1.1 101 Go\\r\\nConnection: upgrade\\r\\n")
+            peer.sendall(b"Upgrade: websocket\\r\\n\\r\\n")
+            while data := peer.recv(4096):
+                peer.sendall(data)
+            break
+        if head.startswith(b"POST"):
+            left = int(re.search(b"content-length: ([0-9]+)", head.lower())[1]) - len(body)
+            while left:
+                left -= peer.recv_into(buffer, min(left, len(buffer)))
+        megabytes = int(head.split(b" ")[1][1:] or 0)
+        size = max(2, megabytes << 20)
+        peer.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % size)
+        if not megabytes:
+            peer.sendall(b"ok")
+        while megabytes:
+            count = min(megabytes, {_LARGE_MB})
+            peer.sendfile(file, 0, count << 20)
+            megabytes -= count
+        head = b""
+    peer.close()
 listener = socket.create_server(("0.0.0.0", {_PORT}), backlog=512)
 if os.fork():
     os._exit(0)
 os.setsid()
-async def main():
-    server = await asyncio.start_server(serve, sock=listener)
-    await server.serve_forever()
-asyncio.run(main())
+while True:
+    peer = listener.accept()[0]
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    threading.Thread(target=serve, args=(peer,), daemon=True).start()
 """
-"""Listens before it goes to the background."""
+"""Listens before it goes to the background. `GET /N` gives N MB, `POST` takes a body."""
 
 Connect = Callable[[], socket.socket]
 
 
 async def measure(settings: Settings, copies: int) -> Report:
-    """Small requests turn by turn, `copies` large ones turn by turn, then the WebSockets."""
+    """Small requests turn by turn, then transfers of 1, 64 and 1024 MB, then the WebSockets."""
     watch = Stopwatch()
     with working_directory(settings.data_dir, "bench") as data_dir:
         overrides = {"WRENN_HOT_POOL_SIZE": "0"}
@@ -84,37 +103,71 @@ async def measure(settings: Settings, copies: int) -> Report:
                     return socket.create_connection(("127.0.0.1", port), timeout=120)
 
                 with reachable(record.slot.netns, _PORT) as plain:
-                    await asyncio.to_thread(_alternate, watch, plain, through_edge, host, copies)
+                    sides = {PLAIN: plain, EDGE: through_edge}
+                    await asyncio.to_thread(_alternate, watch, sides, host, copies)
                 await asyncio.to_thread(_websockets, watch, through_edge, host)
-    return _report(watch)
+    return _report(watch, copies)
 
 
-def _alternate(
-    watch: Stopwatch, plain: Connect, through_edge: Connect, host: str, copies: int
-) -> None:
-    sides = ((PLAIN, PLAIN_LARGE, plain), (EDGE, EDGE_LARGE, through_edge))
-    for _ in range(REQUESTS):
-        for name, _, connect in sides:
-            with watch.lap(name):
-                assert _fetch(connect, host, "/") == 2
-    for _ in range(copies):
-        for _, name, connect in sides:
-            with watch.lap(name):
-                assert _fetch(connect, host, "/large") == LARGE_MB << 20
+def _transfers(copies: int) -> Iterator[tuple[str, int, int]]:
+    """Name, megabytes and how often."""
+    for megabytes, times in ((1, _SMALL_COPIES), (_LARGE_MB, copies), (1024, 1)):
+        for way in ("down", "up"):
+            yield f"{megabytes} MB {way}", megabytes, times
 
 
-def _fetch(connect: Connect, host: str, path: str) -> int:
-    """Bytes of the body of an answer, until the connection ends."""
-    with connect() as peer:
-        peer.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        head, size = b"", 0
-        while piece := peer.recv(_PIECE):
-            if b"\r\n\r\n" in head:
-                size += len(piece)
-                continue
+def _alternate(watch: Stopwatch, sides: Mapping[str, Connect], host: str, copies: int) -> None:
+    with ExitStack() as stack:
+        clients = {
+            side: _Client(stack.enter_context(connect()), host) for side, connect in sides.items()
+        }
+        for _ in range(REQUESTS):
+            for side, client in clients.items():
+                with watch.lap(f"{SMALL} {side}"):
+                    client.get(0)
+        for name, megabytes, times in _transfers(copies):
+            for _ in range(times):
+                for side, client in clients.items():
+                    with watch.lap(f"{name} {side}"):
+                        (client.get if "down" in name else client.post)(megabytes)
+
+
+class _Client:
+    """Requests on one connection that stays."""
+
+    def __init__(self, peer: socket.socket, host: str) -> None:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._peer = peer
+        self._host = host
+        self._buffer = bytearray(_PIECE)
+
+    def get(self, megabytes: int) -> None:
+        """Receive so much; two bytes for 0."""
+        head = f"GET /{megabytes or ''} HTTP/1.1\r\nHost: {self._host}\r\n\r\n"
+        self._peer.sendall(head.encode())
+        self._receive(max(2, megabytes << 20))
+
+    def post(self, megabytes: int) -> None:
+        """Send so much, and wait until it has arrived."""
+        lines = f"Host: {self._host}\r\nContent-Length: {megabytes << 20}\r\n\r\n"
+        self._peer.sendall(f"POST / HTTP/1.1\r\n{lines}".encode())
+        for _ in range((megabytes << 20) // _PIECE):
+            self._peer.sendall(self._buffer)
+        self._receive(2)
+
+    def _receive(self, size: int) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = self._peer.recv(4096)
+            assert piece, "the connection ended"
             head += piece
-            size = len(head.partition(b"\r\n\r\n")[2])
-        return size
+        head, _, body = head.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        left = size - len(body)
+        while left:
+            count = self._peer.recv_into(self._buffer, min(left, _PIECE))
+            assert count, "the connection ended"
+            left -= count
 
 
 def _websockets(watch: Stopwatch, connect: Connect, host: str) -> None:
@@ -140,17 +193,17 @@ def _upgraded(connect: Connect, host: str) -> Iterator[socket.socket]:
         yield peer
 
 
-def _report(watch: Stopwatch) -> Report:
+def _report(watch: Stopwatch, copies: int) -> Report:
     report = Report("ports through the edge")
     medians = {name: report.add(name, samples).median for name, samples in watch.samples.items()}
-    more = medians[EDGE] - medians[PLAIN]
-    report.checks += [
-        Check("ms more than plain TCP, small request", more, at_most=_MOST_MS_MORE),
-        Check(
-            "throughput of plain TCP's",
-            medians[PLAIN_LARGE] / medians[EDGE_LARGE],
-            at_least=_LEAST_RATIO,
-        ),
-        Check("WebSockets open at once", len(watch.samples[MESSAGE]), at_least=WEBSOCKETS),
-    ]
+    more = medians[f"{SMALL} {EDGE}"] - medians[f"{SMALL} {PLAIN}"]
+    report.checks.append(
+        Check("ms more than plain TCP, small request", more, at_most=_MOST_MS_MORE)
+    )
+    for name, _, _ in _transfers(copies):
+        ratio = medians[f"{name} {PLAIN}"] / medians[f"{name} {EDGE}"]
+        report.checks.append(Check(f"{name}: of plain TCP's speed", ratio, at_least=_LEAST_RATIO))
+    report.checks.append(
+        Check("WebSockets open at once", len(watch.samples[MESSAGE]), at_least=WEBSOCKETS)
+    )
     return report

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PROTOCOL = "wrenn-tunnel"
 _PIECE = 64 * 1024
+_LARGE = 16 * 1024
+"""What comes in pieces of so many bytes is not copied from then on."""
+
 _SPLICED = 1024 * 1024
 """Bytes that are moved at once without being copied, about; a pipe holds fewer."""
 
@@ -144,7 +147,7 @@ class _Flow:
             data = self._source.recv(_PIECE)
             size, more = len(data), len(data) == _PIECE
             self._held = memoryview(data)
-            if more:
+            if size >= _LARGE:
                 self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         else:
             size = _splice(self._source.fileno(), self._pipe[1], _SPLICED)

@@ -178,7 +178,9 @@ class Exchange:
 
     async def _received(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not self._answered:
+        if self._answered:
+            return message
+        if message["type"] == "http.disconnect":
             self._gone = True
             self._sent_all.set()
             raise _ClientGone
