@@ -58,9 +58,8 @@ def serve(peer):
                 left -= peer.recv_into(buffer, min(left, len(buffer)))
         megabytes = int(head.split(b" ")[1][1:] or 0)
         size = max(2, megabytes << 20)
-        peer.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % size)
-        if not megabytes:
-            peer.sendall(b"ok")
+        start = b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % size
+        peer.sendall(start if megabytes else start + b"ok")
         while megabytes:
             count = min(megabytes, {_LARGE_MB})
             peer.sendfile(file, 0, count << 20)

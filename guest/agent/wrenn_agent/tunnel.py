@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import _socket as socket
 import errno
+import fcntl
 import os
 import select
 import struct
+from functools import partial
 
 from .errors import (
     DeadlineExceeded,
@@ -20,7 +22,7 @@ from .errors import (
     from_os_error,
 )
 from .exchange import Exchange
-from .loop import Loop, suspend
+from .loop import Loop, Timer, suspend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +33,13 @@ _PIECE = 64 * 1024
 _LARGE = 16 * 1024
 """What comes in pieces of so many bytes is not copied from then on."""
 
-_SPLICED = 1024 * 1024
-"""Bytes that are moved at once without being copied, about; a pipe holds fewer."""
+_PIPE = 1024 * 1024
+"""Bytes that are moved at once without being copied, at most."""
+
+_NAP_SECONDS = 0.002
+"""How long what is large may gather: to be woken for each bit of it costs more than moving it."""
+
+_SET_PIPE_SIZE = 1031
 
 _TURNS = 4
 """Pieces that one direction may move before everything else has its turn."""
@@ -112,28 +119,65 @@ class _Flow:
     """
 
     def __init__(self, source: socket.socket, target: socket.socket, held: bytes = b"") -> None:
-        self._source = source
-        self._target = target
+        self.source = source
+        self.target = target
         self._held = memoryview(held)
         self._piped = 0
         self._pipe: tuple[int, int] | None = None
         self.ended = False
+        self.nap: Timer | None = None
+        """Set while nothing is read because more shall gather."""
 
     @property
     def holds(self) -> bool:
         """Whether something is left to be written."""
         return self._piped > 0 or bool(self._held)
 
+    @property
+    def is_large(self) -> bool:
+        return self._pipe is not None
+
+    def pass_on(self) -> bool:
+        """Move what little has come; False where that is not all there is to do."""
+        if self.ended or self._pipe is not None or self._held:
+            return False
+        data = self.source.recv(_PIECE)
+        size = len(data)
+        if not size:
+            self._end()
+            return False
+        if size >= _LARGE:
+            self._open_pipe()
+        try:
+            sent = self.target.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < size:
+            self._held = memoryview(data)[sent:]
+        return sent == size < _LARGE
+
     def move(self) -> None:
         """Move what can be moved now; OSError where either side is broken."""
+        moved = 0
         try:
             for _ in range(_TURNS):
                 if self.holds:
                     self._give()
-                elif self.ended or not self._take():
+                elif self.ended:
                     return
+                elif self._pipe is None:
+                    if not self.pass_on():
+                        return
+                else:
+                    size = _splice(self.source.fileno(), self._pipe[1], _PIPE)
+                    if not size:
+                        self._end()
+                        return
+                    moved += size
+                    self._piped = size
         except BlockingIOError:
-            return
+            if not self.holds and moved < _LARGE:
+                self.close()  # it has become little
 
     def close(self) -> None:
         """Let go of the pipe and what is in it."""
@@ -141,29 +185,22 @@ class _Flow:
             os.close(fd)
         self._pipe = None
 
-    def _take(self) -> bool:
-        """Read, and write what can be written; whether there may be more."""
-        if self._pipe is None:
-            data = self._source.recv(_PIECE)
-            size, more = len(data), len(data) == _PIECE
-            self._held = memoryview(data)
-            if size >= _LARGE:
-                self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        else:
-            size = _splice(self._source.fileno(), self._pipe[1], _SPLICED)
-            self._piped, more = size, True
-        if not size:
-            self.ended = True
-            self._target.shutdown(socket.SHUT_WR)
-            return False
-        self._give()
-        return more
+    def _open_pipe(self) -> None:
+        try:
+            self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.fcntl(self._pipe[1], _SET_PIPE_SIZE, _PIPE)
+        except OSError:
+            return  # then it is copied, or in smaller pieces
+
+    def _end(self) -> None:
+        self.ended = True
+        self.target.shutdown(socket.SHUT_WR)
 
     def _give(self) -> None:
         if self._pipe is not None and self._piped:
-            self._piped -= _splice(self._pipe[0], self._target.fileno(), self._piped)
+            self._piped -= _splice(self._pipe[0], self.target.fileno(), self._piped)
         else:
-            self._held = self._held[self._target.send(self._held) :]
+            self._held = self._held[self.target.send(self._held) :]
 
 
 class _Relay:
@@ -176,7 +213,7 @@ class _Relay:
         self._up = _Flow(self._client, target, bytes(connection.buffer))
         self._down = _Flow(target, self._client)
         self._watched: dict[int, int] = {}
-        self._broken = False
+        self._broken = self._waits = False
 
     async def run(self) -> None:
         """Return when both directions have ended; Disconnected where one breaks."""
@@ -184,6 +221,7 @@ class _Relay:
         try:
             self._move(self._up, self._down)
             while not self._is_over():
+                self._waits = True
                 await suspend()
         except BaseException:
             self._broken = True
@@ -192,8 +230,10 @@ class _Relay:
             for fd, events in self._watched.items():
                 if events:
                     self._loop.unregister(fd)
-            self._up.close()
-            self._down.close()
+            for flow in (self._up, self._down):
+                flow.close()
+                if flow.nap is not None:
+                    flow.nap.cancel()
             if self._broken:  # what was cut short must not look as if it had ended
                 for each in (self._client, self._target):
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
@@ -209,37 +249,53 @@ class _Relay:
                 flow.move()
         except OSError:
             self._broken = True
+        self._look()
+
+    def _look(self) -> None:
+        """See to it that what can happen next is noticed."""
         if self._is_over():
-            self._owner.wake()
+            if self._waits:
+                self._owner.wake()
             return
+        for flow in (self._up, self._down):
+            if flow.is_large and flow.nap is None and not (flow.holds or flow.ended):
+                flow.nap = self._loop.call_later(_NAP_SECONDS, partial(self._wake, flow))
         self._watch(self._client, self._up, self._down)
         self._watch(self._target, self._down, self._up)
 
+    def _wake(self, flow: _Flow) -> None:
+        flow.nap = None
+        self._move(flow)
+
     def _watch(self, sock: socket.socket, out_of: _Flow, into: _Flow) -> None:
         """A socket of which nothing is wanted is not watched: its end would be told for ever."""
-        wanted = 0 if out_of.holds or out_of.ended else _IN
+        wanted = 0 if out_of.holds or out_of.ended or out_of.nap is not None else _IN
         if into.holds:
             wanted |= _OUT
         fd = sock.fileno()
         before = self._watched.get(fd, 0)
         if wanted == before:
             return
-
-        def moved(events: int) -> None:
-            if events == _IN:
-                self._move(out_of)
-            elif events == _OUT:
-                self._move(into)
-            else:
-                self._move(out_of, into)
-
         self._watched[fd] = wanted
         if not wanted:
             self._loop.unregister(fd)
         elif not before:
-            self._loop.register(fd, wanted, moved)
+            self._loop.register(fd, wanted, partial(self._on_events, out_of, into))
         else:
             self._loop.modify(fd, wanted)
+
+    def _on_events(self, out_of: _Flow, into: _Flow, events: int) -> None:
+        if events != _IN:
+            self._move(out_of, into)
+            return
+        try:
+            if out_of.pass_on():
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            self._broken = True
+        self._look()
 
 
 def _splice(source: int, target: int, size: int) -> int:
