@@ -32,6 +32,10 @@ KEPT_PER_SANDBOX: Final = 64
 KEPT_PER_TEAM: Final = 256
 """Connections to guests that rest between two requests."""
 
+KNOWN_SEC: Final = 1.0
+_KNOWN_LIMIT: Final = 4096
+"""What this store writes ends what is known at once; what another process does, a second later."""
+
 _WAKE_SEC: Final = 120.0
 _POLL_SEC: Final = 0.05
 _FAILED_SEC: Final = 5.0
@@ -62,6 +66,10 @@ class PortService:
             per_team=KEPT_PER_TEAM,
             what="connections to ports that rest",
         )
+        self._known: dict[SandboxId, tuple[Exposed, float]] = {}
+        """Sandboxes that run, and when that was read."""
+        self._changes = 0
+        self._store.listen(self._note)
         self._resumes: dict[SandboxId, asyncio.Task[Sandbox]] = {}
         self._failures: dict[SandboxId, WrennError] = {}
         self.domain = context.settings.domain
@@ -79,10 +87,28 @@ class PortService:
 
     async def find(self, sandbox_id: str, team_id: TeamId | None = None) -> Exposed:
         """A sandbox by its id, of this team only where one is given; raises `NotFound`."""
-        found = await self._store.all_sandboxes.exposed(sandbox_id_of(sandbox_id))
+        found = await self._find(sandbox_id_of(sandbox_id))
         if found is None or team_id not in (None, found.team_id):
             raise NotFound("There is no such sandbox")
         return found
+
+    async def _find(self, sandbox_id: SandboxId) -> Exposed | None:
+        now = asyncio.get_running_loop().time()
+        known, read_at = self._known.get(sandbox_id, (None, now))
+        if known is not None and now - read_at < KNOWN_SEC:
+            return known
+        changes = self._changes
+        found = await self._store.all_sandboxes.exposed(sandbox_id)
+        if found is not None and found.state is State.RUNNING and changes == self._changes:
+            if len(self._known) >= _KNOWN_LIMIT:
+                self._known.clear()
+            self._known[sandbox_id] = found, now
+        return found
+
+    def _note(self, _: TeamId) -> None:
+        """Something has changed; what is being read may be older."""
+        self._changes += 1
+        self._known.clear()
 
     def keeping(self, sandbox: Exposed) -> AbstractContextManager[None]:
         """A connection to a guest that rests between two requests; raises `QuotaExceeded`."""

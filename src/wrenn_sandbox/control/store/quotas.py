@@ -50,21 +50,23 @@ class QuotaTransaction:
         self._listeners: list[Callable[[TeamId], None]] = []
 
     def listen(self, listener: Callable[[TeamId], None]) -> None:
-        """Tell `listener` of each team for which something was committed."""
+        """Tell `listener` of each team for which something was committed, or may have been."""
         self._listeners.append(listener)
 
     @asynccontextmanager
     async def write(self, team_id: TeamId, *checks: Check) -> AsyncIterator[AsyncConnection]:
         """A transaction; raises `QuotaExceeded` at its end, after which nothing has changed."""
         turn = self._turns.setdefault(team_id, asyncio.Lock())
-        async with turn, self._database.write() as connection:
-            override = await lock_team(connection, team_id)
-            yield connection
-            if checks:
-                quota = _own(self._quota, override)
-                self._require(quota, await _usage(connection, team_id), checks)
-        for listener in self._listeners:
-            listener(team_id)
+        try:
+            async with turn, self._database.write() as connection:
+                override = await lock_team(connection, team_id)
+                yield connection
+                if checks:
+                    quota = _own(self._quota, override)
+                    self._require(quota, await _usage(connection, team_id), checks)
+        finally:  # who is cancelled while it is committed does not learn that it is
+            for listener in self._listeners:
+                listener(team_id)
 
     async def team_of(self, sandbox_id: SandboxId) -> TeamId | None:
         """Whose sandbox it is, which never changes; None where there is no such sandbox."""
