@@ -1,4 +1,4 @@
-"""Ports of a real guest, one that listens on a loopback address only."""
+"""Ports of a real guest, whose program listens on a loopback address only; a page in a browser."""
 
 import http.client
 import json
@@ -9,12 +9,22 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from support.chromium import PROGRAM, browsing
 from support.vm.rig import Api, Sandbox
 
 pytestmark = pytest.mark.vm
 
 _PROGRAM = r"""
-import base64, hashlib, os, socket, threading
+import base64, hashlib, os, socket, threading, time
+def text():
+    return open("/root/text").read()
+def reloading(peer):
+    shown = text()
+    while True:
+        time.sleep(0.1)
+        if text() != shown:
+            shown = text()
+            peer.sendall(b"\x81\x07changed")
 listener = socket.create_server(("127.0.0.1", 3000))
 if os.fork():
     os._exit(0)
@@ -26,6 +36,17 @@ def serve(peer):
     lines = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:-2])
     if lines.get("upgrade") != "websocket":
         body = head.split(b" ")[1]
+        if body == b"/page":
+            body = b'''<!doctype html><title>page</title><h1></h1><script>
+                const show = async () => {
+                    document.querySelector("h1").textContent = await (await fetch("text")).text();
+                };
+                const socket = new WebSocket(`ws://${location.host}/`);
+                socket.onmessage = ({data}) => { if (data === "changed") show(); };
+                socket.onopen = show;
+                </script>'''
+        elif body == b"/text":
+            body = text().encode()
         peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         return peer.close()
     key = head.split(b"sec-websocket-key: ")[1].split(b"\r\n")[0]
@@ -33,6 +54,7 @@ def serve(peer):
     peer.sendall(b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                  b"Sec-WebSocket-Accept: " + base64.b64encode(key) + b"\r\n\r\n")
     peer.sendall(b"\x81\x05hello")
+    threading.Thread(target=reloading, args=(peer,), daemon=True).start()
     while peer.recv(4096):
         pass
 while True:
@@ -43,9 +65,16 @@ while True:
 @pytest.fixture(scope="module")
 def listening(api: Api, sandbox: Sandbox) -> Sandbox:
     """The module's machine with a program on 127.0.0.1:3000, which outlives a pause."""
+    _write(api, sandbox, "before")
     script = 'exec python3 -c "$0" >/dev/null 2>&1 </dev/null'
     assert api.exec(sandbox.id, "sh", "-c", script, _PROGRAM).exit_code == 0
     return sandbox
+
+
+def _write(api: Api, sandbox: Sandbox, text: str) -> None:
+    """Change what the program's page shows."""
+    script = 'printf %s "$0" >/root/text.new && mv /root/text.new /root/text'
+    assert api.exec(sandbox.id, "sh", "-c", script, text).exit_code == 0
 
 
 @pytest.fixture
@@ -95,3 +124,18 @@ def test_a_websocket_of_a_vm_ends_with_a_pause_and_comes_back_with_a_resume(
                 peer.recv(timeout=120)
         api.resume(listening.id)
         assert _get(port, "/again", {"Host": _host(listening, port)}) == (200, b"/again")
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="a machine without Chromium")
+def test_a_page_of_a_vm_changes_in_a_browser_by_a_message_over_its_websocket(
+    api: Api, listening: Sandbox, port: int
+) -> None:
+    with browsing() as page:
+        page.call("Page.enable")
+        page.call("Page.navigate", url=f"http://{_host(listening, port)}/page")
+        shown = 'document.querySelector("h1")?.textContent'
+        page.until(f'{shown} === "before"')
+        page.value("window.kept = true")
+        _write(api, listening, "after")
+        page.until(f'{shown} === "after"')
+        assert page.value("window.kept")
