@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from websockets.asyncio.client import connect
@@ -113,6 +113,29 @@ async def test_events_arrive_one_by_one_while_the_answer_goes_on(edge: Edge, san
                 assert await anext(lines) == ""
                 taken.put_nowait(None)
             assert [each async for each in lines] == []
+
+
+@pytest.mark.slow
+async def test_two_hundred_websockets_stay_open_beside_each_other(edge: Edge, sandbox: str) -> None:
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with serve(echo, "127.0.0.1", 0) as server, AsyncExitStack() as stack:
+        port = server.sockets[0].getsockname()[1]
+        url = f"ws://{edge.host(sandbox, port)}/"
+        peers = [
+            await stack.enter_async_context(
+                connect(url, host="127.0.0.1", port=edge.port, proxy=None, open_timeout=None)
+            )
+            for _ in range(200)
+        ]
+        for number in (1, 2):
+            for peer in peers:
+                await peer.send(str(number))
+            assert {await peer.recv() for peer in peers} == {str(number)}
+            assert (await edge.ports(sandbox))["domain"] == "localhost"
+        assert len(server.connections) == 200
 
 
 async def test_a_websocket_carries_messages_both_ways(edge: Edge, sandbox: str) -> None:

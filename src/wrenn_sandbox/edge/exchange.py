@@ -8,7 +8,7 @@ take is not read from the other.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
@@ -92,7 +92,9 @@ class Exchange:
         )
         self._idle_sec = idle_sec
         try:
-            async with asyncio.timeout(idle_sec) as self._limit, beside(self._until(over)):
+            async with asyncio.timeout(idle_sec) as self._limit, AsyncExitStack() as stack:
+                if over is not None:
+                    await stack.enter_async_context(beside(self._until(over)))
                 if self._keeper is None:
                     async with guest.connect(port, self._sent(head)) as pieces:
                         await self._answer(pieces)
@@ -145,10 +147,9 @@ class Exchange:
                     await line.close()
                 return
 
-    async def _until(self, over: asyncio.Event | None) -> None:
-        if over is not None:
-            await over.wait()
-            self._limit.reschedule(asyncio.get_running_loop().time())
+    async def _until(self, over: asyncio.Event) -> None:
+        await over.wait()
+        self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _fail(self, error: WrennError, cause: BaseException) -> None:
         if not self.status:
