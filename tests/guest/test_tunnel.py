@@ -157,12 +157,25 @@ def test_a_tunnel_needs_the_token_and_ends_with_a_life(fresh_agent: Agent) -> No
                 there.recv(1)
 
 
-def test_tunnels_leave_no_descriptors_behind(agent: Agent) -> None:
+def test_small_messages_pass_behind_large_ones_and_between_them(agent: Agent) -> None:
+    with _tunnel(agent) as (here, there):
+        for size in (1, 300_000, 10, 1, 2_000_000, 1, 50_000, 1):
+            for source, target in ((here, there), (there, here)):
+                sending = threading.Thread(target=source.sendall, args=(b"y" * size,))
+                sending.start()
+                left = size
+                while left:
+                    left -= len(target.recv(min(left, 65536)))
+                sending.join()
+
+
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_tunnels_leave_no_descriptors_behind(agent: Agent, size: int) -> None:
     pid = agent.process.pid
     agent.request("GET", "/health")
     before = descriptors(pid)
     for _ in range(20):
         with _tunnel(agent) as (here, there):
-            here.sendall(b"x")
+            here.sendall(b"x" * size)
             there.recv(1)
     wait_until(lambda: descriptors(pid) <= before)
