@@ -249,6 +249,40 @@ async def test_a_key_that_is_deleted_ends_what_it_opened(edge: Edge, sandbox: st
         writer.transport.abort()
 
 
+async def test_an_answer_before_the_end_of_the_request_arrives(edge: Edge, sandbox: str) -> None:
+    refusal = b"HTTP/1.1 413 No\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig"
+    size = 3_000_000
+    async with program(answering(refusal)) as guest:  # it closes, and the kernel resets
+        host = edge.host(sandbox, guest.port).encode()
+        head = b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: %d\r\n\r\n" % (host, size)
+        for _ in range(10):
+            reader, writer = await edge.connect()
+            writer.write(head + bytes(size))
+            async with asyncio.timeout(patience(20)):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+            writer.transport.abort()
+
+
+async def test_a_client_that_speaks_to_a_program_that_is_gone_is_given_up(
+    edge: Edge, sandbox: str
+) -> None:
+    users = edge.server.plane.activity.users_of
+    upgraded = b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    async with program(answering(upgraded)) as guest:
+        reader, writer = await edge.connect()
+        host = edge.host(sandbox, guest.port).encode()
+        head = b"GET / HTTP/1.1\r\nHost: %b\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n" % host
+        writer.write(head)
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(10):
+            await asyncio.sleep(0.02)
+            writer.write(b"anybody?")
+        writer.close()
+        async with asyncio.timeout(patience(20)):
+            while users(sandbox):  # type: ignore[arg-type]
+                await asyncio.sleep(0.01)
+
+
 async def test_a_client_that_upgraded_keeps_a_sandbox_in_use(edge: Edge, sandbox: str) -> None:
     gone = asyncio.Event()
 

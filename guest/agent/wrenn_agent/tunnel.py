@@ -116,11 +116,23 @@ class _Flow:
 
     What comes in large pieces goes through a pipe from then on: the kernel moves it, copying
     nothing, which an emulated CPU does slowly.
+
+    A target that `may_refuse` and takes nothing more breaks nothing: what comes is dropped. A
+    program may answer and close before it has read all of a request.
     """
 
-    def __init__(self, source: socket.socket, target: socket.socket, held: bytes = b"") -> None:
+    def __init__(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        held: bytes = b"",
+        *,
+        may_refuse: bool = False,
+    ) -> None:
         self.source = source
         self.target = target
+        self._may_refuse = may_refuse
+        self._refused = False
         self._held = memoryview(held)
         self._piped = 0
         self._pipe: tuple[int, int] | None = None
@@ -146,15 +158,16 @@ class _Flow:
         if not size:
             self._end()
             return False
+        if self._refused:
+            return True
         if size >= _LARGE:
             self._open_pipe()
+        self._held = memoryview(data)
         try:
-            sent = self.target.send(data)
+            self._give()
         except BlockingIOError:
-            sent = 0
-        if sent < size:
-            self._held = memoryview(data)[sent:]
-        return sent == size < _LARGE
+            return False
+        return not self._held and size < _LARGE
 
     def move(self) -> None:
         """Move what can be moved now; OSError where either side is broken."""
@@ -194,13 +207,30 @@ class _Flow:
 
     def _end(self) -> None:
         self.ended = True
-        self.target.shutdown(socket.SHUT_WR)
+        try:
+            self.target.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._refuse(error)
 
     def _give(self) -> None:
-        if self._pipe is not None and self._piped:
-            self._piped -= _splice(self._pipe[0], self.target.fileno(), self._piped)
-        else:
-            self._held = self._held[self.target.send(self._held) :]
+        try:
+            if self._pipe is not None and self._piped:
+                self._piped -= _splice(self._pipe[0], self.target.fileno(), self._piped)
+            else:
+                self._held = self._held[self.target.send(self._held) :]
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: OSError) -> None:
+        """Note that the target takes nothing any more; raises the error where it may not refuse."""
+        if not self._may_refuse:
+            raise error
+        self._refused = True
+        self._piped = 0
+        self._held = memoryview(b"")
+        self.close()
 
 
 class _Relay:
@@ -210,7 +240,7 @@ class _Relay:
         self._loop = loop
         self._client = connection.release()
         self._target = target
-        self._up = _Flow(self._client, target, bytes(connection.buffer))
+        self._up = _Flow(self._client, target, bytes(connection.buffer), may_refuse=True)
         self._down = _Flow(target, self._client)
         self._watched: dict[int, int] = {}
         self._broken = self._waits = False

@@ -7,7 +7,7 @@ take is not read from the other.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Final
 
@@ -17,7 +17,7 @@ from wrenn_sandbox.aio import beside, shielded
 from wrenn_sandbox.errors import PortError, Unauthorized, WrennError
 from wrenn_sandbox.wire.guest import Guest
 
-from .answer import Answer
+from .answer import SLICE, Answer
 from .head import BadAnswer, Fields, Origin, answer_fields, request_head
 from .line import Keeper, Line
 
@@ -91,6 +91,7 @@ class Exchange:
             extra=extra or (),
         )
         self._idle_sec = idle_sec
+        self._over = over
         try:
             async with asyncio.timeout(idle_sec) as self._limit, AsyncExitStack() as stack:
                 if over is not None:
@@ -161,21 +162,24 @@ class Exchange:
 
     # to the guest
 
-    async def _sent(self, head: bytes) -> AsyncIterator[bytes]:
-        yield head
-        more = True
-        while more:
-            message = await self._received()
-            more = message.get("more_body", False)
-            body = message.get("body", b"")
-            if body:
-                yield b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body
-        if self._chunked:
-            yield b"0\r\n\r\n"
-        self._sent_all.set()
-        # servers take a closed direction for a client that has left
-        while self.status != 101 and not self._answered:
-            await self._received()
+    async def _sent(self, head: bytes) -> AsyncGenerator[bytes, None]:
+        try:
+            yield head
+            more = True
+            while more:
+                message = await self._received()
+                more = message.get("more_body", False)
+                body = message.get("body", b"")
+                if body:
+                    yield b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body
+            if self._chunked:
+                yield b"0\r\n\r\n"
+            self._sent_all.set()
+            # servers take a closed direction for a client that has left
+            while self.status != 101 and not self._answered:
+                await self._received()
+        finally:
+            self._sent_all.set()
 
     async def _received(self) -> Message:
         message = await self._receive()
@@ -183,7 +187,6 @@ class Exchange:
             return message
         if message["type"] == "http.disconnect":
             self._gone = True
-            self._sent_all.set()
             raise _ClientGone
         self._alive()
         return message
@@ -202,6 +205,8 @@ class Exchange:
                 end = start + answer.step
                 await self._pass_on(answer, answer.feed(piece[start:end]))
                 start = end
+                if answer.step == SLICE:
+                    await asyncio.sleep(0)  # neither what comes nor what is sent need be waited for
             if answer.complete:
                 return answer.reusable and start >= len(piece)
         answer.end()
@@ -228,7 +233,8 @@ class Exchange:
         return bool(self._scope["method"] == "GET")
 
     def _alive(self) -> None:
-        self._limit.reschedule(asyncio.get_running_loop().time() + self._idle_sec)
+        if self._over is None or not self._over.is_set():
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._idle_sec)
 
 
 def target_of(scope: Scope) -> bytes:

@@ -1,8 +1,8 @@
 """A connection to a port of a guest that a client's connection keeps between two requests."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, aclosing
 from typing import Final
 
 from wrenn_sandbox.errors import QuotaExceeded
@@ -23,7 +23,7 @@ class Line:
     def __init__(self, key: object) -> None:
         self.key = key
         self._connection = AsyncExitStack()
-        self._request: AsyncIterator[bytes] | None = None
+        self._request: AsyncGenerator[bytes, None] | None = None
         self._asked = asyncio.Event()
         self._resting: asyncio.Task[bytes] | None = None
         self._pieces: AsyncIterator[bytes]
@@ -36,7 +36,7 @@ class Line:
         line._pieces = await line._connection.enter_async_context(connecting)
         return line
 
-    def ask(self, request: AsyncIterator[bytes]) -> None:
+    def ask(self, request: AsyncGenerator[bytes, None]) -> None:
         """Send a request, whose end closes nothing; what it raises breaks the connection."""
         self._request = request
         self._asked.set()
@@ -71,13 +71,14 @@ class Line:
     async def _read(self) -> bytes:
         return await anext(self._pieces, b"")
 
-    async def _sent(self) -> AsyncIterator[bytes]:
+    async def _sent(self) -> AsyncGenerator[bytes, None]:
         while True:
             await self._asked.wait()
             self._asked.clear()
             assert self._request is not None
-            async for piece in self._request:
-                yield piece
+            async with aclosing(self._request) as request:
+                async for piece in request:
+                    yield piece
             self._request = None
 
 
