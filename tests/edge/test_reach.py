@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from support.api_server import eventually
 from support.ports import Edge, answering, program
 from wrenn_sandbox.patience import patience
 
@@ -278,9 +279,7 @@ async def test_a_client_that_speaks_to_a_program_that_is_gone_is_given_up(
             await asyncio.sleep(0.02)
             writer.write(b"anybody?")
         writer.close()
-        async with asyncio.timeout(patience(20)):
-            while users(sandbox):  # type: ignore[arg-type]
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not users(sandbox), 20)  # type: ignore[arg-type]
 
 
 async def test_a_client_that_upgraded_keeps_a_sandbox_in_use(edge: Edge, sandbox: str) -> None:
