@@ -35,8 +35,7 @@ _PIECE: Final = 256 * 1024
 _PROGRAM: Final = f"""
 import os, re, socket, threading
 with open("large", "wb") as file:
-    for _ in range({_LARGE_MB}):
-        file.write(os.urandom(1 << 20))
+    file.write(os.urandom(1 << 20) * {_LARGE_MB})
 def serve(peer):
     buffer = bytearray({_PIECE})
     file = open("large", "rb")
@@ -124,9 +123,11 @@ def _alternate(watch: Stopwatch, sides: Mapping[str, Connect], host: str, copies
             for side, client in clients.items():
                 with watch.lap(f"{SMALL} {side}"):
                     client.get(0)
-        for name, megabytes, times in _transfers(copies):
-            for _ in range(times):
-                for side, client in clients.items():
+    for name, megabytes, times in _transfers(copies):
+        for _ in range(times):
+            for side, connect in sides.items():
+                with connect() as peer:
+                    client = _Client(peer, host)
                     with watch.lap(f"{name} {side}"):
                         (client.get if "down" in name else client.post)(megabytes)
 
