@@ -32,7 +32,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
 
-    Ranges are IPv4, as CIDR or single addresses. Without `internet` there is no DNS either.
+    Ranges are IPv4, as CIDR or single addresses. A name in `allow`, such as `example.com` or
+    `*.example.com`, opens HTTP on port 80 and HTTPS on port 443 of that host. Without `internet`
+    and names there is no DNS either.
     """
 
     internet: bool = True

@@ -49,7 +49,7 @@ class BaseTemplate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):
-    """A network policy as it crosses the seam; ranges are written as CIDR."""
+    """A network policy as it crosses the seam: ranges as CIDR, and in `allow` names after them."""
 
     internet: bool = True
     allow: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, policy: NetworkPolicy) -> Self:
         return cls(
             internet=policy.internet,
-            allow=tuple(map(str, policy.allow)),
+            allow=(*map(str, policy.allow), *policy.names),
             deny=tuple(map(str, policy.deny)),
         )
 

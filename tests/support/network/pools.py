@@ -53,6 +53,13 @@ class WatchedPool(SlotPool):
         return len(self._idle)
 
     @property
+    def proxy_pid(self) -> int:
+        """The process of the egress proxy."""
+        assert self._proxy is not None
+        assert self._proxy.pid is not None
+        return self._proxy.pid
+
+    @property
     def used(self) -> set[int]:
         return self._used
 

@@ -22,17 +22,18 @@ router = APIRouter(prefix="/sandboxes", tags=["e2b"])
 def _no_names(value: list[str]) -> list[str]:
     for each in value:
         if any(character.isalpha() for character in each) and ":" not in each:
-            raise ValueError(f"{each[:64]} is a name: only IPv4 addresses and ranges are supported")
+            raise ValueError(f"{each[:64]} is a name: only IPv4 addresses and ranges can be denied")
     return value
 
 
-_Ranges = Annotated[list[str], Field(max_length=MAX_RANGES), AfterValidator(_no_names)]
+_Entries = Annotated[list[str], Field(max_length=MAX_RANGES)]
+_Ranges = Annotated[_Entries, AfterValidator(_no_names)]
 
 
 class Reach(E2BRequest):
-    """Destinations: what `allowOut` lists is open, whatever `denyOut` says."""
+    """Destinations: what `allowOut` lists, names too, is open, whatever `denyOut` says."""
 
-    allow_out: _Ranges | None = None
+    allow_out: _Entries | None = None
     deny_out: _Ranges | None = None
     dns_servers: Unsupported = None
     egress_proxy: Unsupported = None
