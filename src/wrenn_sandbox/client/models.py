@@ -371,6 +371,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Use of resources inside a sandbox now; memory and disk are bytes.
 
     `mem_limit` and `process_limit` are what all commands together may use, where that is bounded.
+    `egress_denied` is how often the network policy refused a name, None where it has no names, and
+    `egress_denied_names` are the last of those.
     """
 
     cpu_count: int
@@ -383,3 +385,5 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     mem_limit: int | None = None
     process_count: int | None = None
     process_limit: int | None = None
+    egress_denied: int | None = None
+    egress_denied_names: tuple[str, ...] = ()

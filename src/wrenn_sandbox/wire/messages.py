@@ -179,7 +179,9 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
 class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Use of resources inside a guest, as its agent reports it; sizes in bytes.
 
-    `mem_limit` and `process_limit` bound all commands together; None where nothing does.
+    `mem_limit` and `process_limit` bound all commands together; None where nothing does. The host
+    knows `egress_denied`, how often the guest was refused a name, and the last of those names. It
+    counts from when the policy got names, anew in each VM; None without names.
     """
 
     cpu_count: int
@@ -192,6 +194,8 @@ class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     mem_limit: int | None = None
     process_count: int | None = None
     process_limit: int | None = None
+    egress_denied: int | None = None
+    egress_denied_names: tuple[str, ...] = ()
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
