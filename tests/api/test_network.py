@@ -74,12 +74,11 @@ async def test_a_policy_with_names(faulty: Server, host: HostDouble, user: Team)
     expected = {"internet": False, "allow": named, "deny": []}
     assert await _policy(user, id) == expected
     assert host.networks[id] == _egress(expected)
-    assert host.networks[id].policy().names == ("example.com", "*.xn--bcher-kva.example")
     answer = await user.client.put(f"/v1/sandboxes/{id}/network", json={"allow": ["a.example"]})
     assert answer.json() == {"internet": True, "allow": ["a.example"], "deny": []}
     assert (await _history(user, id))[0][2] == "internet open, 1 allowed, 0 denied"
     answer = await user.client.post(f"/v1/sandboxes/{id}/fork", json={})
-    [fork] = answer.json()["forks"]
+    [fork] = answer.json()
     assert fork["sandbox"]["network"]["allow"] == ["a.example"]
 
 

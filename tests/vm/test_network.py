@@ -182,7 +182,11 @@ def test_a_name_is_no_way_to_an_address(guest: Guest, around: Outside) -> None:
     address = around.servers[0]
     with around.listener(address, 80) as listener:
         guest.allow(internet=False, allow=["allowed.invalid", "*.allowed.invalid"])
-        for host, status in ((address, "403"), ("other.invalid", "403"), ("allowed.invalid", "502")):
+        for host, status in (
+            (address, "403"),
+            ("other.invalid", "403"),
+            ("allowed.invalid", "502"),
+        ):
             assert guest.python(_ASK, address, host).split()[1] == status
         listener.settimeout(0.2)
         with pytest.raises(TimeoutError):

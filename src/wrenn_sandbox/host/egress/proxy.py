@@ -48,7 +48,7 @@ _MB: Final = 1 << 20
 _LIMITS: Final = Limits(files=131_072, file_size=0, address_space=1024 * _MB)
 _MESSAGE_LIMIT: Final = 16 * 1024
 _BACKLOG: Final = 64
-_RETRY_SEC: Final = 1.0
+_RETRY_SEC: Final = 0.5
 _MAX_RETRY_SEC: Final = 60.0
 
 
@@ -95,7 +95,8 @@ class EgressProxy:
         self._lock = asyncio.Lock()
         self._process: ProcessHandle | None = None
         self._control: socket.socket | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._pause = _RETRY_SEC
+        self._keepers: set[asyncio.Task[None]] = set()
 
     @property
     def pid(self) -> int | None:
@@ -113,8 +114,6 @@ class EgressProxy:
             if self._process is None:
                 await self._start()
             await self._tell(slot, policy)
-            if self._worker is None:
-                self._worker = asyncio.create_task(self._keep(), name="egress-proxy")
 
     def dismiss(self, index: int) -> None:
         """Lead a slot's guest nowhere any more; no effect where it is not."""
@@ -131,10 +130,9 @@ class EgressProxy:
 
     async def close(self) -> None:
         """End the process. A second time has no effect."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            self._worker = None
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         async with self._lock:
             await self._end()
         if self._jail is not None:
@@ -142,7 +140,7 @@ class EgressProxy:
         await asyncio.to_thread(self._thread.close)
 
     async def _start(self) -> None:
-        """Raises `HostFailure`."""
+        """Start the process and tell it of all slots. Raises `HostFailure`."""
         if self._jail is None and os.geteuid() == 0:
             self._jail = await asyncio.to_thread(_jail, self._data_dir)
         program = await asyncio.to_thread(_program)
@@ -165,6 +163,14 @@ class EgressProxy:
                 ours.close()
                 raise
         self._control = ours
+        keeper = asyncio.create_task(self._keep(ours), name="egress-proxy")
+        self._keepers.add(keeper)
+        keeper.add_done_callback(self._keepers.discard)
+        for slot, policy in list(self._slots.values()):
+            try:
+                await self._tell(slot, policy)
+            except HostFailure as error:
+                _log.error("a slot is without names", slot=slot.index, detail=error.detail)
 
     async def _end(self) -> None:
         process, self._process = self._process, None
@@ -176,38 +182,29 @@ class EgressProxy:
             self._control = None
         self._known.clear()
 
-    async def _keep(self) -> None:
-        """Do what the process asks for; start it again whenever it has ended."""
-        pause = _RETRY_SEC
-        while True:
-            if self._control is not None:
-                began = asyncio.get_running_loop().time()
-                try:
-                    reason = await self._serve(self._control)
-                except (OSError, HostFailure, msgspec.DecodeError) as error:
-                    reason = repr(error)
-                if asyncio.get_running_loop().time() - began > _MAX_RETRY_SEC:
-                    pause = _RETRY_SEC
-                _log.error("the egress proxy ended; it is started again", reason=reason)
-                async with self._lock:
-                    await self._end()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_RETRY_SEC)
-            async with self._lock:
-                if self._process is None and self._slots:
-                    await self._start_again()
-
-    async def _start_again(self) -> None:
+    async def _keep(self, control: socket.socket) -> None:
+        """Do what the process asks for, and have it started again when it has ended."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
-            await self._start()
-        except HostFailure as error:
-            _log.error("the egress proxy does not start", error=str(error), detail=error.detail)
-            return
-        for slot, policy in list(self._slots.values()):
-            try:
-                await self._tell(slot, policy)
-            except HostFailure as error:
-                _log.error("a slot is without names", slot=slot.index, detail=error.detail)
+            reason = await self._serve(control)
+        except (OSError, HostFailure, msgspec.DecodeError) as error:
+            reason = repr(error)
+        _log.error("the egress proxy ended; it is started again", reason=reason)
+        async with self._lock:
+            await self._end()
+        lasted = loop.time() - began > _MAX_RETRY_SEC
+        self._pause = _RETRY_SEC if lasted else min(2 * self._pause, _MAX_RETRY_SEC)
+        while self._slots:
+            await asyncio.sleep(self._pause)
+            async with self._lock:
+                if self._process is not None or not self._slots:
+                    return
+                try:
+                    await self._start()
+                    return
+                except HostFailure as error:
+                    _log.error("it does not start", error=str(error), detail=error.detail)
 
     async def _serve(self, control: socket.socket) -> str:
         """Raises OSError, `HostFailure` and DecodeError for one that does not keep to the form."""

@@ -181,8 +181,8 @@ table inet {SLOT_TABLE} {{
     chain output {{
         type filter hook output priority filter; policy drop;
         ct state established,related accept
+        meta mark {MARK} goto from_proxy
         oifname "{TAP_NAME}" ip daddr {GUEST_IP} tcp dport {AGENT_PORT} accept
-        oifname "{UPLINK_NAME}" meta mark {MARK} jump from_proxy
     }}
 }}
 {_elements(ground, policy)}"""
