@@ -176,6 +176,9 @@ async def _pass_body(near: _Side, far: _Side) -> None:
 async def _pass_answer(far: _Side, near: _Side) -> bool:
     while True:
         event = await far.next()
+        if isinstance(event, h11.Response | h11.InformationalResponse):
+            headers = event.headers.raw_items()  # of HTTP/1.0 too, which h11 does not write
+            event = type(event)(status_code=event.status_code, reason=event.reason, headers=headers)
         await near.send(event)
         if isinstance(event, h11.InformationalResponse):
             if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:

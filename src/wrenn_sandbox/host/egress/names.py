@@ -11,7 +11,8 @@ _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})+")
 def known(text: str) -> str | None:
     """A name in lower case and without the dot at its end; None for whatever is no such name."""
     name = text.lower().removesuffix(".")
-    return name if len(name) <= MAX_NAME and _NAME.fullmatch(name) else None
+    valid = text.isascii() and len(name) <= MAX_NAME and _NAME.fullmatch(name)
+    return name if valid else None
 
 
 def covers(names: Set[str], name: str) -> bool:
