@@ -54,6 +54,7 @@ def test_a_hello_without_an_end_is_refused() -> None:
         reading.take(b"")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # names not ASCII
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 250))
 def test_anything_else_names_nobody_else(noise: bytes, at: int) -> None:
     """Bytes that were changed on the way are a hello or none, and no other failure."""

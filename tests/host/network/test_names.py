@@ -17,9 +17,10 @@ import pytest
 from support.api_server import eventually
 from support.certificates import make_pair
 from support.network.named import Hosts, hosts
-from support.network.played_guest import udp_frame
+from support.network.played_guest import ipv6_frame, udp_frame
 from support.network.pools import NETWORK, PoolFactory
 from support.network.world import a_world, receive
+from wrenn_sandbox.host.egress import proxy
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.host.slot import Denials
 from wrenn_sandbox.model.network import NetworkPolicy
@@ -160,6 +161,7 @@ async def test_nothing_else_is_opened(found: Hosts) -> None:
     world.guest.forget_seen()
     for port in (80, 443, 9):
         world.guest.send_frame(udp_frame(second, port=port))
+    world.guest.send_frame(ipv6_frame("2001:db8::1"))
     await world.allow(NetworkPolicy(allow=(IPv4Network(end),)))
     world.guest.send_frame(udp_frame(end))
     assert await world.guest.left_until(end) == [end]
@@ -228,6 +230,32 @@ async def test_a_proxy_that_is_killed_opens_nothing_and_is_started_again(found: 
                 assert (await found.get("allowed.example")).status == 200
                 return
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "said", [b"no JSON", b'{"open": 1, "slot": 0, "kind": "raw"}', b'{"denied": "0"}']
+)
+async def test_a_process_that_does_not_keep_to_the_form_is_ended(
+    found: Hosts, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Whoever has taken it over."""
+    pool, first = found.world.pool, found.world.pool.proxy_pid
+    program = f"""
+import socket, sys
+control = socket.socket(fileno=int(sys.argv[1]))
+control.send({said!r})
+while True:
+    control.recv(100_000)
+"""
+    with monkeypatch.context() as patch:
+        patch.setattr(proxy, "_program", program.encode)
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: pool.proxy_pid not in (0, first))
+        captured = pool.proxy_pid
+        await eventually(lambda: pool.proxy_pid != captured)
+    await found.world.allow(NetworkPolicy(internet=False))
+    await found.world.allow(NAMED)
+    assert (await found.get("allowed.example")).status == 200
 
 
 async def test_the_process_has_no_rights_and_no_network(found: Hosts) -> None:

@@ -54,10 +54,8 @@ class WatchedPool(SlotPool):
 
     @property
     def proxy_pid(self) -> int:
-        """The process of the egress proxy."""
-        assert self._proxy is not None
-        assert self._proxy.pid is not None
-        return self._proxy.pid
+        """The process of the egress proxy; 0 while there is none."""
+        return 0 if self._proxy is None else self._proxy.pid or 0
 
     @property
     def used(self) -> set[int]:

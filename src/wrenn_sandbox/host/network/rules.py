@@ -90,7 +90,7 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
         from_private = f"""
         ct reply ip saddr {{ {private} }} drop"""
     to_proxy = "\n        ".join(
-        f"tcp dport {port} redirect to :{here}" for port, here in LISTENING.items()
+        f"tcp dport {port} dnat ip to {GATEWAY_IP}:{here}" for port, here in LISTENING.items()
     )
     proxy_ports = ", ".join(map(str, LISTENING.values()))
     return f"""
