@@ -66,11 +66,31 @@ async def test_a_policy_at_create(faulty: Server, host: HostDouble, user: Team) 
     assert host.networks[id] == _egress(CLOSED)
 
 
+async def test_a_policy_with_names(faulty: Server, host: HostDouble, user: Team) -> None:
+    """They are kept behind the ranges, as they are asked for in DNS; forks have them too."""
+    named = ["203.0.113.7/32", "example.com", "*.xn--bcher-kva.example"]
+    asked = ["Example.com", "203.0.113.7", "*.b\u00fccher.example", "example.com"]
+    id = await _create(user, network={"internet": False, "allow": asked})
+    expected = {"internet": False, "allow": named, "deny": []}
+    assert await _policy(user, id) == expected
+    assert host.networks[id] == _egress(expected)
+    answer = await user.client.put(f"/v1/sandboxes/{id}/network", json={"allow": ["a.example"]})
+    assert answer.json() == {"internet": True, "allow": ["a.example"], "deny": []}
+    assert (await _history(user, id))[0][2] == "internet open, 1 allowed, 0 denied"
+    answer = await user.client.post(f"/v1/sandboxes/{id}/fork", json={})
+    [fork] = answer.json()
+    assert fork["sandbox"]["network"]["allow"] == ["a.example"]
+
+
 NO_POLICIES: tuple[tuple[object, str], ...] = (
     ({"allow": ["10.0.0.1"]}, "network.allow.0: 10.0.0.1/32 is or holds"),
     ({"allow": ["8.8.8.8", "169.254.169.254"]}, "network.allow.1: "),
     ({"allow": ["0.0.0.0/0"]}, "network.allow.0: "),
     ({"allow": ["10.231.4.0/24"]}, "network.allow.0: "),
+    ({"allow": ["localhost"]}, "network.allow.0: a name has two parts"),
+    ({"allow": ["*"]}, "network.allow.0: must be an IPv4 range"),
+    ({"allow": ["example.com", "example.com:443"]}, "network.allow.1: "),
+    ({"deny": ["example.com"]}, "network.deny.0: must be an IPv4 range"),
     ({"deny": ["::/0"]}, "network.deny.0: sandboxes have IPv4 only"),
     ({"deny": ["8.8.8.8/8"]}, "network.deny.0: has bits set behind its prefix"),
     ({"deny": ["not a range"]}, "network.deny.0: must be an IPv4 range"),

@@ -31,6 +31,8 @@ async def test_the_guest_tells_what_it_uses(team: Team) -> None:
         "mem_limit",
         "process_count",
         "process_limit",
+        "egress_denied",
+        "egress_denied_names",
     }
     assert metrics["cpu_count"] >= 1
     assert 0 <= metrics["cpu_used_pct"] <= 100

@@ -26,7 +26,7 @@ _UNSUPPORTED = {
     "network.dnsServers": ["8.8.8.8"],
     "network.egressProxy": {"address": "x"},
     "network.rules": {"example.com": []},
-    "network.allowOut": ["*.example.com"],
+    "network.allowOut": ["*.com"],
     "network.denyOut": ["example.com"],
     "network.unheardOf": 1,
 }
@@ -68,7 +68,7 @@ _BAD = [
     ("POST", "/sandboxes/ID/timeout", {"timeout": 10**9}),
     ("POST", "/sandboxes/ID/timeout", {"timeout": 1.5}),
     ("POST", "/sandboxes/ID/fork", {"count": 21}),
-    ("PUT", "/sandboxes/ID/network", {"allowOut": ["example.com"]}),
+    ("PUT", "/sandboxes/ID/network", {"allowOut": ["localhost"]}),
     ("PUT", "/sandboxes/ID/network", {"allowOut": ["10.0.0.1"]}),
     ("PUT", "/sandboxes/ID/network", {"allowPublicTraffic": True}),
     ("GET", "/v2/sandboxes?state=asleep", None),

@@ -217,12 +217,17 @@ async def test_pages_of_e2b_name_the_next_one(faulty: Server, user: Team, order:
 
 
 async def test_network_rules_of_e2b(faulty: Server, user: Team, host: HostDouble) -> None:
-    network = {"allowOut": ["203.0.113.9"], "denyOut": ["0.0.0.0/0"], "allowPublicTraffic": None}
+    allowed = ["203.0.113.9", "*.Example.com"]
+    network: dict[str, object] = {
+        "allowOut": allowed,
+        "denyOut": ["0.0.0.0/0"],
+        "allowPublicTraffic": None,
+    }
     id = await created(user, network=network, allow_internet_access=True)
     public = {"allowPublicTraffic": True}
     shown = (await detail(user, id)).to_dict()
     assert shown["network"] == {
-        "allowOut": ["203.0.113.9/32"],
+        "allowOut": ["203.0.113.9/32", "*.example.com"],
         "denyOut": ["0.0.0.0/0"],
         **public,
     }

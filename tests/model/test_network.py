@@ -55,8 +55,24 @@ def test_each_range_is_kept_once() -> None:
         ("203.0.113.0/255.255.255.0", "such as 203.0.113.0/24"),
         ("203.0.113.0/24 ", "such as"),
         ("٣.0.0.1", "such as"),
-        ("example.com", "such as"),
         ("1.2.3", "such as"),
+        ("203.0.113.7:80", "IPv4 only"),
+        ("example.com/24", "such as"),
+        ("localhost", "allow.1: a name has two parts at least"),
+        ("*.com", "two parts at least"),
+        ("*", "such as 203.0.113.0/24"),
+        ("*.*.example.com", "must be a name such as example.com"),
+        ("a.*.example.com", "must be a name"),
+        ("*example.com", "must be a name"),
+        ("example..com", "must be a name"),
+        ("-x.example.com", "must be a name"),
+        ("example.com.", "such as"),
+        ("ex ample.com", "must be a name"),
+        ("user@example.com", "must be a name"),
+        ("example.0x7f", "must be a name"),
+        (f"{'x' * 64}.example.com", "must be a name"),
+        (f"{'x.' * 126}example", "must be a name"),
+        ("\N{SNOWMAN}\N{ZERO WIDTH JOINER}.com", "must be a name"),
         ("", "such as"),
         ("/", "such as"),
     ],
@@ -66,9 +82,24 @@ def test_what_is_no_range_is_named(text: str, problem: str) -> None:
         parse("8.8.8.8", text)
 
 
+def test_names_are_kept_in_ascii_and_once() -> None:
+    policy = parse(
+        "Example.COM", "8.8.8.8", "example.com", "*.b\u00fccher.example", "_x.a-b.example"
+    )
+    assert policy.names == ("example.com", "*.xn--bcher-kva.example", "_x.a-b.example")
+    assert policy.allow == parse("8.8.8.8").allow
+
+
+def test_names_are_only_allowed() -> None:
+    with pytest.raises(InvalidPolicy, match=r"deny\.0: must be an IPv4 range"):
+        NetworkPolicy.parse(internet=True, allow=(), deny=("example.com",))
+
+
 def test_the_number_of_ranges_is_bounded() -> None:
     many = [f"8.8.{number}.0/24" for number in range(MAX_RANGES + 1)]
     assert len(parse(*many[:-1]).allow) == MAX_RANGES
+    with pytest.raises(InvalidPolicy, match="allow: at most 128"):
+        parse(*many[:-1], "example.com")
     with pytest.raises(InvalidPolicy, match="deny: at most 128"):
         NetworkPolicy.parse(internet=True, allow=(), deny=many)
 

@@ -32,6 +32,12 @@ _CONNECT = """
 import socket, sys
 socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3]))
 """
+_ASK = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), timeout=60) as peer:
+    peer.sendall(b"GET / HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n" % sys.argv[2].encode())
+    print(peer.recv(1000).decode())
+"""
 _KINDS = {0x0800, 0x0806}
 _NEVER = (
     "169.254.169.254",
@@ -169,6 +175,25 @@ def test_a_policy_opens_and_closes_a_running_sandbox(guest: Guest, around: Outsi
         assert guest.reaches(other, 80, 10)
         guest.allow()
         assert guest.reaches(one, 80, 10)
+
+
+def test_a_name_is_no_way_to_an_address(guest: Guest, around: Outside) -> None:
+    """The proxy answers in place of the server, whatever the guest says of it."""
+    address = around.servers[0]
+    with around.listener(address, 80) as listener:
+        guest.allow(internet=False, allow=["allowed.invalid", "*.allowed.invalid"])
+        for host, status in (
+            (address, "403"),
+            ("other.invalid", "403"),
+            ("allowed.invalid", "502"),
+        ):
+            assert guest.python(_ASK, address, host).split()[1] == status
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    metrics = guest.api.request("GET", f"/v1/sandboxes/{guest.sandbox.id}/metrics").json()
+    assert metrics["egress_denied_names"] == [address, "other.invalid"]
+    guest.allow()
 
 
 def test_an_open_connection_is_cut_within_a_second(guest: Guest, around: Outside) -> None:

@@ -32,7 +32,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
 
-    Ranges are IPv4, as CIDR or single addresses. Without `internet` there is no DNS either.
+    Ranges are IPv4, as CIDR or single addresses. A name in `allow`, such as `example.com` or
+    `*.example.com`, opens HTTP on port 80 and HTTPS on port 443 of that host. Without `internet`
+    and names there is no DNS either.
     """
 
     internet: bool = True
@@ -369,6 +371,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Use of resources inside a sandbox now; memory and disk are bytes.
 
     `mem_limit` and `process_limit` are what all commands together may use, where that is bounded.
+    `egress_denied` is how often the network policy refused a name, None where it has no names, and
+    `egress_denied_names` are the last of those.
     """
 
     cpu_count: int
@@ -381,3 +385,5 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     mem_limit: int | None = None
     process_count: int | None = None
     process_limit: int | None = None
+    egress_denied: int | None = None
+    egress_denied_names: tuple[str, ...] = ()

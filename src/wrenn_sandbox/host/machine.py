@@ -105,7 +105,8 @@ class Machine:
     @property
     def guest(self) -> RunningGuest:
         """Calls into the guest; raises `NotFound` while it does not run."""
-        return RunningGuest(self.client)
+        denials = partial(self._context.slots.denials, self._spec.slot)
+        return RunningGuest(self.client, denials)
 
     @property
     def placement(self) -> Placement:

@@ -45,6 +45,14 @@ class Traffic:
     sent: int
 
 
+@dataclass(frozen=True, slots=True)
+class Denials:
+    """How often a guest was refused a name, and the last of those names, newest last."""
+
+    count: int = 0
+    names: tuple[str, ...] = ()
+
+
 class SlotSource(Protocol):
     """Where the host takes slots from: namespaces with taps, or user-mode networking."""
 
@@ -65,6 +73,9 @@ class SlotSource(Protocol):
 
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         """The policy that the slot's rules hold; None when that is not known."""
+
+    def denials(self, slot: Slot) -> Denials | None:
+        """What the slot's guest was refused by name; None where its policy has no names."""
 
     def metrics(self) -> SlotMetrics:
         """How many are in use, ready, and possible."""

@@ -1,12 +1,15 @@
-"""Which addresses a sandbox may reach. Guests have IPv4 only.
+"""Which addresses and names a sandbox may reach. Guests have IPv4 only.
 
 A policy is judged for each packet of both directions, in this order:
 
-1. name servers: the configured resolvers, on the port of DNS, while `internet` is true;
+1. name servers: the configured resolvers, on the port of DNS, while `internet` is true or there are
+   `names`;
 2. what is closed to every sandbox (`closed_to_all`) stays closed;
 3. `allow` opens, also what `deny` closes and while `internet` is false;
 4. `deny` closes;
 5. `internet` decides about the rest.
+
+What 4 and 5 close of HTTP and HTTPS, on their usual ports, is judged by name then: `names` opens.
 """
 
 import re
@@ -15,8 +18,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, collapse_addresses
 from typing import Final, Self
 
+import idna
+
 MAX_RANGES: Final = 128
-"""Entries of one list of a policy."""
+"""Entries of one list of a policy, ranges and names together."""
+MAX_NAME: Final = 253
 
 # IANA's special-purpose IPv4 registry, less the documentation ranges.
 SPECIAL: Final = tuple(
@@ -47,6 +53,8 @@ PRIVATE: Final = tuple(
 """Those of them in which an operator may let policies open something."""
 
 _FORM: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}(/[0-9]{1,2})?")
+_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_ANY: Final = "*."
 
 
 class InvalidPolicy(ValueError):
@@ -55,16 +63,30 @@ class InvalidPolicy(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """What one sandbox may reach; the default is the internet and nothing else."""
+    """What one sandbox may reach; the default is the internet and nothing else.
+
+    `names` are in ASCII and lower case. `*.example.com` stands for every name below example.com.
+    """
 
     internet: bool = True
     allow: tuple[IPv4Network, ...] = ()
     deny: tuple[IPv4Network, ...] = ()
+    names: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, *, internet: bool, allow: Sequence[str], deny: Sequence[str]) -> Self:
-        """The policy of these texts, each range once. Raises `InvalidPolicy`."""
-        return cls(internet, _ranges("allow", allow), _ranges("deny", deny))
+        """The policy of these texts, each once; `allow` may hold names. Raises `InvalidPolicy`."""
+        opened = [
+            _name(f"allow.{number}", text) if _is_name(text) else _range(f"allow.{number}", text)
+            for number, text in enumerate(_bounded("allow", allow))
+        ]
+        closed = [_range(f"deny.{n}", text) for n, text in enumerate(_bounded("deny", deny))]
+        return cls(
+            internet,
+            tuple(dict.fromkeys(each for each in opened if not isinstance(each, str))),
+            tuple(dict.fromkeys(closed)),
+            tuple(dict.fromkeys(each for each in opened if isinstance(each, str))),
+        )
 
     def require_open(self, closed: Iterable[IPv4Network]) -> None:
         """Raise `InvalidPolicy` when `allow` names what is closed to every sandbox."""
@@ -96,18 +118,44 @@ def _without(network: IPv4Network, hole: IPv4Network) -> Iterable[IPv4Network]:
     return network.address_exclude(hole) if hole.subnet_of(network) else (network,)
 
 
-def _ranges(field: str, texts: Sequence[str]) -> tuple[IPv4Network, ...]:
+def _bounded(field: str, texts: Sequence[str]) -> Sequence[str]:
     if len(texts) > MAX_RANGES:
-        raise InvalidPolicy(f"{field}: at most {MAX_RANGES} ranges are possible")
-    found = (_range(f"{field}.{number}", text) for number, text in enumerate(texts))
-    return tuple(dict.fromkeys(found))
+        raise InvalidPolicy(f"{field}: at most {MAX_RANGES} entries are possible")
+    return texts
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can only be meant as a name: a last label of digits is part of an address."""
+    last = text.rpartition(".")[2]
+    return ":" not in text and "/" not in text and any(map(str.isalpha, last))
+
+
+def _name(field: str, text: str) -> str:
+    """The name in ASCII and lower case."""
+    below = text.removeprefix(_ANY)
+    wildcard = _ANY if below != text else ""
+    name = below.lower()
+    if not name.isascii():
+        try:
+            name = idna.encode(name, uts46=True).decode() if len(name) <= MAX_NAME else ""
+        except idna.IDNAError:
+            name = ""
+    labels = name.split(".")
+    if len(name) > MAX_NAME or not all(map(_LABEL.fullmatch, labels)) or labels[-1][:1].isdigit():
+        raise InvalidPolicy(f"{field}: must be a name such as example.com or *.example.com")
+    if len(labels) < 2:
+        raise InvalidPolicy(f"{field}: a name has two parts at least, such as example.com")
+    return wildcard + name
 
 
 def _range(field: str, text: str) -> IPv4Network:
     if ":" in text:
         raise InvalidPolicy(f"{field}: sandboxes have IPv4 only; there is no IPv6 to open or close")
     if not _FORM.fullmatch(text):
-        raise InvalidPolicy(f"{field}: must be an IPv4 range such as 203.0.113.0/24, or an address")
+        other = ", or a name such as example.com" if field.startswith("allow") else ""
+        raise InvalidPolicy(
+            f"{field}: must be an IPv4 range such as 203.0.113.0/24, or an address{other}"
+        )
     try:
         network = IPv4Network(text, strict=False)
     except ValueError:

@@ -49,7 +49,7 @@ class BaseTemplate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):
-    """A network policy as it crosses the seam; ranges are written as CIDR."""
+    """A network policy as it crosses the seam: ranges as CIDR, and in `allow` names after them."""
 
     internet: bool = True
     allow: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, policy: NetworkPolicy) -> Self:
         return cls(
             internet=policy.internet,
-            allow=tuple(map(str, policy.allow)),
+            allow=(*map(str, policy.allow), *policy.names),
             deny=tuple(map(str, policy.deny)),
         )
 
@@ -179,7 +179,9 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
 class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Use of resources inside a guest, as its agent reports it; sizes in bytes.
 
-    `mem_limit` and `process_limit` bound all commands together; None where nothing does.
+    `mem_limit` and `process_limit` bound all commands together; None where nothing does. The host
+    knows `egress_denied`, how often the guest was refused a name, and the last of those names. It
+    counts from when the policy got names, anew in each VM; None without names.
     """
 
     cpu_count: int
@@ -192,6 +194,8 @@ class GuestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     mem_limit: int | None = None
     process_count: int | None = None
     process_limit: int | None = None
+    egress_denied: int | None = None
+    egress_denied_names: tuple[str, ...] = ()
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,6 +53,11 @@ class WatchedPool(SlotPool):
         return len(self._idle)
 
     @property
+    def proxy_pid(self) -> int:
+        """The process of the egress proxy; 0 while there is none."""
+        return 0 if self._proxy is None else self._proxy.pid or 0
+
+    @property
     def used(self) -> set[int]:
         return self._used
 

@@ -14,7 +14,10 @@ Internet = Annotated[
 ]
 Allow = Annotated[
     list[str] | None,
-    typer.Option(metavar="CIDR", help="Open this range in any case; may be repeated."),
+    typer.Option(
+        metavar="CIDR|NAME",
+        help="Open this range, or HTTP and HTTPS of this host, in any case; may be repeated.",
+    ),
 ]
 Deny = Annotated[
     list[str] | None, typer.Option(metavar="CIDR", help="Close this range; may be repeated.")

@@ -25,19 +25,29 @@ Cidrs = Annotated[
     ),
 ]
 """IPv4 ranges and addresses."""
+CidrsAndNames = Annotated[
+    list[str],
+    Field(
+        strict=False,
+        max_length=network.MAX_RANGES,
+        json_schema_extra={"example": ["203.0.113.0/24", "example.com", "*.example.org"]},
+    ),
+]
+"""The same, and names of hosts."""
 
 
 class NetworkPolicy(RequestModel):
     """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
 
-    Without `internet` there is no DNS either. This machine, other sandboxes and private, link-local
-    and special ranges are closed whatever a policy says.
+    A name in `allow` opens HTTP on port 80 and HTTPS on port 443 of that host; `*.example.com` is
+    every name below it. Without `internet` and names there is no DNS either. This machine, other
+    sandboxes and private, link-local and special ranges are closed whatever a policy says.
     """
 
     model_config = ConfigDict(from_attributes=True)
 
     internet: bool = True
-    allow: Cidrs = Field([])
+    allow: CidrsAndNames = Field([])
     deny: Cidrs = Field([])
 
     @classmethod

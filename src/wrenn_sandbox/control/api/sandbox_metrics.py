@@ -23,7 +23,9 @@ Second = Annotated[int | None, Query(ge=0, le=_LAST_SECOND, description="Unix se
 class SandboxMetrics(ResponseModel):
     """Use of resources inside a sandbox now; sizes in bytes.
 
-    `mem_limit` and `process_limit` are what all commands together may use.
+    `mem_limit` and `process_limit` are what all commands together may use. `egress_denied` is how
+    often a name was refused that the network policy does not allow, since it has names or the
+    sandbox was last started; null without names. `egress_denied_names` are the last ones.
     """
 
     cpu_count: int
@@ -36,6 +38,8 @@ class SandboxMetrics(ResponseModel):
     mem_limit: int | None
     process_count: int | None
     process_limit: int | None
+    egress_denied: int | None
+    egress_denied_names: list[str]
 
 
 class MetricsSample(ResponseModel):

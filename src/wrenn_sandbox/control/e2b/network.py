@@ -11,7 +11,7 @@ from wrenn_sandbox.control.api.body import JsonBody
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import ServicesDependency
 from wrenn_sandbox.control.store.records import Sandbox
-from wrenn_sandbox.model.network import MAX_RANGES
+from wrenn_sandbox.model.network import MAX_RANGES, InvalidPolicy, NetworkPolicy
 from wrenn_sandbox.wire.messages import Egress
 
 from .fields import E2BRequest, E2BResponse, Unsupported
@@ -19,21 +19,31 @@ from .fields import E2BRequest, E2BResponse, Unsupported
 router = APIRouter(prefix="/sandboxes", tags=["e2b"])
 
 
-def _no_names(value: list[str]) -> list[str]:
-    for each in value:
-        if any(character.isalpha() for character in each) and ":" not in each:
-            raise ValueError(f"{each[:64]} is a name: only IPv4 addresses and ranges are supported")
+def _open(value: list[str]) -> list[str]:
+    return _refusing(value, allow=value)
+
+
+def _closed(value: list[str]) -> list[str]:
+    return _refusing(value, deny=value)
+
+
+def _refusing(value: list[str], allow: Sequence[str] = (), deny: Sequence[str] = ()) -> list[str]:
+    """The entries as they are, if they can be; an error tells of E2B's own field."""
+    try:
+        NetworkPolicy.parse(internet=True, allow=allow, deny=deny)
+    except InvalidPolicy as error:
+        raise ValueError(str(error).partition(": ")[2]) from error
     return value
 
 
-_Ranges = Annotated[list[str], Field(max_length=MAX_RANGES), AfterValidator(_no_names)]
+_Entries = Annotated[list[str], Field(max_length=MAX_RANGES)]
 
 
 class Reach(E2BRequest):
-    """Destinations: what `allowOut` lists is open, whatever `denyOut` says."""
+    """Destinations: what `allowOut` lists, names too, is open, whatever `denyOut` says."""
 
-    allow_out: _Ranges | None = None
-    deny_out: _Ranges | None = None
+    allow_out: Annotated[_Entries, AfterValidator(_open)] | None = None
+    deny_out: Annotated[_Entries, AfterValidator(_closed)] | None = None
     dns_servers: Unsupported = None
     egress_proxy: Unsupported = None
     rules: Unsupported = None

@@ -101,6 +101,13 @@ class AddressPlan:
         offset = int(self.host_end(index)) - int(self.network.network_address)
         return self.uid_base + offset // 2
 
+    @property
+    def egress_uid(self) -> int:
+        """Of the egress proxy: above those of all slots, and one for each block."""
+        offset = int(self.block.network_address) - int(self.network.network_address)
+        slots = self.network.num_addresses // 2
+        return self.uid_base + slots + offset // self.block.num_addresses
+
     def slot(self, index: int) -> Slot:
         return Slot(
             index=index,

@@ -16,9 +16,10 @@ from pathlib import Path
 import structlog
 
 from wrenn_sandbox.errors import HostFailure, NoCapacity, WrennError
+from wrenn_sandbox.host.egress.proxy import EgressProxy
 from wrenn_sandbox.host.lock import DirectoryLock
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.slot import NOTHING, Slot, Traffic
+from wrenn_sandbox.host.slot import NOTHING, Denials, Slot, Traffic
 from wrenn_sandbox.model.network import NetworkPolicy, closed_to_all
 from wrenn_sandbox.settings import HostSettings
 from wrenn_sandbox.wire.metrics import SlotMetrics
@@ -62,6 +63,7 @@ class SlotPool:
         )
         self._runtime_dir = runtime_dir
         self._builder: SlotBuilder | None = None
+        self._proxy: EgressProxy | None = None
         self._undo = AsyncExitStack()
         self._worker: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -97,15 +99,21 @@ class SlotPool:
             closed = closed_to_all(settings.network_cidr, settings.allowable_cidrs)
             ground = Ground(servers, closed, settings.allowable_cidrs, self._limits)
             builder = SlotBuilder(plan, ground, thread, policies)
+            proxy = EgressProxy(
+                settings.data_dir, plan.egress_uid, servers, closed, settings.allowable_cidrs
+            )
+            undo.push_async_callback(proxy.close)
             found = await thread.run(None, lambda: building.leftovers(self._tag))
             await builder.remove(found - keep.keys())
             obstacle = await thread.run(None, builder.connect_host)
             self._undo = undo.pop_all()
-        self._builder = builder
+        self._builder, self._proxy = builder, proxy
         self._used = found & keep.keys()
         for index in self._used:
             try:
                 await builder.keep(index, keep[index])
+                if keep[index].names:
+                    await proxy.admit(plan.slot(index), keep[index])
             except HostFailure as error:
                 _log.error("a slot keeps its old rules", slot=index, detail=error.detail)
             else:
@@ -149,19 +157,30 @@ class SlotPool:
             self._policies.pop(slot.index, None)
             self._doomed.add(slot.index)
             self._wake.set()
+            if self._proxy is not None:
+                self._proxy.dismiss(slot.index)
 
     async def apply(self, slot: Slot, policy: NetworkPolicy) -> None:
         """See `SlotSource`; a policy that the slot's rules hold already costs next to nothing."""
-        if self._builder is None or slot.index not in self._used:
+        builder, proxy = self._builder, self._proxy
+        if builder is None or proxy is None or slot.index not in self._used:
             raise HostFailure("The network slot of the sandbox is gone")
         before = self._policies.pop(slot.index, None)
-        await self._builder.open(slot.index, policy, before)
+        if policy.names and policy != before:
+            await proxy.admit(slot, policy)
+        await builder.open(slot.index, policy, before)
+        if not policy.names or slot.index not in self._used:
+            proxy.dismiss(slot.index)
         if slot.index in self._used:
             self._policies[slot.index] = policy
 
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         """The policy that the slot's rules hold; None when that is not known."""
         return self._policies.get(slot.index)
+
+    def denials(self, slot: Slot) -> Denials | None:
+        """See `SlotSource`."""
+        return None if self._proxy is None else self._proxy.denials(slot.index)
 
     def metrics(self) -> SlotMetrics:
         """A slot that is being removed counts as used."""

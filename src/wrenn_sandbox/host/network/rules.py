@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Final
 
+from wrenn_sandbox.host.egress.proxy import LISTENING, MARK
 from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_IP, GUEST_MAC, TAP_NAME, UPLINK_NAME
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.guest import AGENT_PORT
@@ -22,6 +23,7 @@ _ICMP_ERRORS: Final = "{ destination-unreachable, time-exceeded, parameter-probl
 REFUSALS_PER_SEC: Final = 100
 """How many packets of one guest are answered with a refusal; the others are dropped."""
 _REFUSALS: Final = f"limit rate {REFUSALS_PER_SEC}/second burst {REFUSALS_PER_SEC} packets"
+_SETS: Final = ("resolvers", "allowed", "denied", "by_name")
 _FIRST_PACKET: Final = "ct state new ct status & confirmed == 0"
 
 
@@ -57,7 +59,8 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     Replaces older tables in one transaction. Each packet is judged by its far end's address, also
     those of open connections: a change of the policy concerns them at once. What others report of a
     connection is judged by whom the connection is to. Destinations are judged after the redirection
-    of DNS, so a private resolver is reached on port 53 and nowhere else.
+    of DNS, so a private resolver is reached on port 53 and nowhere else. What a policy with names
+    refuses of HTTP and HTTPS is redirected to the egress proxy, whose own calls bear a mark.
     Without `internet` the guest reaches nothing.
 
     What is closed is refused, so that programs do not wait for it, in one way that tells nothing
@@ -68,7 +71,7 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     """
     forward = f"""
         iifname "{TAP_NAME}" goto refused"""
-    redirect = ""
+    redirect = by_name = ""
     if internet:
         forward = f"""
         iifname "{TAP_NAME}" oifname "{UPLINK_NAME}" jump outward
@@ -76,6 +79,8 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
         if ground.resolvers:
             redirect = f"""
         iifname "{TAP_NAME}" ip daddr {GATEWAY_IP} {_DNS} dnat ip to {ground.resolvers[0]}"""
+        by_name = f"""
+        iifname "{TAP_NAME}" tcp dport @by_name jump to_proxy"""
     closed = _listed(ground.closed)
     to_private = from_private = ""
     if ground.allowable:
@@ -84,6 +89,10 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
         ip daddr {{ {private} }} goto refused"""
         from_private = f"""
         ct reply ip saddr {{ {private} }} drop"""
+    to_proxy = "\n        ".join(
+        f"tcp dport {port} dnat ip to {GATEWAY_IP}:{here}" for port, here in LISTENING.items()
+    )
+    proxy_ports = ", ".join(map(str, LISTENING.values()))
     return f"""
 table netdev {SLOT_TABLE}
 delete table netdev {SLOT_TABLE}
@@ -106,8 +115,17 @@ table inet {SLOT_TABLE} {{
     set denied {{
         type ipv4_addr; flags interval
     }}
-    chain dns_to_resolver {{
-        type nat hook prerouting priority dstnat; policy accept;{redirect}
+    set by_name {{
+        type inet_service
+    }}
+    chain redirected {{
+        type nat hook prerouting priority dstnat; policy accept;{redirect}{by_name}
+    }}
+    chain to_proxy {{
+        ip daddr {{ {_listed((*ground.closed, *ground.allowable))} }} return
+        ip daddr @allowed return
+        ip daddr != @denied return
+        {to_proxy}
     }}
     chain leaving {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -143,6 +161,7 @@ table inet {SLOT_TABLE} {{
         type filter hook prerouting priority filter; policy accept;
         iifname != "{TAP_NAME}" accept
         ct state established,related accept
+        ct status dnat ip daddr {GATEWAY_IP} tcp dport {{ {proxy_ports} }} accept
         fib daddr type local goto refused
     }}
     chain forward {{
@@ -151,10 +170,18 @@ table inet {SLOT_TABLE} {{
     chain input {{
         type filter hook input priority filter; policy drop;
         ct state established,related accept
+        iifname "{TAP_NAME}" ct status dnat tcp dport {{ {proxy_ports} }} jump limited
+    }}
+    chain from_proxy {{
+        ip daddr @resolvers {_DNS} goto limited
+        ip daddr {{ {closed} }} goto refused
+        ip daddr @allowed goto limited{to_private}
+        tcp dport @by_name goto limited
     }}
     chain output {{
         type filter hook output priority filter; policy drop;
         ct state established,related accept
+        meta mark {MARK} goto from_proxy
         oifname "{TAP_NAME}" ip daddr {GUEST_IP} tcp dport {AGENT_PORT} accept
     }}
 }}
@@ -163,21 +190,23 @@ table inet {SLOT_TABLE} {{
 
 def policy_change(ground: Ground, policy: NetworkPolicy) -> str:
     """Another policy for a slot that has its rules; one transaction."""
-    sets = "".join(
-        f"flush set inet {SLOT_TABLE} {name}\n" for name in ("resolvers", "allowed", "denied")
-    )
+    sets = "".join(f"flush set inet {SLOT_TABLE} {name}\n" for name in _SETS)
     return sets + _elements(ground, policy)
 
 
 def _elements(ground: Ground, policy: NetworkPolicy) -> str:
-    """Without `internet` everything is denied that is not allowed, and there are no resolvers."""
-    resolvers = map(IPv4Network, ground.resolvers) if policy.internet else ()
-    denied = policy.deny if policy.internet else (_EVERYWHERE,)
-    contents = {"resolvers": tuple(resolvers), "allowed": policy.allow, "denied": denied}
+    """Without `internet` everything is denied that is not allowed; names need resolvers too."""
+    resolvers = ground.resolvers if policy.internet or policy.names else ()
+    contents = (
+        ", ".join(map(str, resolvers)),
+        _listed(policy.allow),
+        _listed(policy.deny if policy.internet else (_EVERYWHERE,)),
+        ", ".join(map(str, LISTENING)) if policy.names else "",
+    )
     return "".join(
-        f"add element inet {SLOT_TABLE} {name} {{ {_listed(ranges)} }}\n"
-        for name, ranges in contents.items()
-        if ranges
+        f"add element inet {SLOT_TABLE} {name} {{ {elements} }}\n"
+        for name, elements in zip(_SETS, contents, strict=True)
+        if elements
     )
 
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Set
 
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.host.slot import NOTHING, Slot, Traffic
+from wrenn_sandbox.host.slot import NOTHING, Denials, Slot, Traffic
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.metrics import SlotMetrics
 
@@ -52,6 +52,10 @@ class UserModeSlots:
 
     def applied(self, slot: Slot) -> NetworkPolicy | None:
         return self._policies.get(slot.index)
+
+    def denials(self, slot: Slot) -> Denials | None:
+        """Guests reach nothing, by name neither."""
+        return None
 
     def metrics(self) -> SlotMetrics:
         return SlotMetrics(used=len(self._used))

@@ -59,7 +59,7 @@ def confinement(
     lacks = []
     jail: Jail | None = None
     try:
-        jail = _tried(data_dir, trial, devices, opened, View(programs=programs))
+        jail = tried_jail(data_dir, trial, devices, opened, View(programs=programs))
     except (OSError, HostFailure) as error:
         lacks.append(f"jail: {_reason(error)}")
     groups: Groups | None = None
@@ -82,13 +82,13 @@ def jail_obstacle(trial: Sequence[str]) -> str:
     if os.geteuid() != 0:
         return "needs root"
     try:
-        _tried(Path("/run/wrenn"), trial).close()
+        tried_jail(Path("/run/wrenn"), trial).close()
     except (OSError, HostFailure) as error:
         return _reason(error)
     return ""
 
 
-def _tried(
+def tried_jail(
     data_dir: Path,
     trial: Sequence[str],
     devices: Sequence[Path] = (),

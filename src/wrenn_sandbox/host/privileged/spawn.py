@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import IO, Final
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.host.slot import Slot
 
+from . import mounts
 from .commands import ENVIRONMENT
 from .identity import Identity, become
 from .jail import Jail, View, apart
@@ -76,10 +77,40 @@ async def spawn_in_slot(
         environment=environment,
     )
 
-    def inside() -> "subprocess.Popen[bytes]":
+    def enter_network() -> None:
         if slot.netns is not None:
             enter_netns(slot.netns)
+
+    return await _spawned(enter_network, starting, jail, view, group)
+
+
+async def spawn_without_network(
+    uid: int,
+    argv: Sequence[str],
+    *,
+    jail: Jail | None,
+    limits: Limits,
+    pass_fds: Collection[int] = (),
+) -> ProcessHandle:
+    """Start a process that serves machines as this user, in an empty network of its own.
+
+    It sees no file of the data directory. Raises as `spawn_in_slot`.
+    """
+    starting = partial(start, argv, identity=Identity(uid), limits=limits, pass_fds=pass_fds)
+    enter_network = partial(mounts.unshare, mounts.NEW_NET)
+    return await _spawned(enter_network, starting, jail, None, None)
+
+
+async def _spawned(
+    enter_network: Callable[[], None],
+    starting: "Callable[[], subprocess.Popen[bytes]]",
+    jail: Jail | None,
+    view: View | None,
+    group: int | None,
+) -> ProcessHandle:
+    def inside() -> "subprocess.Popen[bytes]":
         with _refusals("confined"):
+            enter_network()
             if jail is not None:
                 jail.enter(view or View())
             leave_session_keyring()

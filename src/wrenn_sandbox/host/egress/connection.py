@@ -1,0 +1,92 @@
+"""One connection of a guest's, and the one that the proxy makes in its place."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+CHUNK: Final = 16 * 1024
+"""Bytes that are held at once of each direction."""
+IDLE_SEC: Final = 600.0
+
+
+class Denied(Exception):
+    """The policy does not allow a name; `str()` is for the guest."""
+
+
+class Unreachable(Exception):
+    """A name that is allowed leads nowhere; `str()` is for the guest."""
+
+
+Dial = Callable[["Connection", str, int], Awaitable[socket.socket]]
+
+
+class Connection:
+    """Ends where nothing was sent or received for `IDLE_SEC`.
+
+    `name` is the host that it leads to, or is about to, and `address` where that is.
+    """
+
+    def __init__(self, near: socket.socket, dial: Dial) -> None:
+        self.near = near
+        self.far: socket.socket | None = None
+        self.name: str | None = None
+        self.address: str | None = None
+        self._dial = dial
+        self._limit = asyncio.timeout(IDLE_SEC)
+
+    async def serve(self, work: Callable[["Connection"], Awaitable[None]]) -> None:
+        """Do the work, and close both sides. Raises OSError and `TimeoutError`."""
+        try:
+            async with self._limit:
+                await work(self)
+        finally:
+            self.near.close()
+            if self.far is not None:
+                self.far.close()
+
+    async def dial(self, name: str, port: int) -> socket.socket:
+        """The far side, anew. Raises `Denied` and `Unreachable`."""
+        if self.far is not None:
+            self.far.close()
+        self.far = await self._dial(self, name, port)
+        return self.far
+
+    async def receive(self, sock: socket.socket) -> bytes:
+        data = await asyncio.get_running_loop().sock_recv(sock, CHUNK)
+        self._moved()
+        return data
+
+    async def send(self, sock: socket.socket, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(sock, data)
+        self._moved()
+
+    async def pump(self, from_near: bytes = b"", from_far: bytes = b"") -> None:
+        """Pass bytes on in both directions, first those that were read before, to both ends."""
+        assert self.far is not None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._copy(self.near, self.far, from_near))
+                group.create_task(self._copy(self.far, self.near, from_far))
+        except* OSError:
+            pass  # one side has reset the connection
+
+    async def _copy(self, source: socket.socket, target: socket.socket, data: bytes) -> None:
+        while data := data or await self.receive(source):
+            await self.send(target, data)
+            data = b""
+        target.shutdown(socket.SHUT_WR)
+
+    def _moved(self) -> None:
+        self._limit.reschedule(asyncio.get_running_loop().time() + IDLE_SEC)
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to receive, and leave it there."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
