@@ -19,6 +19,14 @@ _OF_THE_MACHINE = {"network", "privileged"}
 """Folders whose tests make and compare namespaces, tables and groups of the whole machine."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-tables",
+        action="store_true",
+        help="write what published clients do into docs/e2b.md, instead of comparing it",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """A test may take longer on a slow machine; workers are told so by who starts them."""

@@ -1,6 +1,6 @@
 """Published clients of E2B and Wrenn, unmodified, against this server.
 
-`docs/e2b.md` says what works with which of them.
+`docs/e2b.md` says what works with which of them: `--write-tables` writes it.
 
 Machines are processes here: what a VM does with the same calls, `tests/vm` tests.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Here]:
 
 
 @pytest.mark.parametrize("client", _PUBLISHED, ids=lambda client: client.name)
-def test_published_clients_do_what_the_document_says(client: Published, here: _Here) -> None:
+def test_published_clients_do_what_the_document_says(
+    client: Published, here: _Here, request: pytest.FixtureRequest
+) -> None:
     environment = client.environment()
     if client.name.startswith("cli"):
         found = _command_line(environment, here)
@@ -88,7 +90,11 @@ def test_published_clients_do_what_the_document_says(client: Published, here: _H
         found = outcomes(_scenario(client, environment), here.variables, patience(_SCENARIO_SEC))
     failed = {name: text for name, text in found.items() if text not in _SIGNS}
     assert failed == {}, "\n".join(failed.values())
-    assert _column(client.name) == {name: _SIGNS[text] for name, text in found.items()}
+    signs = {name: _SIGNS[text] for name, text in found.items()}
+    if request.config.getoption("--write-tables"):
+        _DOCUMENT.write_text("".join(_with(client.name, signs)), "utf-8")
+    told = {row["Feature"]: row[client.name] for _, row in _lines() if client.name in row}
+    assert {feature: sign for feature, sign in told.items() if sign} == signs
 
 
 def _scenario(client: Published, environment: Environment) -> list[str]:
@@ -100,19 +106,25 @@ def _scenario(client: Published, environment: Environment) -> list[str]:
     return [environment.program, scenario, str(environment.directory), "minimal"]
 
 
-def _column(name: str) -> dict[str, str]:
-    """What the document's tables say of a client."""
-    found: dict[str, str] = {}
+def _lines() -> Iterator[tuple[str, dict[str, str]]]:
+    """The document's lines, with the cells of the tables' rows by their heads."""
     heads: list[str] = []
-    for line in _DOCUMENT.read_text("utf-8").splitlines():
-        cells = [each.strip() for each in line.strip("|").split("|")] if "|" in line else []
-        if cells[:1] == ["Feature"]:
-            heads = cells
-        elif heads and cells and name in heads and not set(cells[0]) <= {"-"}:
-            found[cells[0]] = cells[heads.index(name)]
-        elif not cells:
-            heads = []
-    return {feature: sign for feature, sign in found.items() if sign}
+    for line in _DOCUMENT.read_text("utf-8").splitlines(keepends=True):
+        cells = [each.strip() for each in line.strip("|\n").split("|")]
+        row = dict(zip(heads, cells, strict=True)) if len(cells) > 1 and heads else {}
+        if cells[0] == "Feature" or len(cells) == 1:
+            heads = cells if cells[0] == "Feature" else []
+        yield line, {} if set(row.get("Feature", "")) <= {"-"} else row
+
+
+def _with(name: str, signs: Mapping[str, str]) -> Iterator[str]:
+    """The document's lines, with these signs in a client's column."""
+    for line, row in _lines():
+        if name in row:
+            row[name] = signs.get(row["Feature"], "")
+            yield f"| {' | '.join(row.values())} |\n"
+        else:
+            yield line
 
 
 def _command_line(environment: Environment, here: _Here) -> dict[str, str]:
