@@ -17,6 +17,7 @@ import uvloop
 from wrenn_sandbox.settings import Settings
 
 from . import (
+    clients,
     disk,
     edge,
     faults,
@@ -47,6 +48,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "exec": lambda settings, options: overhead.measure(settings, options.commands),
     "files": lambda settings, options: files.measure(settings, options.copies),
     "edge": lambda settings, options: edge.measure(settings, options.copies),
+    "clients": lambda settings, options: clients.measure(settings, options.rounds),
     "disk": lambda settings, options: disk.measure(settings, options.copies),
     "steps": lambda settings, options: steps.measure(settings, options.rounds),
     "kvm": lambda settings, options: kvm.measure(settings, options.rounds, options.firecracker),
