@@ -198,7 +198,7 @@ def test_messages_speak_of_commands(person: Person, sandbox: Sandbox) -> None:
         (("sandbox", "create", "--memory", "1"), "--memory must be"),
         (("sandbox", "create", "--timeout", "-1"), "--timeout must be"),
         (("sandbox", "create", "--vcpus", "99"), "--vcpus must be"),
-        (("sandbox", "create", "--allow", "x"), "--allow: must be"),
+        (("sandbox", "create", "--allow", "x"), "--allow: a name has two parts"),
         (("sandbox", "network", "--deny", "x", sandbox.id), "--deny: must be"),
     ):
         done = person.run(*argv)
