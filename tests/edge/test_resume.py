@@ -1,6 +1,7 @@
 """Requests to ports of paused sandboxes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,10 +10,12 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from support.api_server import Server, make_settings, serve
+from support.api_server import Server, eventually, make_settings, serve
 from support.host_double import HostDouble
 from support.ports import Edge, answering, program
+from wrenn_sandbox.control.store.sandboxes import AllSandboxes, Exposed
 from wrenn_sandbox.errors import AgentError, HostFailure
+from wrenn_sandbox.ids import SandboxId
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -72,6 +75,33 @@ async def test_a_request_waits_for_a_pause_that_is_under_way(
     gate.opened.set()
     await pause
     assert (await visit).text == "hello"
+
+
+async def test_requests_that_wait_for_a_sandbox_ask_the_store_together(
+    played: Server, host: HostDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    created = await team.client.post("/v1/sandboxes", json={"auto_resume": True})
+    id = created.json()["id"]
+    exposed, asked = AllSandboxes.exposed, 0
+
+    async def counted(sandboxes: AllSandboxes, sandbox_id: SandboxId) -> Exposed | None:
+        nonlocal asked
+        asked += 1
+        return await exposed(sandboxes, sandbox_id)
+
+    monkeypatch.setattr(AllSandboxes, "exposed", counted)
+    gate = host.hold("pause")
+    pause = played.start(team.client.post(f"/v1/sandboxes/{id}/pause"))
+    await gate.arrived.wait()
+    began = time.monotonic()
+    visits = [played.start(_visit(visitor, id)) for _ in range(100)]
+    await eventually(lambda: asked > 100)
+    await asyncio.sleep(0.5)
+    gate.opened.set()
+    await pause
+    assert [(await each).text for each in visits] == ["hello"] * 100
+    assert asked <= 100 + 20 * (time.monotonic() - began) + 5, "one for each, then 20 a second"
 
 
 async def test_without_auto_resume_a_paused_sandbox_stays_paused(

@@ -8,7 +8,8 @@ from copy import copy
 from datetime import timedelta
 from typing import Final
 
-from wrenn_sandbox.control.store.records import Sandbox, SandboxUpdate
+from wrenn_sandbox.aio import ended
+from wrenn_sandbox.control.store.records import SandboxUpdate
 from wrenn_sandbox.control.store.sandboxes import Exposed, Life
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, TeamId
@@ -53,7 +54,7 @@ class PortService:
             name="port_connections",
             what="requests to ports",
         )
-        self._resumes: dict[SandboxId, asyncio.Task[Sandbox]] = {}
+        self._wakings: dict[SandboxId, asyncio.Task[Exposed]] = {}
         self._failures: dict[SandboxId, WrennError] = {}
         self.domain = context.settings.domain
         """Under which each port has a host name of its own."""
@@ -67,6 +68,10 @@ class PortService:
     def traffic_token(self, sandbox_id: SandboxId) -> str:
         """What a client shows to reach private ports of a sandbox; the same in all its lives."""
         return self._token("traffic", sandbox_id)
+
+    async def close(self) -> None:
+        """Let nobody wait any more; a resume that is under way goes on."""
+        await ended(self._wakings.values(), 0)
 
     async def find(self, sandbox_id: str, team_id: TeamId | None = None) -> Exposed:
         """A sandbox by its id, of this team only where one is given; raises `NotFound`."""
@@ -89,6 +94,20 @@ class PortService:
                 yield guest
 
     async def _woken(self, sandbox: Exposed) -> Exposed:
+        """All who wait for a sandbox wait for one task: their number costs the store nothing."""
+        task = self._wakings.get(sandbox.id)
+        if task is None:
+            task = asyncio.create_task(self._wake(sandbox), name=f"traffic to {sandbox.id}")
+            self._wakings[sandbox.id] = task
+            task.add_done_callback(lambda done: self._ended(sandbox.id, done))
+        return await asyncio.shield(task)
+
+    def _ended(self, sandbox_id: SandboxId, task: asyncio.Task[Exposed]) -> None:
+        del self._wakings[sandbox_id]
+        if not task.cancelled():
+            task.exception()  # whoever waited may have left
+
+    async def _wake(self, sandbox: Exposed) -> Exposed:
         try:
             async with asyncio.timeout(patience(_WAKE_SEC)):
                 while sandbox.state is not State.RUNNING:
@@ -106,30 +125,22 @@ class PortService:
             return
         if sandbox.id in self._failures:
             raise copy(self._failures[sandbox.id])
-        task = self._resumes.get(sandbox.id)
-        if task is None:
-            task = asyncio.create_task(self._resume(sandbox), name=f"traffic to {sandbox.id}")
-            self._resumes[sandbox.id] = task
-            task.add_done_callback(lambda done: self._resumed(sandbox.id, done))
         try:
-            await asyncio.shield(task)
+            await self._resume(sandbox)
         except InvalidState:
             await asyncio.sleep(_POLL_SEC)  # somebody else was first
+        except WrennError as error:
+            self._failures[sandbox.id] = error
+            loop = asyncio.get_running_loop()
+            loop.call_later(_FAILED_SEC, self._failures.pop, sandbox.id, None)
+            raise
 
-    async def _resume(self, sandbox: Exposed) -> Sandbox:
+    async def _resume(self, sandbox: Exposed) -> None:
         now = self._clock()
         if sandbox.deadline_at and sandbox.deadline_at < now + timedelta(seconds=AWAKE_SEC):
             later = SandboxUpdate(deadline_sec=AWAKE_SEC)
             await self._store.team(sandbox.team_id).sandboxes.update(sandbox.id, later, now)
-        return await self._lifecycle.resume(sandbox.id, TRAFFIC)
-
-    def _resumed(self, sandbox_id: SandboxId, task: asyncio.Task[Sandbox]) -> None:
-        del self._resumes[sandbox_id]
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, WrennError) and not isinstance(error, InvalidState):
-            self._failures[sandbox_id] = error
-            loop = asyncio.get_running_loop()
-            loop.call_later(_FAILED_SEC, self._failures.pop, sandbox_id, None)
+        await self._lifecycle.resume(sandbox.id, TRAFFIC)
 
     def _token(self, purpose: str, sandbox_id: SandboxId) -> str:
         return hmac.digest(self._secret, f"{purpose} of {sandbox_id}".encode(), "sha256").hex()
