@@ -4,7 +4,6 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from copy import copy
 from datetime import timedelta
 from typing import Final
 
@@ -124,7 +123,7 @@ class PortService:
             await asyncio.sleep(_POLL_SEC)
             return
         if sandbox.id in self._failures:
-            raise copy(self._failures[sandbox.id])
+            raise self._failures[sandbox.id].with_traceback(None)
         try:
             await self._resume(sandbox)
         except InvalidState:
