@@ -44,6 +44,10 @@ async def _visit(client: httpx2.AsyncClient, id: str) -> httpx2.Response:
     return await client.get("/", headers={"Host": f"3000-{id}.localhost"})
 
 
+def _agent(id: str) -> dict[str, str]:
+    return {"Host": f"49983-{id}.localhost"}
+
+
 async def test_a_hundred_requests_at_once_cause_one_resume(
     played: Server, host: HostDouble
 ) -> None:
@@ -120,8 +124,7 @@ async def test_nobody_without_the_token_of_private_ports_resumes_a_sandbox(
     team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client, auto_resume=True, private_ports=True)
     assert (await _visit(visitor, id)).status_code == 403
-    agent = {"Host": f"49983-{id}.localhost"}
-    assert (await visitor.get("/metrics", headers=agent)).status_code == 401
+    assert (await visitor.get("/metrics", headers=_agent(id))).status_code == 401
     assert [call for call, _ in host.calls].count("resume") == 0
 
 
@@ -171,7 +174,7 @@ async def test_connections_to_ports_are_bounded_and_given_back(
         await opened.wait()
         yield _OK
 
-    host.ports[3000] = waiting
+    host.ports |= {3000: waiting, 3001: _ok, 49983: _ok}
     settings = make_settings(tmp_path / "data", None, port_connections_per_sandbox=2)
     async with serve(settings, host) as server:
         team, visitor = await server.team(), server.client(checked=False)
@@ -182,6 +185,13 @@ async def test_connections_to_ports_are_bounded_and_given_back(
             await host.called["connect"].wait()
         refused = await _visit(visitor, id)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert (await visitor.get("/health", headers=_agent(id))).status_code == 429
+        token = (await team.client.get(f"/v1/sandboxes/{id}/ports")).json()["agent_token"]
+        shown = {**_agent(id), "X-Access-Token": token}
+        assert (await visitor.get("/metrics", headers=shown)).text == "hello"
+        path = f"/v1/sandboxes/{id}/ports/3001/"
+        answer = await visitor.get(path, headers={"X-API-Key": team.key})
+        assert answer.text == "hello", "strangers leave room for its owner"
         opened.set()
         await asyncio.gather(*server.tasks)
         assert (await _visit(visitor, id)).text == "hello"

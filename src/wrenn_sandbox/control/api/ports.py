@@ -109,7 +109,7 @@ class _PortAnswer(Response):
         origin = Origin(client_of(scope), scope["scheme"], own=False, prefix=prefix)
         exchange = Exchange(scope, receive, send, origin)
         with self._services.revocations.following(self._caller) as revoked:
-            async with ports.using(self._sandbox) as guest:
+            async with ports.using(self._sandbox, trusted=True) as guest:
                 await exchange.run(
                     guest,
                     self._port,

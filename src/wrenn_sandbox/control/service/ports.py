@@ -47,12 +47,15 @@ class PortService:
         self._lifecycle = lifecycle
         self._clock = context.clock
         self._secret = secret.encode()
-        self._connections = ConcurrencyLimiter(
-            per_sandbox=context.settings.port_connections_per_sandbox,
-            per_team=context.settings.port_connections_per_team,
-            name="port_connections",
-            what="requests to ports",
-        )
+        self._limits = {
+            trusted: ConcurrencyLimiter(
+                per_sandbox=context.settings.port_connections_per_sandbox,
+                per_team=context.settings.port_connections_per_team,
+                name="port_connections",
+                what="requests to ports",
+            )
+            for trusted in (False, True)
+        }
         self._wakings: dict[SandboxId, asyncio.Task[Exposed]] = {}
         self._failures: dict[SandboxId, WrennError] = {}
         self.domain = context.settings.domain
@@ -80,12 +83,13 @@ class PortService:
         return found
 
     @asynccontextmanager
-    async def using(self, sandbox: Exposed) -> AsyncIterator[Guest]:
+    async def using(self, sandbox: Exposed, *, trusted: bool) -> AsyncIterator[Guest]:
         """The guest of a sandbox, in use until the end of the block; it is resumed if it may be.
 
-        Raises what `GuestService.using` raises, and what a resume raises.
+        Who has shown a credential (`trusted`) is not counted with strangers, so that these cannot
+        take all places. Raises what `GuestService.using` raises, and what a resume raises.
         """
-        with self._connections.acquire(sandbox.team_id, sandbox.id):
+        with self._limits[trusted].acquire(sandbox.team_id, sandbox.id):
             if sandbox.state is not State.RUNNING:
                 sandbox = await self._woken(sandbox)
             life = Life(sandbox.state, sandbox.started_at)
