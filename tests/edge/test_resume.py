@@ -125,7 +125,30 @@ async def test_nobody_without_the_token_of_private_ports_resumes_a_sandbox(
     id = await _paused(team.client, auto_resume=True, private_ports=True)
     assert (await _visit(visitor, id)).status_code == 403
     assert (await visitor.get("/metrics", headers=_agent(id))).status_code == 401
+    health = await visitor.get("/health", headers=_agent(id))
+    assert (health.status_code, health.json()["code"]) == (502, 502)
     assert [call for call, _ in host.calls].count("resume") == 0
+
+
+async def test_a_stranger_who_asks_for_the_health_of_a_private_sandbox_is_no_activity(
+    played: Server, host: HostDouble
+) -> None:
+    host.ports[49983] = _ok
+    team, visitor = await played.team(), played.client(checked=False)
+    created = await team.client.post("/v1/sandboxes", json={"private_ports": True})
+    id = created.json()["id"]
+
+    async def last_active() -> str:
+        answer = await team.client.get(f"/v1/sandboxes/{id}")
+        return str(answer.json()["last_active_at"])
+
+    before = await last_active()
+    assert (await visitor.get("/health", headers=_agent(id))).text == "hello"
+    assert await last_active() == before
+    token = (await team.client.get(f"/v1/sandboxes/{id}/ports")).json()["agent_token"]
+    shown = {**_agent(id), "X-Access-Token": token}
+    assert (await visitor.get("/health", headers=shown)).text == "hello"
+    assert await last_active() > before
 
 
 async def test_a_failed_resume_is_not_tried_again_by_each_request(

@@ -33,6 +33,7 @@ _POLL_SEC: Final = 0.05
 _FAILED_SEC: Final = 5.0
 """For so long requests are told of a failed resume, instead of trying again."""
 
+_WANTED: Final = "only the ports of a running sandbox can be reached"
 _ON_ITS_WAY: Final = (State.STARTING, State.PAUSING, State.RESUMING, State.ROLLING_BACK)
 
 
@@ -87,13 +88,18 @@ class PortService:
         """The guest of a sandbox, in use until the end of the block; it is resumed if it may be.
 
         Who has shown a credential (`trusted`) is not counted with strangers, so that these cannot
-        take all places. Raises what `GuestService.using` raises, and what a resume raises.
+        take all places. Where ports are private a stranger resumes nothing and is no activity.
+        Raises what `GuestService.using` raises, and what a resume raises.
         """
         with self._limits[trusted].acquire(sandbox.team_id, sandbox.id):
+            only_watches = sandbox.private_ports and not trusted
             if sandbox.state is not State.RUNNING:
+                if only_watches:
+                    raise not_possible(sandbox.state, _WANTED)
                 sandbox = await self._woken(sandbox)
             life = Life(sandbox.state, sandbox.started_at)
-            async with self._guests.using(sandbox.team_id, sandbox.id, life=life) as guest:
+            use = self._guests.watching if only_watches else self._guests.using
+            async with use(sandbox.team_id, sandbox.id, life=life) as guest:
                 yield guest
 
     async def _woken(self, sandbox: Exposed) -> Exposed:
@@ -122,7 +128,7 @@ class PortService:
 
     async def _come_nearer(self, sandbox: Exposed) -> None:
         if not sandbox.auto_resume or sandbox.state not in (State.PAUSED, *_ON_ITS_WAY):
-            raise not_possible(sandbox.state, "only the ports of a running sandbox can be reached")
+            raise not_possible(sandbox.state, _WANTED)
         if sandbox.state is not State.PAUSED:
             await asyncio.sleep(_POLL_SEC)
             return
