@@ -173,6 +173,21 @@ async def test_a_deadline_leaves_time_after_a_resume(played: Server, host: HostD
     assert moved >= timedelta(seconds=100)
 
 
+async def test_a_deadline_that_is_moved_away_during_a_resume_stays_there(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client, auto_resume=True, deadline_sec=200)
+    gate = host.hold("resume")
+    visit = played.start(_visit(visitor, id))
+    await gate.arrived.wait()
+    moved = await team.client.patch(f"/v1/sandboxes/{id}", json={"deadline_sec": 4000})
+    gate.opened.set()
+    assert (await visit).text == "hello"
+    shown = (await team.client.get(f"/v1/sandboxes/{id}")).json()
+    assert shown["deadline_at"] == moved.json()["deadline_at"]
+
+
 async def test_a_team_over_its_quota_is_told_so_by_a_resume(
     host: HostDouble, tmp_path: Path
 ) -> None:
@@ -180,11 +195,14 @@ async def test_a_team_over_its_quota_is_told_so_by_a_resume(
     settings = make_settings(tmp_path / "data", None, quota_running=1)
     async with serve(settings, host) as server:
         team, visitor = await server.team(), server.client(checked=False)
-        id = await _paused(team.client, auto_resume=True)
+        id = await _paused(team.client, auto_resume=True, deadline_sec=60)
+        before = (await team.client.get(f"/v1/sandboxes/{id}")).json()["deadline_at"]
         assert (await team.client.post("/v1/sandboxes", json={})).status_code == 201
         for _ in range(2):
             answer = await _visit(visitor, id)
             assert (answer.status_code, answer.json()["code"]) == (429, 429)
+        after = (await team.client.get(f"/v1/sandboxes/{id}")).json()["deadline_at"]
+        assert after == before, "what is not resumed ends when it should"
 
 
 async def test_connections_to_ports_are_bounded_and_given_back(

@@ -4,11 +4,9 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Final
 
 from wrenn_sandbox.aio import ended
-from wrenn_sandbox.control.store.records import SandboxUpdate
 from wrenn_sandbox.control.store.sandboxes import Exposed, Life
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, TeamId
@@ -46,7 +44,6 @@ class PortService:
         self._store = context.store
         self._guests = guests
         self._lifecycle = lifecycle
-        self._clock = context.clock
         self._secret = secret.encode()
         self._limits = {
             trusted: ConcurrencyLimiter(
@@ -135,7 +132,7 @@ class PortService:
         if sandbox.id in self._failures:
             raise self._failures[sandbox.id].with_traceback(None)
         try:
-            await self._resume(sandbox)
+            await self._lifecycle.resume(sandbox.id, TRAFFIC, deadline_at_least_sec=AWAKE_SEC)
         except InvalidState:
             await asyncio.sleep(_POLL_SEC)  # somebody else was first
         except WrennError as error:
@@ -143,13 +140,6 @@ class PortService:
             loop = asyncio.get_running_loop()
             loop.call_later(_FAILED_SEC, self._failures.pop, sandbox.id, None)
             raise
-
-    async def _resume(self, sandbox: Exposed) -> None:
-        now = self._clock()
-        if sandbox.deadline_at and sandbox.deadline_at < now + timedelta(seconds=AWAKE_SEC):
-            later = SandboxUpdate(deadline_sec=AWAKE_SEC)
-            await self._store.team(sandbox.team_id).sandboxes.update(sandbox.id, later, now)
-        await self._lifecycle.resume(sandbox.id, TRAFFIC)
 
     def _token(self, purpose: str, sandbox_id: SandboxId) -> str:
         return hmac.digest(self._secret, f"{purpose} of {sandbox_id}".encode(), "sha256").hex()
