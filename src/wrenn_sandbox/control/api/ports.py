@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/sandboxes", tags=["ports"])
 BODY_LIMITS: Final = ((re.compile(r"/v1/sandboxes/[^/]+/ports/[^/]+/.*", re.DOTALL), None),)
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PORT: Final = re.compile(r":[0-9]{1,5}$")
-_ABOVE: Final = re.compile(rb"(/[^/]*){5}")
+_ABOVE: Final = re.compile(rb"/v1/(sandboxes|capsules)/[^/?]+/ports/[^/?]+(?=/)")
 """What stands before the path that a guest is asked for."""
 
 
@@ -104,7 +104,8 @@ class _PortAnswer(Response):
         ports: PortService = self._services.ports
         target = target_of(scope)
         above = _ABOVE.match(target)
-        assert above is not None
+        if above is None:  # a slash of it is encoded
+            raise NotFound("There is no such path")
         prefix = above[0].decode("ascii")
         origin = Origin(client_of(scope), scope["scheme"], own=False, prefix=prefix)
         exchange = Exchange(scope, receive, send, origin)
@@ -113,7 +114,7 @@ class _PortAnswer(Response):
                 await exchange.run(
                     guest,
                     self._port,
-                    target[above.end() :] or b"/",
+                    target[above.end() :],
                     idle_sec=ports.idle_sec,
                     over=revoked,
                 )
