@@ -1,5 +1,6 @@
 """Snapshots and forks as E2B's clients ask for them."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -82,6 +83,27 @@ async def test_forks_of_e2b_have_timeouts_of_their_own(
             assert shown.end_at == clock.now + timedelta(seconds=70)
             assert (shown.metadata, shown.state.value) == ({"a": "1"}, "running")
         assert (await detail(team, id)).state.value == "paused"
+
+
+async def test_copies_of_e2b_are_answered_again_when_their_source_is_gone(
+    faulty: Server, user: Team
+) -> None:
+    id = await created(user, network={"allowPublicTraffic": False})
+    asked: tuple[tuple[str, dict[str, object]], ...] = (
+        (f"/sandboxes/{id}/snapshots", {"name": "mine"}),
+        (f"/sandboxes/{id}/fork", {"count": 2, "timeout": 900}),
+        ("/v2/sandboxes", {"templateID": "mine"}),
+    )
+    headers = {"Idempotency-Key": "0b5b"}
+    first = [await user.client.post(path, json=body, headers=headers) for path, body in asked]
+    tokens = set(re.findall(r'AccessToken":"([0-9a-f]{64})"', "".join(each.text for each in first)))
+    assert len(tokens) == 5, "two of each fork, and one of what has public ports"
+    await user.client.delete(f"/sandboxes/{id}")
+    assert (await user.client.delete("/templates/mine")).status_code == 204
+    for (path, body), before in zip(asked, first, strict=True):
+        answer = await user.client.post(path, json=body, headers=headers)
+        assert (answer.status_code, answer.text) == (201, before.text)
+        assert answer.headers["idempotency-replayed"] == "true"
 
 
 async def test_a_fork_of_e2b_that_fails_has_its_error(

@@ -148,13 +148,13 @@ async def _create(
     if auto_resume and not body.auto_pause:
         raise InvalidRequest("autoResume.enabled: true needs autoPause")
     name = names.template_name(team_id, body.template_id)
-    try:
-        template = await services.snapshots.named(team_id, name)
-    except NotFound as error:
-        raise names.missing(name) from error
     network = body.network or NewNetwork()
 
     async def create(id: SandboxId) -> Reached:
+        try:
+            template = await services.snapshots.named(team_id, name)
+        except NotFound as error:
+            raise names.missing(name) from error
         sandbox = await services.sandboxes.create(
             team_id,
             id,
