@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import pytest
 from e2b.api.client.models import SandboxForkResult, SnapshotInfo
+from sqlalchemy import select
 
 from support.api_server import FakeClock, Server, Team, serve
 from support.e2b import created, detail, listed
 from support.host_double import HostDouble
+from wrenn_sandbox.control.store.tables import idempotency_keys
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.settings import Settings
 
@@ -104,6 +106,10 @@ async def test_copies_of_e2b_are_answered_again_when_their_source_is_gone(
         answer = await user.client.post(path, json=body, headers=headers)
         assert (answer.status_code, answer.text) == (201, before.text)
         assert answer.headers["idempotency-replayed"] == "true"
+    async with faulty.plane.store._database.read() as connection:
+        kept = str((await connection.execute(select(idempotency_keys.c.answer))).all())
+    assert "envdAccessToken" in kept
+    assert not any(each in kept for each in tokens)
 
 
 async def test_a_fork_of_e2b_that_fails_has_its_error(

@@ -170,13 +170,13 @@ async def _create(
             metadata=body.metadata or {},
             envs=body.env_vars or {},
         )
-        return reached(sandbox)
+        return reached.without_tokens(sandbox)
 
     async def made(id: SandboxId) -> Reached | None:
         sandbox = await services.sandboxes.made(team_id, id)
-        return None if sandbox is None else reached(sandbox)
+        return None if sandbox is None else reached.without_tokens(sandbox)
 
-    return await once.answer(Started, new_sandbox_id(), create, made)
+    return await once.answer(Started, new_sandbox_id(), create, made, complete=reached.complete)
 
 
 def _states(texts: list[str]) -> list[Status]:

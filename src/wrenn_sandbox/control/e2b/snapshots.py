@@ -150,13 +150,17 @@ async def fork(
             count=body.count,
             deadline_sec=from_now(body.timeout),
         )
-        return [each if isinstance(each, WrennError) else reached(each) for each in forks]
+        return [
+            each if isinstance(each, WrennError) else reached.without_tokens(each) for each in forks
+        ]
 
     async def made(image_id: ImageId) -> list[Reached] | None:
         forks = await services.sandboxes.forks_made(team_id, image_id)
-        return None if forks is None else [reached(each) for each in forks]
+        return None if forks is None else [reached.without_tokens(each) for each in forks]
 
-    return await once.answer(ForkResult, new_image_id(), make, made)
+    return await once.answer(
+        ForkResult, new_image_id(), make, made, complete=reached.complete_forks
+    )
 
 
 @router.delete(
