@@ -1,13 +1,16 @@
 """Snapshots and forks as E2B's clients ask for them."""
 
+import re
 from datetime import timedelta
 
 import pytest
 from e2b.api.client.models import SandboxForkResult, SnapshotInfo
+from sqlalchemy import select
 
 from support.api_server import FakeClock, Server, Team, serve
 from support.e2b import created, detail, listed
 from support.host_double import HostDouble
+from wrenn_sandbox.control.store.tables import idempotency_keys
 from wrenn_sandbox.errors import NoCapacity
 from wrenn_sandbox.settings import Settings
 
@@ -82,6 +85,31 @@ async def test_forks_of_e2b_have_timeouts_of_their_own(
             assert shown.end_at == clock.now + timedelta(seconds=70)
             assert (shown.metadata, shown.state.value) == ({"a": "1"}, "running")
         assert (await detail(team, id)).state.value == "paused"
+
+
+async def test_copies_of_e2b_are_answered_again_when_their_source_is_gone(
+    faulty: Server, user: Team
+) -> None:
+    id = await created(user, network={"allowPublicTraffic": False})
+    asked: tuple[tuple[str, dict[str, object]], ...] = (
+        (f"/sandboxes/{id}/snapshots", {"name": "mine"}),
+        (f"/sandboxes/{id}/fork", {"count": 2, "timeout": 900}),
+        ("/v2/sandboxes", {"templateID": "mine"}),
+    )
+    headers = {"Idempotency-Key": "0b5b"}
+    first = [await user.client.post(path, json=body, headers=headers) for path, body in asked]
+    tokens = set(re.findall(r'AccessToken":"([0-9a-f]{64})"', "".join(each.text for each in first)))
+    assert len(tokens) == 5, "two of each fork, and one of what has public ports"
+    await user.client.delete(f"/sandboxes/{id}")
+    assert (await user.client.delete("/templates/mine")).status_code == 204
+    for (path, body), before in zip(asked, first, strict=True):
+        answer = await user.client.post(path, json=body, headers=headers)
+        assert (answer.status_code, answer.text) == (201, before.text)
+        assert answer.headers["idempotency-replayed"] == "true"
+    async with faulty.plane.store._database.read() as connection:
+        kept = str((await connection.execute(select(idempotency_keys.c.answer))).all())
+    assert "envdAccessToken" in kept
+    assert not any(each in kept for each in tokens)
 
 
 async def test_a_fork_of_e2b_that_fails_has_its_error(

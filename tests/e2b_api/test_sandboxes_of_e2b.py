@@ -1,5 +1,6 @@
 """Sandboxes as E2B's clients make, use and end them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
@@ -8,8 +9,10 @@ import pytest
 from support.api_server import FakeClock, Server, Team, serve
 from support.e2b import created, detail, listed
 from support.host_double import HostDouble
+from wrenn_sandbox.control.service.sandboxes import SandboxService
+from wrenn_sandbox.control.store.records import Sandbox, SandboxUpdate
 from wrenn_sandbox.errors import NoCapacity, NotResponding
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.settings import Settings
 
 
@@ -134,6 +137,34 @@ async def test_two_connections_to_what_is_paused_resume_it_once(
     gate.opened.set()
     assert ((await first).status_code, (await second).status_code) == (201, 200)
     assert [call for call, _ in host.calls].count("resume") == 1
+
+
+async def test_connections_at_the_same_time_all_succeed(
+    faulty: Server, user: Team, host: HostDouble
+) -> None:
+    id = await created(user)
+    await user.client.post(f"/sandboxes/{id}/pause")
+    path = f"/v2/sandboxes/{id}/connect"
+    answers = await asyncio.gather(*(user.client.post(path) for _ in range(5)))
+    assert sorted(each.status_code for each in answers) == [200, 200, 200, 200, 201]
+    assert [call for call, _ in host.calls].count("resume") == 1
+
+
+async def test_a_connection_to_what_is_paused_meanwhile_resumes_it(
+    faulty: Server, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = await created(user)
+    update = SandboxService.update
+
+    async def late(
+        service: SandboxService, team_id: TeamId, sandbox_id: str, changed: SandboxUpdate
+    ) -> Sandbox:
+        await service.pause(team_id, sandbox_id)
+        return await update(service, team_id, sandbox_id, changed)
+
+    monkeypatch.setattr(SandboxService, "update", late)
+    assert (await user.client.post(f"/v2/sandboxes/{id}/connect")).status_code == 201
+    assert (await detail(user, id)).state.value == "running"
 
 
 async def test_a_cold_start_is_asked_for_with_a_connection(

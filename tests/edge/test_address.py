@@ -78,6 +78,7 @@ def test_a_port_that_is_none_is_refused(port: bytes) -> None:
 
 def test_a_path_below_a_port_of_a_sandbox_is_for_it() -> None:
     assert is_for_port([], f"/v1/sandboxes/{_ID}/ports/80/".encode(), "localhost")
+    assert is_for_port([], f"/v1/capsules/{_ID}/ports/80/".encode(), "localhost")
     assert is_for_port([], f"/v1/sandboxes/{_ID}/ports/80/a/b?c".encode(), "localhost")
     for other in (f"/v1/sandboxes/{_ID}/ports", f"/v1/sandboxes/{_ID}/pty", "/v1/sandboxes"):
         assert not is_for_port([], other.encode(), "localhost")

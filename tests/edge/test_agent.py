@@ -6,8 +6,9 @@ from urllib.parse import parse_qs, quote
 
 import pytest
 
+from wrenn_sandbox.edge import agent
 from wrenn_sandbox.edge.agent import checked
-from wrenn_sandbox.errors import NotFound, Unauthorized
+from wrenn_sandbox.errors import InvalidRequest, NotFound, Unauthorized
 
 _TOKEN = "a" * 64
 _NOW = 1000.0
@@ -91,6 +92,17 @@ def test_a_signature_opens_its_file_alone(method: str) -> None:
 def test_a_second_value_of_a_name_reaches_no_agent() -> None:
     query = f"path=/a&path=/b&signature={quote(_signature('/a', 'read', ''))}"
     assert _ask("/files", query) == (b"/files?path=%2Fa", True)
+
+
+def test_a_signed_query_of_very_many_parameters_is_refused_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query = f"path=/a&signature={quote(_signature('/a', 'read', ''))}"
+    assert _ask("/files", query + "&" * 30) == (b"/files?path=%2Fa", True)
+    monkeypatch.setattr(agent, "unquote_to_bytes", None)
+    for many in (query + "&" * 31, "signature" + "&" * 16_000):
+        with pytest.raises(InvalidRequest):
+            _ask("/files", many)
 
 
 def test_a_signature_ends_at_its_time() -> None:

@@ -151,6 +151,7 @@ async def test_a_websocket_carries_messages_both_ways(edge: Edge, sandbox: str) 
             (f"ws://{edge.host(sandbox, port)}/", {}),
             (f"ws://127.0.0.1:{edge.port}/", headers),
             (f"ws://127.0.0.1:{edge.port}/v1/sandboxes/{sandbox}/ports/{port}/", key),
+            (f"ws://127.0.0.1:{edge.port}/v1/capsules/{sandbox}/ports/{port}/", key),
         )
         for url, extra in ways:
             async with connect(

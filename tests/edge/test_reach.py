@@ -76,6 +76,17 @@ async def test_the_path_of_a_port_needs_a_key_of_its_team(edge: Edge, sandbox: s
     assert b"authorization" not in heads[0]
 
 
+async def test_a_path_of_a_port_with_encoded_slashes_is_not_there(edge: Edge, sandbox: str) -> None:
+    key = {"X-API-Key": edge.team.key}
+    async with edge.client() as client:
+        for path in (
+            f"/v1%2Fsandboxes%2F{sandbox}%2Fports%2F3000%2F",
+            f"/v1/sandboxes%2F{sandbox}/ports/3000/a/b",
+        ):
+            answer = await client.get(path, headers=key)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
 async def test_private_ports_need_their_token_which_no_guest_sees(edge: Edge) -> None:
     id = await edge.create(private_ports=True)
     token = (await edge.ports(id))["token"]

@@ -1,6 +1,7 @@
 """Requests to ports of paused sandboxes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,10 +10,12 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from support.api_server import Server, make_settings, serve
+from support.api_server import Server, eventually, make_settings, serve
 from support.host_double import HostDouble
 from support.ports import Edge, answering, program
+from wrenn_sandbox.control.store.sandboxes import AllSandboxes, Exposed
 from wrenn_sandbox.errors import AgentError, HostFailure
+from wrenn_sandbox.ids import SandboxId
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -39,6 +42,10 @@ async def _paused(client: httpx2.AsyncClient, **body: object) -> str:
 
 async def _visit(client: httpx2.AsyncClient, id: str) -> httpx2.Response:
     return await client.get("/", headers={"Host": f"3000-{id}.localhost"})
+
+
+def _agent(id: str) -> dict[str, str]:
+    return {"Host": f"49983-{id}.localhost"}
 
 
 async def test_a_hundred_requests_at_once_cause_one_resume(
@@ -74,6 +81,33 @@ async def test_a_request_waits_for_a_pause_that_is_under_way(
     assert (await visit).text == "hello"
 
 
+async def test_requests_that_wait_for_a_sandbox_ask_the_store_together(
+    played: Server, host: HostDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    created = await team.client.post("/v1/sandboxes", json={"auto_resume": True})
+    id = created.json()["id"]
+    exposed, asked = AllSandboxes.exposed, 0
+
+    async def counted(sandboxes: AllSandboxes, sandbox_id: SandboxId) -> Exposed | None:
+        nonlocal asked
+        asked += 1
+        return await exposed(sandboxes, sandbox_id)
+
+    monkeypatch.setattr(AllSandboxes, "exposed", counted)
+    gate = host.hold("pause")
+    pause = played.start(team.client.post(f"/v1/sandboxes/{id}/pause"))
+    await gate.arrived.wait()
+    began = time.monotonic()
+    visits = [played.start(_visit(visitor, id)) for _ in range(100)]
+    await eventually(lambda: asked > 100)
+    await asyncio.sleep(0.5)
+    gate.opened.set()
+    await pause
+    assert [(await each).text for each in visits] == ["hello"] * 100
+    assert asked <= 100 + 20 * (time.monotonic() - began) + 5, "one for each, then 20 a second"
+
+
 async def test_without_auto_resume_a_paused_sandbox_stays_paused(
     played: Server, host: HostDouble
 ) -> None:
@@ -90,9 +124,31 @@ async def test_nobody_without_the_token_of_private_ports_resumes_a_sandbox(
     team, visitor = await played.team(), played.client(checked=False)
     id = await _paused(team.client, auto_resume=True, private_ports=True)
     assert (await _visit(visitor, id)).status_code == 403
-    agent = {"Host": f"49983-{id}.localhost"}
-    assert (await visitor.get("/metrics", headers=agent)).status_code == 401
+    assert (await visitor.get("/metrics", headers=_agent(id))).status_code == 401
+    health = await visitor.get("/health", headers=_agent(id))
+    assert (health.status_code, health.json()["code"]) == (502, 502)
     assert [call for call, _ in host.calls].count("resume") == 0
+
+
+async def test_a_stranger_who_asks_for_the_health_of_a_private_sandbox_is_no_activity(
+    played: Server, host: HostDouble
+) -> None:
+    host.ports[49983] = _ok
+    team, visitor = await played.team(), played.client(checked=False)
+    created = await team.client.post("/v1/sandboxes", json={"private_ports": True})
+    id = created.json()["id"]
+
+    async def last_active() -> str:
+        answer = await team.client.get(f"/v1/sandboxes/{id}")
+        return str(answer.json()["last_active_at"])
+
+    before = await last_active()
+    assert (await visitor.get("/health", headers=_agent(id))).text == "hello"
+    assert await last_active() == before
+    token = (await team.client.get(f"/v1/sandboxes/{id}/ports")).json()["agent_token"]
+    shown = {**_agent(id), "X-Access-Token": token}
+    assert (await visitor.get("/health", headers=shown)).text == "hello"
+    assert await last_active() > before
 
 
 async def test_a_failed_resume_is_not_tried_again_by_each_request(
@@ -117,6 +173,21 @@ async def test_a_deadline_leaves_time_after_a_resume(played: Server, host: HostD
     assert moved >= timedelta(seconds=100)
 
 
+async def test_a_deadline_that_is_moved_away_during_a_resume_stays_there(
+    played: Server, host: HostDouble
+) -> None:
+    team, visitor = await played.team(), played.client(checked=False)
+    id = await _paused(team.client, auto_resume=True, deadline_sec=200)
+    gate = host.hold("resume")
+    visit = played.start(_visit(visitor, id))
+    await gate.arrived.wait()
+    moved = await team.client.patch(f"/v1/sandboxes/{id}", json={"deadline_sec": 4000})
+    gate.opened.set()
+    assert (await visit).text == "hello"
+    shown = (await team.client.get(f"/v1/sandboxes/{id}")).json()
+    assert shown["deadline_at"] == moved.json()["deadline_at"]
+
+
 async def test_a_team_over_its_quota_is_told_so_by_a_resume(
     host: HostDouble, tmp_path: Path
 ) -> None:
@@ -124,10 +195,14 @@ async def test_a_team_over_its_quota_is_told_so_by_a_resume(
     settings = make_settings(tmp_path / "data", None, quota_running=1)
     async with serve(settings, host) as server:
         team, visitor = await server.team(), server.client(checked=False)
-        id = await _paused(team.client, auto_resume=True)
+        id = await _paused(team.client, auto_resume=True, deadline_sec=60)
+        before = (await team.client.get(f"/v1/sandboxes/{id}")).json()["deadline_at"]
         assert (await team.client.post("/v1/sandboxes", json={})).status_code == 201
-        answer = await _visit(visitor, id)
-        assert (answer.status_code, answer.json()["code"]) == (429, 429)
+        for _ in range(2):
+            answer = await _visit(visitor, id)
+            assert (answer.status_code, answer.json()["code"]) == (429, 429)
+        after = (await team.client.get(f"/v1/sandboxes/{id}")).json()["deadline_at"]
+        assert after == before, "what is not resumed ends when it should"
 
 
 async def test_connections_to_ports_are_bounded_and_given_back(
@@ -140,7 +215,7 @@ async def test_connections_to_ports_are_bounded_and_given_back(
         await opened.wait()
         yield _OK
 
-    host.ports[3000] = waiting
+    host.ports |= {3000: waiting, 3001: _ok, 49983: _ok}
     settings = make_settings(tmp_path / "data", None, port_connections_per_sandbox=2)
     async with serve(settings, host) as server:
         team, visitor = await server.team(), server.client(checked=False)
@@ -151,6 +226,13 @@ async def test_connections_to_ports_are_bounded_and_given_back(
             await host.called["connect"].wait()
         refused = await _visit(visitor, id)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert (await visitor.get("/health", headers=_agent(id))).status_code == 429
+        token = (await team.client.get(f"/v1/sandboxes/{id}/ports")).json()["agent_token"]
+        shown = {**_agent(id), "X-Access-Token": token}
+        assert (await visitor.get("/metrics", headers=shown)).text == "hello"
+        path = f"/v1/sandboxes/{id}/ports/3001/"
+        answer = await visitor.get(path, headers={"X-API-Key": team.key})
+        assert answer.text == "hello", "strangers leave room for its owner"
         opened.set()
         await asyncio.gather(*server.tasks)
         assert (await _visit(visitor, id)).text == "hello"

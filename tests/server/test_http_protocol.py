@@ -486,14 +486,19 @@ async def test_a_body_that_nobody_has_asked_for_yet() -> None:
         assert _status(await peer.answer()) == 200
 
 
-async def test_a_body_for_which_nobody_waits_any_more() -> None:
+@pytest.mark.parametrize("field", [b"", b"E2b-Sandbox-Id: nobody\r\n"])
+async def test_a_body_for_which_nobody_waits_any_more(field: bytes) -> None:
+    """A byte behind the answer keeps no connection, of the API or of a port."""
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
-    async with edge(app, _settings(body_timeout_sec=0.5)) as server, _peer(server) as peer:
-        await peer.send(_POST + b"Content-Length: 1000\r\n\r\na")
+    short = _settings(body_timeout_sec=0.5, keep_alive_sec=0.5)
+    async with edge(app, short) as server, _peer(server) as peer:
+        await peer.send(_POST + field + b"Content-Length: 1000\r\n\r\n")
         await peer.answer()
+        await peer.send(b"a")
         assert await peer.rest() == b""
 
 

@@ -164,21 +164,25 @@ class ControlPlane:
         )
         async with open_providers(self._settings) as providers, self._outbound():
             states = States(secret, clock=self._context.clock)
-            yield Services(
-                accounts,
-                self.api_keys,
-                self.sandboxes,
-                self.snapshots,
-                self.idempotency,
-                self.guests,
-                self.history,
-                OAuthService(self._context, accounts, limits, providers, states),
-                self.revocations,
-                self.draining,
-                self.events,
-                self.webhooks,
-                PortService(self._context, self.guests, self.lifecycle, secret),
-            )
+            ports = PortService(self._context, self.guests, self.lifecycle, secret)
+            try:
+                yield Services(
+                    accounts,
+                    self.api_keys,
+                    self.sandboxes,
+                    self.snapshots,
+                    self.idempotency,
+                    self.guests,
+                    self.history,
+                    OAuthService(self._context, accounts, limits, providers, states),
+                    self.revocations,
+                    self.draining,
+                    self.events,
+                    self.webhooks,
+                    ports,
+                )
+            finally:
+                await ports.close()
 
     @asynccontextmanager
     async def _outbound(self) -> AsyncIterator[None]:

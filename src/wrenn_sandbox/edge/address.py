@@ -19,7 +19,7 @@ _LABEL: Final = re.compile(r"([0-9]{1,5})-([a-z0-9-]{1,57})")
 _CONTROL: Final = re.compile(rb"/(v2/)?sandboxes(/.*)?", re.DOTALL)
 """Calls about sandboxes: some clients send the headers of their agent with these too."""
 
-_PATH: Final = re.compile(rb"/v1/sandboxes/[^/?#]+/ports/[^/?#]+/.*", re.DOTALL)
+_PATH: Final = re.compile(rb"/v1/(sandboxes|capsules)/[^/?#]+/ports/[^/?#]+/.*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from hmac import compare_digest
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlencode
 
-from wrenn_sandbox.errors import NotFound, Unauthorized
+from wrenn_sandbox.errors import InvalidRequest, NotFound, Unauthorized
 
 TOKEN_HEADER: Final = b"x-access-token"
 
@@ -24,6 +24,7 @@ _ROUTES: Final = re.compile(
 )
 """Everything else is between host and agent, `/init` above all."""
 
+_PARAMETERS_MAX: Final = 32
 _STANDARD_ALPHABET: Final = str.maketrans("-_ ", "+/+")
 _SIGNATURE: Final = ("signature", "signature_expiration")
 
@@ -34,7 +35,8 @@ def checked(
     """The target to ask the agent for, and whether the caller may do what needs its token.
 
     `given` is the token that came with the request, `now` the time in seconds. Raises `NotFound`
-    for what only a host may ask, `Unauthorized` for a wrong token or signature.
+    for what only a host may ask, `Unauthorized` for a wrong token or signature, `InvalidRequest`
+    for too many parameters of a signed URL.
     """
     if _ROUTES.fullmatch(path) is None:
         raise NotFound("There is no such path")
@@ -47,8 +49,8 @@ def checked(
         return target, True
     if path == _HEALTH:
         return target, False
-    values = _parsed(query)
-    if path != _FILES or "signature" not in values:
+    values = _parsed(query) if path == _FILES else {}
+    if "signature" not in values:
         raise Unauthorized("The access token is missing")
     _check_signature(values, "write" if method == "POST" else "read", token, now)
     unsigned = {name: value for name, value in values.items() if name not in _SIGNATURE}
@@ -71,7 +73,12 @@ def _check_signature(values: Mapping[str, str], operation: str, token: str, now:
 
 
 def _parsed(query: bytes) -> dict[str, str]:
-    """Names to values as the agent reads them: the first of a name counts."""
+    """Names to values as the agent reads them: the first of a name counts.
+
+    Raises `InvalidRequest` for more than a signed URL has: reading 16,000 takes 20 to 50 ms.
+    """
+    if query.count(b"&") >= _PARAMETERS_MAX:
+        raise InvalidRequest(f"A signed URL has at most {_PARAMETERS_MAX} parameters")
     values: dict[str, str] = {}
     for pair in query.replace(b"+", b" ").split(b"&"):
         name, _, value = (unquote_to_bytes(each) for each in pair.partition(b"="))

@@ -1,7 +1,9 @@
 """What a guest is told of a request, and a client of a guest's answer. Pure.
 
-Neither side's hop-by-hop fields reach the other (RFC 9110, section 7.6.1), and no credential of
-this platform reaches a guest.
+Neither side's hop-by-hop fields reach the other (RFC 9110, section 7.6.1). No API key, token of
+private ports or cookie of this platform reaches a guest. Two credentials do where a client sends
+them there: `X-Access-Token`, which programs such as the code interpreter ask for themselves, and on
+a sandbox's own host a login's `Authorization: Bearer`, which looks like any other.
 """
 
 import re

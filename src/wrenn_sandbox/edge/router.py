@@ -106,7 +106,7 @@ class _Visit:
             sandbox = await self._ports.find(self._address.sandbox_id)
         target, trusted = self._admit(sandbox)
         with _not_found():
-            async with self._ports.using(sandbox) as guest:
+            async with self._ports.using(sandbox, trusted=trusted) as guest:
                 extra: Fields = []
                 if self._address.port == AGENT_PORT:
                     token = await guest.agent_token() if trusted else ""
@@ -128,7 +128,7 @@ class _Visit:
                     self._status = exchange.status
 
     def _admit(self, sandbox: Exposed) -> tuple[bytes, bool]:
-        """What to ask the guest for, and whether its agent may do all it can for the caller."""
+        """What to ask the guest for, and whether the caller has shown a credential."""
         if self._address.port == AGENT_PORT:
             return agent.checked(
                 self._scope["method"],
@@ -143,7 +143,7 @@ class _Visit:
             if not compare_digest(given, self._ports.traffic_token(sandbox.id).encode("ascii")):
                 name = TRAFFIC_TOKEN.decode("ascii")
                 raise Forbidden(f"The ports of this sandbox are private: send its token as {name}")
-        return target_of(self._scope), False
+        return target_of(self._scope), sandbox.private_ports
 
 
 @contextmanager

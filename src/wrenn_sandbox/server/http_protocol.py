@@ -357,7 +357,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._give_up("unread")
             return
         is_ours = self.flow.read_paused or self._is_behind() or self._owes_continue()
-        if is_ours or (self._is_for_port and self._reading is _Reading.BODY):
+        of_port = self._is_for_port and self._reading is _Reading.BODY and self._is_pending()
+        if is_ours or of_port:
             self._since = now  # it is us who do not get on, or the port has limits of its own
         waited = now - self._since
         head_seconds = self._settings.head_timeout_sec

@@ -67,10 +67,13 @@ class _Once:
         id: _Id,
         make: Callable[[_Id], Awaitable[object]],
         made: Callable[[_Id], Awaitable[object | None]],
+        *,
+        complete: Callable[[str], str] = str,
     ) -> Response:
         """Make something under this new `id`, or give what the first such request was answered.
 
         `made` finds what an earlier request has made under its id, if there is such a thing.
+        `complete` adds to each answer what is not to be kept.
         """
 
         async def written(subject: str) -> str:
@@ -103,7 +106,10 @@ class _Once:
                 text = answer.text
                 headers = {REPLAYED: "true"} if answer.repeated else {}
         return Response(
-            text, route.status_code or 200, media_type="application/json", headers=headers
+            complete(text),
+            route.status_code or 200,
+            media_type="application/json",
+            headers=headers,
         )
 
     async def _digest(self) -> str:

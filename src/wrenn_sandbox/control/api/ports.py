@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/sandboxes", tags=["ports"])
 BODY_LIMITS: Final = ((re.compile(r"/v1/sandboxes/[^/]+/ports/[^/]+/.*", re.DOTALL), None),)
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PORT: Final = re.compile(r":[0-9]{1,5}$")
-_ABOVE: Final = re.compile(rb"(/[^/]*){5}")
+_ABOVE: Final = re.compile(rb"/v1/(sandboxes|capsules)/[^/?]+/ports/[^/?]+(?=/)")
 """What stands before the path that a guest is asked for."""
 
 
@@ -105,16 +105,17 @@ class _PortAnswer(Response):
         ports: PortService = self._services.ports
         target = target_of(scope)
         above = _ABOVE.match(target)
-        assert above is not None
+        if above is None:  # a slash of it is encoded
+            raise NotFound("There is no such path")
         prefix = above[0].decode("ascii")
         origin = Origin(client_of(scope), scope["scheme"], own=False, prefix=prefix)
         exchange = Exchange(scope, receive, send, origin)
         with self._services.revocations.following(self._caller) as revoked:
-            async with ports.using(self._sandbox) as guest:
+            async with ports.using(self._sandbox, trusted=True) as guest:
                 await exchange.run(
                     guest,
                     self._port,
-                    target[above.end() :] or b"/",
+                    target[above.end() :],
                     life=(self._sandbox.id, self._sandbox.started_at),
                     place=partial(ports.keeping, self._sandbox),
                     idle_sec=ports.idle_sec,

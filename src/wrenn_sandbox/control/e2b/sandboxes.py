@@ -14,8 +14,9 @@ from wrenn_sandbox.control.api.idempotency import Once
 from wrenn_sandbox.control.api.paging import cursor_of, position_of
 from wrenn_sandbox.control.api.responses import failures
 from wrenn_sandbox.control.api.services import Services, ServicesDependency
+from wrenn_sandbox.control.service.lifecycle import not_possible
 from wrenn_sandbox.control.store.records import Position, Sandbox, SandboxFilter, SandboxUpdate
-from wrenn_sandbox.errors import AgentError, InvalidRequest, NoCapacity, NotFound
+from wrenn_sandbox.errors import AgentError, InvalidRequest, InvalidState, NoCapacity, NotFound
 from wrenn_sandbox.ids import SandboxId, TeamId, new_sandbox_id
 from wrenn_sandbox.model.limits import LABELS_MAX
 from wrenn_sandbox.model.sandbox import OnDeadline, State, Status
@@ -147,13 +148,13 @@ async def _create(
     if auto_resume and not body.auto_pause:
         raise InvalidRequest("autoResume.enabled: true needs autoPause")
     name = names.template_name(team_id, body.template_id)
-    try:
-        template = await services.snapshots.named(team_id, name)
-    except NotFound as error:
-        raise names.missing(name) from error
     network = body.network or NewNetwork()
 
     async def create(id: SandboxId) -> Reached:
+        try:
+            template = await services.snapshots.named(team_id, name)
+        except NotFound as error:
+            raise names.missing(name) from error
         sandbox = await services.sandboxes.create(
             team_id,
             id,
@@ -169,13 +170,13 @@ async def _create(
             metadata=body.metadata or {},
             envs=body.env_vars or {},
         )
-        return reached(sandbox)
+        return reached.without_tokens(sandbox)
 
     async def made(id: SandboxId) -> Reached | None:
         sandbox = await services.sandboxes.made(team_id, id)
-        return None if sandbox is None else reached(sandbox)
+        return None if sandbox is None else reached.without_tokens(sandbox)
 
-    return await once.answer(Started, new_sandbox_id(), create, made)
+    return await once.answer(Started, new_sandbox_id(), create, made, complete=reached.complete)
 
 
 def _states(texts: list[str]) -> list[Status]:
@@ -314,15 +315,28 @@ async def connect(
 async def _connect(
     id: str, team_id: TeamId, services: Services, body: ConnectV2, response: Response
 ) -> Sandbox:
+    try:
+        return await _connected(id, team_id, services, body, response)
+    except InvalidState:  # somebody else resumed or paused it meanwhile
+        return await _connected(id, team_id, services, body, response)
+
+
+async def _connected(
+    id: str, team_id: TeamId, services: Services, body: ConnectV2, response: Response
+) -> Sandbox:
     sandbox = await existing(services, team_id, id)
     seconds = from_now(body.timeout)
     if sandbox.status is Status.PAUSED:
-        response.status_code = 201
-        return await services.sandboxes.resume(
+        resumed = await services.sandboxes.resume(
             team_id, sandbox.id, memory=body.memory, deadline_sec=seconds
         )
+        response.status_code = 201
+        return resumed
     longer = SandboxUpdate(deadline_at_least_sec=seconds)
-    return await services.sandboxes.update(team_id, sandbox.id, longer)
+    updated = await services.sandboxes.update(team_id, sandbox.id, longer)
+    if updated.state in (State.PAUSING, State.PAUSED):
+        raise not_possible(updated.state, "connect to it again")
+    return updated
 
 
 @router.post(

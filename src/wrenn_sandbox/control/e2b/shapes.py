@@ -7,12 +7,13 @@ from enum import StrEnum
 from typing import Annotated, Final, Self
 
 from fastapi import Depends
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from starlette.requests import Request
 
 from wrenn_sandbox.control.api.services import ServicesDependency
 from wrenn_sandbox.control.store.records import Sandbox
 from wrenn_sandbox.errors import WrennError
+from wrenn_sandbox.ids import SandboxId
 from wrenn_sandbox.model.sandbox import OnDeadline, Status
 
 from .errors import content_of
@@ -63,6 +64,32 @@ class Reach:
     def __call__(self, sandbox: Sandbox) -> Reached:
         token = self._ports.traffic_token(sandbox.id) if sandbox.private_ports else None
         return Reached(sandbox, self._domain, self._ports.agent_token(sandbox.id), token)
+
+    def without_tokens(self, sandbox: Sandbox) -> Reached:
+        """The same for an answer that is kept: its tokens are empty."""
+        return Reached(sandbox, self._domain, "", "" if sandbox.private_ports else None)
+
+    def complete(self, text: str) -> str:
+        """A kept `Started`, with its tokens."""
+        started = Started.model_validate_json(text, by_alias=True)
+        return self._with_tokens(started).model_dump_json(exclude_none=True)
+
+    def complete_forks(self, text: str) -> str:
+        """Kept `ForkResult`s, with the tokens of their sandboxes."""
+        completed = [
+            fork
+            if fork.sandbox is None
+            else fork.model_copy(update={"sandbox": self._with_tokens(fork.sandbox)})
+            for fork in _FORKS.validate_json(text, by_alias=True)
+        ]
+        return _FORKS.dump_json(completed, exclude_none=True).decode("utf-8")
+
+    def _with_tokens(self, started: "Started") -> "Started":
+        id = SandboxId(started.sandbox_id)
+        tokens = {"envd_access_token": self._ports.agent_token(id)}
+        if started.traffic_access_token is not None:
+            tokens["traffic_access_token"] = self._ports.traffic_token(id)
+        return started.model_copy(update=tokens)
 
 
 ReachedDependency = Annotated[Reach, Depends()]
@@ -179,3 +206,6 @@ class ForkResult(E2BResponse):
         if isinstance(source, WrennError):
             return cls(error=ForkError.model_validate(content_of(source)))
         return cls(sandbox=Started.of(source))
+
+
+_FORKS: Final = TypeAdapter(list[ForkResult])

@@ -75,10 +75,10 @@ async def create_snapshot(
     once: Once,
 ) -> Response:
     """Make a snapshot of a sandbox, which goes on."""
-    sandbox = await existing(services, team_id, id)
     name = None if body.name is None else names.new_template_name(team_id, body.name)
 
     async def create(image_id: ImageId) -> _Owned:
+        sandbox = await existing(services, team_id, id)
         template = await services.snapshots.checkpoint(
             team_id, image_id, sandbox_id=sandbox.id, name=name, overwrite=name is not None
         )
@@ -140,9 +140,9 @@ async def fork(
     reached: ReachedDependency,
 ) -> Response:
     """Make sandboxes that go on from where this one is; `sandbox` or `error` for each."""
-    sandbox = await existing(services, team_id, id)
 
     async def make(image_id: ImageId) -> list[Reached | WrennError]:
+        sandbox = await existing(services, team_id, id)
         forks = await services.sandboxes.fork(
             team_id,
             image_id,
@@ -150,13 +150,17 @@ async def fork(
             count=body.count,
             deadline_sec=from_now(body.timeout),
         )
-        return [each if isinstance(each, WrennError) else reached(each) for each in forks]
+        return [
+            each if isinstance(each, WrennError) else reached.without_tokens(each) for each in forks
+        ]
 
     async def made(image_id: ImageId) -> list[Reached] | None:
         forks = await services.sandboxes.forks_made(team_id, image_id)
-        return None if forks is None else [reached(each) for each in forks]
+        return None if forks is None else [reached.without_tokens(each) for each in forks]
 
-    return await once.answer(ForkResult, new_image_id(), make, made)
+    return await once.answer(
+        ForkResult, new_image_id(), make, made, complete=reached.complete_forks
+    )
 
 
 @router.delete(

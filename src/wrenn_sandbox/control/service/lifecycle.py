@@ -119,10 +119,11 @@ class Lifecycle:
         *,
         memory: bool = True,
         deadline_sec: int | None = None,
+        deadline_at_least_sec: int | None = None,
     ) -> "asyncio.Future[Sandbox]":
         self._draining.refuse()
         timing = self._metrics.operation("resume")
-        work = self._resume(sandbox_id, actor, memory, timing, deadline_sec)
+        work = self._resume(sandbox_id, actor, memory, timing, deadline_sec, deadline_at_least_sec)
         return self._operations.run(sandbox_id, work, timing=timing)
 
     def roll_back(self, sandbox: Sandbox, template: TeamTemplate) -> "asyncio.Future[Sandbox]":
@@ -221,6 +222,7 @@ class Lifecycle:
         memory: bool,
         timing: Timing,
         deadline_sec: int | None,
+        deadline_at_least_sec: int | None,
     ) -> Sandbox:
         reason = None if memory else _REBOOTING
         change = Change(Event.RESUME, actor, self._clock(), reason)
@@ -238,7 +240,13 @@ class Lifecycle:
             raise
         reason = rebooted(placement) if memory else _REBOOTED
         change = Change(
-            Event.RESUMED, actor, self._clock(), reason, placement, deadline_sec=deadline_sec
+            Event.RESUMED,
+            actor,
+            self._clock(),
+            reason,
+            placement,
+            deadline_sec=deadline_sec,
+            deadline_at_least_sec=deadline_at_least_sec,
         )
         with refusals(_CHANGED):
             resumed = await self._store.apply(sandbox_id, change)

@@ -4,11 +4,9 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
-from copy import copy
-from datetime import timedelta
 from typing import Final
 
-from wrenn_sandbox.control.store.records import Sandbox, SandboxUpdate
+from wrenn_sandbox.aio import ended
 from wrenn_sandbox.control.store.sandboxes import Exposed, Life
 from wrenn_sandbox.errors import InvalidState, NoCapacity, NotFound, WrennError
 from wrenn_sandbox.ids import SandboxId, TeamId
@@ -41,6 +39,7 @@ _POLL_SEC: Final = 0.05
 _FAILED_SEC: Final = 5.0
 """For so long requests are told of a failed resume, instead of trying again."""
 
+_WANTED: Final = "only the ports of a running sandbox can be reached"
 _ON_ITS_WAY: Final = (State.STARTING, State.PAUSING, State.RESUMING, State.ROLLING_BACK)
 
 
@@ -53,14 +52,16 @@ class PortService:
         self._store = context.store
         self._guests = guests
         self._lifecycle = lifecycle
-        self._clock = context.clock
         self._secret = secret.encode()
-        self._connections = ConcurrencyLimiter(
-            per_sandbox=context.settings.port_connections_per_sandbox,
-            per_team=context.settings.port_connections_per_team,
-            name="port_connections",
-            what="requests to ports",
-        )
+        self._limits = {
+            trusted: ConcurrencyLimiter(
+                per_sandbox=context.settings.port_connections_per_sandbox,
+                per_team=context.settings.port_connections_per_team,
+                name="port_connections",
+                what="requests to ports",
+            )
+            for trusted in (False, True)
+        }
         self._kept = ConcurrencyLimiter(
             per_sandbox=KEPT_PER_SANDBOX,
             per_team=KEPT_PER_TEAM,
@@ -70,7 +71,7 @@ class PortService:
         """Sandboxes that run, and when that was read."""
         self._changes = 0
         self._store.listen(self._note)
-        self._resumes: dict[SandboxId, asyncio.Task[Sandbox]] = {}
+        self._wakings: dict[SandboxId, asyncio.Task[Exposed]] = {}
         self._failures: dict[SandboxId, WrennError] = {}
         self.domain = context.settings.domain
         """Under which each port has a host name of its own."""
@@ -84,6 +85,10 @@ class PortService:
     def traffic_token(self, sandbox_id: SandboxId) -> str:
         """What a client shows to reach private ports of a sandbox; the same in all its lives."""
         return self._token("traffic", sandbox_id)
+
+    async def close(self) -> None:
+        """Let nobody wait any more; a resume that is under way goes on."""
+        await ended(self._wakings.values(), 0)
 
     async def find(self, sandbox_id: str, team_id: TeamId | None = None) -> Exposed:
         """A sandbox by its id, of this team only where one is given; raises `NotFound`."""
@@ -115,19 +120,39 @@ class PortService:
         return self._kept.acquire(sandbox.team_id, sandbox.id)
 
     @asynccontextmanager
-    async def using(self, sandbox: Exposed) -> AsyncIterator[Guest]:
+    async def using(self, sandbox: Exposed, *, trusted: bool) -> AsyncIterator[Guest]:
         """The guest of a sandbox, in use until the end of the block; it is resumed if it may be.
 
+        Who has shown a credential (`trusted`) is not counted with strangers, so that these cannot
+        take all places. Where ports are private a stranger resumes nothing and is no activity.
         Raises what `GuestService.using` raises, and what a resume raises.
         """
-        with self._connections.acquire(sandbox.team_id, sandbox.id):
+        with self._limits[trusted].acquire(sandbox.team_id, sandbox.id):
+            only_watches = sandbox.private_ports and not trusted
             if sandbox.state is not State.RUNNING:
+                if only_watches:
+                    raise not_possible(sandbox.state, _WANTED)
                 sandbox = await self._woken(sandbox)
             life = Life(sandbox.state, sandbox.started_at)
-            async with self._guests.using(sandbox.team_id, sandbox.id, life=life) as guest:
+            use = self._guests.watching if only_watches else self._guests.using
+            async with use(sandbox.team_id, sandbox.id, life=life) as guest:
                 yield guest
 
     async def _woken(self, sandbox: Exposed) -> Exposed:
+        """All who wait for a sandbox wait for one task: their number costs the store nothing."""
+        task = self._wakings.get(sandbox.id)
+        if task is None:
+            task = asyncio.create_task(self._wake(sandbox), name=f"traffic to {sandbox.id}")
+            self._wakings[sandbox.id] = task
+            task.add_done_callback(lambda done: self._ended(sandbox.id, done))
+        return await asyncio.shield(task)
+
+    def _ended(self, sandbox_id: SandboxId, task: asyncio.Task[Exposed]) -> None:
+        del self._wakings[sandbox_id]
+        if not task.cancelled():
+            task.exception()  # whoever waited may have left
+
+    async def _wake(self, sandbox: Exposed) -> Exposed:
         try:
             async with asyncio.timeout(patience(_WAKE_SEC)):
                 while sandbox.state is not State.RUNNING:
@@ -139,36 +164,21 @@ class PortService:
 
     async def _come_nearer(self, sandbox: Exposed) -> None:
         if not sandbox.auto_resume or sandbox.state not in (State.PAUSED, *_ON_ITS_WAY):
-            raise not_possible(sandbox.state, "only the ports of a running sandbox can be reached")
+            raise not_possible(sandbox.state, _WANTED)
         if sandbox.state is not State.PAUSED:
             await asyncio.sleep(_POLL_SEC)
             return
         if sandbox.id in self._failures:
-            raise copy(self._failures[sandbox.id])
-        task = self._resumes.get(sandbox.id)
-        if task is None:
-            task = asyncio.create_task(self._resume(sandbox), name=f"traffic to {sandbox.id}")
-            self._resumes[sandbox.id] = task
-            task.add_done_callback(lambda done: self._resumed(sandbox.id, done))
+            raise self._failures[sandbox.id].with_traceback(None)
         try:
-            await asyncio.shield(task)
+            await self._lifecycle.resume(sandbox.id, TRAFFIC, deadline_at_least_sec=AWAKE_SEC)
         except InvalidState:
             await asyncio.sleep(_POLL_SEC)  # somebody else was first
-
-    async def _resume(self, sandbox: Exposed) -> Sandbox:
-        now = self._clock()
-        if sandbox.deadline_at and sandbox.deadline_at < now + timedelta(seconds=AWAKE_SEC):
-            later = SandboxUpdate(deadline_sec=AWAKE_SEC)
-            await self._store.team(sandbox.team_id).sandboxes.update(sandbox.id, later, now)
-        return await self._lifecycle.resume(sandbox.id, TRAFFIC)
-
-    def _resumed(self, sandbox_id: SandboxId, task: asyncio.Task[Sandbox]) -> None:
-        del self._resumes[sandbox_id]
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, WrennError) and not isinstance(error, InvalidState):
-            self._failures[sandbox_id] = error
+        except WrennError as error:
+            self._failures[sandbox.id] = error
             loop = asyncio.get_running_loop()
-            loop.call_later(_FAILED_SEC, self._failures.pop, sandbox_id, None)
+            loop.call_later(_FAILED_SEC, self._failures.pop, sandbox.id, None)
+            raise
 
     def _token(self, purpose: str, sandbox_id: SandboxId) -> str:
         return hmac.digest(self._secret, f"{purpose} of {sandbox_id}".encode(), "sha256").hex()

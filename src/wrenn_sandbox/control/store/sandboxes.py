@@ -55,7 +55,7 @@ class Change:
     Actors are `user`, `auto`, `deadline`, `traffic`, `reconciler`, `host`, `health`, `shutdown` and
     `admin`. With `due` it happens only to a sandbox that has this deadline. `noted_at` is when it
     is learnt of, where that is later than `at`. `deadline_sec` gives it another deadline, so many
-    seconds from `at`, or none for 0.
+    seconds from `at`, or none for 0; `deadline_at_least_sec` only moves a sooner one there.
     """
 
     event: Event
@@ -67,6 +67,7 @@ class Change:
     due: datetime | None = None
     noted_at: datetime | None = None
     deadline_sec: int | None = None
+    deadline_at_least_sec: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,6 @@ class Exposed:
     team_id: TeamId
     state: State
     started_at: datetime | None
-    deadline_at: datetime | None
     auto_resume: bool
     private_ports: bool
 
@@ -198,6 +198,9 @@ def _values(
         values["last_active_at"] = change.active_at
     if change.deadline_sec is not None:
         values["deadline_at"] = deadline(change.deadline_sec, change.at)
+    if change.deadline_at_least_sec is not None and sandbox.deadline_at is not None:
+        least = change.at + timedelta(seconds=change.deadline_at_least_sec)
+        values["deadline_at"] = max(sandbox.deadline_at, least)
     if change.placement is not None:
         values |= {"guest_ip": change.placement.guest_ip, "host_ip": change.placement.host_ip}
     return values
