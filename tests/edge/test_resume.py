@@ -238,6 +238,42 @@ async def test_connections_to_ports_are_bounded_and_given_back(
         assert (await _visit(visitor, id)).text == "hello"
 
 
+async def test_one_client_behind_a_proxy_has_its_share_of_requests_to_ports(
+    host: HostDouble, tmp_path: Path
+) -> None:
+    opened = asyncio.Event()
+
+    async def waiting(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        await anext(sent)
+        await opened.wait()
+        yield _OK
+
+    host.ports |= {3000: waiting, 3001: _ok}
+    settings = make_settings(
+        tmp_path / "data", None, max_connections_per_address=2, trusted_proxies="127.0.0.1"
+    )
+    async with serve(settings, host) as server:
+        team, visitor = await server.team(), server.client(checked=False)
+        id = (await team.client.post("/v1/sandboxes", json={})).json()["id"]
+
+        async def visit(port: int, client: str) -> httpx2.Response:
+            headers = {"Host": f"{port}-{id}.localhost", "X-Forwarded-For": client}
+            return await visitor.get("/", headers=headers)
+
+        for _ in range(2):
+            host.called["connect"].clear()
+            server.start(visit(3000, "192.0.2.1"))
+            await host.called["connect"].wait()
+        refused = await visit(3001, "192.0.2.1")
+        assert (refused.status_code, refused.json()["code"]) == (429, 429)
+        api = await visitor.get("/health", headers={"X-Forwarded-For": "192.0.2.1"})
+        assert api.status_code == 429, "they count together with those to the API"
+        assert (await visit(3001, "192.0.2.2")).text == "hello"
+        opened.set()
+        await asyncio.gather(*server.tasks)
+        assert (await visit(3001, "192.0.2.1")).text == "hello"
+
+
 async def test_a_guest_that_does_not_respond_is_told_as_such(
     played: Server, host: HostDouble
 ) -> None:

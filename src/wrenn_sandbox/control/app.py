@@ -19,6 +19,7 @@ from wrenn_sandbox.control.api.middleware import (
     Concurrency,
     Heads,
     RequestContext,
+    RequestPlaces,
     ServerErrors,
 )
 from wrenn_sandbox.edge.router import Router
@@ -127,13 +128,14 @@ def create_app(
     exceptions = (*files.BODY_LIMITS, *archive.BODY_LIMITS, *ports.BODY_LIMITS)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, exceptions=exceptions)
     app.add_middleware(ServerErrors)
-    app.add_middleware(Concurrency, limit=settings.max_connections_per_address)
+    places = RequestPlaces(settings.max_connections_per_address)
+    app.add_middleware(Concurrency, places=places)
     app.add_middleware(ErrorForm)
     app.add_middleware(capsules.Capsules)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestContext, metrics=plane.metrics)
-    app.add_middleware(Router, domain=settings.domain)
+    app.add_middleware(Router, domain=settings.domain, place=places.take)
     if settings.trusted_proxies:
         app.add_middleware(Forwarded, trusted=TrustedProxies(settings.trusted_proxies))
     return app

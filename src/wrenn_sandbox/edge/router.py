@@ -1,8 +1,8 @@
 """Requests for ports of sandboxes go to them; everything else goes to the API."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from hmac import compare_digest
 from math import ceil
@@ -31,6 +31,9 @@ from .exchange import Exchange, target_of
 from .head import TRAFFIC_TOKEN, Fields, Origin, client_of
 
 _log = structlog.get_logger("wrenn_sandbox.access")
+Place = Callable[[Scope], AbstractContextManager[None]]
+"""A place for a request among those of its client; raises `RateLimited`."""
+
 _NOT_FOUND: Final = "The sandbox was not found"
 """Clients look for these words, and for "port is not open"."""
 
@@ -38,9 +41,10 @@ _NOT_FOUND: Final = "The sandbox was not found"
 class Router:
     """Stands in front of `app`, whose state has the services by the time of the first request."""
 
-    def __init__(self, app: ASGIApp, *, domain: str) -> None:
+    def __init__(self, app: ASGIApp, *, domain: str, place: Place) -> None:
         self._app = app
         self._domain = domain
+        self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,16 +59,23 @@ class Router:
             await self._app(scope, receive, send)
         else:
             ports: PortService = scope["app"].state.services.ports
-            await _Visit(ports, address, scope, receive, send).make()
+            await _Visit(ports, self._place, address, scope, receive, send).make()
 
 
 class _Visit:
     """A request to an address of its own."""
 
     def __init__(
-        self, ports: PortService, address: Address, scope: Scope, receive: Receive, send: Send
+        self,
+        ports: PortService,
+        place: Place,
+        address: Address,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._ports = ports
+        self._place = place
         self._address = address
         self._scope = scope
         self._receive = receive
@@ -76,7 +87,8 @@ class _Visit:
         """Answer it, whatever happens, and log that; never what comes after the question mark."""
         began = time.perf_counter()
         try:
-            await self._visit()
+            with self._place(self._scope):
+                await self._visit()
         except WrennError as error:
             if error.detail:
                 _log.info("port not reached", error=error.message, detail=error.detail)

@@ -3,7 +3,8 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from urllib.parse import quote
 
 import structlog
@@ -132,33 +133,49 @@ class ServerErrors:
             await error_response(INTERNAL)(scope, receive, watched)
 
 
-class Concurrency:
+class RequestPlaces:
     """Bounds how many requests and WebSockets one client address has under way at once.
 
     The server counts connections; behind a trusted proxy it sees only the proxy's, and this counts.
     """
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
-        self._app = app
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, scope: Scope) -> Iterator[None]:
+        """One more for who asks, until the end of the block; raises `RateLimited`."""
+        address = group_of(client_address(scope))
+        if self._under_way[address] >= self._limit:
+            raise RateLimited("Too many requests at once from this address", retry_after=1)
+        self._under_way[address] += 1
+        try:
+            yield
+        finally:
+            self._under_way[address] -= 1
+            if not self._under_way[address]:
+                del self._under_way[address]
+
+
+class Concurrency:
+    """Lets in who finds a place among `places`."""
+
+    def __init__(self, app: ASGIApp, *, places: RequestPlaces) -> None:
+        self._app = app
+        self._places = places
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        address = group_of(client_address(scope))
-        if self._under_way[address] >= self._limit:
-            busy = RateLimited("Too many requests at once from this address", retry_after=1)
-            await error_response(busy)(scope, receive, send)
-            return
-        self._under_way[address] += 1
-        try:
+        with ExitStack() as place:
+            try:
+                place.enter_context(self._places.take(scope))
+            except RateLimited as busy:
+                await error_response(busy)(scope, receive, send)
+                return
             await self._app(scope, receive, send)
-        finally:
-            self._under_way[address] -= 1
-            if not self._under_way[address]:
-                del self._under_way[address]
 
 
 class _TooMuch(Exception):
