@@ -156,3 +156,36 @@ async def test_a_server_that_hands_out_another_protocol_unasked(played: Played) 
     far, _ = await played.asked()
     await played.send(far, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nraw")
     assert b"raw" not in await played.receive(played.guest)
+
+
+async def test_what_is_ready_at_once_gives_way_to_others() -> None:
+    near, other = socket.socketpair()
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def work(connection: Connection) -> None:
+        for _ in range(100):
+            await connection.send(near, b"x")
+            other.send(b"y")
+            await connection.receive(near)
+
+    async def dial(connection: Connection, name: str, port: int) -> socket.socket:
+        raise AssertionError
+
+    near.setblocking(False)
+    counting = asyncio.create_task(count())
+    await Connection(near, dial).serve(work)
+    counting.cancel()
+    other.close()
+    assert turns > 150
+
+
+async def test_a_head_of_very_many_headers_is_refused(played: Played) -> None:
+    await played.send(played.guest, HEAD[:-2] + b"a:\r\n" * 200 + b"\r\n")
+    assert (await played.receive(played.guest)).startswith(b"HTTP/1.1 400 ")
+    assert played.far.empty()

@@ -1,11 +1,14 @@
 """Egress by name: a guest's requests through real slots and the proxy's process."""
 
 import asyncio
+import ctypes
+import errno
 import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from ipaddress import IPv4Network
@@ -22,9 +25,10 @@ from support.network.pools import NETWORK, PoolFactory
 from support.network.world import a_world, receive
 from wrenn_sandbox.host.egress import proxy
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
-from wrenn_sandbox.host.slot import Denials
+from wrenn_sandbox.host.slot import GUEST_IP, Denials
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.patience import patience
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 NAMED = NetworkPolicy(internet=False, names=("allowed.example", "*.wild.example"))
 
@@ -309,6 +313,51 @@ async def test_a_captured_monitor_calls_nobody_from_the_slot(found: Hosts) -> No
     for address, port in ((world.outside.second_address, 80), ("169.254.0.22", 15080)):
         with pytest.raises(OSError):
             await world.namespaces.run(world.guest.slot.netns, partial(call, address, port))
+
+
+async def test_no_socket_of_a_captured_proxy_reaches_the_agent(found: Hosts) -> None:
+    """Not even one that listens and is made to call."""
+
+    def call(make: Callable[[], socket.socket]) -> None:
+        with make() as sock:
+            sock.setblocking(False)
+            with suppress(OSError):  # of a family that is none: it listens no more
+                ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)
+            sock.settimeout(5)
+            sock.connect((GUEST_IP, AGENT_PORT))
+
+    netns = found.world.guest.slot.netns
+    for make in (partial(proxy._listening, 15_099), partial(proxy._calling, "tcp")):
+        with pytest.raises(OSError) as caught:
+            await found.world.namespaces.run(netns, partial(call, make))
+        assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_a_process_that_outlived_its_server_is_ended() -> None:
+    command = ["sleep", "60"]
+    with (
+        subprocess.Popen(command, user=719_998, group=719_998) as left,
+        subprocess.Popen(command, user=719_999, group=719_999) as other,
+    ):
+        proxy.end_processes_of(719_998)
+        assert left.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
+
+
+async def test_a_proxy_that_is_slow_to_hear_is_told_later(found: Hosts) -> None:
+    pid = found.world.pool.proxy_pid
+    long = tuple(f"{'x' * 60}.{'y' * 60}.{number}.example" for number in range(100))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in range(30):
+            await found.world.allow(NetworkPolicy(internet=False, names=long[number:]))
+        await found.world.allow(NAMED)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await asyncio.sleep(0.5)  # it still hears of the policies in between, and cuts
+    assert (await found.get("allowed.example")).status == 200
+    assert found.world.pool.proxy_pid == pid
 
 
 async def test_a_new_server_takes_slots_with_names_over(

@@ -16,9 +16,11 @@ from .connection import CHUNK, Connection, Denied, Unreachable, readable
 from .names import known
 
 PORT: Final = 80
-_HEAD_LIMIT: Final = 64 * 1024
+_HEAD_LIMIT: Final = 16 * 1024
+_HEADERS_LIMIT: Final = 128
 _WEBSOCKET: Final = b"websocket"
 _LINGER_SEC: Final = 2.0
+_HEADS: Final = (h11.Request, h11.Response, h11.InformationalResponse)
 Role = type[h11.CLIENT] | type[h11.SERVER]
 
 
@@ -44,6 +46,10 @@ class _Side:
         if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
             raise _Ended
         assert not isinstance(event, type)
+        if isinstance(event, _HEADS) and len(event.headers) > _HEADERS_LIMIT:
+            if self.http.our_role is h11.SERVER:
+                raise _Odd("it has too many headers")
+            raise h11.RemoteProtocolError("too many headers")
         return event
 
     async def send(self, event: h11.Event) -> None:

@@ -12,15 +12,17 @@ import io
 import marshal
 import os
 import pkgutil
+import signal
 import socket
 import sys
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import structlog
@@ -50,6 +52,12 @@ _MESSAGE_LIMIT: Final = 16 * 1024
 _BACKLOG: Final = 64
 _RETRY_SEC: Final = 0.5
 _MAX_RETRY_SEC: Final = 60.0
+_UNHEARD_SEC: Final = 30.0
+"""How long the process may leave what it is told, all in all `_UNHEARD_LIMIT` messages."""
+_UNHEARD_LIMIT: Final = 4096
+
+
+_Name = Annotated[str, msgspec.Meta(max_length=253, pattern=r"^[a-z0-9._-]*\Z")]
 
 
 class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,8 +72,8 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The proxy tells what it has refused."""
 
     denied: int
-    count: int
-    names: tuple[str, ...]
+    count: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+    names: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=10)]
 
 
 class EgressProxy:
@@ -95,6 +103,9 @@ class EgressProxy:
         self._lock = asyncio.Lock()
         self._process: ProcessHandle | None = None
         self._control: socket.socket | None = None
+        self._unheard: deque[tuple[bytes, list[int]]] = deque()
+        """What the process has no room for yet, and descriptors that go with it."""
+        self._hurry: asyncio.TimerHandle | None = None
         self._pause = _RETRY_SEC
         self._keepers: set[asyncio.Task[None]] = set()
 
@@ -141,8 +152,21 @@ class EgressProxy:
 
     async def _start(self) -> None:
         """Start the process and tell it of all slots. Raises `HostFailure`."""
+        try:
+            await self._spawn()
+        except OSError as error:
+            raise HostFailure("The egress proxy does not start", detail=str(error)) from error
+        for slot, policy in list(self._slots.values()):
+            try:
+                await self._tell(slot, policy)
+            except HostFailure as error:
+                _log.error("a slot is without names", slot=slot.index, detail=error.detail)
+
+    async def _spawn(self) -> None:
         if self._jail is None and os.geteuid() == 0:
             self._jail = await asyncio.to_thread(_jail, self._data_dir)
+        if os.geteuid() == 0:
+            await asyncio.to_thread(end_processes_of, self._uid)
         program = await asyncio.to_thread(_program)
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -166,11 +190,6 @@ class EgressProxy:
         keeper = asyncio.create_task(self._keep(ours), name="egress-proxy")
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
-        for slot, policy in list(self._slots.values()):
-            try:
-                await self._tell(slot, policy)
-            except HostFailure as error:
-                _log.error("a slot is without names", slot=slot.index, detail=error.detail)
 
     async def _end(self) -> None:
         process, self._process = self._process, None
@@ -178,6 +197,7 @@ class EgressProxy:
             await process.kill()
             process.close()
         if self._control is not None:
+            self._hear_all()
             self._control.close()
             self._control = None
         self._known.clear()
@@ -255,17 +275,74 @@ class EgressProxy:
                 self._known.add(slot.index)
 
     def _say(self, message: dict[str, object], *sockets: socket.socket) -> None:
-        """Raises `HostFailure`; a process that does not listen is ended."""
+        """Raises `HostFailure`; a process that does not listen for long is ended."""
+        data, fds = msgspec.json.encode(message), [each.fileno() for each in sockets]
         try:
             if self._control is None:
                 raise ConnectionError("there is no process")
-            data, fds = msgspec.json.encode(message), [each.fileno() for each in sockets]
-            socket.send_fds(self._control, [data], fds)
+            if not self._unheard:
+                with suppress(BlockingIOError):
+                    socket.send_fds(self._control, [data], fds)
+                    return
+                asyncio.get_running_loop().add_writer(self._control, self._say_more)
+                self._wait_for_room()
+            if len(self._unheard) >= _UNHEARD_LIMIT:
+                raise ConnectionError("it leaves what it is told")
+            self._unheard.append((data, [os.dup(fd) for fd in fds]))
         except OSError as error:
-            if self._control is not None:
-                with suppress(OSError):
-                    self._control.shutdown(socket.SHUT_RDWR)  # `_keep` sees that
+            self._hang_up()
             raise HostFailure("The egress proxy does not answer", detail=str(error)) from error
+
+    def _say_more(self) -> None:
+        assert self._control is not None
+        while self._unheard:
+            data, fds = self._unheard[0]
+            try:
+                socket.send_fds(self._control, [data], fds)
+            except BlockingIOError:
+                self._wait_for_room()
+                return
+            except OSError:
+                break
+            self._unheard.popleft()
+            _close_all(fds)
+        if self._unheard:
+            self._hang_up()
+        self._hear_all()
+
+    def _wait_for_room(self) -> None:
+        if self._hurry is not None:
+            self._hurry.cancel()
+        self._hurry = asyncio.get_running_loop().call_later(_UNHEARD_SEC, self._hang_up)
+
+    def _hear_all(self) -> None:
+        """Nothing is left to be said, or nobody to hear it."""
+        assert self._control is not None
+        asyncio.get_running_loop().remove_writer(self._control)
+        if self._hurry is not None:
+            self._hurry.cancel()
+        for _, fds in self._unheard:
+            _close_all(fds)
+        self._unheard.clear()
+
+    def _hang_up(self) -> None:
+        """`_keep` sees that."""
+        if self._control is not None:
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def end_processes_of(uid: int) -> None:
+    """End what a former server has left; blocks. A process that was captured may outlive it."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            if f"\nUid:\t{uid}\t" in status.read_text():
+                os.kill(int(status.parent.name), signal.SIGKILL)
 
 
 def _decoded(data: bytes) -> _Wanted | _Told:
@@ -301,6 +378,7 @@ def _listening(port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)  # used to call, it gets no further
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((GATEWAY_IP, port))
         sock.listen(_BACKLOG)

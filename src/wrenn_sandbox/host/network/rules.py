@@ -175,7 +175,7 @@ table inet {SLOT_TABLE} {{
     chain from_proxy {{
         ip daddr @resolvers {_DNS} goto limited
         ip daddr {{ {closed} }} goto refused
-        ip daddr @allowed goto limited{to_private}
+        tcp dport @by_name ip daddr @allowed goto limited{to_private}
         tcp dport @by_name goto limited
     }}
     chain output {{
