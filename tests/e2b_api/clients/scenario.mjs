@@ -161,8 +161,8 @@ const features = {
   },
   'network rules': async () => {
     const update = have(sandbox, 'updateNetwork')
-    await update({ allowOut: ['203.0.113.9'], denyOut: ['0.0.0.0/0'] })
-    await caught(() => update({ allowOut: ['example.com'] }))
+    await update({ allowOut: ['203.0.113.9', 'example.com'], denyOut: ['0.0.0.0/0'] })
+    await caught(() => update({ allowOut: ['example'] }))
   },
   metrics: async () => assert.ok(Array.isArray(await have(sandbox, 'getMetrics')())),
   errors: async () => {

@@ -219,8 +219,9 @@ def fork():
 
 
 def network():
-    have(sandbox, "update_network")({"allow_out": ["203.0.113.9"], "deny_out": ["0.0.0.0/0"]})
-    expect(e2b.SandboxException, sandbox.update_network, {"allow_out": ["example.com"]})
+    allowed = ["203.0.113.9", "example.com"]
+    have(sandbox, "update_network")({"allow_out": allowed, "deny_out": ["0.0.0.0/0"]})
+    expect(e2b.SandboxException, sandbox.update_network, {"allow_out": ["example"]})
 
 
 def metrics():
