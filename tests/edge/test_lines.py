@@ -25,6 +25,19 @@ def _answering(answer: bytes) -> Play:
     return play
 
 
+def _watching(ended: asyncio.Event) -> Play:
+    """Answers one request, and sets `ended` at the end of its connection."""
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_OK)
+        with suppress(OSError):
+            await reader.read()
+        ended.set()
+
+    return play
+
+
 async def test_requests_of_one_client_share_a_connection_to_the_guest(
     edge: Edge, sandbox: str
 ) -> None:
@@ -127,15 +140,7 @@ async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again(
 
 async def test_a_connection_ends_with_that_of_its_client(edge: Edge, sandbox: str) -> None:
     ended = asyncio.Event()
-
-    async def watching(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(_OK)
-        with suppress(OSError):
-            await reader.read()
-        ended.set()
-
-    async with program(watching) as guest:
+    async with program(_watching(ended)) as guest:
         async with edge.client() as client:
             await client.get("/", headers={"Host": edge.host(sandbox, guest.port)})
             assert not ended.is_set()
@@ -145,15 +150,7 @@ async def test_a_connection_ends_with_that_of_its_client(edge: Edge, sandbox: st
 @pytest.mark.slow
 async def test_a_connection_rests_for_a_moment_alone(edge: Edge, sandbox: str) -> None:
     ended = asyncio.Event()
-
-    async def watching(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(_OK)
-        with suppress(OSError):
-            await reader.read()
-        ended.set()
-
-    async with program(watching) as guest, edge.client() as client:
+    async with program(_watching(ended)) as guest, edge.client() as client:
         await client.get("/", headers={"Host": edge.host(sandbox, guest.port)})
         await ended.wait()
 

@@ -54,7 +54,7 @@ _RETRY_SEC: Final = 0.5
 _MAX_RETRY_SEC: Final = 60.0
 _UNHEARD_SEC: Final = 30.0
 """How long the process may leave what it is told, all in all `_UNHEARD_LIMIT` messages."""
-_UNHEARD_LIMIT: Final = 4096
+_UNHEARD_LIMIT: Final = 512
 
 
 _Name = Annotated[str, msgspec.Meta(max_length=253, pattern=r"^[a-z0-9._-]*\Z")]

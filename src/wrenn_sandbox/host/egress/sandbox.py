@@ -92,7 +92,7 @@ class Sandbox:
             await self._room.acquire()
             try:
                 near, _ = await loop.sock_accept(listener)
-            except OSError:  # such as no descriptor left
+            except (OSError, MemoryError):  # such as no descriptor left
                 self._room.release()
                 await asyncio.sleep(_RETRY_SEC)
                 continue
