@@ -21,6 +21,7 @@ from support.api_server import eventually
 from support.certificates import Pair, make_pair
 from support.listening import edge
 from wrenn_sandbox.client import Client, ConnectionFailed
+from wrenn_sandbox.client.tls import SharedSocket
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.server.http_protocol import HttpProtocol
 from wrenn_sandbox.server.http_server import HttpServer
@@ -330,6 +331,7 @@ def test_a_server_with_a_certificate(
                 sandbox.files.write("edge-file", content)
                 assert sandbox.files.read("edge-file") == content
                 with sandbox.exec_stream("sh", "-c", "exit 7") as stream:
+                    assert isinstance(stream._connection.socket, SharedSocket)
                     assert stream.wait() == 7
                 shutil.copy(other.cert, used.cert)
                 shutil.copy(other.key, used.key)

@@ -9,6 +9,7 @@ import httpx2
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from wrenn_sandbox.client.tls import shared_context
 from wrenn_sandbox.client.transport import (
     CLOSE_TIMEOUT_SEC,
     CONNECT_TIMEOUT_SEC,
@@ -43,6 +44,7 @@ class Api:
             transport=transport,
             verify=self.url.startswith("https:"),
         )
+        self._tls = shared_context() if self.url.startswith("https:") else None
         self.credentials: dict[str, str] = {}
         if api_key is not None:
             self.credentials["X-API-Key"] = api_key
@@ -154,6 +156,7 @@ class Api:
                         subprotocols=None if subprotocol is None else [Subprotocol(subprotocol)],
                         compression=None,
                         max_size=MESSAGE_LIMIT_BYTES,
+                        ssl=self._tls,
                         open_timeout=timeout,
                         close_timeout=CLOSE_TIMEOUT_SEC,
                         # A caller that reads slowly sees no pongs either: that ends nothing.
