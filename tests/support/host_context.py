@@ -13,6 +13,7 @@ from wrenn_sandbox.host.slot import Slot
 from wrenn_sandbox.host.vmm.fake import FakeDriver
 from wrenn_sandbox.ids import new_random
 from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 
 def make_context(data_dir: Path) -> HostContext:
@@ -34,5 +35,5 @@ def make_context(data_dir: Path) -> HostContext:
     )
 
 
-async def _no_guest(_: Slot) -> socket.socket:
+async def _no_guest(slot: Slot, guest_port: int = AGENT_PORT) -> socket.socket:
     raise AssertionError("nobody speaks to a guest here")

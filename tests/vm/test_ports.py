@@ -61,14 +61,39 @@ while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 """
 
+_ONE_AT_A_TIME = r"""
+import os, socket
+listener = socket.create_server(("0.0.0.0", 3002))
+if os.fork():
+    os._exit(0)
+os.setsid()
+while True:
+    peer, (address, _) = listener.accept()
+    try:
+        if b"upgrade:" in peer.recv(4096).lower():
+            peer.sendall(b"HTTP/1.1 101 Go\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+            while data := peer.recv(4096):
+                peer.sendall(data)
+        else:
+            peer.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + address.encode())
+    except OSError:
+        pass
+    peer.close()
+"""
+"""Says who is connected, or echoes for as long as it is."""
+
 
 @pytest.fixture(scope="module")
 def listening(api: Api, sandbox: Sandbox) -> Sandbox:
     """The module's machine with a program on 127.0.0.1:3000, which outlives a pause."""
     _write(api, sandbox, "before")
-    script = 'exec python3 -c "$0" >/dev/null 2>&1 </dev/null'
-    assert api.exec(sandbox.id, "sh", "-c", script, _PROGRAM).exit_code == 0
+    _start(api, sandbox, _PROGRAM)
     return sandbox
+
+
+def _start(api: Api, sandbox: Sandbox, program: str) -> None:
+    script = 'exec python3 -c "$0" >/dev/null 2>&1 </dev/null'
+    assert api.exec(sandbox.id, "sh", "-c", script, program).exit_code == 0
 
 
 def _write(api: Api, sandbox: Sandbox, text: str) -> None:
@@ -124,6 +149,26 @@ def test_a_websocket_of_a_vm_ends_with_a_pause_and_comes_back_with_a_resume(
                 peer.recv(timeout=120)
         api.resume(listening.id)
         assert _get(port, "/again", {"Host": _host(listening, port)}) == (200, b"/again")
+
+
+def test_a_port_open_to_all_is_reached_without_the_agent_and_a_fork_has_no_old_connection_to_it(
+    api: Api, sandbox: Sandbox, port: int
+) -> None:
+    _start(api, sandbox, _ONE_AT_A_TIME)
+    head = f"GET / HTTP/1.1\r\nHost: 3002-{sandbox.id}.localhost:{port}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as peer:
+        peer.sendall(f"{head}Connection: Upgrade\r\nUpgrade: echo\r\n\r\n".encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += peer.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        [made] = api.request("POST", f"/v1/sandboxes/{sandbox.id}/fork", {"count": 1}).json()
+        fork = made["sandbox"]["id"]
+        host = f"3002-{fork}.localhost:{port}"
+        assert _get(port, "/", {"Host": host}) == (200, b"169.254.0.22")
+        api.delete(fork)
+        peer.sendall(b"x")
+        assert peer.recv(1) == b"x"
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="a machine without Chromium")

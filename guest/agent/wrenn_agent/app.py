@@ -102,13 +102,14 @@ def _build_server(
     users = Users(home)
     auth = Auth(users)
     environment = Environment()
-    life = Life(auth, environment, Metrics(groups), machine)
+    tunnels = Tunnels(loop, vm=machine is not None)
+    life = Life(auth, environment, Metrics(groups), machine, tunnels)
     routes: dict[str, dict[str, Route]] = {
         "/health": {"GET": life.health, "HEAD": life.health},
         "/metrics": {"GET": life.metrics},
         "/envs": {"GET": life.envs},
         "/init": {"POST": life.init},
-        "/tunnel": {"GET": Tunnels(loop).open},
+        "/tunnel": {"GET": tunnels.open},
     }
     files = Files(loop, auth)
     routes["/files"] = {"GET": files.download, "HEAD": files.download, "POST": files.upload}

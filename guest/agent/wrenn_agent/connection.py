@@ -48,6 +48,18 @@ class Connection:
         self.closed = False
         loop.register(self._fd, self._interest, self._on_events)
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Of this end."""
+        host, port = self._sock.getsockname()[:2]
+        return host, port
+
+    @property
+    def peer_address(self) -> str:
+        """Of the other end, without its port."""
+        host: str = self._sock.getpeername()[0]
+        return host
+
     async def receive(self, patience: float | None = PATIENCE) -> bool:
         """Wait for bytes and append them to `buffer`; False at the end of the stream.
 

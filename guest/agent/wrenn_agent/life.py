@@ -12,6 +12,7 @@ from .fields import Message
 from .metrics import Metrics
 from .server import Server
 from .timestamps import parse_time
+from .tunnel import Tunnels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,12 +49,18 @@ class Life:
     """The present life of the sandbox; a machine is given only inside a VM."""
 
     def __init__(
-        self, auth: Auth, environment: Environment, metrics: Metrics, machine: Machine | None
+        self,
+        auth: Auth,
+        environment: Environment,
+        metrics: Metrics,
+        machine: Machine | None,
+        tunnels: Tunnels,
     ) -> None:
         self._auth = auth
         self._environment = environment
         self._metrics = metrics
         self._machine = machine
+        self._tunnels = tunnels
         self._generation: str | None = None
         self.server: Server
 
@@ -91,6 +98,7 @@ class Life:
             if identity.generation is not None and identity.generation != self._generation:
                 self._generation = identity.generation
                 self.server.drop_others(exchange.connection)
+                self._tunnels.end_direct(exchange.connection)
             self._environment.read_locale()
             if self._machine is not None:
                 await self._machine.write_names(identity.hostname, identity.machine_id)

@@ -1,7 +1,8 @@
 """`GET /tunnel?port=N`: a connection to a port of this guest, as the rest of this one.
 
 So the host reaches what listens on the loopback addresses only. After the answer 101 all bytes are
-those of the port, both ways, and each end of a direction is passed on.
+those of the port, both ways, and each end of a direction is passed on. A caller that can do without
+the agent says `Direct: yes`; where the port is open to it, the answer is 204.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import fcntl
 import os
 import select
 import struct
+from contextlib import suppress
 from functools import partial
 
+from . import sock_diag
 from .errors import (
     DeadlineExceeded,
     Disconnected,
@@ -55,8 +58,12 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 class Tunnels:
     """The route."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, *, vm: bool) -> None:
+        """Nobody does without the agent unless all of this machine is its own, `vm`."""
         self._loop = loop
+        self._vm = vm
+        self._is_direct = False
+        """Whether anybody has been told to connect without the agent in this life."""
 
     async def open(self, exchange: Exchange) -> None:
         """Connect to a port and pass bytes on until both directions have ended.
@@ -65,13 +72,31 @@ class Tunnels:
         """
         if exchange.headers.get("upgrade") != PROTOCOL:
             raise InvalidArgument(f"send Upgrade: {PROTOCOL}")
-        target = await self._connect(_port(exchange.head.query.get("port", "")))
+        port = _port(exchange.head.query.get("port", ""))
+        if exchange.headers.get("direct") == "yes" and self._is_open(exchange.connection, port):
+            self._is_direct = True
+            await exchange.reply(204)
+            return
+        target = await self._connect(port)
         try:
             await exchange.switch(PROTOCOL)
             relay = _Relay(self._loop, exchange.connection, target)
             await relay.run()
         finally:
             target.close()
+
+    def end_direct(self, connection: Connection) -> None:
+        """Break what the caller has connected without the agent, in a life before this one."""
+        if self._is_direct:
+            self._is_direct = False
+            with suppress(OSError):
+                sock_diag.end_connections(connection.peer_address, connection.address[1])
+
+    def _is_open(self, connection: Connection, port: int) -> bool:
+        """Whether the caller would get through to the port."""
+        with suppress(OSError):
+            return self._vm and sock_diag.is_listened_on(connection.address[0], port)
+        return False
 
     async def _connect(self, port: int) -> socket.socket:
         for family, address in _LOOPBACK:

@@ -482,8 +482,9 @@ class Machine:
         )
 
     def _new_client(self, token: str | None) -> GuestClient:
-        slot = self._spec.slot
-        return GuestClient(lambda: self._context.connect(slot), token)
+        slot, connect = self._spec.slot, self._context.connect
+        to_port = None if slot.netns is None else partial(connect, slot)
+        return GuestClient(lambda: connect(slot), token, to_port)
 
     def _reach_again(self) -> None:
         """Make calls to a guest possible that runs on, and set its clock."""

@@ -15,6 +15,9 @@ GUEST_MAC = "02:00:00:00:00:01"
 TAP_MAC = "02:00:00:00:00:02"
 TAP_NAME = "tap0"
 UPLINK_NAME = "eth0"
+PORT_MARK: Final = 0x57726570
+"""What packets to ports of a guest bear: its slot lets nothing else through but to its agent."""
+
 NOTHING: Final[Mapping[int, NetworkPolicy]] = MappingProxyType({})
 
 

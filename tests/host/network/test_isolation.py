@@ -239,6 +239,18 @@ async def test_the_agent_is_reached_through_a_socket_of_the_slot(world: World) -
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+async def test_another_port_of_the_guest_is_reached_by_what_bears_the_mark(world: World) -> None:
+    with (
+        await world.guest.tcp_listener(3000) as listener,
+        await connect_guest(world.namespaces, world.guest.slot, 3000) as connection,
+    ):
+        loop = asyncio.get_running_loop()
+        server, _ = await loop.sock_accept(listener)
+        with server:
+            await loop.sock_sendall(server, b"port")
+            assert await loop.sock_recv(connection, 100) == b"port"
+
+
 async def test_no_other_port_of_the_guest_is_reached(world: World) -> None:
     loop, slot = asyncio.get_running_loop(), world.guest.slot
     one = await guest_socket(world.namespaces, slot)

@@ -35,6 +35,7 @@ from wrenn_sandbox.host.vmm.qemu import monitor as monitor_module
 from wrenn_sandbox.host.vmm.qemu.command import Program, Variant
 from wrenn_sandbox.host.vmm.qemu.driver import Qemu, QemuDriver
 from wrenn_sandbox.host.vmm.qemu.monitor import Monitor, listen
+from wrenn_sandbox.wire.guest import AGENT_PORT
 
 LIMIT_SEC = 0.2
 
@@ -132,7 +133,7 @@ async def _initialized(
 ) -> HostFailure:
     """How the start of a guest fails to which nobody can connect."""
 
-    async def refused(_: Slot) -> socket.socket:
+    async def refused(slot: Slot, guest_port: int = AGENT_PORT) -> socket.socket:
         connect()
         raise ConnectionRefusedError
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -14,7 +15,16 @@ from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.messages import GuestMetrics
 
 from .connect_rpc import Count, Percent, decode, envelope, messages, refusal, unary_error
-from .connection import ANSWER_SEC, KEEPALIVE_SEC, SILENT, Connect, Connection, GuestGone
+from .connection import (
+    ANSWER_SEC,
+    KEEPALIVE_SEC,
+    SILENT,
+    Connect,
+    Connection,
+    ConnectPort,
+    GuestGone,
+    GuestUnreachable,
+)
 from .tunnel import Tunnel
 
 GRACE_SEC: Final = 5.0
@@ -68,9 +78,17 @@ class GuestClient:
     No request is sent twice: what the guest may have read, it may have done.
     """
 
-    def __init__(self, connect: Connect, token: str | None) -> None:
+    def __init__(
+        self, connect: Connect, token: str | None, connect_port: ConnectPort | None = None
+    ) -> None:
+        """`connect` is to the agent, `connect_port` to other ports, where that can be done."""
         self._connect = connect
         self._token = token
+        self._connect_port = connect_port
+        self._direct_ports: set[int] = set()
+        """Reached without the agent when last tried."""
+        self._agents_ports: set[int] = set()
+        """Not reached, though the agent said that they listen."""
         self._idle: list[Connection] = []
         self._busy: set[Connection | Tunnel] = set()
         self._closed = False
@@ -209,17 +227,57 @@ class GuestClient:
         self, port: int, sent: AsyncIterator[bytes]
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """See `wire.guest.Guest.connect`."""
-        self._require_life()
-        tunnel = await Tunnel.open(self._connect)
-        self._busy.add(tunnel)
+        tunnel = await self._tunnel_to(port)
         try:
-            self._require_life()
-            await tunnel.lead_to(port, self.credentials())
             async with beside(tunnel.carry(sent)):
                 yield tunnel.pieces()
         finally:
             self._busy.discard(tunnel)
             tunnel.close()
+
+    async def _tunnel_to(self, port: int) -> Tunnel:
+        """One that `close` cuts from now on.
+
+        The agent leads to every port, but it takes part in all that is sent then. It is done
+        without where it says that the port is open to all, and that it will break what is left of
+        such connections in a later life of this guest, as it does with its own.
+        """
+        if port in self._direct_ports and (direct := await self._direct_to(port)):
+            return direct
+        ask = self._connect_port is not None and port not in self._agents_ports
+        tunnel = await self._opened(self._connect)
+        try:
+            if await tunnel.lead_to(port, self.credentials(), or_direct=ask):
+                return tunnel
+        except BaseException:
+            self._busy.discard(tunnel)
+            tunnel.close()
+            raise
+        self._busy.discard(tunnel)
+        tunnel.close()
+        if direct := await self._direct_to(port):
+            self._direct_ports.add(port)
+            return direct
+        self._agents_ports.add(port)
+        return await self._tunnel_to(port)
+
+    async def _direct_to(self, port: int) -> Tunnel | None:
+        assert self._connect_port is not None
+        try:
+            return await self._opened(partial(self._connect_port, port))
+        except GuestUnreachable:
+            self._direct_ports.discard(port)
+            return None
+
+    async def _opened(self, connect: Connect) -> Tunnel:
+        self._require_life()
+        tunnel = await Tunnel.open(connect)
+        self._busy.add(tunnel)
+        if self._closed:
+            self._busy.discard(tunnel)
+            tunnel.close()
+        self._require_life()
+        return tunnel
 
     def _require_life(self) -> None:
         if self._closed:

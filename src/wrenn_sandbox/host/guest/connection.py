@@ -22,6 +22,9 @@ from wrenn_sandbox.patience import patience
 Connect = Callable[[], Awaitable[socket.socket]]
 """Opens a connected, non-blocking socket to the agent; raises OSError."""
 
+ConnectPort = Callable[[int], Awaitable[socket.socket]]
+"""The same to another port of the guest."""
+
 HEADER_LIMIT: Final = 1024 * 1024
 HEADER_COUNT_LIMIT: Final = 100
 BODY_LIMIT: Final = 8 * 1024 * 1024

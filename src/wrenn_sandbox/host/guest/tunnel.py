@@ -1,4 +1,4 @@
-"""A connection to a port of a guest: bytes both ways, through the guest's agent."""
+"""A connection to a port of a guest: bytes both ways, through the guest's agent or without it."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -25,7 +25,7 @@ class Tunnel:
 
     @classmethod
     async def open(cls, connect: Connect) -> "Tunnel":
-        """A connection to the agent itself; raises `GuestUnreachable`."""
+        """A connection as `connect` makes it, of itself to the agent; raises `GuestUnreachable`."""
         try:
             sock = await connect()
         except OSError as error:
@@ -37,19 +37,27 @@ class Tunnel:
             raise
         return cls(reader, writer)
 
-    async def lead_to(self, port: int, credentials: Mapping[str, str]) -> None:
+    async def lead_to(
+        self, port: int, credentials: Mapping[str, str], *, or_direct: bool = False
+    ) -> bool:
         """Have the agent go on with another port.
 
+        With `or_direct` it may have the caller connect to that port instead: then False.
         Raises `PortNotOpen`, `AgentError`, and `Conflict` where the agent knows no tunnels.
         """
         if port == AGENT_PORT:
-            return
+            return True
         headers = {"Host": "guest", "Connection": "Upgrade", "Upgrade": _PROTOCOL, **credentials}
+        if or_direct:
+            headers["Direct"] = "yes"
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._writer.write(f"GET /tunnel?port={port} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
         status = await self._status()
-        if status != b"101":
-            raise _refusal(port, status)
+        if status == b"101":
+            return True
+        if or_direct and status == b"204":
+            return False
+        raise _refusal(port, status)
 
     async def _status(self) -> bytes:
         try:

@@ -6,7 +6,14 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Final
 
 from wrenn_sandbox.host.egress.proxy import LISTENING, MARK
-from wrenn_sandbox.host.slot import GATEWAY_IP, GUEST_IP, GUEST_MAC, TAP_NAME, UPLINK_NAME
+from wrenn_sandbox.host.slot import (
+    GATEWAY_IP,
+    GUEST_IP,
+    GUEST_MAC,
+    PORT_MARK,
+    TAP_NAME,
+    UPLINK_NAME,
+)
 from wrenn_sandbox.model.network import NetworkPolicy
 from wrenn_sandbox.wire.guest import AGENT_PORT
 
@@ -183,6 +190,7 @@ table inet {SLOT_TABLE} {{
         ct state established,related accept
         meta mark {MARK} goto from_proxy
         oifname "{TAP_NAME}" ip daddr {GUEST_IP} tcp dport {AGENT_PORT} accept
+        oifname "{TAP_NAME}" ip daddr {GUEST_IP} meta l4proto tcp meta mark {PORT_MARK} accept
     }}
 }}
 {_elements(ground, policy)}"""

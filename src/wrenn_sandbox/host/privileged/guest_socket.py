@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from wrenn_sandbox.host.slot import Slot
+from wrenn_sandbox.host.slot import PORT_MARK, Slot
 from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.guest import AGENT_PORT
 
@@ -26,16 +26,23 @@ async def guest_socket(namespaces: NamespaceThread, slot: Slot) -> socket.socket
         raise
 
 
-async def connect_guest(namespaces: NamespaceThread, slot: Slot) -> socket.socket:
-    """A non-blocking TCP connection to the guest's agent.
+async def connect_guest(
+    namespaces: NamespaceThread, slot: Slot, guest_port: int = AGENT_PORT
+) -> socket.socket:
+    """A non-blocking TCP connection to the guest's agent, or to another port of its.
 
-    Raises `OSError` as `connect` does, `TimeoutError` after five seconds, and `HostFailure` when
-    the slot is gone.
+    That needs a slot with a namespace. Raises `OSError` as `connect` does, `TimeoutError` after
+    five seconds, and `HostFailure` when the slot is gone.
     """
-    port = slot.host_port
-    address = (slot.guest_ip, AGENT_PORT) if port is None else (LOOPBACK, port)
     connection = await guest_socket(namespaces, slot)
     try:
+        if slot.host_port is None:
+            address = (slot.guest_ip, guest_port)
+            if guest_port != AGENT_PORT:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PORT_MARK)
+        else:
+            assert guest_port == AGENT_PORT
+            address = (LOOPBACK, slot.host_port)
         async with asyncio.timeout(patience(_CONNECT_SEC)):
             await asyncio.get_running_loop().sock_connect(connection, address)
     except BaseException:
