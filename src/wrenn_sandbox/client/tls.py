@@ -13,9 +13,9 @@ _Result = TypeVar("_Result")
 class SharedSocket(ssl.SSLSocket):
     """A TLS connection for several threads at once: only one of them at a time is in OpenSSL.
 
-    OpenSSL asks for that, and Python before 3.13 leaves it to its callers. Otherwise a write that
-    meets the server's session ticket, which comes right after the handshake, loses the connection
-    or ends the process. Nobody waits for the network during its turn.
+    OpenSSL asks for that, and Python 3.11 leaves it to its callers. Otherwise a write that meets
+    the server's session ticket, which comes right after the handshake, loses the connection or
+    ends the process. Nobody waits for the network during its turn.
     """
 
     _turn: threading.Lock
