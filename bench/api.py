@@ -1,18 +1,37 @@
-"""The public API for measurements: one connection, with the same HTTP client as the guest's.
+"""A server for measurements, and its public API over one connection.
 
-A heavier client would be measured along with the server.
+The HTTP client is the one for guests: a heavier one would be measured along with the server.
 """
 
 import contextlib
 import itertools
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 from wrenn_sandbox.host.guest.connection import Connection
+from wrenn_sandbox.host.paths import Paths
+from wrenn_sandbox.settings import Settings
+from wrenn_sandbox.testing.data_dir import working_directory
+from wrenn_sandbox.testing.server_process import ServerProcess
 
 _numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def served(
+    settings: Settings, overrides: Mapping[str, str], *, hot: int = 0
+) -> Iterator[tuple[str, Paths]]:
+    """URL and data directory of a server with `hot` VMs ready; it leaves nothing behind."""
+    with working_directory(settings.data_dir, "bench") as data_dir:
+        overrides = {"WRENN_HOT_POOL_SIZE": str(hot), **overrides}
+        server = ServerProcess(data_dir, data_dir / "server.log", overrides)
+        try:
+            with server:
+                yield server.url, Paths(data_dir)
+        finally:
+            server.purge()
 
 
 class Api:

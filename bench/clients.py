@@ -11,9 +11,8 @@ from e2b import Sandbox
 
 from wrenn_sandbox.client import Client
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 
+from .api import served
 from .report import Check, Report
 from .rig import TEMPLATE
 from .timing import Stopwatch
@@ -32,10 +31,8 @@ async def measure(settings: Settings, rounds: int) -> Report:
     """Both clients `rounds` times."""
     os.environ["NO_PROXY"] = "*"
     watch = Stopwatch()
-    with working_directory(settings.data_dir, "bench") as data_dir:
-        overrides = {"WRENN_HOT_POOL_SIZE": "1"}
-        with ServerProcess(data_dir, data_dir / "server.log", overrides) as server:
-            await asyncio.to_thread(_alternate, watch, server.url, rounds)
+    with served(settings, {}, hot=1) as (url, _):
+        await asyncio.to_thread(_alternate, watch, url, rounds)
     report = Report("E2B's client and ours")
     medians = {
         name: report.add(name, watch.samples[name]).median

@@ -1,10 +1,8 @@
 """How much slower a guest's disk is with bounds than without: bytes and operations in a second."""
 
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 
-from .api import Api
+from .api import Api, served
 from .report import Check, Report
 from .timing import Stopwatch
 
@@ -56,12 +54,8 @@ async def _writes(
     of_bytes: str,
     of_operations: str,
 ) -> None:
-    overrides = {"WRENN_HOT_POOL_SIZE": "0", "WRENN_BLANK_POOL_SIZE": "0", **bounds}
-    with (
-        working_directory(settings.data_dir, "bench") as data_dir,
-        ServerProcess(data_dir, data_dir / "server.log", overrides) as server,
-    ):
-        api = await Api.open(server.url)
+    with served(settings, {"WRENN_BLANK_POOL_SIZE": "0", **bounds}) as (url, _):
+        api = await Api.open(url)
         sandbox = await api.create()
         await api.exec(sandbox, *_DD, "bs=1M", f"count={WRITTEN_MB}")
         for _ in range(rounds):

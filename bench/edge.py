@@ -8,12 +8,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from wrenn_sandbox.host import journal
-from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 
-from .api import Api
+from .api import Api, served
 from .plain_tcp import reachable
 from .report import Check, Report
 from .timing import Stopwatch
@@ -82,28 +79,24 @@ Connect = Callable[[], socket.socket]
 async def measure(settings: Settings, copies: int) -> Report:
     """Small requests turn by turn, then transfers of 1, 64 and 1024 MB, then the WebSockets."""
     watch = Stopwatch()
-    with working_directory(settings.data_dir, "bench") as data_dir:
-        overrides = {"WRENN_HOT_POOL_SIZE": "0"}
-        with ServerProcess(data_dir, data_dir / "server.log", overrides) as server:
-            api = await Api.open(server.url)
-            with closing(api):
-                sandbox = await api.create()
-                await api.exec(
-                    sandbox, "sh", "-c", 'exec python3 -c "$0" >/dev/null 2>&1', _PROGRAM
-                )
-                records = journal.records(Paths(data_dir).run)
-                [record] = [each for each in records if each.sandbox_id == sandbox]
-                assert record.slot.netns is not None, "user-mode networking reaches the agent only"
-                port = urlsplit(server.url).port
-                host = f"{_PORT}-{sandbox}.localhost:{port}"
+    with served(settings, {}) as (url, paths):
+        api = await Api.open(url)
+        with closing(api):
+            sandbox = await api.create()
+            await api.exec(sandbox, "sh", "-c", 'exec python3 -c "$0" >/dev/null 2>&1', _PROGRAM)
+            records = journal.records(paths.run)
+            [record] = [each for each in records if each.sandbox_id == sandbox]
+            assert record.slot.netns is not None, "user-mode networking reaches the agent only"
+            port = urlsplit(url).port
+            host = f"{_PORT}-{sandbox}.localhost:{port}"
 
-                def through_edge() -> socket.socket:
-                    return socket.create_connection(("127.0.0.1", port), timeout=120)
+            def through_edge() -> socket.socket:
+                return socket.create_connection(("127.0.0.1", port), timeout=120)
 
-                with reachable(record.slot.netns, _PORT) as plain:
-                    sides = {PLAIN: plain, EDGE: through_edge}
-                    await asyncio.to_thread(_alternate, watch, sides, host, copies)
-                await asyncio.to_thread(_websockets, watch, through_edge, host)
+            with reachable(record.slot.netns, _PORT) as plain:
+                sides = {PLAIN: plain, EDGE: through_edge}
+                await asyncio.to_thread(_alternate, watch, sides, host, copies)
+            await asyncio.to_thread(_websockets, watch, through_edge, host)
     return _report(watch, copies)
 
 

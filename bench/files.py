@@ -11,10 +11,8 @@ import httpx2
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 
-from .api import Api
+from .api import Api, served
 from .plain_tcp import plain_copy
 from .report import Check, Report
 from .timing import Stopwatch
@@ -30,19 +28,17 @@ _COPY_SEC = 300.0
 async def measure(settings: Settings, rounds: int) -> Report:
     """All four copies `rounds` times, of a file that cannot be compressed."""
     watch = Stopwatch()
-    overrides = {"WRENN_HOT_POOL_SIZE": "0", "WRENN_BLANK_POOL_SIZE": "0"}
     with (
         tempfile.NamedTemporaryFile() as large,
-        working_directory(settings.data_dir, "bench") as data_dir,
-        ServerProcess(data_dir, data_dir / "server.log", overrides) as server,
+        served(settings, {"WRENN_BLANK_POOL_SIZE": "0"}) as (url, paths),
     ):
         for _ in range(SIZE_MB // 8):
             large.write(os.urandom(8 * _MB))
         large.flush()
-        api = await Api.open(server.url)
+        api = await Api.open(url)
         sandbox = await api.create()
         for _ in range(rounds):
-            await _copies(server.url, api, sandbox, Paths(data_dir), Path(large.name), watch)
+            await _copies(url, api, sandbox, paths, Path(large.name), watch)
         await api.delete(sandbox)
         api.close()
     report = Report(f"files: {SIZE_MB} MB, up and down")

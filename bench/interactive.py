@@ -8,10 +8,8 @@ from functools import partial
 from wrenn_sandbox.host import journal
 from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 
-from .api import Api
+from .api import Api, served
 from .report import Report
 from .timing import Stopwatch
 
@@ -25,15 +23,11 @@ async def measure(settings: Settings) -> Report:
     report = Report("time to interactive: create to the first command's end")
     watch = Stopwatch()
     for hot in (0, BURST):
-        with working_directory(settings.data_dir, "bench") as data_dir:
-            overrides = {"WRENN_HOT_POOL_SIZE": str(hot)}
-            server = ServerProcess(data_dir, data_dir / "server.log", overrides)
-            with server:
-                api = await Api.open(server.url)
-
-                ready = partial(_ready, Paths(data_dir), hot)
-                await _all(api, watch, f"{hot} hot" if hot else "no pool", ready)
-                api.close()
+        with served(settings, {}, hot=hot) as (url, paths):
+            api = await Api.open(url)
+            ready = partial(_ready, paths, hot)
+            await _all(api, watch, f"{hot} hot" if hot else "no pool", ready)
+            api.close()
     for name, samples in watch.samples.items():
         report.add(name, samples)
     return report

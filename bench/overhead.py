@@ -13,11 +13,9 @@ from wrenn_sandbox.host.paths import Paths
 from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.netns import NamespaceThread
 from wrenn_sandbox.settings import Settings
-from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 from wrenn_sandbox.wire.messages import Command
 
-from .api import Api
+from .api import Api, served
 from .report import Check, Report
 from .timing import Stopwatch
 
@@ -31,10 +29,8 @@ _WARM_UP = 5
 
 async def measure(settings: Settings, rounds: int) -> Report:
     """All ways `rounds` times."""
-    with working_directory(settings.data_dir, "bench") as data_dir:
-        overrides = {"WRENN_HOT_POOL_SIZE": "0"}
-        with ServerProcess(data_dir, data_dir / "server.log", overrides) as server:
-            samples = await _samples(server.url, Paths(data_dir), rounds)
+    with served(settings, {}) as (url, paths):
+        samples = await _samples(url, paths, rounds)
     report = Report("what the API adds to a command")
     medians = {
         name: report.add(name, samples[name]).median for name in (AGENT, API, PLAIN, STREAMED)

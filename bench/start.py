@@ -14,9 +14,8 @@ from wrenn_sandbox.host.launch_source import LaunchSource, source_of
 from wrenn_sandbox.host.machine import Machine
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.testing.data_dir import working_directory
-from wrenn_sandbox.testing.server_process import ServerProcess
 
-from .api import Api
+from .api import Api, served
 from .bare import Bare
 from .report import Check, Report
 from .rig import Rig
@@ -62,11 +61,8 @@ def _settings(settings: Settings, data_dir: Path, hot: int) -> Settings:
 
 
 async def _server(stack: AsyncExitStack, settings: Settings, hot: int) -> Api:
-    data_dir = stack.enter_context(working_directory(settings.data_dir, "bench"))
-    overrides = {"WRENN_HOT_POOL_SIZE": str(hot)}
-    server = ServerProcess(data_dir, data_dir / "server.log", overrides)
-    await asyncio.to_thread(stack.enter_context, server)
-    api = await Api.open(server.url)
+    url, _ = await asyncio.to_thread(stack.enter_context, served(settings, {}, hot=hot))
+    api = await Api.open(url)
     stack.callback(api.close)
     return api
 
