@@ -48,7 +48,7 @@ _CHOSEN: Final = (
     ),
     (
         "tests/vm/test_pools.py",
-        "tests/vm/test_pause.py::test_memory_and_files_survive_ten_cycles",
+        "tests/vm/test_pause.py::test_memory_and_files_survive_cycles",
         "tests/vm/test_snapshots.py::test_a_template_of_a_running_sandbox",
     ),
 )
