@@ -104,8 +104,8 @@ class CommonSettings(BaseSettings):
     allowable_cidrs: Annotated[tuple[IPv4Network, ...], NoDecode, _SPLIT] = ()
 
     default_template: str = "minimal"
-    default_vcpus: int = 1
-    default_memory_mb: int = 512
+    default_vcpus: int | None = None
+    default_memory_mb: int | None = None
 
     @field_validator("data_dir")
     @classmethod

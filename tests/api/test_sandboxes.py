@@ -7,12 +7,25 @@ import httpx2
 import pytest
 
 from support.api_server import Server, Team
+from support.host_double import HostDouble
+from wrenn_sandbox.model.template import Size
 
 
 async def _create(team: Team, **body: object) -> str:
     answer = await team.client.post("/v1/sandboxes", json=body)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
+
+
+@pytest.mark.parametrize(
+    ("given", "size"), [({}, (2, 1024)), ({"vcpus": 1}, (1, 1024)), ({"memory_mb": 256}, (2, 256))]
+)
+async def test_what_is_not_said_of_the_size_is_the_templates(
+    user: Team, host: HostDouble, given: dict[str, int], size: tuple[int, int]
+) -> None:
+    host.template_size = Size(2, 1024)
+    answer = await user.client.post("/v1/sandboxes", json=given)
+    assert (answer.json()["vcpus"], answer.json()["memory_mb"]) == size
 
 
 @pytest.mark.parametrize("body", [b"", b" \n", b"{}", b'{"unknown": {"fields": ["ignored"]}}'])

@@ -79,12 +79,24 @@ async def _create(host: HostAgent, memory_mb: int) -> None:
 
 async def test_a_template_is_found_by_its_name(host: HostAgent) -> None:
     [template] = await host.templates()
-    assert await host.template_image(template.name) == template.image_id
+    found = await host.template_image(template.name)
+    size = template.vcpus, template.memory_mb
+    assert (found.image_id, found.vcpus, found.memory_mb) == (template.image_id, *size)
     damaged = host._paths.template("damaged")
     damaged.write_bytes(b"{")
     for name in ("damaged", "unknown", "Not/a name"):
         with pytest.raises(NotFound):
             await host.template_image(name)
+
+
+async def test_an_operator_chooses_the_size_that_nobody_names(tmp_path: Path) -> None:
+    values = {"default_vcpus": 3, "default_memory_mb": 700, "hot_pool_size": 0}
+    settings = Settings.model_validate({"data_dir": tmp_path, "driver": "fake", **values})
+    host = await HostAgent.start(settings)
+    [template] = await host.templates()
+    found = await host.template_image(template.name)
+    assert (found.vcpus, found.memory_mb) == (3, 700) != (template.vcpus, template.memory_mb)
+    await host.close()
 
 
 async def test_hot_vms_give_way_and_come_again(host: HostAgent, memory: Memory) -> None:

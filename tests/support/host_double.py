@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from support.guest_double import GuestDouble, GuestState
 from wrenn_sandbox.errors import Conflict, HostFailure, NotFound
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
     Command,
@@ -26,6 +27,7 @@ from wrenn_sandbox.wire.messages import (
     Sample,
     Samples,
     SandboxReport,
+    TemplateImage,
 )
 from wrenn_sandbox.wire.metrics import HostMetrics, PoolMetrics, SlotMetrics, StoredBytes
 
@@ -59,6 +61,7 @@ class HostDouble(GuestState):
         self.measured: defaultdict[SandboxId, list[Sample]] = defaultdict(list)
         self.logs: defaultdict[SandboxId, list[LogLine]] = defaultdict(list)
         self.images: dict[ImageId, ImageInfo] = {}
+        self.template_size = Size(1, 512)
         self.image_bytes = 8192
         self.disk_bytes: dict[str, int] = {}
         self.gates: dict[str, Gate] = {}
@@ -164,17 +167,20 @@ class HostDouble(GuestState):
             BaseTemplate(
                 name="minimal",
                 image_id=BASE_IMAGE,
-                vcpus=1,
-                memory_mb=512,
+                vcpus=self.template_size.vcpus,
+                memory_mb=self.template_size.memory_mb,
                 size_bytes=4096,
                 created_at=BORN,
             )
         ]
 
-    async def template_image(self, name: str) -> ImageId:
-        if name != "minimal":
-            raise NotFound("There is no such template")
-        return BASE_IMAGE
+    async def template_image(self, name: str) -> TemplateImage:
+        for each in await self.templates():
+            if each.name == name:
+                return TemplateImage(
+                    image_id=each.image_id, vcpus=each.vcpus, memory_mb=each.memory_mb
+                )
+        raise NotFound("There is no such template")
 
     async def create(self, request: CreateSandbox) -> Placement:
         self.phases[request.sandbox_id] = Phase.STARTING

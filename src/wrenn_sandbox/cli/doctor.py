@@ -20,6 +20,9 @@ from wrenn_sandbox.settings import HostSettings
 
 Status = Literal["ok", "warn", "missing"]
 
+_USUAL_MEMORY_MB: Final = 512
+"""Of a sandbox of the default template."""
+
 _BOUNDED: Final = {
     "memory": ("memory", "only its address space bounds the memory that a monitor takes"),
     "cpu": ("processor time", "nothing bounds the processor time that a monitor takes"),
@@ -48,7 +51,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> list[Line]:
     """Judge the facts. Pure."""
-    memory_needed = settings.memory_reserve_mb + settings.default_memory_mb
+    memory_needed = settings.memory_reserve_mb + (settings.default_memory_mb or _USUAL_MEMORY_MB)
     return [
         _line(
             "kvm",

@@ -45,6 +45,7 @@ from wrenn_sandbox.wire.messages import (
     Sample,
     Samples,
     SandboxReport,
+    TemplateImage,
 )
 from wrenn_sandbox.wire.metrics import HostMetrics, Path, Shortage
 
@@ -258,11 +259,20 @@ class HostAgent:
             for template in found
         ]
 
-    async def template_image(self, name: str) -> ImageId:
+    async def template_image(self, name: str) -> TemplateImage:
         try:
-            return (await asyncio.to_thread(self._store.resolve, name)).image_id
+            image = await asyncio.to_thread(self._store.resolve, name)
         except (InvalidRequest, IncompatibleImage) as error:
             raise NotFound("There is no such template") from error
+        size = self._default_size(image)
+        return TemplateImage(image_id=image.image_id, vcpus=size.vcpus, memory_mb=size.memory_mb)
+
+    def _default_size(self, image: Manifest) -> Size:
+        """What a sandbox of a base template gets for which nobody names a size."""
+        settings = self._context.settings
+        return Size(
+            settings.default_vcpus or image.vcpus, settings.default_memory_mb or image.memory_mb
+        )
 
     async def warm(self, template: str) -> Manifest:
         """The snapshot of a template for its own size, made unless it is there.
@@ -598,8 +608,7 @@ class HostAgent:
             )
         except NotFound:
             return None
-        size = Size(self._context.settings.default_vcpus, self._context.settings.default_memory_mb)
-        return await self._variants.get(image, size)
+        return await self._variants.get(image, self._default_size(image))
 
     def _running_mb(self) -> dict[SandboxId, int]:
         return {

@@ -22,6 +22,7 @@ from .messages import (
     Sample,
     Samples,
     SandboxReport,
+    TemplateImage,
 )
 from .metrics import HostMetrics
 
@@ -49,8 +50,8 @@ class Host(Protocol):
         """The templates built on this host, by name. Safe to repeat."""
         ...
 
-    async def template_image(self, name: str) -> ImageId:
-        """The image of one of them; `NotFound` where there is none. Safe to repeat."""
+    async def template_image(self, name: str) -> TemplateImage:
+        """The image and size of one of them. `NotFound`: there is none. Safe to repeat."""
         ...
 
     async def create(self, request: CreateSandbox) -> Placement:

@@ -48,6 +48,14 @@ class BaseTemplate(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
+class TemplateImage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a base template is made of, and the size of a sandbox for which nobody names one."""
+
+    image_id: ImageId
+    vcpus: int
+    memory_mb: int
+
+
 class Egress(msgspec.Struct, frozen=True, kw_only=True):
     """A network policy as it crosses the seam: ranges as CIDR, and in `allow` names after them."""
 

@@ -63,7 +63,9 @@ FilterDependency = Annotated[SandboxFilter, Depends(_filter)]
 
 
 class CreateSandboxRequest(RequestModel):
-    """Memory in MiB; `timeout_sec` of inactivity pauses the sandbox, 0 never does.
+    """Memory in MiB; a size that is not given is the template's.
+
+    After `timeout_sec` of inactivity the sandbox is paused; 0 is never.
 
     `deadline_sec` from now it is paused or deleted whatever it does, as `on_deadline` says; 0 is no
     deadline.

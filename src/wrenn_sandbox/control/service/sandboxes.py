@@ -11,6 +11,7 @@ from wrenn_sandbox.control.store.records import (
     SandboxEvent,
     SandboxFilter,
     SandboxUpdate,
+    TeamTemplate,
 )
 from wrenn_sandbox.control.store.sandboxes import deadline
 from wrenn_sandbox.errors import Conflict, InvalidRequest, InvalidState, NotFound, WrennError
@@ -18,7 +19,6 @@ from wrenn_sandbox.ids import ImageId, SandboxId, TeamId, is_id
 from wrenn_sandbox.model.limits import Bounds, OutOfBounds
 from wrenn_sandbox.model.quota import Quota, Usage
 from wrenn_sandbox.model.sandbox import IN_FLIGHT, Event, OnDeadline, State, Status
-from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.model.usage import DAYS_MAX, DAYS_SHOWN, DayUsage
 from wrenn_sandbox.wire.messages import Egress
 
@@ -92,24 +92,22 @@ class SandboxService:
     ) -> Sandbox:
         """Start a sandbox under this new id and wait until its agent has answered.
 
-        A snapshot fixes the size, whatever the caller says. Raises `InvalidRequest`, `NotFound` for
+        Without a size it gets the template's. A snapshot fixes the size, whatever the caller
+        says. Raises `InvalidRequest`, `NotFound` for
         the template, and what `Host.create` raises.
         """
-        size = Size(
-            self._settings.default_vcpus if vcpus is None else vcpus,
-            self._settings.default_memory_mb if memory_mb is None else memory_mb,
-        )
         with _bounded():
             self._bounds.check(
-                vcpus=size.vcpus,
-                memory_mb=size.memory_mb,
+                vcpus=vcpus,
+                memory_mb=memory_mb,
                 timeout_sec=timeout_sec,
                 deadline_sec=deadline_sec,
             )
         policy = self._policies.accepted(network, "network.")
         name = self._settings.default_template if template is None else template
-        image_id, fixed = await self._templates.find(team_id, name)
-        size = fixed or size
+        found = await self._templates.find(team_id, name)
+        if isinstance(found, TeamTemplate):
+            vcpus = memory_mb = None
         now = self._clock()
         sandbox = Sandbox(
             id=sandbox_id,
@@ -117,9 +115,9 @@ class SandboxService:
             state=State.PENDING,
             status=Status.PENDING,
             template=name,
-            image_id=image_id,
-            vcpus=size.vcpus,
-            memory_mb=size.memory_mb,
+            image_id=found.image_id,
+            vcpus=found.vcpus if vcpus is None else vcpus,
+            memory_mb=found.memory_mb if memory_mb is None else memory_mb,
             timeout_sec=timeout_sec,
             network=policy,
             metadata=metadata,

@@ -108,7 +108,7 @@ class SnapshotService:
         if sandbox is None:
             raise NotFound("There is no such sandbox")
         chosen = name or self._automatic_name()
-        if await self._templates.base_image(chosen) is not None:
+        if await self._templates.is_base(chosen):
             raise AlreadyExists(f"{chosen} is the name of a base template; choose another")
         require(sandbox, events.begin)
         intent = SnapshotIntent(
@@ -148,7 +148,7 @@ class SnapshotService:
         if known and await self._store.team(team_id).templates.remove(name, self._clock()):
             await self._images.remove()
             return
-        if known and await self._templates.base_image(name) is not None:
+        if known and await self._templates.is_base(name):
             raise Forbidden("Base templates belong to the host; they cannot be deleted here")
         raise NotFound("There is no such template; the list of templates has their names")
 

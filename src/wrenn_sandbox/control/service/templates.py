@@ -3,10 +3,10 @@
 from wrenn_sandbox.control.store import Store
 from wrenn_sandbox.control.store.records import TeamTemplate
 from wrenn_sandbox.errors import NotFound
-from wrenn_sandbox.ids import ImageId, TeamId
-from wrenn_sandbox.model.template import Size, TemplateType, is_template_name
+from wrenn_sandbox.ids import TeamId
+from wrenn_sandbox.model.template import TemplateType, is_template_name
 from wrenn_sandbox.wire.host import Host
-from wrenn_sandbox.wire.messages import BaseTemplate
+from wrenn_sandbox.wire.messages import BaseTemplate, TemplateImage
 
 Listed = BaseTemplate | TeamTemplate
 
@@ -16,17 +16,14 @@ class Templates:
         self._store = store
         self._host = host
 
-    async def find(self, team_id: TeamId, name: str) -> tuple[ImageId, Size | None]:
-        """The image of a template, the team's own before the host's, and the size that it fixes.
-
-        Raises `NotFound`.
-        """
+    async def find(self, team_id: TeamId, name: str) -> TeamTemplate | TemplateImage:
+        """A template, the team's own before the host's; raises `NotFound`."""
         own = await self._own(team_id, name)
         if own is not None:
-            return own.image_id, Size(own.vcpus, own.memory_mb)
-        image_id = await self.base_image(name) if is_template_name(name) else None
-        if image_id is not None:
-            return image_id, None
+            return own
+        base = await self._base(name) if is_template_name(name) else None
+        if base is not None:
+            return base
         raise NotFound("There is no such template; the list of templates has their names")
 
     async def named(self, team_id: TeamId, name: str) -> Listed:
@@ -51,8 +48,11 @@ class Templates:
             return None
         return await self._store.team(team_id).templates.get(name)
 
-    async def base_image(self, name: str) -> ImageId | None:
-        """The image of a base template; None where there is none of that name."""
+    async def is_base(self, name: str) -> bool:
+        """Whether a base template has that name."""
+        return await self._base(name) is not None
+
+    async def _base(self, name: str) -> TemplateImage | None:
         try:
             return await self._host.template_image(name)
         except NotFound:
