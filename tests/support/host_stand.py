@@ -26,7 +26,7 @@ class Stand:
         self.host = await HostAgent.start(self.settings)
 
     async def create(self, memory_mb: int = 256) -> None:
-        [template] = await self.host.templates()
+        template = await self.host.template_image("minimal")
         await self.host.create(
             CreateSandbox(
                 sandbox_id=self.id,

@@ -39,7 +39,7 @@ class World:
         await self.start()
 
     async def create(self, image: ImageId | None = None) -> SandboxId:
-        [template] = await self.host.templates()
+        template = await self.host.template_image("minimal")
         sandbox = new_sandbox_id()
         await self.host.create(
             CreateSandbox(
