@@ -351,6 +351,7 @@ class HostSettings(CommonSettings):
     merge_diff_mb: int = Field(default=256, ge=1)
     max_disk_layers: int = Field(default=4, ge=1)
     max_variants: int = Field(default=16, ge=1)
+    layers_mb: int = Field(default=10_240, ge=0)
     idle_memory_sec: float = Field(default=600.0, ge=0)
 
     fault_point: str = ""

@@ -18,6 +18,7 @@ from wrenn_agent.http import parse_head, parse_query, percent_decode
 from wrenn_agent.loop import Loop
 from wrenn_agent.multipart import MultipartReader, parse_parameters
 from wrenn_agent.output import PIECE_OVERHEAD, Budget, OutputLog
+from wrenn_agent.template import Template
 from wrenn_agent.timestamps import format_time, parse_time
 from wrenn_agent.users import User
 
@@ -27,7 +28,7 @@ _USER = User("root", 0, 0, [], "/root", "/bin/sh")
 def test_the_language_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / "default", tmp_path / "conf"]
     monkeypatch.setattr(environment, "_LOCALE_FILES", tuple(map(str, files)))
-    found = Environment()
+    found = Environment(Template())
 
     def lang(**given: str) -> str:
         return found.of_process(_USER, given, terminal=False)["LANG"]

@@ -24,6 +24,7 @@ from .processes import Processes
 from .server import Server
 from .spawn import Spawner
 from .syscalls import become_subreaper
+from .template import Template, read_template
 from .tunnel import Tunnels
 from .users import Users
 
@@ -100,8 +101,9 @@ def _build_server(
     groups: CommandGroups | None,
 ) -> Server:
     users = Users(home)
-    auth = Auth(users)
-    environment = Environment()
+    template = read_template() if machine is not None else Template()
+    auth = Auth(users, template.user)
+    environment = Environment(template)
     tunnels = Tunnels(loop, vm=machine is not None)
     life = Life(auth, environment, Metrics(groups), machine, tunnels)
     routes: dict[str, dict[str, Route]] = {

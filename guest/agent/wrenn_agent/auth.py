@@ -24,10 +24,10 @@ _STANDARD_ALPHABET = {ord("-"): "+", ord("_"): "/", ord(" "): "+"}
 class Auth:
     """The access token (None until /init sets one) and the default user."""
 
-    def __init__(self, users: Users) -> None:
+    def __init__(self, users: Users, default_user: str | None = None) -> None:
         self._users = users
         self.token: str | None = None
-        self.default_user = users.default()
+        self.default_user = default_user or users.default()
 
     def admit(self, exchange: Exchange) -> None:
         """Check the credentials of a request; raises Unauthenticated."""

@@ -6,6 +6,7 @@ import os
 import stat
 
 from .spawn import DEFAULT_PATH
+from .template import Template
 from .users import User
 
 DEFAULT_LANG = "C.UTF-8"
@@ -15,16 +16,17 @@ _LOCALE_BYTES = 16 * 1024
 
 
 class Environment:
-    """Defaults set by /init."""
+    """Defaults of the template, and those set by /init."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: Template) -> None:
+        self._template = template
         self.variables: dict[str, str] = {}
         self.workdir: str | None = None
         self._locale: dict[str, str] = {}
         self.read_locale()
 
     def of_process(self, user: User, given: dict[str, str], terminal: bool) -> dict[str, str]:
-        """The whole environment: that of a login, then of /init, then what the caller gives."""
+        """All of it: that of a login, then the template's, then of /init, then the caller's."""
         envs = {
             "LANG": DEFAULT_LANG,
             "PATH": DEFAULT_PATH,
@@ -35,7 +37,7 @@ class Environment:
         }
         if terminal:
             envs["TERM"] = "xterm-256color"
-        return envs | self._locale | self.variables | given
+        return envs | self._locale | self._template.env | self.variables | given
 
     def read_locale(self) -> None:
         """Take over what the image says of the locale; once for each life, not for each command."""
@@ -44,11 +46,13 @@ class Environment:
             self._locale |= read_locale(path)
 
     def directory(self, user: User, given: str) -> str:
-        """Where to start: as given, else the default of /init, else home, else `/`."""
+        """Where to start: as given, else as /init or the template says, else home, else `/`."""
         if given:
             return user.resolve(given)
         if self.workdir:
             return user.resolve(self.workdir)
+        if self._template.workdir and os.path.isdir(self._template.workdir):
+            return self._template.workdir
         return user.home if os.path.isdir(user.home) else "/"
 
 

@@ -14,6 +14,8 @@ ROOT = "root"
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
 _DEFAULT = "/etc/wrenn-user"
 """Where a template says as whom to act for callers who name nobody."""
+_HIGHEST_ID = (1 << 32) - 2
+"""The next one means "leave it" to the kernel."""
 
 
 class User:
@@ -55,6 +57,11 @@ class Names:
         """Name of a group id."""
         return self._groups.get(gid, str(gid))
 
+    def group_id(self, name: str) -> int | None:
+        """Group id of a name or of digits."""
+        found = (gid for gid, known in self._groups.items() if known == name)
+        return next(found, _number(name))
+
 
 class Users:
     """The accounts of this guest; `root_home` overrides root's home directory."""
@@ -66,12 +73,32 @@ class Users:
         self._names = Names({}, {})
 
     def find(self, name: str) -> User:
-        """The account called `name`; InvalidArgument when there is none."""
+        """The account called `name`; InvalidArgument when there is none.
+
+        As in images of containers it may be a number, of no account too, and a group may follow
+        after a colon.
+        """
         self._refresh()
         user = self._users.get(name)
+        if user is not None:
+            return user
+        account, colon, group = name.partition(":")
+        user = self._users.get(account) or self._numbered(account)
         if user is None:
             raise InvalidArgument(f"user {name!r} does not exist")
-        return user
+        if not colon:
+            return user
+        gid = self._names.group_id(group)
+        if gid is None:
+            raise InvalidArgument(f"group {group!r} does not exist")
+        return User(user.name, user.uid, gid, [], user.home, user.shell)
+
+    def _numbered(self, text: str) -> User | None:
+        uid = _number(text)
+        if uid is None:
+            return None
+        found = (user for user in self._users.values() if user.uid == uid)
+        return next(found, User(text, uid, 0, [], "/", "/bin/sh"))
 
     def default(self) -> str:
         """The account of callers who name none: the template's, or else root."""
@@ -135,6 +162,13 @@ class ActingAs:
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
         os.setgroups([])
+
+
+def _number(text: str) -> int | None:
+    """A user or group id in digits; None where it is none."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > _HIGHEST_ID:
+        return None
+    return int(text)
 
 
 def _changed_at(path: str) -> int:

@@ -24,12 +24,47 @@ def build(
     mirror: Annotated[
         str | None, typer.Option(help="Package server, or a line of a sources list.")
     ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="IMAGE",
+            help="Make the disk of an OCI image: NAME:TAG in a registry, oci:DIRECTORY:TAG,"
+            " oci-archive:FILE, docker-archive:FILE or dir:DIRECTORY.",
+        ),
+    ] = None,
+    authfile: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Logins of registries; with --from."),
+    ] = None,
+    cert_dir: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Certificates of a registry (*.crt); with --from."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Do without TLS or its checks; with --from.")
+    ] = False,
 ) -> None:
-    """Build a template of this host's from its recipe; unchanged steps are not repeated."""
+    """Build a template of this host's from its recipe or an image; unchanged steps are kept."""
     # The host's side is slow to import, and only needed here.
     from . import host_templates
 
-    host_templates.build(name, recipe, mirror)
+    if image is None:
+        if authfile or cert_dir or insecure:
+            raise typer.BadParameter("--authfile, --cert-dir and --insecure go with --from")
+        host_templates.build(name, recipe, mirror)
+        return
+    host_templates.build_of_image(
+        name,
+        image,
+        recipe,
+        mirror,
+        authfile=authfile,
+        cert_dir=cert_dir,
+        insecure=insecure,
+    )
 
 
 @app.command("list")

@@ -12,6 +12,7 @@
       run/<machine_id>/                  0711: journal.json, sockets and disk layer of a live VM
       network/                           0700: journal of the network slots
       cache/                             0700: results of template build steps, KVM verdict
+      layers/<sha256>                    0700: layers of OCI images, fetched whole
       locks/                             0700: lock files
 
 Nothing else joins a path onto the data directory. Keep its own path short: a Unix socket's may
@@ -134,6 +135,7 @@ class Paths:
             (self.histories, PRIVATE_DIRECTORY),
             (self.network, PRIVATE_DIRECTORY),
             (self.cache, PRIVATE_DIRECTORY),
+            (self.layers, PRIVATE_DIRECTORY),
             (self.locks, PRIVATE_DIRECTORY),
         ):
             path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -180,6 +182,11 @@ class Paths:
     @property
     def cache(self) -> Path:
         return self.data_dir / "cache"
+
+    @property
+    def layers(self) -> Path:
+        """What was fetched of OCI images, by SHA-256 in hex."""
+        return self.data_dir / "layers"
 
     @property
     def locks(self) -> Path:

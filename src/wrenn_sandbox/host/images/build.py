@@ -25,7 +25,7 @@ from wrenn_sandbox.host.paths import GuestFiles, Paths, guest_files
 
 from . import accounts, disk, initrd, manifest, modules, packages, runtime
 from .cache import StepCache
-from .manifest import Manifest
+from .manifest import Defaults, Manifest
 from .recipe import Recipe
 from .staging import exclusive
 from .store import ImageStore
@@ -48,6 +48,20 @@ class Step:
 Progress = Callable[[Step], None]
 
 
+@dataclass(frozen=True)
+class Root:
+    """A root disk that comes from elsewhere than the recipe's packages.
+
+    `make` makes the disk, of so many MiB, as a file that does not exist, alone in its directory.
+    The same `digest` gives the same disk. `source` and `defaults` are for the manifest.
+    """
+
+    digest: str
+    source: str
+    defaults: Defaults
+    make: Callable[[Path, int], None]
+
+
 def build_template(
     recipe: Recipe,
     store: ImageStore,
@@ -56,27 +70,37 @@ def build_template(
     progress: Progress,
     mirror: str | None = None,
     guest: GuestFiles | None = None,
+    root: Root | None = None,
 ) -> Manifest:
     """Builds the recipe's template, lets its name stand for it and returns its manifest.
+
+    With `root` its disk is that one; kernel, runtime image and sizes are still the recipe's.
 
     Blocks, for half a minute when nothing is cached. Waits while the same name is being built.
     Raises HostFailure, NoSpace or InvalidRequest; nothing but cached steps is left then.
     `progress` is called from several threads, one call at a time.
     """
     packages.check_mirror(mirror)
-    with _host_errors():
+    with host_errors():
         paths.prepare()
         store.sweep()
         with exclusive(paths.build_lock(recipe.name)):
-            build = _Build(recipe, paths, mirror, guest or guest_files(), progress)
+            build = _Build(recipe, paths, mirror, guest or guest_files(), progress, root)
             return build.run(store)
 
 
 class _Build:
     def __init__(
-        self, recipe: Recipe, paths: Paths, mirror: str | None, guest: GuestFiles, report: Progress
+        self,
+        recipe: Recipe,
+        paths: Paths,
+        mirror: str | None,
+        guest: GuestFiles,
+        report: Progress,
+        root: Root | None,
     ) -> None:
         self._recipe = recipe
+        self._root = root
         self._mirror = mirror
         self._guest = guest
         self._report = report
@@ -87,7 +111,7 @@ class _Build:
         recipe = self._recipe
         files = msgspec.json.encode(disk.GUEST_FILES, order="sorted").decode()
         steps = (
-            ("disk", self._disk_inputs(files), self._make_disk),
+            self._disk_step(files),
             (
                 "kernel",
                 (msgspec.json.encode(recipe.kernel).decode(), *map(_source, _KERNEL_MODULES)),
@@ -100,10 +124,14 @@ class _Build:
         with store.staging() as made:
             return self._assemble(store, made, *parts)
 
-    def _disk_inputs(self, files: str) -> tuple[str, ...]:
-        inputs = (*self._recipe.packages, str(self._recipe.machine.disk_mb), files)
+    def _disk_step(self, files: str) -> tuple[str, tuple[str, ...], Callable[[Path], None]]:
+        size = str(self._recipe.machine.disk_mb)
+        if self._root is not None:
+            return "image", (self._root.digest, size, files), self._make_disk_of_root
+        inputs = (*self._recipe.packages, size, files)
         account = self._recipe.account
-        return inputs if account is None else (*inputs, account, _source(accounts))
+        inputs = inputs if account is None else (*inputs, account, _source(accounts))
+        return "disk", inputs, self._make_disk
 
     def _assemble(
         self, store: ImageStore, made: Path, root: Path, kernel: Path, base: Path
@@ -112,6 +140,8 @@ class _Build:
             tree = scratch / "tree"
             runtime.add_agent(base, self._guest.agent, tree)
             runtime.add_modules(kernel / modules.TREES, kernel / "busybox", tree)
+            if self._root is not None:
+                runtime.add_defaults(self._root.defaults, tree)
             runtime.make_image(tree, made / manifest.RUNTIME)
             initrd.make_initrd(kernel, self._guest.init, made / manifest.INITRD)
             os.link(kernel / "kernel", made / manifest.KERNEL)
@@ -137,6 +167,8 @@ class _Build:
             vcpus=machine.vcpus,
             memory_mb=machine.memory_mb,
             disk_mb=machine.disk_mb,
+            source="" if self._root is None else self._root.source,
+            defaults=None if self._root is None else self._root.defaults,
         )
 
     # Cached steps: each fills an empty directory.
@@ -151,6 +183,11 @@ class _Build:
                 accounts.add(archive, self._recipe.account)
             disk.make_disk(archive, self._recipe.machine.disk_mb, made / "disk")
             archive.unlink()
+
+    def _make_disk_of_root(self, made: Path) -> None:
+        assert self._root is not None
+        with self._timed("root disk"):
+            self._root.make(made / "disk", self._recipe.machine.disk_mb)
 
     def _make_kernel(self, made: Path) -> None:
         kernel = self._recipe.kernel
@@ -194,7 +231,8 @@ def _source(module: ModuleType) -> str:
 
 
 @contextmanager
-def _host_errors() -> Iterator[None]:
+def host_errors() -> Iterator[None]:
+    """Tells what goes wrong with files in the words of HostFailure and NoSpace."""
     try:
         yield
     except OSError as error:

@@ -44,7 +44,6 @@ def make_disk(archive: Path, size_mb: int, disk: Path) -> None:
     """
     with disk.open("xb") as file:
         file.truncate(size_mb * 1024 * 1024)
-    options = f"hash_seed={_HASH_SEED},lazy_itable_init=0,lazy_journal_init=0"
     with tempfile.TemporaryDirectory(dir=disk.parent) as work:
         tree, owners = Path(work, "tree"), Path(work, "owners")
         tree.mkdir(mode=0o755)
@@ -57,17 +56,20 @@ def make_disk(archive: Path, size_mb: int, disk: Path) -> None:
             ]
         )
         pretend = [] if os.geteuid() == 0 else ["fakeroot", "-i", str(owners)]
-        run(
-            [
-                *(*pretend, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-U", _UUID),
-                *("-m", "0", "-E", options, "-d", str(tree), str(disk)),
-            ],
-            env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
-        )
-    _set_times(disk)
+        run([*pretend, *filesystem_command(tree, disk)], env={"E2FSPROGS_FAKE_TIME": str(EPOCH)})
+    set_times(disk)
 
 
-def _set_times(disk: Path) -> None:
+def filesystem_command(tree: Path, disk: Path) -> list[str]:
+    """The command that makes the file system of a root disk, as large as its file, of a tree."""
+    options = f"hash_seed={_HASH_SEED},lazy_itable_init=0,lazy_journal_init=0"
+    return [
+        *("mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-U", _UUID),
+        *("-m", "0", "-E", options, "-d", str(tree), str(disk)),
+    ]
+
+
+def set_times(disk: Path) -> None:
     """Gives every inode the same access and change time: mke2fs copies those of the source tree."""
     inodes, free = _inode_counts(disk)
     commands = "".join(

@@ -74,6 +74,20 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the engine that it ran on; none where a server of before stored it."""
 
 
+class Defaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What an OCI image says of the processes in it; the guest agent keeps to the first three.
+
+    `user` is a name or number, and after a colon a group if there is one. Without a `workdir`
+    commands start in the user's home directory.
+    """
+
+    user: str = "root"
+    workdir: str = ""
+    env: dict[str, str] = {}
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about an image but its bytes."""
 
@@ -95,6 +109,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     private: bool = False
     """Memory that one stored sandbox refers to; nothing that a machine could be started from."""
     machine: HardwareProfile | None = None
+    source: str = ""
+    """The OCI image that its disk was made of, with the digest; none where that was a recipe."""
+    defaults: Defaults | None = None
     token: str = ""
     """What the agent in a snapshot expects before it takes a new identity; none in a variant."""
 

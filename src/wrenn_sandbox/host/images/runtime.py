@@ -8,6 +8,7 @@ Layout of the image, mounted at `/run/.wrenn` in a guest:
     agent/                  the agent: main.py, wrenn_agent/ (compiled)
     bin/modprobe            a static busybox, which the guest's kernel loads modules with
     modules/RELEASE/        all modules of the guest's kernel with their indexes
+    template.json           the defaults of a template that was made of an OCI image
 
 Nothing is compiled or looked up outside the image when the agent starts. The modules alone are
 compressed: they are many and seldom read.
@@ -18,13 +19,17 @@ import shutil
 import stat
 from pathlib import Path
 
+import msgspec
+
 from wrenn_sandbox.errors import HostFailure
 
+from .manifest import Defaults
 from .packages import EPOCH
 from .tools import run
 
 LOADER = "ld-linux-x86-64.so.2"
 _MODULES = "modules"
+_DEFAULTS = "template.json"
 _UUID = "5d9a1c0e-7d55-4b7c-9f6e-0f1b8f0f6c2d"
 _LIBRARY_DIRS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
@@ -102,6 +107,11 @@ def add_modules(trees: Path, busybox: Path, tree: Path) -> None:
     shutil.copytree(trees, tree / _MODULES, symlinks=True, copy_function=os.link)
     shutil.copyfile(busybox, tree / "bin/modprobe")
     (tree / "bin/modprobe").chmod(0o755)
+
+
+def add_defaults(defaults: Defaults, tree: Path) -> None:
+    """Adds what the guest agent is to know of the template to a runtime tree."""
+    (tree / _DEFAULTS).write_bytes(msgspec.json.encode(defaults, order="deterministic"))
 
 
 def _is_left_out(path: Path) -> bool:

@@ -91,6 +91,7 @@ class Jail:
             ]
             if view.programs is not None:
                 found.append((view.programs, _cloned(stack, view.programs, _PROGRAMS)))
+            directories = {path for path, _ in found if path.is_dir()}
             mounts.unshare(mounts.NEW_FS)
             mounts.enter(self._namespace, mounts.NEW_MOUNTS)
             mounts.unshare(mounts.NEW_MOUNTS | mounts.NEW_PIDS | mounts.NEW_IPC | mounts.NEW_UTS)
@@ -100,7 +101,7 @@ class Jail:
             os.chdir("/")
             mounts.mount_tmpfs(self._data_dir, DATA_ONLY)
             for path, mount in found:
-                _make_place(path, directory=path in (view.own, view.programs))
+                _make_place(path, directory=path in directories)
                 mounts.attach(mount, path)
             mounts.restrict(self._data_dir, READ_ONLY | DATA_ONLY)
             mounts.mount_proc("/proc")

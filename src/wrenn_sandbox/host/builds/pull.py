@@ -1,0 +1,239 @@
+"""Fetches an image from a registry or a file into a layout, with `skopeo`.
+
+Layers are kept by their digest and shared by all images (`Paths.layers`), with the manifests and
+configurations. What is there is whole: skopeo checks a digest before it gives a file its name.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from wrenn_sandbox.errors import HostFailure, InvalidRequest, NoSpace, NotFound, WrennError
+from wrenn_sandbox.host.paths import Paths, sync_directory
+
+from . import programs
+from .layout import TAG, Image, blob, read, wrong_platform
+from .programs import ProgramFailed
+from .reference import Reference
+
+_MB: Final = 1 << 20
+_INDEX_BYTES: Final = 4 << 20
+_PLATFORM: Final = ("--override-os", "linux", "--override-arch", "amd64")
+
+_UNKNOWN: Final = re.compile(
+    "manifest unknown|name unknown|no descriptor found for reference|no such file or directory"
+    "|[Tt]ag .* not found|reference .* not found|repository does not exist"
+)
+_NONE_FITS: Final = re.compile("no image found in (manifest list|image index)")
+_FULL: Final = re.compile("[Nn]o space left on device")
+_DAMAGED: Final = (
+    (
+        "(does|did) not match|not matching|[Dd]igest mismatch|unexpected digest|invalid digest",
+        "The image is damaged: what was fetched does not have the digest that it should",
+    ),
+    (
+        "unexpected EOF|unexpected end|: EOF",
+        "The image broke off while it was fetched: try again, whole layers are kept",
+    ),
+)
+_OF_REGISTRIES: Final = (
+    (
+        "unauthorized|authentication required|denied|no basic auth credentials|invalid username",
+        "The registry refuses access: log in with `skopeo login` or name a file with --authfile",
+    ),
+    (
+        "x509:|certificate",
+        "The registry's certificate is not trusted: name its authority with --cert-dir",
+    ),
+    (
+        "server gave HTTP response to HTTPS client",
+        "The registry speaks no TLS: allow that with --insecure",
+    ),
+    (
+        "no such host|connection refused|no route to host|network is unreachable|i/o timeout"
+        "|Client.Timeout|TLS handshake timeout|context deadline exceeded|connection reset"
+        "|50[0-9] |toomanyrequests",
+        "The registry cannot be reached: check its name and the network, and try again",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Access:
+    """How registries are spoken to, beyond the host's configuration for containers."""
+
+    authfile: Path | None = None
+    cert_dir: Path | None = None
+    insecure: bool = False
+    """Without TLS, or with a certificate that nobody vouches for."""
+
+    def options(self, prefix: str) -> list[str]:
+        """Options of skopeo; their prefix says what for."""
+        return [
+            *([f"{prefix}authfile", str(self.authfile)] if self.authfile else []),
+            *([f"{prefix}cert-dir", str(self.cert_dir)] if self.cert_dir else []),
+            *([f"{prefix}tls-verify=false"] if self.insecure else []),
+        ]
+
+
+class _Platform(msgspec.Struct, frozen=True):
+    os: str = "unknown"
+    architecture: str = "unknown"
+
+
+class _Variant(msgspec.Struct, frozen=True):
+    platform: _Platform = _Platform()
+
+
+class _Variants(msgspec.Struct, frozen=True):
+    manifests: tuple[_Variant, ...]
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Fetches images for templates: at most `limit_mb` each, while `reserve_mb` stay free."""
+
+    paths: Paths
+    access: Access
+    limit_mb: int
+    reserve_mb: int
+    kept_mb: int
+    """How much of layers is kept between builds."""
+
+    def fetch(self, reference: Reference, layout: Path) -> Image:
+        """Makes the directory `layout` of an image, with all its blobs.
+
+        Raises NotFound, InvalidRequest, NoSpace or HostFailure. Blocks.
+        """
+        programs.require("skopeo")
+        blobs = layout / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        kept = self._offer(blobs)
+        try:
+            self._copy(reference, layout, self._watch(layout, kept))
+            image = read(layout)
+            for digest in image.blobs:
+                os.utime(blob(layout, digest))
+        finally:
+            self._keep(blobs, kept)
+        self._prune()
+        return image
+
+    def forget(self, image: Image) -> None:
+        """Keeps nothing of an image that turned out to be damaged."""
+        for digest in image.blobs:
+            (self.paths.layers / digest.removeprefix("sha256:")).unlink(missing_ok=True)
+
+    def _offer(self, blobs: Path) -> set[str]:
+        """Gives a layout the blobs that are kept; links, so that nobody takes them away again."""
+        kept = set(os.listdir(self.paths.layers))
+        for name in kept:
+            with suppress(FileNotFoundError):
+                os.link(self.paths.layers / name, blobs / name)
+        return kept
+
+    def _keep(self, blobs: Path, kept: set[str]) -> None:
+        """Keeps what was fetched, of an image that broke off too: each is whole."""
+        for name in set(os.listdir(blobs)) - kept:
+            with suppress(FileExistsError):
+                os.link(blobs / name, self.paths.layers / name)
+        sync_directory(self.paths.layers)
+
+    def _copy(self, reference: Reference, layout: Path, watch: Callable[[], None]) -> None:
+        argv = [
+            *("skopeo", *_PLATFORM, "copy", "--quiet", "--remove-signatures"),
+            "--dest-oci-accept-uncompressed-layers",
+            *(self.access.options("--src-") if reference.remote else []),
+            *(reference.text, f"oci:{layout}:{TAG}"),
+        ]
+        try:
+            programs.run(argv, watch=watch, env=_environment())
+        except ProgramFailed as error:
+            raise self._failure(reference, str(error)) from error
+
+    def _failure(self, reference: Reference, said: str) -> WrennError:
+        if _NONE_FITS.search(said):
+            error: WrennError = wrong_platform(self._platforms(reference))
+        elif _FULL.search(said):
+            error = NoSpace("The disk of this host is full")
+        elif _UNKNOWN.search(said):
+            where = "The registry has no image" if reference.remote else "There is no image"
+            error = NotFound(f"{where} {reference.text}")
+        else:
+            known = (*_DAMAGED, *(_OF_REGISTRIES if reference.remote else ()))
+            matching = (text for pattern, text in known if re.search(pattern, said))
+            error = HostFailure(
+                next(matching, f"The image {reference.text} cannot be fetched"),
+            )
+        error.add_detail(said)
+        return error
+
+    def _platforms(self, reference: Reference) -> list[str]:
+        """What an image is for that has variants for several platforms."""
+        options = self.access.options("--") if reference.remote else []
+        argv = ["skopeo", "inspect", "--raw", *options, reference.text]
+        try:
+            text = programs.run(
+                argv, watch=lambda: None, env=_environment(), heard_bytes=_INDEX_BYTES
+            )
+            found = msgspec.json.decode(text, type=_Variants)
+        except (ProgramFailed, msgspec.DecodeError, UnicodeDecodeError):
+            return ["other platforms"]
+        return [f"{each.platform.os}/{each.platform.architecture}" for each in found.manifests]
+
+    def _watch(self, layout: Path, kept: set[str]) -> Callable[[], None]:
+        """Ends a fetch that brings more than it may or leaves too little room on the host."""
+
+        def watch() -> None:
+            require_room(self.paths, self.reserve_mb)
+            if _size(layout) + _size(layout / "blobs" / "sha256", kept) > self.limit_mb * _MB:
+                raise InvalidRequest(
+                    f"The image is larger than the template's disk of {self.limit_mb} MB"
+                )
+
+        return watch
+
+    def _prune(self) -> None:
+        """Removes the layers that were used longest ago, until the others are few enough."""
+        total = 0
+        for path in sorted(self.paths.layers.iterdir(), key=_age):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+                if total > self.kept_mb * _MB:
+                    path.unlink()
+
+
+def require_room(paths: Paths, reserve_mb: int) -> None:
+    """Raises NoSpace when less than the reserve is free on the disk of the data directory."""
+    if shutil.disk_usage(paths.data_dir).free < reserve_mb * _MB:
+        raise NoSpace("The disk of this host is full")
+
+
+def _size(directory: Path, but: Collection[str] = ()) -> int:
+    """Bytes of the files in a directory that a program changes meanwhile, `but` these."""
+    total = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.name not in but:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _environment() -> dict[str, str]:
+    """Where skopeo finds the logins of whoever builds."""
+    return {"HOME": str(Path.home())}
