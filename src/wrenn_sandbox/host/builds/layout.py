@@ -26,6 +26,8 @@ TAG: Final = "image"
 
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
+_PLAIN_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_GZIP: Final = b"\x1f\x8b"
 _LAYERS: Final = frozenset(
     f"application/vnd.oci.image.layer.{kind}v1.tar{compression}"
     for kind in ("", "nondistributable.")
@@ -141,12 +143,19 @@ def add_layer(layout: Path, image: Image, files: Mapping[str, str]) -> None:
     config.pop("history", None)  # it counts layers
     written = _written(layout, content.config.media_type, msgspec.json.encode(config))
     manifest["config"] = _raw(written)
-    manifest["layers"] = _raw([*content.layers, layer])
+    manifest["layers"] = _raw([*(_typed(layout, each) for each in content.layers), layer])
     described = _written(layout, _MANIFEST, msgspec.json.encode(manifest))
     name = {"org.opencontainers.image.ref.name": TAG}
     entry = {**msgspec.to_builtins(described), "annotations": name}
     index = {"schemaVersion": 2, "manifests": [entry]}
     (layout / "index.json").write_bytes(msgspec.json.encode(index))
+
+
+def _typed(layout: Path, layer: Descriptor) -> Descriptor:
+    """What a layer really is: skopeo says of all layers of an archive that they are compressed."""
+    with blob(layout, layer.digest).open("rb") as file:
+        compressed = file.read(len(_GZIP)) == _GZIP
+    return msgspec.structs.replace(layer, media_type=_LAYER if compressed else _PLAIN_LAYER)
 
 
 def _archive(files: Mapping[str, str]) -> bytes:
