@@ -23,6 +23,9 @@ _ENTER = """
 mount --bind "$1" /etc
 mount --bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
+mount -t tmpfs run /run
+mkdir /run/.wrenn
+[ ! -e /etc/template.json ] || mv /etc/template.json /run/.wrenn
 shift
 exec "$@"
 """
@@ -127,6 +130,69 @@ def test_commands_run_as_the_account_of_their_template(etc: Path, line: str, uid
     agent = _FirstProcess(etc)
     try:
         assert _told_by(agent, "id -u") == [uid]
+    finally:
+        agent.end()
+
+
+@pytest.mark.parametrize(
+    ("user", "told"),
+    [
+        ("user", "1234 77 77,88"),
+        ("1234", "1234 77 77,88"),
+        ("user:crew", "1234 88 88"),
+        ("user:99", "1234 99 99"),
+        ("4321", "4321 0 0"),
+        ("4321:99", "4321 99 99"),
+        ("0", "0 0 0"),
+    ],
+)
+def test_a_user_of_an_image_is_a_name_or_number_and_perhaps_a_group(
+    etc: Path, user: str, told: str
+) -> None:
+    with (etc / "passwd").open("a") as passwd:
+        passwd.write("user:x:1234:77::/home/user:/bin/sh\n")
+    with (etc / "group").open("a") as group:
+        group.write("app:x:77:\ncrew:x:88:user\n")
+    agent = _FirstProcess(etc)
+    try:
+        script = "echo $(id -u) $(id -g) $(id -G | tr ' ' ,)"
+        result = agent.run("/bin/sh", "-c", script, user=user)
+        assert result.stdout.decode().strip() == told
+    finally:
+        agent.end()
+
+
+@pytest.mark.parametrize("user", ["nobody-here", "-1", "4294967295", "1:nothing", ":0", "1²"])
+def test_a_user_that_is_no_account_and_no_number_is_refused(etc: Path, user: str) -> None:
+    agent = _FirstProcess(etc)
+    try:
+        with agent.start("/bin/true", user=user) as stream:
+            list(stream)
+        assert stream.error is not None
+        assert stream.error["code"] == "invalid_argument"
+    finally:
+        agent.end()
+
+
+def test_commands_have_what_the_template_says_until_somebody_says_otherwise(etc: Path) -> None:
+    said = {"user": "1234", "workdir": "/usr", "env": {"A": "image", "B": "image", "C": "image"}}
+    (etc / "template.json").write_text(json.dumps(said))
+    agent = _FirstProcess(etc)
+    try:
+        script = "echo $(id -u) $PWD $A $B $C"
+        assert _told_by(agent, script) == ["1234 /usr image image image"]
+        agent.request("POST", "/init", json.dumps({"envVars": {"B": "init", "C": "init"}}).encode())
+        result = agent.run("sh", "-c", script, envs={"C": "own"}, cwd="/var")
+        assert result.stdout == b"1234 /var image init own\n"
+    finally:
+        agent.end()
+
+
+def test_a_working_directory_that_the_image_lacks_is_not_used(etc: Path) -> None:
+    (etc / "template.json").write_text('{"user": "1234", "workdir": "/not/there"}')
+    agent = _FirstProcess(etc)
+    try:
+        assert _told_by(agent, "pwd") == ["/"]
     finally:
         agent.end()
 

@@ -103,36 +103,40 @@ def make_layout(
     media_type: str = _LAYER,
 ) -> Layout:
     """An image of these layers, with the part `config` of its configuration."""
+    archives = [archive(each) for each in layers]
     return make_layout_of(
-        path, [archive(each) for each in layers], config, platform=platform, media_type=media_type
+        path,
+        [gzip.compress(each, 1, mtime=0) for each in archives],
+        [hashlib.sha256(each).hexdigest() for each in archives],
+        config,
+        platform=platform,
+        media_type=media_type,
     )
 
 
 def make_layout_of(
     path: Path,
-    archives: Sequence[bytes],
+    layers: Sequence[bytes],
+    digests: Sequence[str],
     config: Mapping[str, object] | None = None,
     *,
     platform: tuple[str, str] = ("linux", "amd64"),
     media_type: str = _LAYER,
-    diff_ids: Sequence[str] | None = None,
 ) -> Layout:
-    """An image of layers whose archives are given."""
+    """An image of compressed layers; its configuration says that these are their digests."""
     layout = Layout(path)
     (path / "blobs/sha256").mkdir(parents=True)
-    found = [f"sha256:{hashlib.sha256(each).hexdigest()}" for each in archives]
     settled = {
         "os": platform[0],
         "architecture": platform[1],
         "config": dict(config or {}),
-        "rootfs": {"type": "layers", "diff_ids": list(diff_ids or found)},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{each}" for each in digests]},
     }
-    packed = [_put(layout, media_type, gzip.compress(each, 1, mtime=0)) for each in archives]
     manifest = {
         "schemaVersion": 2,
         "mediaType": _MANIFEST,
         "config": _put(layout, _CONFIG, json.dumps(settled).encode()),
-        "layers": packed,
+        "layers": [_put(layout, media_type, each) for each in layers],
     }
     write_index(layout, [_put(layout, _MANIFEST, json.dumps(manifest).encode())])
     return layout

@@ -23,6 +23,7 @@ KILL_SECONDS = 2.0
 """How long the answer to SIGKILL waits for the end: a process can be in the kernel, or stopped on
 output that nobody reads."""
 _MAX_TERMINAL_SIDE = 65535
+_BASH, _SH = "/bin/bash", "/bin/sh"
 _SIGNALS: dict[str | int, int] = {
     "SIGNAL_SIGKILL": signal.SIGKILL,
     "SIGNAL_SIGTERM": signal.SIGTERM,
@@ -152,7 +153,7 @@ class ProcessService:
         name, own = fields.text(config, "cmd"), fields.text(config, "program")
         if not name and not own:
             raise InvalidArgument("process.cmd is empty")
-        begin = own_program(own) if own else [name]
+        begin = own_program(own) if own else [_shell(name)]
         account = fields.text(config, "user")
         user = self._auth.user(account) if account else self._auth.user_of(exchange)
         size = _terminal_size(message)
@@ -194,6 +195,11 @@ def _terminal_size(message: Message) -> tuple[int, int] | None:
     if not (0 < columns <= _MAX_TERMINAL_SIDE and 0 < rows <= _MAX_TERMINAL_SIDE):
         raise InvalidArgument("pty.size must have positive cols and rows")
     return columns, rows
+
+
+def _shell(name: str) -> str:
+    """The program to start: a root without bash has its other shell, where it has one."""
+    return _SH if name == _BASH and not os.path.exists(_BASH) else name
 
 
 def _check_text(argv: list[str], envs: dict[str, str]) -> None:
