@@ -41,6 +41,7 @@ GOOD = MachineFacts(
     cpu_vendor="AuthenticAMD",
     cpu_models={"kvm": ("EPYC-v1", "Nehalem-v1"), "tcg": ("Nehalem-v1",)},
     tools={"ip": Path("/usr/sbin/ip"), "nft": Path("/usr/sbin/nft")},
+    image_tools={"skopeo": Path("/usr/bin/skopeo"), "umoci": Path("/usr/bin/umoci")},
     forwarding=True,
     forward_dropped=False,
 )
@@ -94,6 +95,7 @@ def test_doctor_finds_nothing_wrong_with_a_good_machine() -> None:
         ("firecracker", replace(GOOD, firecracker="", firecracker_obstacle="old"), "warn"),
         ("disk copies", replace(GOOD, shares_blocks=False), "warn"),
         ("tools", replace(GOOD, tools={"mmdebstrap": None}), "warn"),
+        ("image tools", replace(GOOD, image_tools={"skopeo": None}), "ok"),
         ("disk", replace(GOOD, disk_free_mb=100), "missing"),
         ("memory", replace(GOOD, memory_available_mb=900), "missing"),
         ("root", replace(GOOD, root=False), "warn"),

@@ -73,6 +73,7 @@ def examine(facts: MachineFacts, kvm: KvmVerdict, settings: HostSettings) -> lis
         *_network(facts, required=settings.network == "tap"),
         *_guest_limits(facts, settings),
         _tools(facts),
+        _image_tools(facts),
         _line(
             "disk",
             facts.disk_free_mb > settings.disk_reserve_mb,
@@ -297,6 +298,17 @@ def _tools(facts: MachineFacts) -> Line:
         "warn",
         "not installed: " + ", ".join(absent),
         "install the packages iproute2, nftables, mmdebstrap, e2fsprogs, erofs-utils and kmod",
+    )
+
+
+def _image_tools(facts: MachineFacts) -> Line:
+    """None of it is needed but for templates of OCI images."""
+    absent = sorted(name for name, path in facts.image_tools.items() if path is None)
+    if not absent:
+        return Line("image tools", "ok", ", ".join(facts.image_tools))
+    names = ", ".join(absent)
+    return Line(
+        "image tools", "ok", f"not installed: {names}; only templates of OCI images need these"
     )
 
 

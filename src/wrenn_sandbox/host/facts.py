@@ -38,6 +38,8 @@ TOOLS = (
     "mkfs.erofs",
     "depmod",
 )
+IMAGE_TOOLS = ("skopeo", "umoci")
+"""For templates of OCI images."""
 _APART = ("unshare", "--net")
 
 
@@ -77,6 +79,7 @@ class MachineFacts:
     cpu_models: Mapping[str, tuple[str, ...]]
     """By accelerator, the models that guests can have."""
     tools: Mapping[str, Path | None]
+    image_tools: Mapping[str, Path | None]
     forwarding: bool
     forward_dropped: bool
 
@@ -116,6 +119,7 @@ def machine_facts(data_dir: Path, firecracker: Path | None = None) -> MachineFac
         cpu_vendor=vendor(),
         cpu_models={each: offered(str(qemu), each) if qemu else () for each in ("kvm", "tcg")},
         tools={name: _tool(name) for name in TOOLS},
+        image_tools={name: _tool(name) for name in IMAGE_TOOLS},
         forwarding=_forwarding(),
         forward_dropped=_forward_dropped(),
     )

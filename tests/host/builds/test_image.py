@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import os
+import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,7 @@ from support.oci import (
     symlink,
     xattr_of,
 )
+from support.vm.rig import eventually
 from wrenn_sandbox.errors import HostFailure, InvalidRequest, NoSpace, NotFound, WrennError
 from wrenn_sandbox.host.builds.image import root_of
 from wrenn_sandbox.host.builds.pull import Access, Pull
@@ -46,6 +49,21 @@ pytestmark = [
 
 _DISK_MB = 64
 _HELLO = (Entry("hello", b"hello"),)
+
+
+_BUILD = """
+import sys
+from pathlib import Path
+from wrenn_sandbox.host.builds.image import root_of
+from wrenn_sandbox.host.builds.pull import Access, Pull
+from wrenn_sandbox.host.builds.reference import parse
+from wrenn_sandbox.host.paths import Paths
+
+paths, size = Paths(Path(sys.argv[1])), int(sys.argv[3])
+with root_of(parse(sys.argv[2]), Pull(paths, Access(), size, 0, 1024)) as root:
+    (paths.cache / "disk").mkdir()
+    root.make(paths.cache / "disk/disk", size)
+"""
 
 
 def pull_of(paths: Paths, **other: object) -> Pull:
@@ -373,6 +391,34 @@ def test_an_image_of_a_registry_becomes_a_disk(paths: Paths, tmp_path: Path) -> 
         assert isinstance(missing, NotFound)
         assert missing.message == f"The registry has no image docker://{name}-not"
         assert "--insecure" in refusal(paths, name, pull_of(paths)).message
+
+
+def test_a_build_that_is_killed_leaves_files_for_the_next_one_to_remove(
+    paths: Paths, tmp_path: Path
+) -> None:
+    layout = make_layout(tmp_path / "image", [Entry(f"many/{n}") for n in range(16_000)])
+    argv = [sys.executable, "-c", _BUILD, str(paths.data_dir), layout.reference, str(_DISK_MB)]
+    build = subprocess.Popen(argv)
+    place = paths.cache / "disk"
+    assert eventually(lambda: unpackers(paths) != [], within=60)
+    build.kill()
+    build.wait()
+    assert eventually(lambda: unpackers(paths) == [], within=20)
+    loops = ["losetup", "--associated", str(place / "unpacked.ext4")]
+    assert eventually(lambda: subprocess.check_output(loops) == b"", within=20)
+    assert str(paths.data_dir) not in Path("/proc/self/mountinfo").read_text()
+    shutil.rmtree(place)
+    assert len(list(paths.cache.glob(".staging-*"))) == 1
+    made(paths, make_layout(tmp_path / "other", _HELLO))
+    assert list(paths.cache.iterdir()) == []
+
+
+def unpackers(paths: Paths) -> list[str]:
+    """The running programs that unpack something of this data directory."""
+    found = subprocess.run(
+        ["ps", "-ewwo", "args"], check=True, capture_output=True, text=True
+    ).stdout
+    return [each for each in found.splitlines() if "umoci" in each and str(paths.data_dir) in each]
 
 
 @contextmanager
