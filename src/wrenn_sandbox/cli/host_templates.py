@@ -55,7 +55,7 @@ def build(
                 kept_mb=settings.layers_mb,
             )
             root = stack.enter_context(root_of(reference, pull))
-            tell(Step("image", time.monotonic() - began))
+            tell(Step("fetch", time.monotonic() - began))
         manifest = build_template(
             wanted, ImageStore(paths), paths, progress=tell, mirror=mirror, root=root
         )

@@ -108,7 +108,7 @@ class Pull:
     """How much of layers is kept between builds."""
 
     def fetch(self, reference: Reference, layout: Path) -> Image:
-        """Makes the directory `layout` of an image, with all its blobs.
+        """Makes `layout`, a directory with all blobs of an image, and one to work in beside it.
 
         Raises NotFound, InvalidRequest, NoSpace or HostFailure. Blocks.
         """
@@ -147,6 +147,8 @@ class Pull:
         sync_directory(self.paths.layers)
 
     def _copy(self, reference: Reference, layout: Path, watch: Callable[[], None]) -> None:
+        scratch = _scratch(layout)
+        scratch.mkdir()
         argv = [
             *("skopeo", *_PLATFORM, "copy", "--quiet", "--remove-signatures"),
             "--dest-oci-accept-uncompressed-layers",
@@ -154,7 +156,7 @@ class Pull:
             *(reference.text, f"oci:{layout}:{TAG}"),
         ]
         try:
-            programs.run(argv, watch=watch, env=_environment())
+            programs.run(argv, watch=watch, env={**_environment(), "TMPDIR": str(scratch)})
         except ProgramFailed as error:
             raise self._failure(reference, str(error)) from error
 
@@ -193,7 +195,7 @@ class Pull:
 
         def watch() -> None:
             require_room(self.paths, self.reserve_mb)
-            if _size(layout) + _size(layout / "blobs" / "sha256", kept) > self.limit_mb * _MB:
+            if max(_size(layout, kept), _size(_scratch(layout))) > self.limit_mb * _MB:
                 raise InvalidRequest(
                     f"The image is larger than the template's disk of {self.limit_mb} MB"
                 )
@@ -216,14 +218,19 @@ def require_room(paths: Paths, reserve_mb: int) -> None:
         raise NoSpace("The disk of this host is full")
 
 
+def _scratch(layout: Path) -> Path:
+    """Where skopeo unpacks archives."""
+    return layout.with_name("scratch")
+
+
 def _size(directory: Path, but: Collection[str] = ()) -> int:
-    """Bytes of the files in a directory that a program changes meanwhile, `but` these."""
+    """Bytes of the files below a directory that a program changes meanwhile, `but` these."""
     total = 0
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                if entry.name not in but:
-                    total += entry.stat(follow_symlinks=False).st_size
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            if name not in but:
+                with suppress(FileNotFoundError):
+                    total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 

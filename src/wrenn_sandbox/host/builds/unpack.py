@@ -23,7 +23,7 @@ from .layout import TAG
 from .programs import ProgramFailed
 
 _SETTINGS: Final = Path("/etc/mke2fs.conf")
-_DAMAGED: Final = ("diffid", "diff id", "verif", "digest", "gzip", "unexpected EOF")
+_DAMAGED: Final = ("diffid mismatch", "digest mismatch", "gzip: invalid", "unexpected EOF")
 _FULL: Final = ("No space left on device", "no space left on device", "Could not allocate")
 
 
@@ -96,6 +96,7 @@ def _make(
     except OSError as error:
         raise HostFailure("The image could not be unpacked", detail=str(error)) from error
     except ProgramFailed as error:
+        watch()  # a disk of the host that is full shows as anything
         raise _failure(str(error), size_mb) from error
     else:
         (output / made.name).rename(made)
