@@ -60,14 +60,14 @@ from wrenn_sandbox.host.builds.reference import parse
 from wrenn_sandbox.host.paths import Paths
 
 paths, size = Paths(Path(sys.argv[1])), int(sys.argv[3])
-with root_of(parse(sys.argv[2]), Pull(paths, Access(), size, 0, 1024)) as root:
+with root_of(parse(sys.argv[2]), Pull(paths, Access(), size, 1, 1024)) as root:
     (paths.cache / "disk").mkdir()
     root.make(paths.cache / "disk/disk", size)
 """
 
 
 def pull_of(paths: Paths, **other: object) -> Pull:
-    given: dict[str, object] = {"access": Access(), "limit_mb": _DISK_MB, "reserve_mb": 0}
+    given: dict[str, object] = {"access": Access(), "limit_mb": _DISK_MB, "reserve_mb": 1}
     return Pull(paths, **{"kept_mb": 1024, **given, **other})  # type: ignore[arg-type]
 
 

@@ -47,11 +47,15 @@ def root_of(reference: Reference, pull: Pull) -> Iterator[Root]:
 
 
 def _make(pull: Pull, image: Image, layout: Path, disk: Path, size_mb: int) -> None:
+    place = os.open(pull.paths.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def watch() -> None:
-        require_room(pull.paths, pull.reserve_mb)
+        require_room(place, pull.reserve_mb)
 
     try:
         make_disk(layout, size_mb, disk, place=pull.paths.data_dir, watch=watch)
     except DamagedImage:
         pull.forget(image)
         raise
+    finally:
+        os.close(place)

@@ -6,7 +6,6 @@ configurations. What is there is whole: skopeo checks a digest before it gives a
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -194,7 +193,7 @@ class Pull:
         """Ends a fetch that brings more than it may or leaves too little room on the host."""
 
         def watch() -> None:
-            require_room(self.paths, self.reserve_mb)
+            require_room(self.paths.data_dir, self.reserve_mb)
             if max(_size(layout, kept), _size(_scratch(layout))) > self.limit_mb * _MB:
                 raise InvalidRequest(
                     f"The image is larger than the template's disk of {self.limit_mb} MB"
@@ -212,9 +211,13 @@ class Pull:
                     path.unlink()
 
 
-def require_room(paths: Paths, reserve_mb: int) -> None:
-    """Raises NoSpace when less than the reserve is free on the disk of the data directory."""
-    if shutil.disk_usage(paths.data_dir).free < reserve_mb * _MB:
+def require_room(place: Path | int, reserve_mb: int) -> None:
+    """Raises NoSpace when less than the reserve is free on the disk of a directory.
+
+    A directory is an open descriptor where the calling thread has another root.
+    """
+    found = os.statvfs(place)
+    if found.f_bavail * found.f_frsize < reserve_mb * _MB:
         raise NoSpace("The disk of this host is full")
 
 
