@@ -19,6 +19,8 @@ class Environment:
 
     def __init__(self) -> None:
         self.variables: dict[str, str] = {}
+        self.trust: dict[str, str] = {}
+        """Tells programs of an authority that they are to trust."""
         self.workdir: str | None = None
         self._locale: dict[str, str] = {}
         self.read_locale()
@@ -35,7 +37,7 @@ class Environment:
         }
         if terminal:
             envs["TERM"] = "xterm-256color"
-        return envs | self._locale | self.variables | given
+        return envs | self._locale | self.trust | self.variables | given
 
     def read_locale(self) -> None:
         """Take over what the image says of the locale; once for each life, not for each command."""
