@@ -44,8 +44,7 @@ class Trust:
         """
         own, new = self._path(_OWN), ca.encode()
         old = _content(own)
-        bundles = [self._path(each) for each in _BUNDLES]
-        bundles = sorted({os.path.realpath(each) for each in bundles if os.path.isfile(each)})
+        bundles = self._bundles()
         for bundle in bundles:
             await self._update(bundle, lambda text: _with(text, old, new))
         if not ca:
@@ -53,12 +52,17 @@ class Trust:
                 os.unlink(own)
             return {}
         await self._update(own, lambda _: new)
-        named = next((each for each in map(self._path, _BUNDLES) if os.path.isfile(each)), own)
+        named = bundles[0] if bundles else own
         return {
             "NODE_EXTRA_CA_CERTS": own,
             "REQUESTS_CA_BUNDLE": named,
             "SSL_CERT_FILE": named,
         }
+
+    def _bundles(self) -> list[str]:
+        """Those that are there, each once."""
+        found = [os.path.realpath(self._path(each)) for each in _BUNDLES]
+        return list(dict.fromkeys(each for each in found if os.path.isfile(each)))
 
     def _path(self, absolute: str) -> str:
         return os.path.join(self._root, absolute.lstrip("/"))

@@ -112,7 +112,8 @@ class Host(Protocol):
     ) -> None:
         """Let a running VM reach what this policy says, for open connections too.
 
-        Another `injection` holds from the next request on. On failure the old policy or the new one holds, and `sandboxes()` says which.
+        Another `injection` holds from the next request on. On failure the old policy or the new one
+        holds, and `sandboxes()` says which.
         `NotFound`: not running here. Safe to repeat, unless another policy was set in between.
         """
         ...
@@ -152,8 +153,8 @@ class Host(Protocol):
         """Continue an image instead of a running or stored VM, of which nothing is left then.
 
         Both run for a moment: there has to be room for the new one. `network` holds from its first
-        moment; `envs` and `injection` are as in resume. On failure the sandbox is as it was. `NotFound`: it or
-        the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
+        moment; `envs` and `injection` are as in resume. On failure the sandbox is as it was.
+        `NotFound`: it or the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
         Safe to repeat with the same operation, as long as nothing else was done to it since.
         """
         ...
