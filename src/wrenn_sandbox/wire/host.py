@@ -154,8 +154,9 @@ class Host(Protocol):
 
         Both run for a moment: there has to be room for the new one. `network` holds from its first
         moment; `envs` and `injection` are as in resume. On failure the sandbox is as it was.
-        `NotFound`: it or the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
-        Safe to repeat with the same operation, as long as nothing else was done to it since.
+        `NotFound`: it or the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage`
+        as in create. Safe to repeat with the same operation, as long as nothing else was done to
+        it since.
         """
         ...
 

@@ -5,7 +5,8 @@ from typing import Annotated, Self
 from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
-from wrenn_sandbox.model import network, secrets
+from wrenn_sandbox.model import network
+from wrenn_sandbox.model.secrets import HEADER_LENGTH, HEADERS, TEMPLATE_LENGTH, HeaderRule
 from wrenn_sandbox.wire import messages
 
 from .authentication import CallerTeam
@@ -47,11 +48,11 @@ class SecretHeader(RequestModel):
     model_config = ConfigDict(from_attributes=True)
 
     name: Annotated[str, Field(max_length=255, json_schema_extra={"example": "api.example.com"})]
-    header: Annotated[str, Field(max_length=secrets.HEADER_LENGTH)]
+    header: Annotated[str, Field(max_length=HEADER_LENGTH)]
     value: Annotated[
         str,
         Field(
-            max_length=secrets.TEMPLATE_LENGTH,
+            max_length=TEMPLATE_LENGTH,
             json_schema_extra={"example": "Bearer {{secret:openai}}"},
         ),
     ]
@@ -70,9 +71,7 @@ class NetworkPolicy(RequestModel):
     internet: bool = True
     allow: CidrsAndNames = Field([])
     deny: Cidrs = Field([])
-    secrets: Annotated[list[SecretHeader], Field(strict=False, max_length=secrets.HEADERS)] = Field(
-        []
-    )
+    secrets: Annotated[list[SecretHeader], Field(strict=False, max_length=HEADERS)] = Field([])
 
     @classmethod
     def of(cls, policy: messages.Egress) -> Self:
@@ -83,9 +82,7 @@ class NetworkPolicy(RequestModel):
             internet=self.internet,
             allow=tuple(self.allow),
             deny=tuple(self.deny),
-            secrets=tuple(
-                secrets.HeaderRule(each.name, each.header, each.value) for each in self.secrets
-            ),
+            secrets=tuple(HeaderRule(each.name, each.header, each.value) for each in self.secrets),
         )
 
 

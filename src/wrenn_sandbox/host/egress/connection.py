@@ -60,6 +60,12 @@ class Connection:
         self._moved()
         return data
 
+    def take(self, sock: socket.socket) -> bytes:
+        """What is there to receive now; raises OSError, `BlockingIOError` for nothing."""
+        data = sock.recv(CHUNK)
+        self._moved()
+        return data
+
     async def send(self, sock: socket.socket, data: bytes) -> None:
         await asyncio.sleep(0)
         await asyncio.get_running_loop().sock_sendall(sock, data)

@@ -30,14 +30,20 @@ class Stream:
         await self._connection.send(self._sock, data)
 
     async def ready(self) -> bool:
-        """Wait until there is something to receive, and leave it there; False at the end."""
+        """Wait until there is something to receive, and leave it there; False at the end.
+
+        Whoever is cancelled meanwhile loses nothing.
+        """
+        await self._readable()
+        return bool(self._sock.recv(1, socket.MSG_PEEK))
+
+    async def _readable(self) -> None:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._sock, ready.set)
         try:
             await ready.wait()
         finally:
             loop.remove_reader(self._sock)
-        return bool(self._sock.recv(1, socket.MSG_PEEK))
 
     async def end(self) -> None:
         """Say that nothing more is sent."""
@@ -111,16 +117,21 @@ class TlsStream(Stream):
         return b""
 
     async def _do(self, step: Callable[[], T]) -> T:
-        """Give OpenSSL what it wants until the step is done."""
+        """Give OpenSSL what it wants until the step is done.
+
+        What has been taken from the socket is given at once: whoever is cancelled loses nothing.
+        """
         while True:
             try:
                 return step()
             except ssl.SSLWantReadError:
                 await self._flush()
-            if data := await super().receive():
-                self._incoming.write(data)
-            else:
-                self._incoming.write_eof()
+            await self._readable()
+            with suppress(BlockingIOError):
+                if data := self._connection.take(self._sock):
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
 
     async def _flush(self) -> None:
         async with self._sending:
