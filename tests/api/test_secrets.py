@@ -10,7 +10,7 @@ from support.api_server import Server, Team, make_settings, serve, serve_process
 from support.host_double import HostDouble
 from support.rows import count_rows
 from wrenn_sandbox.errors import HostFailure
-from wrenn_sandbox.ids import SandboxId
+from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.secrets import PER_TEAM, Injection
 from wrenn_sandbox.settings import Settings
 
@@ -71,7 +71,7 @@ async def test_what_is_stored_is_sealed(settings: Settings, host: HostDouble) ->
     async with serve(settings, host) as server:
         team = await server.team()
         await _secret(team)
-        [stored] = await server.plane.store.team(team.team_id).secrets.named(["openai"])
+        [stored] = await server.plane.store.team(TeamId(team.team_id)).secrets.named(["openai"])
         key = settings.data_dir / "secrets_key"
         assert key.stat().st_mode & 0o777 == 0o600
     assert VALUE.encode() not in stored.sealed
