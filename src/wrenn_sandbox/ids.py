@@ -17,6 +17,7 @@ OperationId = NewType("OperationId", str)
 RequestId = NewType("RequestId", str)
 InstallationId = NewType("InstallationId", str)
 WebhookId = NewType("WebhookId", str)
+SecretId = NewType("SecretId", str)
 
 Random = Callable[[int], bytes]
 """Given a count, returns that many random bytes."""
@@ -52,6 +53,10 @@ def new_key_id(random: Random = secrets.token_bytes) -> KeyId:
 
 def new_sandbox_id(random: Random = secrets.token_bytes) -> SandboxId:
     return SandboxId(_new("sb", random))
+
+
+def new_secret_id(random: Random = secrets.token_bytes) -> SecretId:
+    return SecretId(_new("sec", random))
 
 
 def new_image_id(random: Random = secrets.token_bytes) -> ImageId:

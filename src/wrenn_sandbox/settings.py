@@ -242,6 +242,7 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
 
     database_url: str | None = Field(default=None, validation_alias=_named("database_url"))
     jwt_secret: SecretStr | None = None
+    secrets_key: SecretStr | None = None
     signup: Literal["open", "closed"] = "open"
     auth_attempts: str = "20/minute"
     auth_attempts_per_address: str = "120/minute"
@@ -274,7 +275,7 @@ class ControlSettings(EdgeSettings, OAuthSettings, QuotaSettings):
         parse_rate(value)
         return value
 
-    @field_validator("jwt_secret")
+    @field_validator("jwt_secret", "secrets_key")
     @classmethod
     def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value().strip()) < SECRET_MIN:
@@ -328,6 +329,7 @@ class HostSettings(CommonSettings):
     network: Literal["auto", "tap", "user"] = "auto"
     dns_servers: Annotated[tuple[str, ...], NoDecode, _SPLIT] = ()
     vmm_uid_base: int = Field(default=720_000, ge=1000)
+    egress_ca_file: Path | None = None
 
     guest_connections: int = Field(default=1024, ge=0, le=1_000_000)
     guest_connections_per_sec: int = Field(default=100, ge=0, le=100_000)
@@ -355,6 +357,13 @@ class HostSettings(CommonSettings):
     idle_memory_sec: float = Field(default=600.0, ge=0)
 
     fault_point: str = ""
+
+    @field_validator("egress_ca_file")
+    @classmethod
+    def _check_authorities(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("is not a file that can be read")
+        return value
 
 
 class Settings(ControlSettings, HostSettings):

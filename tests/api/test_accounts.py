@@ -151,7 +151,7 @@ async def test_forged_tokens_are_refused(faulty: Server, user: Team) -> None:
     secret = (faulty.settings.data_dir / "jwt_secret").read_text()
     for forged in (
         jwt.encode(claims, "x" * 64, algorithm="HS256"),
-        jwt.encode(claims, None, algorithm="none"),
+        jwt.encode(claims, "", algorithm="none"),
         jwt.encode(claims, secret, algorithm="HS512"),
         jwt.encode({**claims, "exp": claims["iat"] - 1}, secret),
         jwt.encode({**claims, "sub": "usr-nobody"}, secret),

@@ -93,6 +93,7 @@ LINE = LogLine(
     text="[    1.000000] \x1b[31mOops",
 )
 
+_RULE = '{"name": "API.example.com", "header": "X-Key", "value": "{{secret:key}}"}'
 ASKED = f"""
 GET /health
 POST /v1/auth/signup {{"email": "ada@example.com", "password": "{PASSWORD}"}}
@@ -132,6 +133,10 @@ DELETE /v1/snapshots/mine
 GET /v1/events?limit=2
 POST /v1/webhooks {{"url": "https://hook.invalid/", "events": ["snapshot.*"]}}
 GET /v1/webhooks
+POST /v1/secrets {{"name": "key", "value": "never told"}}
+PUT /v1/secrets/key {{"value": "never told"}}
+GET /v1/secrets
+POST /v1/sandboxes {{"network": {{"secrets": [{_RULE}]}}}}
 """
 
 

@@ -20,7 +20,7 @@ from wrenn_sandbox.wire.messages import CreateSandbox, Egress, Phase, Placement
 
 pytestmark = pytest.mark.slow
 
-_CLOSED = {"internet": False, "allow": [], "deny": []}
+_CLOSED = {"internet": False, "allow": [], "deny": [], "secrets": []}
 
 
 class _Room(HostDouble):

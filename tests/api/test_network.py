@@ -17,8 +17,8 @@ from wrenn_sandbox.model.sandbox import State
 from wrenn_sandbox.settings import Settings
 from wrenn_sandbox.wire.messages import Egress
 
-DEFAULT = {"internet": True, "allow": [], "deny": []}
-CLOSED = {"internet": False, "allow": ["203.0.113.7/32"], "deny": []}
+DEFAULT = {"internet": True, "allow": [], "deny": [], "secrets": []}
+CLOSED = {"internet": False, "allow": ["203.0.113.7/32"], "deny": [], "secrets": []}
 
 
 async def _create(team: Team, **fields: object) -> SandboxId:
@@ -71,11 +71,11 @@ async def test_a_policy_with_names(faulty: Server, host: HostDouble, user: Team)
     named = ["203.0.113.7/32", "example.com", "*.xn--bcher-kva.example"]
     asked = ["Example.com", "203.0.113.7", "*.b\u00fccher.example", "example.com"]
     id = await _create(user, network={"internet": False, "allow": asked})
-    expected = {"internet": False, "allow": named, "deny": []}
+    expected = {"internet": False, "allow": named, "deny": [], "secrets": []}
     assert await _policy(user, id) == expected
     assert host.networks[id] == _egress(expected)
     answer = await user.client.put(f"/v1/sandboxes/{id}/network", json={"allow": ["a.example"]})
-    assert answer.json() == {"internet": True, "allow": ["a.example"], "deny": []}
+    assert answer.json() == {**DEFAULT, "allow": ["a.example"]}
     assert (await _history(user, id))[0][2] == "internet open, 1 allowed, 0 denied"
     answer = await user.client.post(f"/v1/sandboxes/{id}/fork", json={})
     [fork] = answer.json()
@@ -298,7 +298,7 @@ async def test_what_is_listed_is_not_parsed_again(
 ) -> None:
     """A millisecond for each row of 256 ranges: everybody would wait for one team's lists."""
     ranges = [f"203.0.113.{number}/32" for number in range(128)]
-    policy = {"internet": False, "allow": ranges, "deny": ranges}
+    policy = {"internet": False, "allow": ranges, "deny": ranges, "secrets": []}
     id = await _create(user, network=policy)
 
     def parse(**_: object) -> None:

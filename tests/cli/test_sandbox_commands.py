@@ -228,7 +228,7 @@ def test_what_a_sandbox_may_reach(person: Person) -> None:
         "deny 203.0.113.0/24",
     ]
     changed = json.loads(person.out("sandbox", "network", "--json", "--deny", "8.8.8.8", id))
-    assert changed == {"internet": True, "allow": [], "deny": ["8.8.8.8/32"]}
+    assert changed == {"internet": True, "allow": [], "deny": ["8.8.8.8/32"], "secrets": []}
     assert person.out("sandbox", "network", id, "--internet") == "internet open\n"
     done = person.run("sandbox", "network", id, "--allow", "10.0.0.0/8")
     assert (done.returncode, done.stdout) == (1, b"")

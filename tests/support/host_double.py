@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from support.guest_double import GuestDouble, GuestState
 from wrenn_sandbox.errors import Conflict, HostFailure, NotFound
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.model.secrets import Injection
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.wire.messages import (
     BaseTemplate,
@@ -56,6 +57,7 @@ class HostDouble(GuestState):
         super().__init__()
         self.phases: dict[SandboxId, Phase] = {}
         self.networks: dict[SandboxId, Egress | None] = {}
+        self.injections: dict[SandboxId, Injection | None] = {}
         self.envs: dict[SandboxId, dict[str, str] | None] = {}
         self.busy: set[SandboxId] = set()
         self.measured: defaultdict[SandboxId, list[Sample]] = defaultdict(list)
@@ -195,6 +197,7 @@ class HostDouble(GuestState):
             raise
         self.phases[request.sandbox_id] = Phase.RUNNING
         self.networks[request.sandbox_id] = request.network
+        self.injections[request.sandbox_id] = request.injection
         self.envs[request.sandbox_id] = request.envs
         return PLACEMENT
 
@@ -220,22 +223,30 @@ class HostDouble(GuestState):
         *,
         memory: bool = True,
         envs: dict[str, str] | None = None,
+        injection: Injection | None = None,
     ) -> Placement:
         self._require(sandbox_id, Phase.PAUSED)
         await self._enter("resume" if memory else "reboot", sandbox_id)
         self._require(sandbox_id, Phase.PAUSED)
         self.phases[sandbox_id] = Phase.RUNNING
         self.networks[sandbox_id] = network
+        self.injections[sandbox_id] = injection
         self.envs[sandbox_id] = envs
         return PLACEMENT
 
     async def set_network(
-        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        network: Egress,
+        *,
+        injection: Injection | None = None,
     ) -> None:
         self._require(sandbox_id, Phase.RUNNING)
         await self._enter("set_network", sandbox_id)
         self._require(sandbox_id, Phase.RUNNING)
         self.networks[sandbox_id] = network
+        self.injections[sandbox_id] = injection
 
     async def snapshot(
         self, sandbox_id: SandboxId, operation_id: OperationId, image_id: ImageId
@@ -275,6 +286,7 @@ class HostDouble(GuestState):
         network: Egress,
         *,
         envs: dict[str, str] | None = None,
+        injection: Injection | None = None,
     ) -> Placement:
         phase = self.phases.get(sandbox_id)
         if phase not in (Phase.RUNNING, Phase.PAUSED):
@@ -285,6 +297,7 @@ class HostDouble(GuestState):
         self._require(sandbox_id, phase)
         self.phases[sandbox_id] = Phase.RUNNING
         self.networks[sandbox_id] = network
+        self.injections[sandbox_id] = injection
         self.envs[sandbox_id] = envs
         return PLACEMENT
 
@@ -305,9 +318,14 @@ class HostDouble(GuestState):
                 placement=PLACEMENT if phase is Phase.RUNNING else None,
                 disk_bytes=self.disk_bytes.get(sandbox_id),
                 network=self.networks.get(sandbox_id) if phase is Phase.RUNNING else None,
+                injection=self._version(sandbox_id) if phase is Phase.RUNNING else None,
             )
             for sandbox_id, phase in self.phases.items()
         ]
+
+    def _version(self, sandbox_id: SandboxId) -> str | None:
+        injection = self.injections.get(sandbox_id)
+        return None if injection is None else injection.version
 
     async def samples(self, sandbox_id: SandboxId, start: int, end: int) -> Samples:
         await self._enter("samples", sandbox_id)

@@ -37,6 +37,7 @@ class Names:
     snapshot: str
     file: str
     webhook: str
+    secret: str
     cursor: str | None = None
 
 
@@ -106,6 +107,7 @@ _IN_PATH = {
     ("api-keys", "id"): "key",
     ("snapshots", "name"): "snapshot",
     ("webhooks", "id"): "webhook",
+    ("secrets", "name"): "secret",
     ("templates", "id"): "snapshot",
     ("capsules", "id"): "sandbox",
 }
@@ -174,6 +176,8 @@ _FIELDS: dict[str, str | None] = {
     "internet": None,
     "allow": None,
     "deny": None,
+    "secrets": None,
+    "value": None,
     "metadata": None,
     "deadline_sec": None,
     "on_deadline": None,
@@ -204,7 +208,7 @@ _FIELDS: dict[str, str | None] = {
 }
 """What a field of a body names; None for what names nothing of a team's."""
 
-_REQUIRED: Json = {"cmd": "true", "url": "https://hook.invalid/", "timeout": 600}
+_REQUIRED: Json = {"cmd": "true", "url": "https://hook.invalid/", "timeout": 600, "value": "v"}
 """Values of fields that name nothing and may not be left out."""
 
 

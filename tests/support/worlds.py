@@ -102,8 +102,9 @@ class World:
             snapshot=f"{word}-snapshot",
             file=f"{word}-file",
             webhook=await cls._webhook(team, word),
+            secret=await cls._secret(team, word),
         )
-        things = (names.process, names.key, names.snapshot, names.webhook)
+        things = (names.process, names.key, names.snapshot, names.webhook, names.secret)
         marks = [*ids, *things, team.email, team.team_id, word]
         del team.client.headers["X-API-Key"]  # whose last use would be written down
         team.client.headers.update(team.bearer)
@@ -128,6 +129,14 @@ class World:
         made = await team.client.post("/v1/webhooks", json=body)
         assert made.status_code == 201, made.text
         return str(made.json()["id"])
+
+    @staticmethod
+    async def _secret(team: Team, word: str) -> str:
+        """The name of a secret."""
+        body = {"name": f"{word}-secret", "value": f"{word}-value"}
+        made = await team.client.post("/v1/secrets", json=body)
+        assert made.status_code == 201, made.text
+        return body["name"]
 
     async def state(self, server: Server) -> dict[str, str]:
         """What its team reads of it, and what lies on the disk; reading it changes nothing."""
@@ -182,6 +191,7 @@ def of_nobody(names: Names, world: World) -> Names:
         process={world.names.process: "nobody-it", world.pid: "9" * len(world.pid)}[names.process],
         key=new_key_id(),
         webhook=new_webhook_id(),
+        secret="nobodys-secret",
         snapshot="nobodys-things" if names.snapshot == world.names.snapshot else names.snapshot,
     )
 
@@ -197,7 +207,7 @@ def is_foreign(route: Route, names: Names, world: World) -> bool:
 
 def masked(text: str, names: Names) -> str:
     """Without what the caller has said: an answer may repeat that."""
-    for kind in ("sandbox", "process", "key", "snapshot", "webhook"):
+    for kind in ("sandbox", "process", "key", "snapshot", "webhook", "secret"):
         text = text.replace(str(getattr(names, kind)), kind)
     return text
 

@@ -21,12 +21,14 @@ class Environment:
     def __init__(self, template: Template) -> None:
         self._template = template
         self.variables: dict[str, str] = {}
+        self.trust: dict[str, str] = {}
+        """Tells programs of an authority that they are to trust."""
         self.workdir: str | None = None
         self._locale: dict[str, str] = {}
         self.read_locale()
 
     def of_process(self, user: User, given: dict[str, str], terminal: bool) -> dict[str, str]:
-        """All of it: that of a login, then the template's, then of /init, then the caller's."""
+        """All of it: that of a login, the template's, that of trust, of /init, the caller's."""
         envs = {
             "LANG": DEFAULT_LANG,
             "PATH": DEFAULT_PATH,
@@ -37,7 +39,8 @@ class Environment:
         }
         if terminal:
             envs["TERM"] = "xterm-256color"
-        return envs | self._locale | self._template.env | self.variables | given
+        own = self._locale | self._template.env | self.trust | self.variables
+        return envs | own | given
 
     def read_locale(self) -> None:
         """Take over what the image says of the locale; once for each life, not for each command."""

@@ -66,21 +66,27 @@ class Etc:
     async def _update(
         self, name: str, change: Callable[[bytes], bytes], mode: int | None = None
     ) -> bool:
-        path = os.path.join(self._path, name)
-        try:
-            old = _content(path)
-            new = change(old or b"")
-            if new != old and not _overwrite(path, new):
-                kept = mode if old is None else None
-                with AtomicFile(self._loop, path, self._root, kept) as file:
-                    file.write(new)
-                    await file.commit({})
-        except (OSError, AgentError):
-            return False
-        return True
+        return await update(self._loop, self._root, os.path.join(self._path, name), change, mode)
 
 
-def _content(path: str) -> bytes | None:
+async def update(
+    loop: Loop, owner: User, path: str, change: Callable[[bytes], bytes], mode: int | None
+) -> bool:
+    """Change what a file holds, or make it with this owner and mode; whether that was done."""
+    try:
+        old = read(path)
+        new = change(old or b"")
+        if new != old and not _overwrite(path, new):
+            kept = mode if old is None else None
+            with AtomicFile(loop, path, owner, kept) as file:
+                file.write(new)
+                await file.commit({})
+    except (OSError, AgentError):
+        return False
+    return True
+
+
+def read(path: str) -> bytes | None:
     """What the file holds, None without one; raises OSError for what is no ordinary file."""
     try:
         info = os.stat(path)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MIN_ENTROPY, _MAX_ENTROPY = 32, 4096
 _FEWEST_PROCESSES, _LEAST_RESERVED = 16, 8 << 20
+_MAX_AUTHORITY = 16 * 1024
+_PEM = "-----BEGIN CERTIFICATE-----\n"
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
 
 
@@ -39,6 +41,7 @@ class Identity:
         self.machine_id = _name(message, "machineId", 64)
         self.generation = fields.text(message, "generation") or None
         self.limits = _limits(message)
+        self.trusted_ca = _authority(message)
         if self.entropy is not None and not _MIN_ENTROPY <= len(self.entropy) <= _MAX_ENTROPY:
             raise InvalidArgument(f"entropy must have {_MIN_ENTROPY} to {_MAX_ENTROPY} bytes")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -92,6 +95,8 @@ class Life:
             self._auth.default_user = identity.user
         if identity.workdir is not None:
             self._environment.workdir = identity.workdir
+        if self._machine is not None and identity.trusted_ca is not None:
+            self._environment.trust = await self._machine.trust.set(identity.trusted_ca)
         try:
             await exchange.reply(204)
         finally:  # also when nobody waits for the answer; nothing else has its turn before
@@ -130,6 +135,16 @@ def _limits(message: Message) -> tuple[int, int] | None:
             f" and {_LEAST_RESERVED} bytes of reservedMemory"
         )
     return processes, reserved
+
+
+def _authority(message: Message) -> str | None:
+    """PEM of a certificate, or an empty text."""
+    if message.get("trustedCa") is None:
+        return None
+    value = fields.text(message, "trustedCa")
+    if value and (len(value) > _MAX_AUTHORITY or not value.startswith(_PEM)):
+        raise InvalidArgument("trustedCa must be a certificate as PEM")
+    return value
 
 
 def _name(message: Message, field: str, limit: int) -> str | None:

@@ -13,6 +13,7 @@ from .etc import Etc
 from .loop import Loop
 from .syscalls import MS_BIND, mount
 from .timestamps import SECOND
+from .trust import Trust
 from .users import ROOT, User
 
 TYPE_CHECKING = False
@@ -32,7 +33,9 @@ class Machine:
     def __init__(self, loop: Loop, groups: CommandGroups | None) -> None:
         self._groups = groups
         self._random = os.open("/dev/urandom", os.O_WRONLY)
-        self._etc = Etc(loop, _ETC, User(ROOT, 0, 0, [], "/root", "/bin/sh"))
+        root = User(ROOT, 0, 0, [], "/root", "/bin/sh")
+        self._etc = Etc(loop, _ETC, root)
+        self.trust = Trust(loop, root)
         self._machine_id: str | None = None
 
     def set_clock(self, now: int) -> None:

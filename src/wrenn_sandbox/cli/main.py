@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from wrenn_sandbox.client import ClientError
 from wrenn_sandbox.errors import WrennError
 
-from . import account, copy, engine, events, process, serve, template, unit, usage, webhook
+from . import account, copy, engine, events, process, secret, serve, template, unit, usage, webhook
 from .admin import app as admin
 from .advice import told
 from .output import printable
@@ -54,6 +54,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(process.app, name="process")
 app.command("events")(events.command)
 app.command("usage")(usage.command)
+app.add_typer(secret.app, name="secret")
 app.add_typer(webhook.app, name="webhook")
 app.command("cp")(copy.command)
 app.command("serve")(serve.command)

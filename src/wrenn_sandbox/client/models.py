@@ -29,17 +29,30 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class SecretHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests by HTTPS to the host `name` have this header, set by the sandbox's host.
+
+    `value` refers to a secret, such as `Bearer {{secret:openai}}`. `*.example.com` is every name
+    with one more label.
+    """
+
+    name: str
+    header: str
+    value: str
+
+
 class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
 
     Ranges are IPv4, as CIDR or single addresses. A name in `allow`, such as `example.com` or
     `*.example.com`, opens HTTP on port 80 and HTTPS on port 443 of that host. Without `internet`
-    and names there is no DNS either.
+    and names there is no DNS either. The names of `secrets` are open by HTTPS.
     """
 
     internet: bool = True
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    secrets: tuple[SecretHeader, ...] = ()
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +130,14 @@ class TeamEvent(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     time: datetime
     data: dict[str, str]
+
+
+class Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret without its value."""
+
+    name: str
+    created_at: datetime
+    updated_at: datetime
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ from .api import (
     processes,
     sandbox_metrics,
     sandboxes,
+    secrets,
     snapshots,
     usage,
     webhooks,
@@ -76,6 +77,7 @@ _ROUTERS = (
     pty.router,
     snapshots.router,
     webhooks.router,
+    secrets.router,
     usage.router,
     health.router,
 )

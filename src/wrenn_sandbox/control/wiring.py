@@ -29,6 +29,7 @@ from wrenn_sandbox.control.service.history import HistoryService
 from wrenn_sandbox.control.service.host_events import HostEvents
 from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.images import DiscardedImages
+from wrenn_sandbox.control.service.injections import Injections
 from wrenn_sandbox.control.service.lifecycle import Lifecycle
 from wrenn_sandbox.control.service.network import NetworkPolicies
 from wrenn_sandbox.control.service.oauth import OAuthService
@@ -37,10 +38,12 @@ from wrenn_sandbox.control.service.ports import PortService
 from wrenn_sandbox.control.service.rate_limits import AttemptLimits
 from wrenn_sandbox.control.service.reconciler import Reconciler
 from wrenn_sandbox.control.service.sandboxes import SandboxService
+from wrenn_sandbox.control.service.secrets import SecretService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
 from wrenn_sandbox.control.service.stop import PauseAtStop
 from wrenn_sandbox.control.service.templates import Templates
 from wrenn_sandbox.control.service.tokens import Tokens, load_or_make_secret
+from wrenn_sandbox.control.service.vault import Vault
 from wrenn_sandbox.control.service.webhooks import WebhookService
 from wrenn_sandbox.ids import new_installation_id
 from wrenn_sandbox.model.sandbox import Status
@@ -75,14 +78,15 @@ class ControlPlane:
         self.passwords = Passwords(hasher)
         self.api_keys = ApiKeyService(context, self.activity)
         self.revocations = Revocations(self.store)
-        self.lifecycle = Lifecycle(context, self.activity, self.draining)
+        self.injections = Injections(context)
+        self.lifecycle = Lifecycle(context, self.activity, self.draining, self.injections)
         self.health = GuestHealth(context)
         self.events = EventFeed(context)
         self.deliveries = Deliveries(context)
         self.webhooks = WebhookService(context, self.deliveries)
         images = DiscardedImages(self.store, host)
         templates = Templates(self.store, host)
-        policies = NetworkPolicies(context)
+        policies = NetworkPolicies(context, self.injections)
         calls = ConcurrencyLimiter(
             per_sandbox=settings.calls_per_sandbox, per_team=settings.calls_per_team
         )
@@ -94,7 +98,8 @@ class ControlPlane:
         self.history = HistoryService(context, calls)
         self.snapshots = SnapshotService(context, templates, images)
         self.idempotency = Idempotency(context)
-        self.reconciler = Reconciler(context, self.lifecycle, images, policies)
+        self.secrets = SecretService(context, self.injections, policies)
+        self.reconciler = Reconciler(context, self.lifecycle, images, policies, self.injections)
         self.host_events = HostEvents(context)
         self.pause_at_stop = PauseAtStop(context, self.lifecycle)
         self.evacuation = Evacuation(context, self.lifecycle, self.draining)
@@ -155,6 +160,7 @@ class ControlPlane:
     async def _services(self) -> AsyncIterator[Services]:
         await self.passwords.prepare()
         secret = await self._secret()
+        self.injections.use(await self._vault())
         limits = AttemptLimits(
             per_email=self._settings.auth_attempts,
             per_address=self._settings.auth_attempts_per_address,
@@ -180,6 +186,7 @@ class ControlPlane:
                     self.events,
                     self.webhooks,
                     ports,
+                    self.secrets,
                 )
             finally:
                 await ports.close()
@@ -196,4 +203,12 @@ class ControlPlane:
     async def _secret(self) -> str:
         if self._settings.jwt_secret is not None:
             return self._settings.jwt_secret.get_secret_value()
-        return await asyncio.to_thread(load_or_make_secret, self._settings.data_dir / "jwt_secret")
+        path = self._settings.data_dir / "jwt_secret"
+        return await asyncio.to_thread(load_or_make_secret, path, "which logs everyone out")
+
+    async def _vault(self) -> Vault:
+        if self._settings.secrets_key is not None:
+            return Vault(self._settings.secrets_key.get_secret_value())
+        path = self._settings.data_dir / "secrets_key"
+        lost = "after which the values of all secrets have to be set again"
+        return Vault(await asyncio.to_thread(load_or_make_secret, path, lost))

@@ -28,6 +28,7 @@ from wrenn_sandbox.host.privileged.guest_socket import connect_guest
 from wrenn_sandbox.host.privileged.process import own_memory
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId, new_image_id, new_random
 from wrenn_sandbox.model.network import NetworkPolicy
+from wrenn_sandbox.model.secrets import Injection
 from wrenn_sandbox.model.template import Size
 from wrenn_sandbox.settings import HostSettings
 from wrenn_sandbox.wire.messages import (
@@ -305,7 +306,7 @@ class HostAgent:
         if sandbox.phase is Phase.RUNNING:
             return sandbox.machine.placement
         try:
-            policy = request.network.policy()
+            policy = request.network.policy(request.injection)
             size = Size(request.vcpus, request.memory_mb)
             with stage("image"):
                 image, booted = await self._variants.startable(request.image_id, size)
@@ -331,9 +332,8 @@ class HostAgent:
         try:
             await sandbox.begin_stored(image, reason)
             await self._reboot(sandbox, reason)
-            return _booted(
-                await sandbox.resume(request.operation_id, request.network.policy(), request.envs)
-            )
+            policy = request.network.policy(request.injection)
+            return _booted(await sandbox.resume(request.operation_id, policy, request.envs))
         except BaseException:
             await shielded(sandbox.destroy())
             raise
@@ -375,11 +375,12 @@ class HostAgent:
         *,
         memory: bool = True,
         envs: dict[str, str] | None = None,
+        injection: Injection | None = None,
     ) -> Placement:
         sandbox = self._sandbox(sandbox_id)
         if sandbox.phase is Phase.RUNNING:
             return sandbox.machine.placement
-        policy = network.policy()
+        policy = network.policy(injection)
         with self._stages.of("resume"):
             with stage("admission"):
                 await self._admission.reserve(sandbox_id, operation_id, sandbox.memory_mb)
@@ -412,9 +413,14 @@ class HostAgent:
             await sandbox.reboot(image_id, reason)
 
     async def set_network(
-        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        network: Egress,
+        *,
+        injection: Injection | None = None,
     ) -> None:
-        sandbox, policy = self._sandbox(sandbox_id), network.policy()
+        sandbox, policy = self._sandbox(sandbox_id), network.policy(injection)
         await self._once(sandbox_id, operation_id, lambda: sandbox.set_network(policy))
 
     async def snapshot(
@@ -465,8 +471,9 @@ class HostAgent:
         network: Egress,
         *,
         envs: dict[str, str] | None = None,
+        injection: Injection | None = None,
     ) -> Placement:
-        sandbox, policy = self._sandbox(sandbox_id), network.policy()
+        sandbox, policy = self._sandbox(sandbox_id), network.policy(injection)
         if (sandbox_id, operation_id) not in self._operations:
             if sandbox.phase is Phase.RUNNING and sandbox.operation_id == operation_id:
                 return sandbox.machine.placement
@@ -525,6 +532,7 @@ class HostAgent:
                 placement=sandbox.machine.placement if sandbox.phase is Phase.RUNNING else None,
                 disk_bytes=disk.get(sandbox_id),
                 network=sandbox.machine.network if sandbox.phase is Phase.RUNNING else None,
+                injection=sandbox.machine.injection if sandbox.phase is Phase.RUNNING else None,
             )
             for sandbox_id, sandbox in self._sandboxes.items()
         ]

@@ -73,6 +73,8 @@ class Machine:
         self._client: GuestClient | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._clock_setter: asyncio.Task[None] | None = None
+        self._ca: str | None = None
+        """The authority that the guest trusts for its secrets; None while that is not known."""
         self._listening = asyncio.Lock()
         self._listened = -math.inf
         self.on_exit: Callable[[str], None] | None = None
@@ -120,6 +122,13 @@ class Machine:
         """What the guest may reach; None where that is not known for certain."""
         policy = self._context.slots.applied(self._spec.slot)
         return None if policy is None else Egress.of(policy)
+
+    @property
+    def injection(self) -> str | None:
+        """The version of what the rules for secrets are followed with; None without."""
+        policy = self._context.slots.applied(self._spec.slot)
+        injection = None if policy is None else policy.injection
+        return None if injection is None else injection.version
 
     @classmethod
     async def boot(
@@ -291,12 +300,34 @@ class Machine:
         """
         with stage("network"):
             await self._context.slots.apply(self._spec.slot, policy)
+        self._ca = "" if policy.injection is None else policy.injection.ca
         self._record = msgspec.structs.replace(self._record, network=Egress.of(policy))
 
     async def set_network(self, policy: NetworkPolicy) -> None:
-        """Let the guest reach what the policy says from now on. Raises `HostFailure`."""
+        """Let the guest reach what the policy says from now on. Raises `HostFailure`.
+
+        The policy holds also where the guest does not take the authority that it is to trust.
+        """
+        before = self._ca
+        if before is None and not self._record.network.secrets:
+            before = ""
         await self.open_network(policy)
         self.note()
+        if self._ca != before:
+            await self._tell_authority(self._ca or "")
+
+    async def _tell_authority(self, ca: str) -> None:
+        limit = patience(self._context.settings.boot_timeout_sec)
+        try:
+            async with asyncio.timeout(limit):
+                await self.client.trust(self._token or "", ca)
+        except (TimeoutError, WrennError) as error:
+            self._ca = None
+            raise HostFailure(
+                "The network policy holds, but the sandbox did not take the certificate authority"
+                " of its secrets; set the policy again",
+                detail=str(error),
+            ) from error
 
     async def _unless_ended(self, work: Coroutine[None, None, GuestClient]) -> GuestClient:
         assert self._watcher is not None
@@ -479,6 +510,7 @@ class Machine:
                 reserved_memory=self._context.settings.guest_reserved_mb << 20,
             ),
             env_vars=envs,
+            trusted_ca=self._ca or "",
         )
 
     def _new_client(self, token: str | None) -> GuestClient:

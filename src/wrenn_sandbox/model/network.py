@@ -10,15 +10,18 @@ A policy is judged for each packet of both directions, in this order:
 5. `internet` decides about the rest.
 
 What 4 and 5 close of HTTP and HTTPS, on their usual ports, is judged by name then: `names` opens.
+With `secrets` all HTTPS is judged by name first: a rule opens its name, and sets a header.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, collapse_addresses
 from typing import Final, Self
 
 import idna
+
+from .secrets import HeaderRule, Injection, InvalidSecret, check_rules
 
 MAX_RANGES: Final = 128
 """Entries of one list of a policy, ranges and names together."""
@@ -66,15 +69,30 @@ class NetworkPolicy:
     """What one sandbox may reach; the default is the internet and nothing else.
 
     `names` are in ASCII and lower case. `*.example.com` stands for every name below example.com.
+    `injection` is what it takes to follow the rules `secrets`: without it their names are closed.
     """
 
     internet: bool = True
     allow: tuple[IPv4Network, ...] = ()
     deny: tuple[IPv4Network, ...] = ()
     names: tuple[str, ...] = ()
+    secrets: tuple[HeaderRule, ...] = ()
+    injection: Injection | None = field(default=None, repr=False)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether something is judged by name."""
+        return bool(self.names or self.secrets)
 
     @classmethod
-    def parse(cls, *, internet: bool, allow: Sequence[str], deny: Sequence[str]) -> Self:
+    def parse(
+        cls,
+        *,
+        internet: bool,
+        allow: Sequence[str],
+        deny: Sequence[str],
+        secrets: Sequence[HeaderRule] = (),
+    ) -> Self:
         """The policy of these texts, each once; `allow` may hold names. Raises `InvalidPolicy`."""
         opened = [
             _name(f"allow.{number}", text) if _is_name(text) else _range(f"allow.{number}", text)
@@ -86,6 +104,7 @@ class NetworkPolicy:
             tuple(dict.fromkeys(each for each in opened if not isinstance(each, str))),
             tuple(dict.fromkeys(closed)),
             tuple(dict.fromkeys(each for each in opened if isinstance(each, str))),
+            _rules(secrets),
         )
 
     def require_open(self, closed: Iterable[IPv4Network]) -> None:
@@ -122,6 +141,18 @@ def _bounded(field: str, texts: Sequence[str]) -> Sequence[str]:
     if len(texts) > MAX_RANGES:
         raise InvalidPolicy(f"{field}: at most {MAX_RANGES} entries are possible")
     return texts
+
+
+def _rules(secrets: Sequence[HeaderRule]) -> tuple[HeaderRule, ...]:
+    rules = tuple(
+        replace(rule, name=_name(f"secrets.{number}.name", rule.name))
+        for number, rule in enumerate(secrets)
+    )
+    try:
+        check_rules(rules)
+    except InvalidSecret as error:
+        raise InvalidPolicy(str(error)) from None
+    return rules
 
 
 def _is_name(text: str) -> bool:

@@ -8,6 +8,7 @@ it done. Calls into a guest are another matter; see `Guest`. Arguments and answe
 from typing import Protocol
 
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
+from wrenn_sandbox.model.secrets import Injection
 
 from .guest import Guest
 from .messages import (
@@ -87,24 +88,32 @@ class Host(Protocol):
         *,
         memory: bool = True,
         envs: dict[str, str] | None = None,
+        injection: Injection | None = None,
     ) -> Placement:
         """Continue a stored VM; on failure it stays stored, untouched.
 
         Without `memory` it is booted from its disk first: its files are there, its processes are
         not, and its disk alone has to fit this host. So is one whose engine the operator has
         retired, and the placement says why. `network` holds from its first moment, and every new
-        command finds `envs` in its environment: those of before where there are none.
+        command finds `envs` in its environment: those of before where there are none. Without an
+        `injection` the names of rules for secrets are closed; the host keeps none on its disk.
         `NotFound`: not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
         Safe to repeat: a running sandbox is done, and keeps the policy that it has.
         """
         ...
 
     async def set_network(
-        self, sandbox_id: SandboxId, operation_id: OperationId, network: Egress
+        self,
+        sandbox_id: SandboxId,
+        operation_id: OperationId,
+        network: Egress,
+        *,
+        injection: Injection | None = None,
     ) -> None:
         """Let a running VM reach what this policy says, for open connections too.
 
-        On failure the old policy or the new one holds, and `sandboxes()` says which.
+        Another `injection` holds from the next request on. On failure the old policy or the new one
+        holds, and `sandboxes()` says which.
         `NotFound`: not running here. Safe to repeat, unless another policy was set in between.
         """
         ...
@@ -139,13 +148,15 @@ class Host(Protocol):
         network: Egress,
         *,
         envs: dict[str, str] | None = None,
+        injection: Injection | None = None,
     ) -> Placement:
         """Continue an image instead of a running or stored VM, of which nothing is left then.
 
         Both run for a moment: there has to be room for the new one. `network` holds from its first
-        moment, and `envs` are as in resume. On failure the sandbox is as it was. `NotFound`: it or
-        the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage` as in create.
-        Safe to repeat with the same operation, as long as nothing else was done to it since.
+        moment; `envs` and `injection` are as in resume. On failure the sandbox is as it was.
+        `NotFound`: it or the image is not here. `NoCapacity`, `HostFailure`, `IncompatibleImage`
+        as in create. Safe to repeat with the same operation, as long as nothing else was done to
+        it since.
         """
         ...
 

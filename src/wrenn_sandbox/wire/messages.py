@@ -5,7 +5,7 @@ points in time are timezone-aware UTC.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Self
@@ -15,6 +15,7 @@ import msgspec
 from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import ImageId, OperationId, SandboxId
 from wrenn_sandbox.model.network import InvalidPolicy, NetworkPolicy
+from wrenn_sandbox.model.secrets import HeaderRule, Injection
 from wrenn_sandbox.model.template import TemplateType
 
 from .metrics import Path
@@ -57,11 +58,15 @@ class TemplateImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):
-    """A network policy as it crosses the seam: ranges as CIDR, and in `allow` names after them."""
+    """A network policy as it crosses the seam: ranges as CIDR, and in `allow` names after them.
+
+    `secrets` refer to secrets and hold none; those go along as an `Injection`.
+    """
 
     internet: bool = True
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    secrets: tuple[HeaderRule, ...] = ()
 
     @classmethod
     def of(cls, policy: NetworkPolicy) -> Self:
@@ -69,14 +74,18 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
             internet=policy.internet,
             allow=(*map(str, policy.allow), *policy.names),
             deny=tuple(map(str, policy.deny)),
+            secrets=policy.secrets,
         )
 
-    def policy(self) -> NetworkPolicy:
+    def policy(self, injection: Injection | None = None) -> NetworkPolicy:
         """Raises `InvalidRequest`."""
         try:
-            return NetworkPolicy.parse(internet=self.internet, allow=self.allow, deny=self.deny)
+            policy = NetworkPolicy.parse(
+                internet=self.internet, allow=self.allow, deny=self.deny, secrets=self.secrets
+            )
         except InvalidPolicy as error:
             raise InvalidRequest(f"network.{error}") from error
+        return replace(policy, injection=injection)
 
 
 class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +97,8 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int
     memory_mb: int
     network: Egress = Egress()
+    injection: Injection | None = None
+    """What it takes to follow the policy's rules for secrets."""
     envs: dict[str, str] = {}
     """What every command finds in its environment; may hold secrets."""
 
@@ -133,6 +144,8 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement | None = None
     network: Egress | None = None
     """What holds for a running sandbox; None where the host cannot tell."""
+    injection: str | None = None
+    """The version of what it follows rules for secrets with; None where it has nothing."""
 
 
 class EventKind(StrEnum):

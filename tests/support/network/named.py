@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,18 @@ class Hosts:
         """What the guest is answered who asks an address for a host by HTTP."""
         async with await self.open(address or self.world.outside.address, 80) as call:
             return await call.request(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")
+
+    async def secure(self, name: str, authority: str, *, address: str | None = None) -> "Call":
+        """The same by TLS to a host whose certificate this authority (PEM) vouches for."""
+        context = ssl.create_default_context(cadata=authority)
+        call = await self.open(address or self.world.outside.address, 443)
+        try:
+            async with asyncio.timeout(patience(20)):
+                await call.writer.start_tls(context, server_hostname=name)
+        except BaseException:
+            await _closed(call.writer)
+            raise
+        return call
 
     async def tls(self, name: str | None, *, address: str | None = None) -> bytes:
         """What the server says to a guest who names it in TLS; raises OSError."""
@@ -103,8 +115,13 @@ class Call:
                 return b""
 
 
+Serve = Callable[[Hosts, str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
 @asynccontextmanager
-async def hosts(world: World, certificate: Pair) -> AsyncIterator[Hosts]:
+async def hosts(
+    world: World, certificate: Pair, *, over_tls: "Serve | None" = None
+) -> AsyncIterator[Hosts]:
     """A resolver, and servers for HTTP and TLS at all addresses of the played internet."""
     outside, found = world.outside, Hosts(world)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -128,7 +145,7 @@ async def hosts(world: World, certificate: Pair) -> AsyncIterator[Hosts]:
         loop.add_reader(resolver, answer, resolver)
         stack.callback(loop.remove_reader, resolver)
         for address in (outside.address, outside.second_address, outside.private_address):
-            for port, serve in ((80, _http), (443, _tls)):
+            for port, serve in ((80, serve_http), (443, over_tls or _tls)):
                 make = partial(listening_tcp, address, port)
                 listener = await world.namespaces.run(outside.netns, make)
                 server = await asyncio.start_server(
@@ -141,7 +158,7 @@ async def hosts(world: World, certificate: Pair) -> AsyncIterator[Hosts]:
         yield found
 
 
-async def _http(
+async def serve_http(
     found: Hosts, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """One that answers requests, says what it is sent, and upgrades to an echo."""
@@ -159,7 +176,11 @@ async def _http(
             length = [line for line in head.split("\r\n") if line.lower().startswith("content-l")]
             body = await reader.readexactly(int(length[0].split(":")[1]) if length else 0)
             text = address.encode() + b" " + body
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+            first = (
+                b"302 Found\r\nLocation: https://other.example/" if " /away " in head else b"200 OK"
+            )
+            writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (first, len(text)) + text)
+            await writer.drain()
     except (EOFError, ConnectionError):
         pass
     finally:

@@ -90,6 +90,7 @@ class PoolFactory:
         dns_servers: tuple[str, ...] = (),
         limits: Limits = Limits(),  # noqa: B008 - immutable
         allowable: Sequence[IPv4Network] = (),
+        authorities: Path | None = None,
     ) -> WatchedPool:
         settings = HostSettings(
             data_dir=self.directory / name,
@@ -98,6 +99,7 @@ class PoolFactory:
             slot_cooldown_sec=cooldown_sec,
             dns_servers=dns_servers,
             allowable_cidrs=tuple(allowable),
+            egress_ca_file=authorities,
             guest_connections=limits.connections,
             guest_connections_per_sec=limits.connections_per_sec,
             guest_mbit_per_sec=limits.mbit_per_sec,

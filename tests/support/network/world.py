@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from support.network.played_guest import Internet, PlayedGuest, bound_udp, internet, listening_tcp
 from support.network.pools import PoolFactory, WatchedPool
@@ -70,13 +71,20 @@ async def a_world(
     *,
     limits: Limits = Limits(),  # noqa: B008 - immutable
     allowable: Sequence[IPv4Network] = (),
+    authorities: Path | None = None,
     name_server: Callable[[Internet], str] = lambda outside: outside.private_address,
 ) -> AsyncIterator[World]:
     """A world in which the guest's slot is still closed."""
     async with AsyncExitStack() as stack:
         outside = await stack.enter_async_context(internet(namespaces))
         servers = (name_server(outside),)
-        pool = make_pool(size=0, dns_servers=servers, limits=limits, allowable=allowable)
+        pool = make_pool(
+            size=0,
+            dns_servers=servers,
+            limits=limits,
+            allowable=allowable,
+            authorities=authorities,
+        )
         await pool.start()
         assert pool.internet
         guest = PlayedGuest(namespaces, pool, await pool.acquire())

@@ -72,6 +72,7 @@ def create(
     internet: network.Internet = None,
     allow: network.Allow = None,
     deny: network.Deny = None,
+    secret: network.Secret = None,
     label: Label = None,
     env: Annotated[
         list[str] | None,
@@ -86,7 +87,7 @@ def create(
     json: Json = False,
 ) -> None:
     """Start a sandbox and print its id. What is not given is the server's choice."""
-    policy = network.policy_of(internet, allow, deny)
+    policy = network.policy_of(internet, allow, deny, secret)
     memory_mb = None if memory is None else _mib(memory)
     with open_client() as client:
         sandbox = client.sandboxes.create(

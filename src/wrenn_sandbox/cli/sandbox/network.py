@@ -6,7 +6,7 @@ import typer
 
 from wrenn_sandbox.cli.account import open_client
 from wrenn_sandbox.cli.output import say
-from wrenn_sandbox.client import NetworkPolicy
+from wrenn_sandbox.client import NetworkPolicy, SecretHeader
 
 Internet = Annotated[
     bool | None,
@@ -23,16 +23,39 @@ Deny = Annotated[
     list[str] | None, typer.Option(metavar="CIDR", help="Close this range; may be repeated.")
 ]
 
+Secret = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=HEADER: VALUE",
+        help="Have requests by HTTPS to this host bear a secret, such as "
+        "'api.example.com=Authorization: Bearer {{secret:KEY}}'; may be repeated.",
+    ),
+]
+
 
 def policy_of(
-    internet: bool | None, allow: list[str] | None, deny: list[str] | None
+    internet: bool | None,
+    allow: list[str] | None,
+    deny: list[str] | None,
+    secret: list[str] | None,
 ) -> NetworkPolicy | None:
     """The policy of these options; None when none of them was given."""
-    if internet is None and not allow and not deny:
+    if internet is None and not allow and not deny and not secret:
         return None
     return NetworkPolicy(
-        internet=internet is not False, allow=tuple(allow or ()), deny=tuple(deny or ())
+        internet=internet is not False,
+        allow=tuple(allow or ()),
+        deny=tuple(deny or ()),
+        secrets=tuple(map(_rule, secret or ())),
     )
+
+
+def _rule(text: str) -> SecretHeader:
+    name, equals, rest = text.partition("=")
+    header, colon, value = rest.partition(":")
+    if not equals or not colon:
+        raise typer.BadParameter("must be NAME=HEADER: VALUE", param_hint="--secret")
+    return SecretHeader(name=name.strip(), header=header.strip(), value=value.strip())
 
 
 def command(
@@ -40,10 +63,11 @@ def command(
     internet: Internet = None,
     allow: Allow = None,
     deny: Deny = None,
+    secret: Secret = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on one line, for programs.")] = False,
 ) -> None:
     """Show what a sandbox may reach or, with options, replace it: what is left out is default."""
-    wanted = policy_of(internet, allow, deny)
+    wanted = policy_of(internet, allow, deny, secret)
     with open_client() as client:
         if wanted is None:
             policy = client.sandboxes.network(id)
@@ -54,5 +78,6 @@ def command(
         f"internet {'open' if policy.internet else 'closed'}",
         *(f"allow {each}" for each in policy.allow),
         *(f"deny {each}" for each in policy.deny),
+        *(f"secret {each.name}={each.header}: {each.value}" for each in policy.secrets),
         json=json,
     )

@@ -11,6 +11,7 @@ from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 from .api import AsyncApi
 from .events import AsyncEvents, AsyncWebhooks
 from .sandboxes import AsyncSandboxes
+from .secrets import AsyncSecrets
 
 
 class AsyncApiKeys:
@@ -96,6 +97,7 @@ class AsyncClient:
         self.snapshots = AsyncSnapshots(self._api)
         self.events = AsyncEvents(self._api)
         self.webhooks = AsyncWebhooks(self._api)
+        self.secrets = AsyncSecrets(self._api)
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from wrenn_sandbox.client.transport import ANSWER_TIMEOUT_SEC, given, path_of
 from .api import Api
 from .events import Events, Webhooks
 from .sandboxes import Sandboxes
+from .secrets import Secrets
 
 
 class ApiKeys:
@@ -95,6 +96,7 @@ class Client:
         self.snapshots = Snapshots(self._api)
         self.events = Events(self._api)
         self.webhooks = Webhooks(self._api)
+        self.secrets = Secrets(self._api)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
 from wrenn_sandbox.model import network
+from wrenn_sandbox.model.secrets import HEADER_LENGTH, HEADERS, TEMPLATE_LENGTH, HeaderRule
 from wrenn_sandbox.wire import messages
 
 from .authentication import CallerTeam
@@ -36,6 +37,27 @@ CidrsAndNames = Annotated[
 """The same, and names of hosts."""
 
 
+class SecretHeader(RequestModel):
+    """Requests by HTTPS, on port 443, to the host `name` have this header.
+
+    `value` refers to a secret, such as `Bearer {{secret:openai}}`. The host's egress proxy sets it
+    in place of what the sandbox has sent, and the sandbox never sees it. `*.example.com` is every
+    name with one more label.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: Annotated[str, Field(max_length=255, json_schema_extra={"example": "api.example.com"})]
+    header: Annotated[str, Field(max_length=HEADER_LENGTH)]
+    value: Annotated[
+        str,
+        Field(
+            max_length=TEMPLATE_LENGTH,
+            json_schema_extra={"example": "Bearer {{secret:openai}}"},
+        ),
+    ]
+
+
 class NetworkPolicy(RequestModel):
     """What a sandbox reaches: `allow` wins over `deny`, and both over `internet`.
 
@@ -49,6 +71,7 @@ class NetworkPolicy(RequestModel):
     internet: bool = True
     allow: CidrsAndNames = Field([])
     deny: Cidrs = Field([])
+    secrets: Annotated[list[SecretHeader], Field(strict=False, max_length=HEADERS)] = Field([])
 
     @classmethod
     def of(cls, policy: messages.Egress) -> Self:
@@ -56,7 +79,10 @@ class NetworkPolicy(RequestModel):
 
     def egress(self) -> messages.Egress:
         return messages.Egress(
-            internet=self.internet, allow=tuple(self.allow), deny=tuple(self.deny)
+            internet=self.internet,
+            allow=tuple(self.allow),
+            deny=tuple(self.deny),
+            secrets=tuple(HeaderRule(each.name, each.header, each.value) for each in self.secrets),
         )
 
 

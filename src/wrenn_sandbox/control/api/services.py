@@ -17,6 +17,7 @@ from wrenn_sandbox.control.service.idempotency import Idempotency
 from wrenn_sandbox.control.service.oauth import OAuthService
 from wrenn_sandbox.control.service.ports import PortService
 from wrenn_sandbox.control.service.sandboxes import SandboxService
+from wrenn_sandbox.control.service.secrets import SecretService
 from wrenn_sandbox.control.service.snapshots import SnapshotService
 from wrenn_sandbox.control.service.webhooks import WebhookService
 
@@ -36,6 +37,7 @@ class Services:
     events: EventFeed
     webhooks: WebhookService
     ports: PortService
+    secrets: SecretService
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final
 
+import msgspec
+
 from wrenn_sandbox.control.metrics import Timing
 from wrenn_sandbox.control.store.records import Rollback, Sandbox, TeamTemplate
 from wrenn_sandbox.control.store.sandboxes import Change, Missing
@@ -22,6 +24,7 @@ from wrenn_sandbox.wire.messages import CreateSandbox, Placement
 from .activity import Activity
 from .context import ControlContext
 from .draining import Draining
+from .injections import Injections
 
 SHUTDOWN: Final = "shutdown"
 """The actor of what the server does to sandboxes because it stops."""
@@ -79,7 +82,14 @@ def require(sandbox: Sandbox, event: Event) -> None:
 class Lifecycle:
     """Each step begins when it is called and goes on without its caller, who awaits its outcome."""
 
-    def __init__(self, context: ControlContext, activity: Activity, draining: Draining) -> None:
+    def __init__(
+        self,
+        context: ControlContext,
+        activity: Activity,
+        draining: Draining,
+        injections: Injections,
+    ) -> None:
+        self._injections = injections
         self._store = context.store.all_sandboxes
         self._rollbacks = context.store.rollbacks
         self._host = context.host
@@ -169,6 +179,8 @@ class Lifecycle:
             envs=envs,
         )
         try:
+            injection = await self._injections.of(sandbox.team_id, sandbox.id, sandbox.network)
+            request = msgspec.structs.replace(request, injection=injection)
             placement = await self._host.create(request)
             timing.path = placement.path
         except NoCapacity as error:
@@ -231,7 +243,12 @@ class Lifecycle:
         try:
             envs = await self._store.envs(sandbox_id)
             placement = await self._host.resume(
-                sandbox_id, new_operation_id(), sandbox.network, memory=memory, envs=envs
+                sandbox_id,
+                new_operation_id(),
+                sandbox.network,
+                memory=memory,
+                envs=envs,
+                injection=await self._injections.of(sandbox.team_id, sandbox_id, sandbox.network),
             )
             timing.path = placement.path
         except Exception as error:
@@ -278,7 +295,12 @@ class Lifecycle:
         """Let the host roll a sandbox back; may be repeated. Raises what `Host.rollback` raises."""
         envs = await self._store.envs(sandbox.id)
         return await self._host.rollback(
-            sandbox.id, rollback.operation_id, rollback.image_id, sandbox.network, envs=envs
+            sandbox.id,
+            rollback.operation_id,
+            rollback.image_id,
+            sandbox.network,
+            envs=envs,
+            injection=await self._injections.of(sandbox.team_id, sandbox.id, sandbox.network),
         )
 
     async def end_rollback(

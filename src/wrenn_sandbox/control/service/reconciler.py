@@ -25,6 +25,7 @@ from .context import ControlContext
 from .corrections import CORRECTIONS, Correction
 from .idempotency import KEPT
 from .images import DiscardedImages
+from .injections import Injections
 from .lifecycle import Lifecycle, rebooted
 from .network import NetworkPolicies
 from .snapshots import REASON
@@ -45,7 +46,9 @@ class Reconciler:
         lifecycle: Lifecycle,
         images: DiscardedImages,
         policies: NetworkPolicies,
+        injections: Injections,
     ) -> None:
+        self._injections = injections
         self._store = context.store
         self._host = context.host
         self._operations = context.operations
@@ -86,11 +89,12 @@ class Reconciler:
             live = {each.id: each for each in await self._store.all_sandboxes.in_states(_LIVE)}
             intents = {each.sandbox_id: each for each in await self._store.snapshots.intents()}
             rollbacks = {each.sandbox_id: each for each in await self._store.rollbacks.all()}
+            versions = await self._injections.versions(live.values())
             for sandbox in live.values():
                 report = reports.get(sandbox.id)
                 if sandbox.id not in touched and not (report is not None and report.busy):
                     under_way = intents.get(sandbox.id), rollbacks.get(sandbox.id)
-                    await self._check(sandbox, report, *under_way)
+                    await self._check(sandbox, report, versions.get(sandbox.id), *under_way)
                 elif not self._operations.busy(sandbox.id):
                     phase = None if report is None else report.phase
                     left_alone |= (sandbox.state, phase) in CORRECTIONS
@@ -134,6 +138,7 @@ class Reconciler:
         self,
         sandbox: Sandbox,
         report: SandboxReport | None,
+        version: str | None,
         intent: SnapshotIntent | None,
         rollback: Rollback | None,
     ) -> None:
@@ -143,10 +148,8 @@ class Reconciler:
             return
         correction = CORRECTIONS.get((sandbox.state, phase))
         if correction is None:
-            wrong = report is not None and report.network != sandbox.network
-            if wrong and (sandbox.state, phase) == (State.RUNNING, Phase.RUNNING):
-                again = self._policies.apply_again(sandbox.id, _ACTOR)
-                await self._attempt(sandbox.id, self._operations.run(sandbox.id, again))
+            if report is not None and (sandbox.state, phase) == (State.RUNNING, Phase.RUNNING):
+                await self._check_policy(sandbox, report, version)
             return
         if sandbox.state is State.SNAPSHOTTING and intent is not None:
             work = self._settle_snapshot(intent, phase, correction)
@@ -154,6 +157,17 @@ class Reconciler:
             work = self._settle_rollback(sandbox, rollback, phase, correction)
         else:
             work = self._correct(sandbox, report, correction)
+        await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
+
+    async def _check_policy(
+        self, sandbox: Sandbox, report: SandboxReport, version: str | None
+    ) -> None:
+        if report.network != sandbox.network:
+            work = self._policies.apply_again(sandbox.id, _ACTOR)
+        elif report.injection != version:  # such as after a restart: hosts keep no values
+            work = self._policies.apply_values(sandbox.id)
+        else:
+            return
         await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
 
     async def _correct(

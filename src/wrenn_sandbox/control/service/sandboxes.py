@@ -103,7 +103,7 @@ class SandboxService:
                 timeout_sec=timeout_sec,
                 deadline_sec=deadline_sec,
             )
-        policy = self._policies.accepted(network, "network.")
+        policy = await self._policies.accepted(team_id, network, "network.")
         name = self._settings.default_template if template is None else template
         found = await self._templates.find(team_id, name)
         if isinstance(found, TeamTemplate):
@@ -238,7 +238,9 @@ class SandboxService:
         source = await self.get(team_id, sandbox_id)
         with _bounded():
             self._bounds.check(timeout_sec=timeout_sec, deadline_sec=deadline_sec)
-        policy = None if network is None else self._policies.accepted(network, "network.")
+        policy = None
+        if network is not None:
+            policy = await self._policies.accepted(team_id, network, "network.")
         require(source, Event.FORK)
         if deadline_sec is None:
             self._require_time(source)

@@ -82,16 +82,17 @@ class Tokens:
         return Claims(UserId(user_id), TeamId(team_id), issued_at)
 
 
-def load_or_make_secret(path: Path) -> str:
+def load_or_make_secret(path: Path, lost: str = "which logs everyone out") -> str:
     """The secret kept in a file of mode 0600; the first of several servers makes it.
 
     Blocks: the file is written in full and synced before it gets its name. A file that others may
     read is closed to them, with a warning. Raises `HostFailure` where that is not possible, where
-    it cannot be read, and where it holds less than `SECRET_MIN` characters.
+    it cannot be read, and where it holds less than `SECRET_MIN` characters. `lost` says what it
+    means to have another one.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
-        descriptor, temporary = tempfile.mkstemp(prefix=".jwt-", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(secrets.token_urlsafe(48))
@@ -102,25 +103,25 @@ def load_or_make_secret(path: Path) -> str:
         finally:
             Path(temporary).unlink()
     try:
-        return _kept_secret(path)
+        return _kept_secret(path, lost)
     except (OSError, UnicodeDecodeError) as error:
         raise HostFailure(
-            "The file jwt_secret in the data directory must be the server's own and hold text",
+            f"The file {path.name} in the data directory must be the server's own and hold text",
             detail=str(error),
         ) from error
 
 
-def _kept_secret(path: Path) -> str:
+def _kept_secret(path: Path, lost: str) -> str:
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
         _log.warning(
-            "jwt_secret could be read by others and is closed now; if they may have read it, "
-            "remove it and start again, which logs everyone out"
+            f"{path.name} could be read by others and is closed now; if they may have read it, "
+            f"remove it and start again, {lost}"
         )
     secret = path.read_text(encoding="ascii")
     if len(secret.strip()) < SECRET_MIN:
         raise HostFailure(
-            f"The file jwt_secret in the data directory holds less than {SECRET_MIN} characters: "
-            "remove it to have a new one made, which logs everyone out"
+            f"The file {path.name} in the data directory holds less than {SECRET_MIN} characters: "
+            f"remove it to have a new one made, {lost}"
         )
     return secret

@@ -21,6 +21,7 @@ from .migrate import migrate
 from .quotas import QuotaTransaction, TeamQuota
 from .rollbacks import Rollbacks
 from .sandboxes import AllSandboxes, TeamSandboxes
+from .secrets import AllSecrets, TeamSecrets
 from .silence import Silences
 from .spent_states import SpentStates
 from .team_events import AllEvents, TeamEvents
@@ -40,6 +41,7 @@ class TeamStore:
     templates: TeamTemplates
     events: TeamEvents
     webhooks: TeamWebhooks
+    secrets: TeamSecrets
     quota: TeamQuota
     usage: TeamUsage
 
@@ -61,6 +63,7 @@ class Store:
         self.events = AllEvents(self._database)
         self.idempotency_keys = IdempotencyKeys(self._database)
         self.webhooks = AllWebhooks(self._database)
+        self.secrets = AllSecrets(self._database)
         self.snapshots = Snapshots(self._database, self._guard)
         self.rollbacks = Rollbacks(self._database, self._guard)
 
@@ -73,6 +76,7 @@ class Store:
             templates=TeamTemplates(self._database, team_id, self._guard),
             events=TeamEvents(self._database, team_id),
             webhooks=TeamWebhooks(self._database, team_id, self._guard),
+            secrets=TeamSecrets(self._database, team_id, self._guard),
             quota=TeamQuota(self._database, team_id, self._quota),
             usage=TeamUsage(self._database, team_id),
         )

@@ -12,7 +12,16 @@ from typing import ClassVar, TypeVar
 import msgspec
 from sqlalchemy import Executable, Row, Select, Table, and_, or_
 
-from wrenn_sandbox.ids import ImageId, KeyId, OperationId, SandboxId, TeamId, UserId, WebhookId
+from wrenn_sandbox.ids import (
+    ImageId,
+    KeyId,
+    OperationId,
+    SandboxId,
+    SecretId,
+    TeamId,
+    UserId,
+    WebhookId,
+)
 from wrenn_sandbox.model.sandbox import OnDeadline, State, Status
 from wrenn_sandbox.model.template import TemplateType
 from wrenn_sandbox.wire.messages import Egress
@@ -30,7 +39,7 @@ def record(kind: type[Record], row: Row[*tuple[object, ...]]) -> Record:
 def values(
     of: (
         "ApiKey | Delivery | ForkImage | Identity | KeyedRequest | Rollback | Sandbox"
-        " | SandboxUpdate | SnapshotIntent | TeamTemplate | Webhook"
+        " | SandboxUpdate | Secret | SnapshotIntent | TeamTemplate | Webhook"
     ),
 ) -> dict[str, object]:
     """The columns of a record's row."""
@@ -194,6 +203,24 @@ class Webhook:
     @property
     def patterns(self) -> tuple[str, ...]:
         return tuple(self.events.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret of a team. Each value has a `version` of its own, which tells nothing of it."""
+
+    id: SecretId
+    team_id: TeamId
+    name: str
+    sealed: bytes
+    version: str
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def purpose(self) -> str:
+        """What its value was sealed for: nobody can give it out as another one."""
+        return f"{self.team_id} {self.id}"
 
 
 class Outcome(StrEnum):

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -181,6 +182,20 @@ webhooks = Table(
     Column("disabled_at", UtcDateTime),
     Column("disabled_reason", Text),
     Index("webhooks_by_team", "team_id", "created_at", "id"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("team_id", ForeignKey("teams.id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("version", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index("secrets_by_team", "team_id", "created_at", "id"),
+    Index("secrets_by_name", "team_id", "name", unique=True),
 )
 
 webhook_deliveries = Table(

@@ -24,7 +24,8 @@ Dial = Callable[["Connection", str, int], Awaitable[socket.socket]]
 class Connection:
     """Ends where nothing was sent or received for `IDLE_SEC`.
 
-    `name` is the host that it leads to, or is about to, and `address` where that is.
+    `name` is the host that it leads to, or is about to, and `address` where that is. Without a name
+    it leads where the guest has called. Of one that is `inside` the proxy ends TLS.
     """
 
     def __init__(self, near: socket.socket, dial: Dial) -> None:
@@ -32,6 +33,7 @@ class Connection:
         self.far: socket.socket | None = None
         self.name: str | None = None
         self.address: str | None = None
+        self.inside = False
         self._dial = dial
         self._limit = asyncio.timeout(IDLE_SEC)
 
@@ -58,37 +60,16 @@ class Connection:
         self._moved()
         return data
 
+    def take(self, sock: socket.socket) -> bytes:
+        """What is there to receive now; raises OSError, `BlockingIOError` for nothing."""
+        data = sock.recv(CHUNK)
+        self._moved()
+        return data
+
     async def send(self, sock: socket.socket, data: bytes) -> None:
         await asyncio.sleep(0)
         await asyncio.get_running_loop().sock_sendall(sock, data)
         self._moved()
 
-    async def pump(self, from_near: bytes = b"", from_far: bytes = b"") -> None:
-        """Pass bytes on in both directions, first those that were read before, to both ends."""
-        assert self.far is not None
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._copy(self.near, self.far, from_near))
-                group.create_task(self._copy(self.far, self.near, from_far))
-        except* OSError:
-            pass  # one side has reset the connection
-
-    async def _copy(self, source: socket.socket, target: socket.socket, data: bytes) -> None:
-        while data := data or await self.receive(source):
-            await self.send(target, data)
-            data = b""
-        target.shutdown(socket.SHUT_WR)
-
     def _moved(self) -> None:
         self._limit.reschedule(asyncio.get_running_loop().time() + IDLE_SEC)
-
-
-async def readable(sock: socket.socket) -> None:
-    """Wait until there is something to receive, and leave it there."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock)

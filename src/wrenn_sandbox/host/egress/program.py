@@ -1,7 +1,8 @@
 """The process of the egress proxy: one for all sandboxes of a host, without any rights.
 
 It gets sockets of the slots from the server and makes none of its own: its network is empty. Its
-only argument is the descriptor of a socket, over which JSON goes in messages of their own:
+arguments are descriptors: of a socket, over which JSON goes in messages of their own, and of a file
+with the certificates of the authorities that it trusts.
 
     to it     {"set": SLOT, "names": ..., ...}      with the listeners of a slot that it has not yet
               {"drop": SLOT}
@@ -16,6 +17,7 @@ import asyncio
 import itertools
 import json
 import socket
+import ssl
 import sys
 from functools import partial
 from typing import Final
@@ -23,13 +25,14 @@ from typing import Final
 from . import http, tls
 from .sandbox import Sandbox
 
-MESSAGE_LIMIT: Final = 128 * 1024
+MESSAGE_LIMIT: Final = 256 * 1024
 _TELL_SEC: Final = 1.0
 
 
 class _Proxy:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, far_context: ssl.SSLContext) -> None:
         self._control = control
+        self._far_context = far_context
         self._sending = asyncio.Lock()
         self._sandboxes: dict[int, Sandbox] = {}
         self._numbers = itertools.count(1)
@@ -84,7 +87,8 @@ class _Proxy:
             index = message.pop("set")
             if sockets:
                 listeners = dict(zip((http.PORT, tls.PORT), sockets, strict=True))
-                self._sandboxes[index] = Sandbox(listeners, partial(self._open, index))
+                opening = partial(self._open, index)
+                self._sandboxes[index] = Sandbox(listeners, opening, self._far_context)
             self._sandboxes[index].change(**message)
 
     async def _open(self, index: int, kind: str) -> socket.socket:
@@ -108,4 +112,6 @@ class _Proxy:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.setblocking(False)
-    asyncio.run(_Proxy(control).run())
+    with open(int(sys.argv[2]), encoding="ascii") as roots:
+        far_context = tls.calling(roots.read())
+    asyncio.run(_Proxy(control, far_context).run())

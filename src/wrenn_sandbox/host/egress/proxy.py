@@ -12,8 +12,10 @@ import io
 import marshal
 import os
 import pkgutil
+import re
 import signal
 import socket
+import ssl
 import sys
 import zipfile
 from collections import deque
@@ -41,6 +43,8 @@ _log = structlog.get_logger(__name__)
 
 LISTENING: Final = {80: 15080, 443: 15443}
 """Ports that guests call, and those of the slot's gateway that they are redirected to."""
+INSPECTED: Final = 443
+"""The port of which everything is redirected where there are rules for secrets."""
 MARK: Final = 0x5772656E
 """Of the packets of the proxy's own calls. Only root can give a socket a mark."""
 COMMAND: Final = (os.path.realpath(sys.executable), "-I", "-S")
@@ -49,6 +53,13 @@ _PROGRAM: Final = "from egress.program import main\nmain()\n"
 _MB: Final = 1 << 20
 _LIMITS: Final = Limits(files=131_072, file_size=0, address_space=1024 * _MB)
 _MESSAGE_LIMIT: Final = 16 * 1024
+_LONGEST: Final = 256 * 1024
+"""Bytes of a message to the process."""
+_EVERYWHERE: Final = "0.0.0.0/0"
+_BUNDLES: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+_CERTIFICATE: Final = re.compile(
+    rb"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\r\n]+-----END CERTIFICATE-----\n"
+)
 _BACKLOG: Final = 64
 _RETRY_SEC: Final = 0.5
 _MAX_RETRY_SEC: Final = 60.0
@@ -86,8 +97,14 @@ class EgressProxy:
         resolvers: Sequence[IPv4Address],
         closed: Sequence[IPv4Network],
         allowable: Sequence[IPv4Network],
+        roots: Path | None = None,
     ) -> None:
-        """Names lead nowhere `closed`, and to what is `allowable` where a policy allows that."""
+        """Names lead nowhere `closed`, and to what is `allowable` where a policy allows that.
+
+        Hosts for which there are secrets prove who they are to the system's authorities, or to
+        those in the file `roots`.
+        """
+        self._roots = roots
         self._data_dir = data_dir
         self._uid = uid
         self._ground = {
@@ -168,20 +185,20 @@ class EgressProxy:
         if os.geteuid() == 0:
             await asyncio.to_thread(end_processes_of, self._uid)
         program = await asyncio.to_thread(_program)
+        roots = await asyncio.to_thread(_authorities, self._roots)
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
             ours.setblocking(False)
-            fd = os.memfd_create("wrenn-egress", os.MFD_CLOEXEC)
-            stack.callback(os.close, fd)
-            os.write(fd, program)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _LONGEST)
+            fd, trusted = (_in_memory(stack, each) for each in (program, roots))
             try:
                 self._process = await spawn_without_network(
                     self._uid,
-                    [*COMMAND, f"/proc/self/fd/{fd}", str(theirs.fileno())],
+                    [*COMMAND, f"/proc/self/fd/{fd}", str(theirs.fileno()), str(trusted)],
                     jail=self._jail,
                     limits=_LIMITS,
-                    pass_fds=(fd, theirs.fileno()),
+                    pass_fds=(fd, theirs.fileno(), trusted),
                 )
             except BaseException:
                 ours.close()
@@ -253,10 +270,15 @@ class EgressProxy:
 
     async def _tell(self, slot: Slot, policy: NetworkPolicy) -> None:
         """Raises `HostFailure`."""
-        message = {
+        given = policy.injection
+        message: dict[str, object] = {
             "set": slot.index,
             "names": policy.names,
+            "ruled": [each.name for each in policy.secrets],
             "allowed": tuple(map(str, policy.allow)),
+            "denied": tuple(map(str, policy.deny)) if policy.internet else (_EVERYWHERE,),
+            "injection": given
+            and {"certificate": given.certificate, "key": given.key, "headers": given.headers},
             **self._ground,
         }
         with ExitStack() as stack:
@@ -330,6 +352,25 @@ class EgressProxy:
         if self._control is not None:
             with suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)
+
+
+def _in_memory(stack: ExitStack, content: bytes) -> int:
+    """The descriptor of a file that is in memory alone, closed by the stack."""
+    fd = os.memfd_create("wrenn-egress", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _authorities(own: Path | None) -> bytes:
+    """Certificates as PEM: those of the system, and of a file. Raises OSError for the latter."""
+    found = ssl.get_default_verify_paths().cafile or ""
+    system = next((each for each in (found, *_BUNDLES) if os.path.isfile(each)), None)
+    content = b"" if system is None else Path(system).read_bytes()
+    if own is not None:
+        content += b"\n" + own.read_bytes()
+    return b"".join(_CERTIFICATE.findall(content.replace(b"\r", b"") + b"\n"))
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import random
 import socket
+import ssl
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from typing import Final, TypedDict
 
 import dns.exception
 import dns.message
@@ -32,19 +34,37 @@ _DNS_BYTES: Final = 1232
 
 Open = Callable[[str], Awaitable[socket.socket]]
 """A new socket in the sandbox's slot, `tcp` or `udp`; raises OSError."""
-_SERVE: Final = {http.PORT: http.serve, tls.PORT: tls.serve}
+_SO_ORIGINAL_DST: Final = 80
+
+
+class Injection(TypedDict):
+    """What the rules for secrets need, as the server says it."""
+
+    certificate: str
+    key: str
+    headers: Sequence[tuple[str, str, str]]
 
 
 class Sandbox:
     """`listeners` takes what the slot redirects of each port. `denials` counts refusals."""
 
-    def __init__(self, listeners: dict[int, socket.socket], open_socket: Open) -> None:
+    def __init__(
+        self,
+        listeners: dict[int, socket.socket],
+        open_socket: Open,
+        far_context: ssl.SSLContext,
+    ) -> None:
+        self.far_context = far_context
+        self.rules: tls.Rules | None = None
+        self._ruled: frozenset[str] = frozenset()
+        self._injection: Injection | None = None
         self._listeners = listeners
         self._open = open_socket
         self._names: frozenset[str] = frozenset()
         self._resolvers: Sequence[str] = ()
         self._closed: Sequence[IPv4Network] = ()
         self._allowed: Sequence[IPv4Network] = ()
+        self._denied: Sequence[IPv4Network] = ()
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._serving: dict[Connection, asyncio.Task[None]] = {}
         self.denials = 0
@@ -57,17 +77,29 @@ class Sandbox:
     def change(
         self,
         names: Sequence[str],
+        ruled: Sequence[str],
         resolvers: Sequence[str],
         closed: Sequence[str],
         allowed: Sequence[str],
+        denied: Sequence[str],
+        injection: Injection | None,
     ) -> None:
-        """Another policy. Names never lead to what is `closed` and not `allowed`."""
+        """Another policy. Names never lead to what is `closed` and not `allowed`.
+
+        There are rules for secrets of the names `ruled`, which the `injection` says. Without it
+        these names lead nowhere.
+        """
         self._names = frozenset(names)
+        self._ruled = frozenset(ruled)
         self._resolvers = resolvers
         self._closed = tuple(map(IPv4Network, closed))
         self._allowed = tuple(map(IPv4Network, allowed))
+        self._denied = tuple(map(IPv4Network, denied))
+        if injection != self._injection:
+            self._injection = injection
+            self.rules = None if injection is None else tls.Rules(**injection)
         for connection, task in self._serving.items():
-            if connection.name is not None and not self._holds(connection):
+            if not self._holds(connection):
                 task.cancel()
 
     def close(self) -> None:
@@ -76,15 +108,31 @@ class Sandbox:
         for listener in self._listeners.values():
             listener.close()
 
+    def has_rule(self, name: str) -> bool:
+        """Whether there are rules for secrets of a host."""
+        return name in self._ruled or tls.wildcard(name) in self._ruled
+
     def _holds(self, connection: Connection) -> bool:
-        allowed = connection.name is not None and covers(self._names, connection.name)
-        return allowed and (connection.address is None or self._is_open(connection.address))
+        """Whether a connection may go on; one that leads nowhere yet may."""
+        name, address = connection.name, connection.address
+        if name is None:
+            return address is None or self._is_past(address)
+        return self._leads_to(connection, name) and (address is None or self._is_open(address))
+
+    def _leads_to(self, connection: Connection, name: str) -> bool:
+        if connection.inside:
+            return self.rules is not None and self.has_rule(name)
+        return covers(self._names, name)
 
     def _is_open(self, address: str) -> bool:
         number = IPv4Address(address)
-        return any(number in each for each in self._allowed) or not any(
-            number in each for each in self._closed
-        )
+        return _within(number, self._allowed) or not _within(number, self._closed)
+
+    def _is_past(self, address: str) -> bool:
+        """Whether the ranges of the policy open an address of HTTPS, whatever is there."""
+        number = IPv4Address(address)
+        closed = _within(number, self._closed) or _within(number, self._denied)
+        return bool(self._ruled) and (_within(number, self._allowed) or not closed)
 
     async def _listen(self, listener: socket.socket, port: int) -> None:
         loop = asyncio.get_running_loop()
@@ -103,7 +151,7 @@ class Sandbox:
 
     async def _serve(self, connection: Connection, port: int) -> None:
         try:
-            await connection.serve(_SERVE[port])
+            await connection.serve(http.serve if port == http.PORT else partial(tls.serve, self))
         except (OSError, TimeoutError):
             return
 
@@ -114,31 +162,52 @@ class Sandbox:
         if not task.cancelled():
             task.exception()
 
+    async def dial_past(self, connection: Connection) -> bool:
+        """Lead a connection where the guest has called, if the policy opens that by address.
+
+        Raises `Unreachable`.
+        """
+        address = _called(connection.near)
+        if not self._is_past(address):
+            return False
+        connection.far = await self._call(connection, address, tls.PORT)
+        if connection.far is None:
+            raise Unreachable(f"{address} does not answer")
+        return True
+
     async def _dial(self, connection: Connection, name: str, port: int) -> socket.socket:
         connection.name, connection.address = name, None
-        if not covers(self._names, name):
-            raise self._denied(name, f"The network policy of this sandbox does not allow {name}")
+        if not self._leads_to(connection, name):
+            raise self._denied_name(
+                name, f"The network policy of this sandbox does not allow {name}"
+            )
         found = await self._addresses(name)
         if not found:
             raise Unreachable(f"No address of {name} was found")
         usable = [each for each in found if self._is_open(each)]
         if not usable:
-            raise self._denied(name, f"{name} leads to an address that is closed to sandboxes")
+            raise self._denied_name(name, f"{name} leads to an address that is closed to sandboxes")
         for address in usable[:_ADDRESSES]:
-            connection.address = address
-            sock = await self._socket("tcp")
-            try:
-                async with asyncio.timeout(_DIAL_SEC):
-                    await asyncio.get_running_loop().sock_connect(sock, (address, port))
+            if (sock := await self._call(connection, address, port)) is not None:
                 return sock
-            except (OSError, TimeoutError):
-                sock.close()
-            except BaseException:
-                sock.close()
-                raise
         raise Unreachable(f"{name} does not answer")
 
-    def _denied(self, name: str, why: str) -> Denied:
+    async def _call(self, connection: Connection, address: str, port: int) -> socket.socket | None:
+        """A connection to an address, None where it does not answer."""
+        connection.address = address
+        sock = await self._socket("tcp")
+        try:
+            async with asyncio.timeout(_DIAL_SEC):
+                await asyncio.get_running_loop().sock_connect(sock, (address, port))
+            return sock
+        except (OSError, TimeoutError):
+            sock.close()
+            return None
+        except BaseException:
+            sock.close()
+            raise
+
+    def _denied_name(self, name: str, why: str) -> Denied:
         self.denials += 1
         if name in self.last_denied:
             self.last_denied.remove(name)
@@ -167,6 +236,16 @@ class Sandbox:
             return await self._open(kind)
         except OSError as error:
             raise Unreachable("This host has no connection left") from error
+
+
+def _within(address: IPv4Address, ranges: Sequence[IPv4Network]) -> bool:
+    return any(address in each for each in ranges)
+
+
+def _called(near: socket.socket) -> str:
+    """The address that a guest has called before the slot redirected it here."""
+    found = near.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+    return socket.inet_ntoa(struct.unpack_from("4x4s", found)[0])
 
 
 async def _asked(

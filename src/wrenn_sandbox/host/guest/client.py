@@ -46,7 +46,8 @@ class Limits(msgspec.Struct, rename="camel", kw_only=True):
 class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     """The body of /init; `entropy` is base64, `timestamp` RFC 3339.
 
-    Without `env_vars` the guest keeps those that it has.
+    Without `env_vars` the guest keeps those that it has, and without `trusted_ca` that one; a
+    certificate authority as PEM, or none at all as an empty text.
     """
 
     access_token: str
@@ -57,6 +58,7 @@ class Initialisation(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
     generation: str = ""
     limits: Limits | None = None
     env_vars: dict[str, str] | None = None
+    trusted_ca: str | None = None
 
 
 class _Metrics(msgspec.Struct):
@@ -122,6 +124,10 @@ class GuestClient:
     async def set_clock(self, token: str, timestamp: str) -> None:
         """Tell the guest the time once more; everything else stays as it is."""
         await self.init(Initialisation(access_token=token, timestamp=timestamp))
+
+    async def trust(self, token: str, ca: str) -> None:
+        """Have new commands trust this authority, or none; everything else stays as it is."""
+        await self.init(Initialisation(access_token=token, trusted_ca=ca))
 
     async def metrics(self) -> GuestMetrics:
         """Use of resources inside the guest."""

@@ -100,7 +100,12 @@ class SlotPool:
             ground = Ground(servers, closed, settings.allowable_cidrs, self._limits)
             builder = SlotBuilder(plan, ground, thread, policies)
             proxy = EgressProxy(
-                settings.data_dir, plan.egress_uid, servers, closed, settings.allowable_cidrs
+                settings.data_dir,
+                plan.egress_uid,
+                servers,
+                closed,
+                settings.allowable_cidrs,
+                settings.egress_ca_file,
             )
             undo.push_async_callback(proxy.close)
             found = await thread.run(None, lambda: building.leftovers(self._tag))
@@ -112,7 +117,7 @@ class SlotPool:
         for index in self._used:
             try:
                 await builder.keep(index, keep[index])
-                if keep[index].names:
+                if keep[index].by_name:
                     await proxy.admit(plan.slot(index), keep[index])
             except HostFailure as error:
                 _log.error("a slot keeps its old rules", slot=index, detail=error.detail)
@@ -166,10 +171,10 @@ class SlotPool:
         if builder is None or proxy is None or slot.index not in self._used:
             raise HostFailure("The network slot of the sandbox is gone")
         before = self._policies.pop(slot.index, None)
-        if policy.names and policy != before:
+        if policy.by_name and policy != before:
             await proxy.admit(slot, policy)
         await builder.open(slot.index, policy, before)
-        if not policy.names or slot.index not in self._used:
+        if not policy.by_name or slot.index not in self._used:
             proxy.dismiss(slot.index)
         if slot.index in self._used:
             self._policies[slot.index] = policy

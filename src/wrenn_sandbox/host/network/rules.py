@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Final
 
-from wrenn_sandbox.host.egress.proxy import LISTENING, MARK
+from wrenn_sandbox.host.egress.proxy import INSPECTED, LISTENING, MARK
 from wrenn_sandbox.host.slot import (
     GATEWAY_IP,
     GUEST_IP,
@@ -30,7 +30,7 @@ _ICMP_ERRORS: Final = "{ destination-unreachable, time-exceeded, parameter-probl
 REFUSALS_PER_SEC: Final = 100
 """How many packets of one guest are answered with a refusal; the others are dropped."""
 _REFUSALS: Final = f"limit rate {REFUSALS_PER_SEC}/second burst {REFUSALS_PER_SEC} packets"
-_SETS: Final = ("resolvers", "allowed", "denied", "by_name")
+_SETS: Final = ("resolvers", "allowed", "denied", "by_name", "inspected")
 _FIRST_PACKET: Final = "ct state new ct status & confirmed == 0"
 
 
@@ -67,7 +67,8 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
     those of open connections: a change of the policy concerns them at once. What others report of a
     connection is judged by whom the connection is to. Destinations are judged after the redirection
     of DNS, so a private resolver is reached on port 53 and nowhere else. What a policy with names
-    refuses of HTTP and HTTPS is redirected to the egress proxy, whose own calls bear a mark.
+    refuses of HTTP and HTTPS is redirected to the egress proxy, whose own calls bear a mark. All
+    HTTPS that is not closed is, where it has rules for secrets.
     Without `internet` the guest reaches nothing.
 
     What is closed is refused, so that programs do not wait for it, in one way that tells nothing
@@ -89,13 +90,15 @@ def slot_rules(ground: Ground, policy: NetworkPolicy, *, internet: bool) -> str:
         by_name = f"""
         iifname "{TAP_NAME}" tcp dport @by_name jump to_proxy"""
     closed = _listed(ground.closed)
-    to_private = from_private = ""
+    to_private = from_private = private_past = ""
     if ground.allowable:
         private = _listed(ground.allowable)
         to_private = f"""
         ip daddr {{ {private} }} goto refused"""
         from_private = f"""
         ct reply ip saddr {{ {private} }} drop"""
+        private_past = f"""
+        ip daddr {{ {private} }} ip daddr != @allowed return"""
     to_proxy = "\n        ".join(
         f"tcp dport {port} dnat ip to {GATEWAY_IP}:{here}" for port, here in LISTENING.items()
     )
@@ -125,13 +128,16 @@ table inet {SLOT_TABLE} {{
     set by_name {{
         type inet_service
     }}
+    set inspected {{
+        type inet_service
+    }}
     chain redirected {{
         type nat hook prerouting priority dstnat; policy accept;{redirect}{by_name}
     }}
     chain to_proxy {{
-        ip daddr {{ {_listed((*ground.closed, *ground.allowable))} }} return
-        ip daddr @allowed return
-        ip daddr != @denied return
+        ip daddr {{ {closed} }} return
+        ip daddr @allowed tcp dport != @inspected return{private_past}
+        tcp dport != @inspected ip daddr != @denied return
         {to_proxy}
     }}
     chain leaving {{
@@ -204,12 +210,13 @@ def policy_change(ground: Ground, policy: NetworkPolicy) -> str:
 
 def _elements(ground: Ground, policy: NetworkPolicy) -> str:
     """Without `internet` everything is denied that is not allowed; names need resolvers too."""
-    resolvers = ground.resolvers if policy.internet or policy.names else ()
+    resolvers = ground.resolvers if policy.internet or policy.by_name else ()
     contents = (
         ", ".join(map(str, resolvers)),
         _listed(policy.allow),
         _listed(policy.deny if policy.internet else (_EVERYWHERE,)),
-        ", ".join(map(str, LISTENING)) if policy.names else "",
+        ", ".join(map(str, LISTENING)) if policy.by_name else "",
+        str(INSPECTED) if policy.secrets else "",
     )
     return "".join(
         f"add element inet {SLOT_TABLE} {name} {{ {elements} }}\n"
