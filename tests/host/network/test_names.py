@@ -59,6 +59,12 @@ async def test_a_name_is_reached_by_http_and_tls(found: Hosts) -> None:
             assert await found.tls(name, address=address) == f"{outside.second_address}\n".encode()
 
 
+async def test_a_name_with_more_addresses_than_fit_into_a_datagram(found: Hosts) -> None:
+    closed = [f"10.99.{number}.1" for number in range(100)]
+    found.addresses["allowed.example"] = (*closed, found.world.outside.address)
+    assert (await found.get("allowed.example")).status == 200
+
+
 async def test_other_names_are_refused_and_counted(found: Hosts) -> None:
     slot = found.world.guest.slot
     assert found.world.pool.denials(slot) == Denials()

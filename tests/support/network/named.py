@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
@@ -115,6 +117,10 @@ class Call:
                 return b""
 
 
+_DNS_BYTES: Final = 1232
+"""Of an answer by UDP, at most."""
+_DNS_BYTES_AT_LENGTH: Final = 65535
+
 Serve = Callable[[Hosts, str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -128,8 +134,7 @@ async def hosts(
     context.load_cert_chain(certificate.cert, certificate.key)
     loop = asyncio.get_running_loop()
 
-    def answer(resolver: socket.socket) -> None:
-        data, asker = resolver.recvfrom(4096)
+    def reply_to(data: bytes) -> dns.message.Message:
         query = dns.message.from_wire(data)
         reply = dns.message.make_response(query)
         name = query.question[0].name
@@ -138,12 +143,30 @@ async def hosts(
             reply.answer.append(dns.rrset.from_text(name, 0, "IN", "A", *addresses))
         else:
             reply.set_rcode(dns.rcode.NXDOMAIN)
+        return reply
+
+    def answer(resolver: socket.socket) -> None:
+        data, asker = resolver.recvfrom(4096)
+        reply = reply_to(data)
+        if len(reply.to_wire(max_size=_DNS_BYTES_AT_LENGTH)) > _DNS_BYTES:
+            reply.answer.clear()
+            reply.flags |= dns.flags.TC
         resolver.sendto(reply.to_wire(), asker)
+
+    async def answer_at_length(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(2))
+        reply = reply_to(await reader.readexactly(size))
+        writer.write(reply.to_wire(max_size=_DNS_BYTES_AT_LENGTH, prepend_length=True))
+        await _closed(writer)
 
     async with AsyncExitStack() as stack:
         resolver = stack.enter_context(await world.server(outside.private_address, 53))
         loop.add_reader(resolver, answer, resolver)
         stack.callback(loop.remove_reader, resolver)
+        listener = await world.listener(outside.private_address, 53)
+        at_length = await asyncio.start_server(answer_at_length, sock=listener)
+        stack.push_async_callback(at_length.wait_closed)
+        stack.callback(at_length.close)
         for address in (outside.address, outside.second_address, outside.private_address):
             for port, serve in ((80, serve_http), (443, over_tls or _tls)):
                 make = partial(listening_tcp, address, port)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final, TypedDict
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
@@ -219,9 +220,8 @@ class Sandbox:
         query = dns.message.make_query(dns.name.from_text(name), "A", payload=_DNS_BYTES)
         for resolver in (*self._resolvers, *self._resolvers[:1]):
             try:
-                with await self._socket("udp") as sock:
-                    async with asyncio.timeout(_ANSWER_SEC):
-                        answer = await _asked(sock, resolver, query)
+                async with asyncio.timeout(_ANSWER_SEC):
+                    answer = await self._asked(resolver, query)
                 if answer.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
                     continue
                 found = answer.resolve_chaining().answer
@@ -230,6 +230,16 @@ class Sandbox:
             addresses = [] if found is None else [str(each) for each in found]
             return random.sample(addresses, len(addresses))
         return []
+
+    async def _asked(
+        self, resolver: str, query: dns.message.QueryMessage
+    ) -> dns.message.QueryMessage:
+        with await self._socket("udp") as sock:
+            answer = await _asked(sock, resolver, query)
+        if answer.flags & dns.flags.TC:
+            with await self._socket("tcp") as sock:
+                answer = await _asked_at_length(sock, resolver, query)
+        return answer
 
     async def _socket(self, kind: str) -> socket.socket:
         try:
@@ -262,3 +272,27 @@ async def _asked(
             continue
         if query.is_response(answer) and isinstance(answer, dns.message.QueryMessage):
             return answer
+
+
+async def _asked_at_length(
+    sock: socket.socket, resolver: str, query: dns.message.QueryMessage
+) -> dns.message.QueryMessage:
+    """By TCP, which has room for all of an answer."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, (resolver, _DNS_PORT))
+    await loop.sock_sendall(sock, query.to_wire(prepend_length=True))
+    size = int.from_bytes(await _exactly(sock, 2))
+    answer = dns.message.from_wire(await _exactly(sock, size))
+    if not (query.is_response(answer) and isinstance(answer, dns.message.QueryMessage)):
+        raise dns.exception.FormError
+    return answer
+
+
+async def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = await asyncio.get_running_loop().sock_recv(sock, size - len(data))
+        if not piece:
+            raise ConnectionResetError
+        data += piece
+    return data
