@@ -1,14 +1,17 @@
 """Secrets: what is kept, what hosts are given, and what nobody is told."""
 
+import asyncio
 import logging
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from support.api_server import Server, Team, make_settings, serve, serve_processes
-from support.host_double import HostDouble
+from support.api_server import Server, Team, eventually, make_settings, serve, serve_processes
+from support.host_double import Gate, HostDouble
 from support.rows import count_rows
+from wrenn_sandbox.control.service import reconciler
+from wrenn_sandbox.control.service.injections import Injections
 from wrenn_sandbox.errors import HostFailure
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.secrets import PER_TEAM, Injection
@@ -154,6 +157,74 @@ async def test_a_host_that_has_other_values_is_given_those_of_now(
     calls = len(host.calls)
     await faulty.plane.reconciler.sweep()
     assert host.calls[calls:] == [("sandboxes", "")]
+
+
+async def test_a_guest_that_is_slow_to_be_told_holds_nobody_else_up(
+    faulty: Server, host: HostDouble, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts tell guests of the authority that stands for the names of rules."""
+    monkeypatch.setattr(reconciler, "_POLICIES_SEC", 0.1)
+    await _secret(user)
+    ids = [await _sandbox(user) for _ in range(3)]
+    for id in ids:
+        host.injections[id] = None
+    gate = host.gates["set_network"] = Gate()
+    async with asyncio.timeout(5):
+        await faulty.plane.reconciler.sweep()
+        await faulty.plane.reconciler.sweep()
+    assert [call for call, _ in host.calls].count("set_network") == len(ids)
+    gate.opened.set()
+    await eventually(lambda: all(host.injections[id] is not None for id in ids))
+
+
+async def test_a_secret_that_goes_while_a_policy_is_changed(
+    faulty: Server, host: HostDouble, user: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _secret(user)
+    id = SandboxId((await user.client.post("/v1/sandboxes")).json()["id"])
+    of = Injections.of
+
+    async def slow(self: Injections, *args: object) -> Injection | None:
+        injection = await of(self, *args)  # type: ignore[arg-type]
+        assert (await user.client.delete("/v1/secrets/openai")).status_code == 204
+        return injection
+
+    monkeypatch.setattr(Injections, "of", slow)
+    answer = await user.client.put(f"/v1/sandboxes/{id}/network", json=NETWORK)
+    assert answer.status_code == 400
+    assert "openai" in answer.json()["error"]["message"]
+    assert (await user.client.get(f"/v1/sandboxes/{id}/network")).json()["secrets"] == []
+    assert host.injections.get(id) is None
+
+
+async def test_names_of_secrets_are_told_apart_by_case(faulty: Server, user: Team) -> None:
+    await _secret(user)
+    await _secret(user, "OpenAI")
+    await _sandbox(user)
+    assert (await user.client.delete("/v1/secrets/OpenAI")).status_code == 204
+    assert (await user.client.delete("/v1/secrets/openai")).status_code == 409
+
+
+@pytest.mark.parametrize("name", ["%00", "a%20b", "x" * 65])
+async def test_what_cannot_be_the_name_of_a_secret_is_not_found(
+    faulty: Server, user: Team, name: str
+) -> None:
+    path = f"/v1/secrets/{name}"
+    for answer in (
+        await user.client.get(path),
+        await user.client.put(path, json={"value": "x"}),
+        await user.client.delete(path),
+    ):
+        assert answer.status_code == 404
+
+
+async def test_clients_of_e2b_leave_the_rules_of_a_sandbox(faulty: Server, user: Team) -> None:
+    await _secret(user)
+    id = await _sandbox(user)
+    body = {"allowOut": ["203.0.113.0/24"]}
+    assert (await user.client.put(f"/sandboxes/{id}/network", json=body)).status_code == 204
+    network = (await user.client.get(f"/v1/sandboxes/{id}/network")).json()
+    assert (network["allow"], network["secrets"]) == (["203.0.113.0/24"], [RULE])
 
 
 async def test_rules_come_and_go_on_a_running_sandbox(

@@ -87,6 +87,26 @@ def test_without_a_bundle_the_authority_stands_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_bundle_that_is_too_large_to_change_is_not_named(tmp_path: Path) -> None:
+    path = bundle(tmp_path, _DEBIAN, SYSTEM * 40_000)
+    variables = trust(tmp_path, ONE)
+    assert set(variables.values()) == {str(tmp_path / _OWN)}
+    assert path.read_text() == SYSTEM * 40_000
+
+
+def test_without_an_authority_no_bundle_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start would touch its pages: what is stored later grows by them."""
+    bundle(tmp_path, _DEBIAN)
+
+    def read(*_: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr("wrenn_agent.trust.update", read)
+    assert trust(tmp_path, "") == {}
+
+
 def test_what_cannot_be_written_is_left(tmp_path: Path) -> None:
     (tmp_path / _DEBIAN).mkdir(parents=True)
     (tmp_path / "usr").write_text("no directory")

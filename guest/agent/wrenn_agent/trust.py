@@ -44,15 +44,20 @@ class Trust:
         """
         own, new = self._path(_OWN), ca.encode()
         old = _content(own)
-        bundles = self._bundles()
-        for bundle in bundles:
-            await self._update(bundle, lambda text: _with(text, old, new))
+        if not ca and not old:
+            return {}
+        if ca:  # first: it says what to remove one day
+            await self._update(own, lambda _: new)
+        changed = [
+            bundle
+            for bundle in self._bundles()
+            if await self._update(bundle, lambda text: _with(text, old, new))
+        ]
         if not ca:
             with suppress(OSError):
                 os.unlink(own)
             return {}
-        await self._update(own, lambda _: new)
-        named = bundles[0] if bundles else own
+        named = changed[0] if changed else own
         return {
             "NODE_EXTRA_CA_CERTS": own,
             "REQUESTS_CA_BUNDLE": named,
@@ -67,8 +72,8 @@ class Trust:
     def _path(self, absolute: str) -> str:
         return os.path.join(self._root, absolute.lstrip("/"))
 
-    async def _update(self, path: str, change: Callable[[bytes], bytes]) -> None:
-        await update(self._loop, self._owner, path, change, 0o644)
+    async def _update(self, path: str, change: Callable[[bytes], bytes]) -> bool:
+        return await update(self._loop, self._owner, path, change, 0o644)
 
 
 def _content(path: str) -> bytes:
@@ -81,6 +86,7 @@ def _content(path: str) -> bytes:
 def _with(bundle: bytes, old: bytes, new: bytes) -> bytes:
     """A bundle with one authority of ours in place of another, or none."""
     others = bundle.replace(old, b"") if old else bundle
+    others = others.replace(new, b"") if new else others
     if new and others and not others.endswith(b"\n"):
         others += b"\n"
     return others + new

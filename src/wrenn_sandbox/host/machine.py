@@ -256,6 +256,8 @@ class Machine:
         if not await context.driver.adopt(record.process, spec):
             return None
         machine = cls(context, record, spec, record.token)
+        if not record.network.secrets:
+            machine._ca = ""
         try:
             await machine._find_layer()
         except (OSError, WrennError) as error:
@@ -309,8 +311,6 @@ class Machine:
         The policy holds also where the guest does not take the authority that it is to trust.
         """
         before = self._ca
-        if before is None and not self._record.network.secrets:
-            before = ""
         await self.open_network(policy)
         self.note()
         if self._ca != before:

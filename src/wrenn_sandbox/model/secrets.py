@@ -82,9 +82,14 @@ class Injection:
     headers: tuple[tuple[str, str, str], ...] = field(repr=False)
 
 
+def is_name(name: str) -> bool:
+    """Whether a secret may have that name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> None:
     """Raise `InvalidSecret` for what cannot be the name of a secret."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidSecret(
             f"must be 1 to {NAME_LENGTH} letters, digits, '_' or '-', and begin with a letter or"
             " digit"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Self
 
+import msgspec
 from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 
@@ -96,4 +97,6 @@ async def set_network(
 ) -> None:
     """Replace what a sandbox may reach."""
     wanted = body.egress(body.allow_internet_access)
+    kept = (await services.sandboxes.get(team_id, id)).network.secrets  # unknown to these clients
+    wanted = msgspec.structs.replace(wanted, secrets=kept)
     await services.sandboxes.set_network(team_id, id, wanted)

@@ -7,7 +7,7 @@ guarded like all others, so it cannot undo what a request has just done.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -34,6 +34,8 @@ _log = structlog.get_logger(__name__)
 _ACTOR = "reconciler"
 _INTERRUPTED = "the server stopped meanwhile"
 _FINISHED = "the rollback was finished although its answer was lost"
+_POLICIES_SEC = 5.0
+"""How long a sweep waits for all policies that it has set going."""
 _DISK_STEP = 1 << 20
 _SOON_SEC = 1.0
 _LIVE = [state for state in State if state not in (State.STOPPED, State.ERROR)]
@@ -90,14 +92,20 @@ class Reconciler:
             intents = {each.sandbox_id: each for each in await self._store.snapshots.intents()}
             rollbacks = {each.sandbox_id: each for each in await self._store.rollbacks.all()}
             versions = await self._injections.versions(live.values())
+            policies: list[asyncio.Task[None]] = []
             for sandbox in live.values():
                 report = reports.get(sandbox.id)
                 if sandbox.id not in touched and not (report is not None and report.busy):
                     under_way = intents.get(sandbox.id), rollbacks.get(sandbox.id)
-                    await self._check(sandbox, report, versions.get(sandbox.id), *under_way)
+                    await self._check(sandbox, report, *under_way)
+                    version = versions.get(sandbox.id)
+                    if (policy := self._policy_for(sandbox, report, version)) is not None:
+                        policies.append(self._operations.start(sandbox.id, policy))
                 elif not self._operations.busy(sandbox.id):
                     phase = None if report is None else report.phase
                     left_alone |= (sandbox.state, phase) in CORRECTIONS
+            if policies:  # a guest may have to be told, which has time: others do not wait for it
+                await asyncio.wait(policies, timeout=_POLICIES_SEC)
             for report in reports.values():
                 if report.sandbox_id not in touched | live.keys() and not report.busy:
                     await self._destroy_unwanted(report.sandbox_id)
@@ -138,7 +146,6 @@ class Reconciler:
         self,
         sandbox: Sandbox,
         report: SandboxReport | None,
-        version: str | None,
         intent: SnapshotIntent | None,
         rollback: Rollback | None,
     ) -> None:
@@ -148,8 +155,6 @@ class Reconciler:
             return
         correction = CORRECTIONS.get((sandbox.state, phase))
         if correction is None:
-            if report is not None and (sandbox.state, phase) == (State.RUNNING, Phase.RUNNING):
-                await self._check_policy(sandbox, report, version)
             return
         if sandbox.state is State.SNAPSHOTTING and intent is not None:
             work = self._settle_snapshot(intent, phase, correction)
@@ -159,16 +164,17 @@ class Reconciler:
             work = self._correct(sandbox, report, correction)
         await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
 
-    async def _check_policy(
-        self, sandbox: Sandbox, report: SandboxReport, version: str | None
-    ) -> None:
+    def _policy_for(
+        self, sandbox: Sandbox, report: SandboxReport | None, version: str | None
+    ) -> Coroutine[object, object, None] | None:
+        """What gives the host of a running sandbox the policy that it should have."""
+        if report is None or (sandbox.state, report.phase) != (State.RUNNING, Phase.RUNNING):
+            return None
         if report.network != sandbox.network:
-            work = self._policies.apply_again(sandbox.id, _ACTOR)
-        elif report.injection != version:  # such as after a restart: hosts keep no values
-            work = self._policies.apply_values(sandbox.id)
-        else:
-            return
-        await self._attempt(sandbox.id, self._operations.run(sandbox.id, work))
+            return self._policies.apply_again(sandbox.id, _ACTOR)
+        if report.injection != version:  # such as after a restart: hosts keep no values
+            return self._policies.apply_values(sandbox.id)
+        return None
 
     async def _correct(
         self, sandbox: Sandbox, report: SandboxReport | None, correction: Correction

@@ -6,7 +6,7 @@ from wrenn_sandbox.control.store.records import Position, Secret
 from wrenn_sandbox.errors import InvalidRequest, NotFound
 from wrenn_sandbox.ids import TeamId, new_random, new_secret_id
 from wrenn_sandbox.model.sandbox import State
-from wrenn_sandbox.model.secrets import InvalidSecret, check_name, check_value
+from wrenn_sandbox.model.secrets import InvalidSecret, check_name, check_value, is_name
 
 from .context import ControlContext
 from .injections import Injections
@@ -43,6 +43,8 @@ class SecretService:
 
     async def get(self, team_id: TeamId, name: str) -> Secret:
         """Raises `NotFound`."""
+        if not is_name(name):
+            raise _not_found()
         for secret in await self._store.team(team_id).secrets.named([name]):
             return secret
         raise _not_found()

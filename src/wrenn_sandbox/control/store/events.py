@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from wrenn_sandbox.errors import InvalidRequest
 from wrenn_sandbox.ids import SandboxId, TeamId
 from wrenn_sandbox.model.events import (
     DEADLINE_NEAR,
@@ -24,7 +25,7 @@ from wrenn_sandbox.wire.messages import Egress
 from .database import keep_newest
 from .quotas import QuotaTransaction
 from .records import Sandbox
-from .tables import sandbox_events, sandboxes
+from .tables import sandbox_events, sandboxes, secrets
 from .team_events import record_event
 
 _COPIES = {
@@ -72,11 +73,13 @@ class TeamPolicies:
     ) -> State | None:
         """Keep another policy if the sandbox is in one of these states.
 
-        Returns the state that it is in, None where there is no such sandbox.
+        Returns the state that it is in, None where there is no such sandbox. Raises
+        `InvalidRequest` where one of the policy's secrets is gone.
         """
         this = (sandboxes.c.id == sandbox_id) & self._mine
         allowed = sandboxes.c.state.in_(states)
         async with self._guard.write(self._team_id) as connection:
+            await self._require(connection, change.policy)
             result = await connection.execute(
                 update(sandboxes)
                 .where(this, allowed)
@@ -90,6 +93,15 @@ class TeamPolicies:
             else:
                 await _note(connection, self._team_id, sandbox_id, State(state), change)
         return None if state is None else State(state)
+
+    async def _require(self, connection: AsyncConnection, policy: Egress) -> None:
+        if not policy.secrets:
+            return
+        query = select(secrets.c.name).where(secrets.c.team_id == self._team_id)
+        known = (await connection.execute(query)).scalars().all()
+        for rule in policy.secrets:
+            if rule.secret not in known:
+                raise InvalidRequest(f"There is no secret {rule.secret} any more")
 
 
 class AllPolicies:

@@ -1,16 +1,16 @@
 """Secrets of teams: sealed, and found by their names."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Text, delete, insert, select, type_coerce, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Row, Select, Text, delete, insert, select, type_coerce, update
 
 from wrenn_sandbox.errors import AlreadyExists, Conflict, QuotaExceeded
 from wrenn_sandbox.ids import SandboxId, SecretId, TeamId
 from wrenn_sandbox.model.sandbox import ENDED, State
 from wrenn_sandbox.model.secrets import PER_TEAM
+from wrenn_sandbox.wire.messages import Egress
 
 from .database import Database
 from .quotas import QuotaTransaction
@@ -73,7 +73,8 @@ class TeamSecrets:
         """Whether there was such a secret; raises `Conflict` while sandboxes have rules for it."""
         query = delete(secrets).where(self._mine, secrets.c.id == secret.id)
         async with self._guard.write(self._team_id) as connection:
-            users = await _users(connection, self._uses(secret.name))
+            found = (await connection.execute(self._using(secret.name))).all()
+            users = _users(found, secret.name)
             if users:
                 more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
                 raise Conflict(
@@ -84,13 +85,16 @@ class TeamSecrets:
 
     async def users(self, name: str, states: Sequence[State]) -> list[SandboxId]:
         """The sandboxes in these states that have rules for a secret."""
-        query = select(sandboxes.c.id).where(self._uses(name), sandboxes.c.state.in_(states))
-        return [SandboxId(row.id) for row in await self._database.rows(query)]
+        query = self._using(name).where(sandboxes.c.state.in_(states))
+        return _users(await self._database.rows(query), name)
 
-    def _uses(self, name: str) -> ColumnElement[bool]:
+    def _using(self, name: str) -> Select[tuple[str, Egress]]:
+        """All that may have rules for it: SQLite takes `KEY` for `key` here."""
         mine = (sandboxes.c.team_id == self._team_id) & sandboxes.c.state.not_in(ENDED)
         policy = type_coerce(sandboxes.c.network, Text)
-        return mine & policy.contains("{{secret:" + name + "}}", autoescape=True)
+        found = mine & policy.contains("{{secret:" + name + "}}", autoescape=True)
+        query = select(sandboxes.c.id, sandboxes.c.network).where(found)
+        return query.order_by(sandboxes.c.created_at)
 
 
 class AllSecrets:
@@ -109,6 +113,9 @@ class AllSecrets:
         return found
 
 
-async def _users(connection: AsyncConnection, uses: ColumnElement[bool]) -> list[str]:
-    query = select(sandboxes.c.id).where(uses).order_by(sandboxes.c.created_at)
-    return list((await connection.execute(query)).scalars())
+def _users(found: Iterable[Row[*tuple[object, ...]]], name: str) -> list[SandboxId]:
+    return [
+        SandboxId(each.id)
+        for each in found
+        if any(rule.secret == name for rule in each.network.secrets)
+    ]

@@ -369,7 +369,12 @@ def _authorities(own: Path | None) -> bytes:
     system = next((each for each in (found, *_BUNDLES) if os.path.isfile(each)), None)
     content = b"" if system is None else Path(system).read_bytes()
     if own is not None:
-        content += b"\n" + own.read_bytes()
+        added = own.read_bytes()
+        try:
+            ssl.create_default_context(cadata=added.decode())
+        except ValueError as error:  # of OpenSSL too
+            raise HostFailure(f"{own} holds no certificates that can be used") from error
+        content += b"\n" + added
     return b"".join(_CERTIFICATE.findall(content.replace(b"\r", b"") + b"\n"))
 
 
