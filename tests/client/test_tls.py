@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -149,3 +150,15 @@ def test_an_end_by_another_thread_ends_a_read(ends: Ends) -> None:
         threading.Event().wait(0.1)
         client.shutdown(socket.SHUT_RDWR)
         assert reading.result(5) == b""
+
+
+def test_a_close_by_another_thread_ends_a_read(ends: Ends) -> None:
+    client, server, tickets = ends
+    server.tell(tickets[:50])
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(client.recv, 100)
+        time.sleep(0.1)
+        client.close()
+        with suppress(OSError):
+            reading.result(5)
+        assert reading.done()

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from support.network.pools import run
-from wrenn_agent.sock_diag import end_connections, is_listened_on
+from wrenn_agent.sock_diag import can_end_connections, end_connections, is_listened_on
 
 pytestmark = pytest.mark.root
 
@@ -48,6 +48,14 @@ def test_who_listens_on_an_address() -> None:
             assert is_listened_on("127.0.0.1", both.getsockname()[1])
 
     _elsewhere(test)
+
+
+def test_whether_connections_can_be_ended() -> None:
+    _elsewhere(lambda: _expect(can_end_connections()))
+
+
+def _expect(value: bool) -> None:
+    assert value
 
 
 def test_connections_with_an_address_are_broken_and_no_others() -> None:

@@ -103,7 +103,7 @@ class Life:
             if identity.generation is not None and identity.generation != self._generation:
                 self._generation = identity.generation
                 self.server.drop_others(exchange.connection)
-                self._tunnels.end_direct(exchange.connection)
+                self._tunnels.end_direct()
             self._environment.read_locale()
             if self._machine is not None:
                 await self._machine.write_names(identity.hostname, identity.machine_id)

@@ -161,6 +161,8 @@ class ProcessService:
         given = fields.text_map(config, "envs")
         _check_text(argv, given)
         envs = self._environment.of_process(user, given, terminal=size is not None)
+        if own:  # what the image would have loaded into its programs does not fit ours
+            envs = {key: value for key, value in envs.items() if not key.startswith("LD_")}
         cwd = self._environment.directory(user, fields.text(config, "cwd"))
         stdin = fields.flag(message, "stdin", default=True)
         return Command(argv, envs, given, cwd, user, stdin, size)

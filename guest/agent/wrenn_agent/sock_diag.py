@@ -43,10 +43,16 @@ def is_listened_on(address: str, port: int) -> bool:
     return False
 
 
-def end_connections(peer: str, kept_port: int) -> None:
-    """Break all connections with this IPv4 address but those to `kept_port`; raises OSError.
+def can_end_connections() -> bool:
+    """Whether this kernel lets connections be ended; raises OSError."""
+    with _Kernel() as kernel:
+        return kernel.destroy(socket.AF_INET, bytes(48)) == errno.ENOENT
 
-    Programs find them reset.
+
+def end_connections(peer: str, kept_port: int) -> None:
+    """Break all connections with this IPv4 address but those to `kept_port`, if it can be done.
+
+    Programs find them reset. Raises OSError where this kernel does not tell of them.
     """
     with _Kernel() as kernel:
         for family in _FAMILIES:
@@ -79,13 +85,14 @@ class _Kernel:
                 identity = body[4:52]
                 yield (*_ENDS.unpack_from(identity), identity)
 
-    def destroy(self, family: int, identity: bytes) -> None:
+    def destroy(self, family: int, identity: bytes) -> int:
+        """Break a connection; what the kernel says, as an errno, ENOENT where there is none."""
         self._send(_DESTROY, _ACK, family, 0xFFF, identity)
         try:
             list(self._messages())
         except OSError as error:
-            if error.errno != errno.ENOENT:  # it has ended meanwhile
-                raise
+            return error.errno or errno.EIO
+        return 0
 
     def _send(self, kind: int, flags: int, family: int, states: int, identity: bytes) -> None:
         body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, 0, 0, states, identity)

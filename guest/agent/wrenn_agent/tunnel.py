@@ -62,8 +62,8 @@ class Tunnels:
         """Nobody does without the agent unless all of this machine is its own, `vm`."""
         self._loop = loop
         self._vm = vm
-        self._is_direct = False
-        """Whether anybody has been told to connect without the agent in this life."""
+        self._direct: tuple[str, int] | None = None
+        """Who has been told to connect without the agent in this life, and the agent's port."""
 
     async def open(self, exchange: Exchange) -> None:
         """Connect to a port and pass bytes on until both directions have ended.
@@ -74,7 +74,8 @@ class Tunnels:
             raise InvalidArgument(f"send Upgrade: {PROTOCOL}")
         port = _port(exchange.head.query.get("port", ""))
         if exchange.headers.get("direct") == "yes" and self._is_open(exchange.connection, port):
-            self._is_direct = True
+            connection = exchange.connection
+            self._direct = connection.peer_address, connection.address[1]
             await exchange.reply(204)
             return
         target = await self._connect(port)
@@ -85,17 +86,18 @@ class Tunnels:
         finally:
             target.close()
 
-    def end_direct(self, connection: Connection) -> None:
-        """Break what the caller has connected without the agent, in a life before this one."""
-        if self._is_direct:
-            self._is_direct = False
+    def end_direct(self) -> None:
+        """Break what has been connected without the agent, in a life before this one."""
+        if self._direct is not None:
             with suppress(OSError):
-                sock_diag.end_connections(connection.peer_address, connection.address[1])
+                sock_diag.end_connections(*self._direct)
+            self._direct = None
 
     def _is_open(self, connection: Connection, port: int) -> bool:
-        """Whether the caller would get through to the port."""
+        """Whether the caller would get through to the port, and it can be ended."""
         with suppress(OSError):
-            return self._vm and sock_diag.is_listened_on(connection.address[0], port)
+            if self._vm and sock_diag.is_listened_on(connection.address[0], port):
+                return sock_diag.can_end_connections()
         return False
 
     async def _connect(self, port: int) -> socket.socket:

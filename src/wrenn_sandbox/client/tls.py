@@ -1,10 +1,12 @@
 """TLS under WebSockets that one thread reads while others write."""
 
 import select
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
@@ -30,6 +32,12 @@ class SharedSocket(ssl.SSLSocket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         return self._in_turn(lambda: super(SharedSocket, self).send(data, flags))
+
+    def close(self) -> None:
+        """Close it; who waits for the network wakes up."""
+        with suppress(OSError):
+            socket.socket.shutdown(self, socket.SHUT_RDWR)
+        super().close()
 
     def _in_turn(self, act: Callable[[], _Result]) -> _Result:
         began = time.monotonic()

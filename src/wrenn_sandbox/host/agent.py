@@ -281,7 +281,7 @@ class HostAgent:
         Raises `NotFound` and `HostFailure`.
         """
         image = await asyncio.to_thread(self._store.resolve, template)
-        return await self._variants.get(image, Size(image.vcpus, image.memory_mb))
+        return await self._variants.get(image, self._default_size(image))
 
     async def create(self, request: CreateSandbox) -> Placement:
         sandbox = self._sandboxes.get(request.sandbox_id)

@@ -2,13 +2,15 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from wrenn_sandbox.errors import PortNotOpen
 from wrenn_sandbox.host.guest import GuestClient
+from wrenn_sandbox.host.guest.connection import GuestGone
 
 _PORT = 3000
 
@@ -107,3 +109,69 @@ async def test_without_another_way_the_agent_is_not_offered_one() -> None:
         guest.client = GuestClient(guest._to_agent, "token")
         assert await guest.ask() == b"agent"
         assert guest.asked == [False]
+
+
+async def test_an_answer_before_the_end_of_an_upload_is_read_whole() -> None:
+    """A program that closes with something unread resets its connection."""
+    answer = b"HTTP/1.1 413 Too much\r\n\r\n" + bytes(100_000)
+
+    def refuse(listener: socket.socket) -> None:
+        with listener.accept()[0] as peer:
+            peer.recv(4096)
+            peer.sendall(answer)
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(64 * 1024)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def connect(_: int) -> socket.socket:
+            sock = socket.create_connection(listener.getsockname())
+            sock.setblocking(False)
+            return sock
+
+        client = GuestClient(_nowhere, "token", connect)
+        client._direct_ports.add(_PORT)
+        for _ in range(20):
+            refusing = asyncio.create_task(asyncio.to_thread(refuse, listener))
+            async with client.tunnel(_PORT, upload()) as pieces:
+                read = b""
+                while len(read) < len(answer):
+                    read += await anext(pieces)
+            assert read == answer
+            await refusing
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
+def test_the_end_of_a_life_ends_direct_connections(loop: Callable[..., None]) -> None:
+    async def play() -> None:
+        async with _guest() as guest:
+            here, there = socket.socketpair()
+            here.setblocking(False)
+
+            async def connect(_: int) -> socket.socket:
+                return here
+
+            async def nothing() -> AsyncIterator[bytes]:
+                await asyncio.Event().wait()
+                yield b""
+
+            guest.client._connect_port = connect
+            guest.client._direct_ports.add(_PORT)
+            with there:
+                async with guest.client.tunnel(_PORT, nothing()) as pieces:
+                    reading = asyncio.ensure_future(anext(pieces))
+                    await asyncio.sleep(0.05)
+                    guest.client.close()
+                    assert here.fileno() >= 0, "it was closed while it was being read"
+                    with pytest.raises(GuestGone):
+                        await reading
+                assert here.fileno() < 0
+                assert there.recv(1) == b""
+
+    loop(play())
+
+
+async def _nowhere() -> socket.socket:
+    raise ConnectionRefusedError

@@ -14,7 +14,7 @@ from wrenn_sandbox.patience import patience
 
 pytestmark = pytest.mark.root
 
-_ALLOWED = {"chown": 0, "dac_override": 1, "dac_read_search": 2, "fowner": 3, "fsetid": 4}
+_ALLOWED = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4}
 _ALLOWED |= {"mknod": 27, "setfcap": 31}
 
 

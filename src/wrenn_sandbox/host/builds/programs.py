@@ -28,6 +28,10 @@ def require(*names: str) -> None:
             raise HostFailure(f"{name} is not installed on this host: install the package {name}")
 
 
+BOUND: Final = ("setpriv", "--pdeathsig=KILL", "--")
+"""Before a program: it ends with the thread that has started it, also where that is killed."""
+
+
 def run(
     argv: Sequence[str],
     *,

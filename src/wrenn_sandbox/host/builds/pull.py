@@ -30,6 +30,8 @@ _UNKNOWN: Final = re.compile(
     "manifest unknown|name unknown|no descriptor found for reference|no such file or directory"
     "|[Tt]ag .* not found|reference .* not found|repository does not exist"
 )
+_NO_FILE: Final = re.compile("no such file or directory")
+"""Of registries it says nothing; it is skopeo that misses a file of its own."""
 _NONE_FITS: Final = re.compile("no image found in (manifest list|image index)")
 _FULL: Final = re.compile("[Nn]o space left on device")
 _DAMAGED: Final = (
@@ -111,7 +113,7 @@ class Pull:
 
         Raises NotFound, InvalidRequest, NoSpace or HostFailure. Blocks.
         """
-        programs.require("skopeo")
+        programs.require("skopeo", "setpriv")
         blobs = layout / "blobs" / "sha256"
         blobs.mkdir(parents=True)
         kept = self._offer(blobs)
@@ -120,9 +122,12 @@ class Pull:
             image = read(layout)
             for digest in image.blobs:
                 os.utime(blob(layout, digest))
-        finally:
+        except NoSpace:
+            raise  # what was fetched would take the room that is missing
+        except BaseException:
             self._keep(blobs, kept)
-        self._prune()
+            raise
+        self._keep(blobs, kept)
         return image
 
     def forget(self, image: Image) -> None:
@@ -144,6 +149,7 @@ class Pull:
             with suppress(FileExistsError):
                 os.link(blobs / name, self.paths.layers / name)
         sync_directory(self.paths.layers)
+        self._prune()
 
     def _copy(self, reference: Reference, layout: Path, watch: Callable[[], None]) -> None:
         scratch = _scratch(layout)
@@ -155,7 +161,12 @@ class Pull:
             *(reference.text, f"oci:{layout}:{TAG}"),
         ]
         try:
-            programs.run(argv, watch=watch, env={**_environment(), "TMPDIR": str(scratch)})
+            programs.run(
+                argv,
+                watch=watch,
+                before=programs.BOUND,
+                env={**_environment(), "TMPDIR": str(scratch)},
+            )
         except ProgramFailed as error:
             raise self._failure(reference, str(error)) from error
 
@@ -164,7 +175,7 @@ class Pull:
             error: WrennError = wrong_platform(self._platforms(reference))
         elif _FULL.search(said):
             error = NoSpace("The disk of this host is full")
-        elif _UNKNOWN.search(said):
+        elif _UNKNOWN.search(said) and not (reference.remote and _NO_FILE.search(said)):
             where = "The registry has no image" if reference.remote else "There is no image"
             error = NotFound(f"{where} {reference.text}")
         else:
@@ -182,7 +193,11 @@ class Pull:
         argv = ["skopeo", "inspect", "--raw", *options, reference.text]
         try:
             text = programs.run(
-                argv, watch=lambda: None, env=_environment(), heard_bytes=_INDEX_BYTES
+                argv,
+                watch=lambda: None,
+                before=programs.BOUND,
+                env=_environment(),
+                heard_bytes=_INDEX_BYTES,
             )
             found = msgspec.json.decode(text, type=_Variants)
         except (ProgramFailed, msgspec.DecodeError, UnicodeDecodeError):

@@ -5,6 +5,7 @@ hold, it takes no more room and no more files than the disk would, and touches n
 """
 
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -99,10 +100,18 @@ def _make(
         watch()  # a disk of the host that is full shows as anything
         raise _failure(str(error), size_mb) from error
     else:
+        _require_disk(output / made.name, size_mb)
         (output / made.name).rename(made)
     finally:
         jail.close()
         shutil.rmtree(output)
+
+
+def _require_disk(path: Path, size_mb: int) -> None:
+    """What a program in a jail has left may be anything: a link, a device."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or (found.st_nlink, found.st_size) != (1, size_mb << 20):
+        raise HostFailure("The image could not be unpacked", detail="no disk was left")
 
 
 def _older(tree: Path, started: int) -> list[str]:

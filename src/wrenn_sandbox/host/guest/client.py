@@ -25,7 +25,7 @@ from .connection import (
     GuestGone,
     GuestUnreachable,
 )
-from .tunnel import Tunnel
+from .tunnel import DirectTunnel, Tunnel
 
 GRACE_SEC: Final = 5.0
 """How long after its time limit a command may take to be started, or to be killed."""
@@ -92,7 +92,7 @@ class GuestClient:
         self._agents_ports: set[int] = set()
         """Not reached, though the agent said that they listen."""
         self._idle: list[Connection] = []
-        self._busy: set[Connection | Tunnel] = set()
+        self._busy: set[Connection | Tunnel | DirectTunnel] = set()
         self._closed = False
 
     async def health(self) -> None:
@@ -238,10 +238,9 @@ class GuestClient:
             async with beside(tunnel.carry(sent)):
                 yield tunnel.pieces()
         finally:
-            self._busy.discard(tunnel)
-            tunnel.close()
+            self._let_go(tunnel)
 
-    async def _tunnel_to(self, port: int) -> Tunnel:
+    async def _tunnel_to(self, port: int) -> Tunnel | DirectTunnel:
         """One that `close` cuts from now on.
 
         The agent leads to every port, but it takes part in all that is sent then. It is done
@@ -251,39 +250,42 @@ class GuestClient:
         if port in self._direct_ports and (direct := await self._direct_to(port)):
             return direct
         ask = self._connect_port is not None and port not in self._agents_ports
-        tunnel = await self._opened(self._connect)
+        self._require_life()
+        tunnel = await Tunnel.open(self._connect)
+        self._hold(tunnel)
         try:
             if await tunnel.lead_to(port, self.credentials(), or_direct=ask):
                 return tunnel
         except BaseException:
-            self._busy.discard(tunnel)
-            tunnel.close()
+            self._let_go(tunnel)
             raise
-        self._busy.discard(tunnel)
-        tunnel.close()
+        self._let_go(tunnel)
         if direct := await self._direct_to(port):
             self._direct_ports.add(port)
             return direct
         self._agents_ports.add(port)
         return await self._tunnel_to(port)
 
-    async def _direct_to(self, port: int) -> Tunnel | None:
+    async def _direct_to(self, port: int) -> DirectTunnel | None:
         assert self._connect_port is not None
+        self._require_life()
         try:
-            return await self._opened(partial(self._connect_port, port))
+            tunnel = await DirectTunnel.open(partial(self._connect_port, port))
         except GuestUnreachable:
             self._direct_ports.discard(port)
             return None
+        self._hold(tunnel)
+        return tunnel
 
-    async def _opened(self, connect: Connect) -> Tunnel:
-        self._require_life()
-        tunnel = await Tunnel.open(connect)
+    def _hold(self, tunnel: Tunnel | DirectTunnel) -> None:
         self._busy.add(tunnel)
         if self._closed:
-            self._busy.discard(tunnel)
-            tunnel.close()
+            self._let_go(tunnel)
         self._require_life()
-        return tunnel
+
+    def _let_go(self, tunnel: Tunnel | DirectTunnel) -> None:
+        self._busy.discard(tunnel)
+        tunnel.close()
 
     def _require_life(self) -> None:
         if self._closed:

@@ -1,14 +1,18 @@
 """A connection to a port of a guest: bytes both ways, through the guest's agent or without it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Final
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from contextlib import suppress
+from typing import Final, TypeVar
 
 from wrenn_sandbox.errors import AgentError, Conflict, PortNotOpen
 from wrenn_sandbox.patience import patience
 from wrenn_sandbox.wire.guest import AGENT_PORT
 
 from .connection import ANSWER_SEC, CLOSED, SILENT, Connect, GuestGone, GuestUnreachable
+
+T = TypeVar("T")
 
 _PROTOCOL: Final = "wrenn-tunnel"
 _PIECE: Final = 64 * 1024
@@ -25,7 +29,7 @@ class Tunnel:
 
     @classmethod
     async def open(cls, connect: Connect) -> "Tunnel":
-        """A connection as `connect` makes it, of itself to the agent; raises `GuestUnreachable`."""
+        """A connection to the agent itself; raises `GuestUnreachable`."""
         try:
             sock = await connect()
         except OSError as error:
@@ -111,6 +115,82 @@ class Tunnel:
         if self._failure is None:
             self._failure = failure
         self._writer.transport.abort()
+
+
+class DirectTunnel:
+    """A connection that the agent has no part in, otherwise as `Tunnel`.
+
+    A program may answer and close before it has read all that it is sent: the rest is dropped, as
+    the agent does, and the answer still read. So each direction has its own end.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._failure: BaseException | None = None
+        self._pending = 0
+        self._closed = False
+
+    @classmethod
+    async def open(cls, connect: Connect) -> "DirectTunnel":
+        """A connection as `connect` makes it; raises `GuestUnreachable`."""
+        try:
+            return cls(await connect())
+        except OSError as error:
+            raise GuestUnreachable(SILENT, detail=f"connect: {error}") from error
+
+    async def carry(self, sent: AsyncIterator[bytes]) -> None:
+        refused = False
+        try:
+            async for piece in sent:
+                if not refused:
+                    try:
+                        await self._waiting(self._loop.sock_sendall(self._sock, piece))
+                    except OSError:
+                        refused = True
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+        except Exception as error:
+            self._break(error)
+        finally:
+            if isinstance(sent, AsyncGenerator):
+                await sent.aclose()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                piece = await self._waiting(self._loop.sock_recv(self._sock, _PIECE))
+            except OSError as error:
+                raise self._failure or GuestGone(CLOSED, detail=str(error)) from error
+            if self._failure is not None:
+                raise self._failure
+            if not piece:
+                return
+            yield piece
+
+    def close(self) -> None:
+        self._break(GuestGone(CLOSED, detail="closed here"))
+        self._closed = True
+        self._release()
+
+    def _break(self, failure: BaseException) -> None:
+        if self._failure is None:
+            self._failure = failure
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    async def _waiting(self, work: Awaitable[T]) -> T:
+        """What somebody waits for must not be closed: the number may be another socket's then."""
+        self._pending += 1
+        try:
+            return await work
+        finally:
+            self._pending -= 1
+            self._release()
+
+    def _release(self) -> None:
+        if self._closed and not self._pending:
+            self._sock.close()
 
 
 def _refusal(port: int, status: bytes) -> AgentError | Conflict | PortNotOpen:

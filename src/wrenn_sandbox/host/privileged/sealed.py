@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 _MOUNT_SEC: Final = 120.0
 _OPTIONS: Final = "loop,nosuid,nodev,noexec,noatime,noinit_itable"
-_CAPABILITIES: Final = ("chown", "dac_override", "dac_read_search", "fowner", "fsetid")
+_CAPABILITIES: Final = ("chown", "dac_override", "fowner", "fsetid")
+"""Without `dac_read_search`: by handles of files it would lead out of any mount."""
 _NODES: Final = ("mknod", "setfcap")
 
 
