@@ -249,5 +249,5 @@ async def _request(
         return await client.request(method, path, files=parts, headers=headers)
     if path.endswith("/archive"):
         return await client.request(method, path, params={"path": "/x"}, headers=headers)
-    body = {"cmd": "true", "path": "/x", "snapshot": "s"}
+    body = {"cmd": "true", "path": "/x", "snapshot": "s", "value": "v"}
     return await client.request(method, path, json=body, headers=headers)
