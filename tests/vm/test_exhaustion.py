@@ -324,7 +324,7 @@ def test_command_that_divides_its_group_leaves_the_next_one_alone(
 ) -> None:
     """Into a group that hands controllers on no process can go: another one is taken."""
     script = (
-        "cd /sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup) && mkdir inner && "
+        "cd /sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup) && mkdir -p inner && "
         "echo $$ >inner/cgroup.procs && echo +pids >cgroup.subtree_control"
     )
     for _ in range(3):
