@@ -113,7 +113,7 @@ async def test_without_another_way_the_agent_is_not_offered_one() -> None:
 
 async def test_an_answer_before_the_end_of_an_upload_is_read_whole() -> None:
     """A program that closes with something unread resets its connection."""
-    answer = b"HTTP/1.1 413 Too much\r\n\r\n" + bytes(100_000)
+    answer = b"HTTP/1.1 413 Too much\r\n\r\n" + bytes(4000)
 
     def refuse(listener: socket.socket) -> None:
         with listener.accept()[0] as peer:
